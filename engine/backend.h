@@ -1,0 +1,88 @@
+/* backend.h - what executes a plan. A backend compiles it once (packing the weights into its own layout) and then runs
+ * batches of rows against a pool of key/value pages that it holds. It knows no GGUF metadata and no tokenizer.
+ *
+ * The rule that every backend keeps: the numbers of a row depend on that row's token, its position and the cached
+ * rows of its own sequence, bit for bit; never on the other rows of the batch, on how a prompt was cut into batches,
+ * or on the number of threads. So: fixed summation orders, attention split at fixed absolute positions. */
+#ifndef KG_BACKEND_H
+#define KG_BACKEND_H
+
+#include "plan.h"
+#include "tensor.h"
+
+#ifndef KG_PAGE
+#define KG_PAGE 64 /* positions in a cache page; stress builds use 16. A multiple of 16 */
+#endif
+
+typedef enum kg_kv_type { KG_KV_F32, KG_KV_F16 } kg_kv_type;
+
+typedef struct kg_backend_options {
+  int32_t n_threads;      /* 0: one per available core */
+  int32_t chunk;          /* most rows in one run */
+  kg_kv_type kv_type;
+  const char *variant;    /* force an instruction set ("generic", "avx2", ...); NULL: the best there is */
+  kg_progress progress;   /* may be NULL; "load" in bytes packed */
+  void *progress_user;
+} kg_backend_options;
+
+/* Consecutive rows of one sequence: rows [row, row + n_rows) of the batch hold its positions [pos, pos + n_rows). */
+typedef struct kg_span {
+  int32_t row, n_rows;
+  int32_t pos;
+  const int32_t *pages;   /* page of position p is pages[p / KG_PAGE]; covers pos + n_rows */
+} kg_span;
+
+/* Where the logits of one row go: vocab floats at `at` of a buffer made by this backend. */
+typedef struct kg_wanted {
+  int32_t row;            /* ascending over the array */
+  kg_buffer *buffer;
+  int64_t at;
+} kg_wanted;
+
+/* A value to copy out for all rows of the run: row r to floats [at + r * width ...) of the buffer. */
+typedef struct kg_trace {
+  int32_t value;
+  kg_buffer *buffer;
+  int64_t at;
+} kg_trace;
+
+typedef struct kg_batch {
+  int32_t n_rows;         /* at most options.chunk */
+  const int32_t *tokens;  /* [n_rows], checked against the vocabulary by the caller */
+  const int32_t *positions; /* [n_rows] */
+  int32_t n_spans;
+  const kg_span *spans;   /* in row order, covering all rows */
+  int32_t n_wanted;
+  const kg_wanted *wanted;
+  int32_t n_traces;       /* tracing computes every operation for every row */
+  const kg_trace *traces;
+} kg_batch;
+
+typedef struct kg_executable kg_executable; /* each backend defines its own */
+
+typedef struct kg_backend {
+  const char *name;
+  /* Compile the plan, which must outlive the executable. Copies the weights; kg_gguf_release_pages after each part. */
+  int (*compile)(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err);
+  void (*release)(kg_executable *exe); /* NULL allowed */
+  int (*run)(kg_executable *exe, const kg_batch *batch, kg_error *err);
+  /* Make pages [0, n_pages) exist; existing ones keep their content. Failure changes nothing. */
+  int (*kv_reserve)(kg_executable *exe, int32_t n_pages, kg_error *err);
+  /* Copy a page (all layers), as much of it as n_positions need. */
+  int (*kv_copy)(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+  /* Packed bytes of a weight as the device holds them. */
+  size_t (*weight_bytes)(const kg_executable *exe, int32_t weight);
+  int (*weight_read)(const kg_executable *exe, int32_t weight, size_t at, size_t n, void *out, kg_error *err);
+  int (*weight_write)(kg_executable *exe, int32_t weight, size_t at, size_t n, const void *in, kg_error *err);
+  int (*buffer_new)(kg_executable *exe, int64_t n_floats, kg_buffer **out, kg_error *err); /* may outlive exe */
+  /* Fill device, variant, weight_bytes, kv_bytes, n_threads. */
+  void (*get_stats)(const kg_executable *exe, kg_model_stats *out);
+} kg_backend;
+
+extern const kg_backend kg_backend_reference; /* cpu/reference.c */
+extern const kg_backend kg_backend_cpu;       /* cpu/cpu.c */
+
+/* "reference" or "cpu" ("auto" is the best one there is); KG_ERR_UNSUPPORTED names the known ones. */
+int kg_backend_find(const char *device, const kg_backend **out, kg_error *err);
+
+#endif

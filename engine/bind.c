@@ -1,0 +1,188 @@
+#include "bind.h"
+
+#include <string.h>
+
+/* ---- classes and handles ---- */
+
+void kg_class(lua_State *L, const char *name, const luaL_Reg *methods, const luaL_Reg *metamethods)
+{
+  lua_newtable(L);
+  luaL_setfuncs(L, methods, 0);
+  const int method_table = lua_gettop(L);
+
+  luaL_newmetatable(L, name);
+  lua_pushvalue(L, method_table);
+  lua_setfield(L, -2, "__index");
+  lua_pushvalue(L, method_table);
+  luaL_setfuncs(L, metamethods, 1); /* replaces __index when the class has properties */
+  lua_pop(L, 1);
+
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, "kigo.classes");
+  lua_pushvalue(L, method_table);
+  lua_setfield(L, -2, strchr(name, '.') + 1);
+  lua_settop(L, method_table - 1);
+}
+
+kg_handle *kg_push_handle(lua_State *L, const char *name, int n_user_values)
+{
+  kg_handle *handle = lua_newuserdatauv(L, sizeof *handle, n_user_values);
+  handle->object = NULL;
+  luaL_setmetatable(L, name);
+  return handle;
+}
+
+kg_handle *kg_check_handle(lua_State *L, int index, const char *name)
+{
+  return luaL_checkudata(L, index, name);
+}
+
+void *kg_check_open(lua_State *L, int index, const char *name)
+{
+  kg_handle *handle = kg_check_handle(L, index, name);
+  if (!handle->object) luaL_error(L, "%s is closed", name);
+  return handle->object;
+}
+
+/* ---- errors ---- */
+
+int kg_raise(lua_State *L, const kg_error *err)
+{
+  return luaL_error(L, "%s", err->message);
+}
+
+int kg_push_error(lua_State *L, const kg_error *err)
+{
+  if (err->code == KG_ERR_ARGUMENT) return kg_raise(L, err);
+  lua_pushnil(L);
+  lua_pushstring(L, err->message);
+  lua_pushinteger(L, err->code);
+  return 3;
+}
+
+/* ---- arguments ---- */
+
+static int64_t check_range(lua_State *L, const char *name, int index, int64_t min, int64_t max)
+{
+  int is_integer;
+  const lua_Integer value = lua_tointegerx(L, index, &is_integer);
+  if (lua_type(L, index) != LUA_TNUMBER)
+    luaL_error(L, "%s: integer expected, got %s", name, luaL_typename(L, index));
+  if (!is_integer) luaL_error(L, "%s: integer expected, got %f", name, lua_tonumber(L, index));
+  if (value < min || value > max)
+    luaL_error(L, "%s: %I is outside %I to %I", name, value, (lua_Integer)min, (lua_Integer)max);
+  return value;
+}
+
+int64_t kg_check_int(lua_State *L, int index, const char *name, int64_t min, int64_t max)
+{
+  return check_range(L, name, index, min, max);
+}
+
+/* Push the field, or nil where there is no table; false when it is nil (and popped). */
+static bool push_field(lua_State *L, int index, const char *field)
+{
+  if (lua_isnoneornil(L, index)) return false;
+  luaL_checktype(L, index, LUA_TTABLE);
+  lua_getfield(L, index, field);
+  if (!lua_isnil(L, -1)) return true;
+  lua_pop(L, 1);
+  return false;
+}
+
+int64_t kg_opt_int_field(lua_State *L, int index, const char *field, int64_t fallback, int64_t min, int64_t max)
+{
+  if (!push_field(L, index, field)) return fallback;
+  const int64_t value = check_range(L, field, -1, min, max);
+  lua_pop(L, 1);
+  return value;
+}
+
+double kg_opt_number_field(lua_State *L, int index, const char *field, double fallback, double min, double max)
+{
+  if (!push_field(L, index, field)) return fallback;
+  if (lua_type(L, -1) != LUA_TNUMBER) luaL_error(L, "%s: number expected, got %s", field, luaL_typename(L, -1));
+  const double value = lua_tonumber(L, -1);
+  if (!(value >= min && value <= max)) luaL_error(L, "%s: %f is outside %f to %f", field, value, min, max);
+  lua_pop(L, 1);
+  return value;
+}
+
+const char *kg_opt_string_field(lua_State *L, int index, const char *field, const char *fallback)
+{
+  if (!push_field(L, index, field)) return fallback;
+  if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "%s: string expected, got %s", field, luaL_typename(L, -1));
+  const char *value = lua_tostring(L, -1);
+  lua_pop(L, 1);
+  return value;
+}
+
+bool kg_opt_bool_field(lua_State *L, int index, const char *field, bool fallback)
+{
+  if (!push_field(L, index, field)) return fallback;
+  if (!lua_isboolean(L, -1)) luaL_error(L, "%s: boolean expected, got %s", field, luaL_typename(L, -1));
+  const bool value = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return value;
+}
+
+/* ---- token ids ---- */
+
+int32_t *kg_check_ids(lua_State *L, int index, size_t *n)
+{
+  index = lua_absindex(L, index);
+  luaL_checktype(L, index, LUA_TTABLE);
+  *n = (size_t)lua_rawlen(L, index);
+  if (*n > INT32_MAX) luaL_error(L, "token ids: %I are too many", (lua_Integer)*n);
+  int32_t *ids = lua_newuserdatauv(L, *n * sizeof *ids + 1, 0);
+  for (size_t i = 0; i < *n; i++) {
+    int is_integer;
+    lua_rawgeti(L, index, (lua_Integer)i + 1);
+    const lua_Integer id = lua_tointegerx(L, -1, &is_integer);
+    if (!is_integer || lua_type(L, -1) != LUA_TNUMBER || id < INT32_MIN || id > INT32_MAX)
+      luaL_error(L, "token id %I: integer expected, got %s", (lua_Integer)i + 1, luaL_tolstring(L, -1, NULL));
+    ids[i] = (int32_t)id;
+    lua_pop(L, 1);
+  }
+  return ids;
+}
+
+void kg_push_ids(lua_State *L, const int32_t *ids, size_t n)
+{
+  lua_createtable(L, (int)n, 0);
+  for (size_t i = 0; i < n; i++) {
+    lua_pushinteger(L, ids[i]);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+}
+
+/* ---- the core table ---- */
+
+static void push_error_codes(lua_State *L)
+{
+  static const struct { const char *name; int code; } codes[] = {
+      {"ARGUMENT", KG_ERR_ARGUMENT}, {"MEMORY", KG_ERR_MEMORY}, {"IO", KG_ERR_IO},
+      {"FORMAT", KG_ERR_FORMAT},     {"UNSUPPORTED", KG_ERR_UNSUPPORTED}, {"FULL", KG_ERR_FULL},
+      {"DEVICE", KG_ERR_DEVICE},     {"NUMERIC", KG_ERR_NUMERIC}, {"CANCELLED", KG_ERR_CANCELLED}};
+  lua_newtable(L);
+  for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
+    lua_pushinteger(L, codes[i].code);
+    lua_setfield(L, -2, codes[i].name);
+  }
+}
+
+int luaopen_kigo_core(lua_State *L)
+{
+  luaL_checkversion(L);
+  lua_newtable(L);
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, "kigo.classes");
+  lua_setfield(L, -2, "classes");
+  push_error_codes(L);
+  lua_setfield(L, -2, "err");
+  lua_pushliteral(L, KG_VERSION);
+  lua_setfield(L, -2, "version");
+  static void (*const binders[])(lua_State *) = {kg_bind_system,   kg_bind_gguf, kg_bind_tokenizer,
+                                                 kg_bind_stream,   kg_bind_plan, kg_bind_model,
+                                                 kg_bind_sequence, kg_bind_tensor, kg_bind_chain};
+  for (size_t i = 0; i < sizeof binders / sizeof binders[0]; i++) binders[i](L);
+  return 1;
+}

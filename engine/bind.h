@@ -1,0 +1,76 @@
+/* bind.h - what the Lua bindings share. One file per object (bind_<object>.c), no logic of their own.
+ *
+ * Shape of every binding: the userdata is made closed with its metatable, then the resource is acquired, so an error in
+ * between leaks nothing; every method goes through kg_check_open; parents are kept alive in user values. Caller's
+ * mistakes raise at the Lua caller's line; the world's faults return nil, message, code. */
+#ifndef KG_BIND_H
+#define KG_BIND_H
+
+#include <lauxlib.h>
+#include <lua.h>
+
+#include "kigo.h"
+
+#define KG_CLASS_GGUF "kigo.Gguf"
+#define KG_CLASS_TOKENIZER "kigo.Tokenizer"
+#define KG_CLASS_STREAM "kigo.Stream"
+#define KG_CLASS_PLAN "kigo.Plan"
+#define KG_CLASS_MODEL "kigo.Model"
+#define KG_CLASS_SEQUENCE "kigo.Sequence"
+#define KG_CLASS_TENSOR "kigo.Tensor"
+#define KG_CLASS_CHAIN "kigo.Chain"
+
+/* Every userdata of ours starts with this; NULL = closed. */
+typedef struct kg_handle {
+  void *object;
+} kg_handle;
+
+/* Define a class: metatable `name` with __name, the metamethods, and __index = a table of methods, which Lua files
+ * extend (core.classes["Sequence"]). Leaves nothing on the stack. Every metamethod has the method table as upvalue 1: a
+ * class with properties passes its own __index in `metamethods` and falls back to it. */
+void kg_class(lua_State *L, const char *name, const luaL_Reg *methods, const luaL_Reg *metamethods);
+
+/* Push a closed handle of the class with n user values. */
+kg_handle *kg_push_handle(lua_State *L, const char *name, int n_user_values);
+/* The handle at index, of this class, open or closed. */
+kg_handle *kg_check_handle(lua_State *L, int index, const char *name);
+/* Its object; raises "NAME is closed" if it is. */
+void *kg_check_open(lua_State *L, int index, const char *name);
+
+/* Finish a failed call: KG_ERR_ARGUMENT raises, anything else returns nil, message, code (3 values). */
+int kg_push_error(lua_State *L, const kg_error *err);
+/* For properties and metamethods, which cannot return nil, message: always raises. */
+int kg_raise(lua_State *L, const kg_error *err);
+
+/* An integer argument or table field within [min, max], or an error that names it. */
+int64_t kg_check_int(lua_State *L, int index, const char *name, int64_t min, int64_t max);
+/* Field of the options table at index (may be nil or absent): the value or the default, range-checked, named in errors. */
+int64_t kg_opt_int_field(lua_State *L, int index, const char *field, int64_t fallback, int64_t min, int64_t max);
+double kg_opt_number_field(lua_State *L, int index, const char *field, double fallback, double min, double max);
+const char *kg_opt_string_field(lua_State *L, int index, const char *field, const char *fallback); /* stays valid while the table does */
+bool kg_opt_bool_field(lua_State *L, int index, const char *field, bool fallback);
+
+/* A Lua array of token ids as a userdata-held buffer (garbage collected), pushed on the stack; *n ids. Every element
+ * must be an integer that fits int32; the error names the index. */
+int32_t *kg_check_ids(lua_State *L, int index, size_t *n);
+void kg_push_ids(lua_State *L, const int32_t *ids, size_t n);
+
+/* Constructors that other bindings use. Each pushes one value. */
+kg_tensor **kg_push_tensor(lua_State *L); /* closed tensor handle: store the tensor in it */
+kg_tensor *kg_check_tensor(lua_State *L, int index);
+kg_sequence *kg_check_sequence(lua_State *L, int index);
+kg_tokenizer *kg_check_tokenizer(lua_State *L, int index);
+kg_gguf *kg_check_gguf(lua_State *L, int index);
+
+/* One per file: define the classes and add the functions to the core table on top of the stack. */
+void kg_bind_system(lua_State *L);
+void kg_bind_gguf(lua_State *L);
+void kg_bind_tokenizer(lua_State *L);
+void kg_bind_stream(lua_State *L);
+void kg_bind_plan(lua_State *L);
+void kg_bind_model(lua_State *L);
+void kg_bind_sequence(lua_State *L);
+void kg_bind_tensor(lua_State *L);
+void kg_bind_chain(lua_State *L);
+
+#endif

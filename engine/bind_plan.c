@@ -1,0 +1,6 @@
+#include "bind.h"
+
+void kg_bind_plan(lua_State *L)
+{
+  (void)L;
+}

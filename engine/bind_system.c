@@ -1,0 +1,110 @@
+/* bind_system.c - what scripts need of the machine: a clock, Ctrl-C, random bytes, terminals, test switches. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "alloc.h"
+#include "bind.h"
+#include "random.h"
+
+/* Set by the signal handler; a flag is all that a handler may touch. */
+static volatile sig_atomic_t interrupted_flag;
+
+static void on_sigint(int signal_number)
+{
+  (void)signal_number;
+  interrupted_flag = 1;
+}
+
+/* core.catch_interrupts(on): with true, Ctrl-C sets a flag instead of ending the program. With false the system's
+ * default is back. */
+static int catch_interrupts(lua_State *L)
+{
+  struct sigaction action = {0};
+  action.sa_handler = lua_toboolean(L, 1) ? on_sigint : SIG_DFL;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, NULL);
+  interrupted_flag = 0;
+  return 0;
+}
+
+/* core.interrupted() -> boolean: was Ctrl-C pressed since the last call? */
+static int interrupted(lua_State *L)
+{
+  lua_pushboolean(L, interrupted_flag != 0);
+  interrupted_flag = 0;
+  return 1;
+}
+
+/* core.now() -> seconds on a monotonic clock */
+static int now(lua_State *L)
+{
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  lua_pushnumber(L, (double)t.tv_sec + 1e-9 * (double)t.tv_nsec);
+  return 1;
+}
+
+/* core.random_bytes(n) -> string of n bytes from the system, or nil, message, code */
+static int random_bytes(lua_State *L)
+{
+  const size_t n = (size_t)kg_check_int(L, 1, "n", 0, 256);
+  char bytes[256];
+  if (n && getrandom(bytes, n, 0) != (ssize_t)n) {
+    kg_error err = {.code = KG_ERR_IO};
+    strcpy(err.message, "getrandom failed");
+    return kg_push_error(L, &err);
+  }
+  lua_pushlstring(L, bytes, n);
+  return 1;
+}
+
+/* core.is_terminal(fd) -> boolean */
+static int is_terminal(lua_State *L)
+{
+  lua_pushboolean(L, isatty((int)kg_check_int(L, 1, "fd", 0, 2)));
+  return 1;
+}
+
+/* core.error_name(code) -> "full" */
+static int error_name(lua_State *L)
+{
+  lua_pushstring(L, kg_error_name((int)kg_check_int(L, 1, "code", -1000, 0)));
+  return 1;
+}
+
+/* core.uniform(seed, pos, draw) -> number in [0, 1): the generator that sequences draw from */
+static int uniform(lua_State *L)
+{
+  lua_pushnumber(L, kg_uniform((uint64_t)luaL_checkinteger(L, 1), (uint64_t)luaL_checkinteger(L, 2),
+                               (uint64_t)luaL_checkinteger(L, 3)));
+  return 1;
+}
+
+/* core.alloc_inject(nth, for_ever), core.alloc_counts() -> live, calls: for tests */
+static int alloc_inject(lua_State *L)
+{
+  kg_alloc_inject(luaL_checkinteger(L, 1), lua_toboolean(L, 2));
+  return 0;
+}
+
+static int alloc_counts(lua_State *L)
+{
+  lua_pushinteger(L, kg_alloc_live());
+  lua_pushinteger(L, kg_alloc_calls());
+  return 2;
+}
+
+void kg_bind_system(lua_State *L)
+{
+  static const luaL_Reg functions[] = {{"catch_interrupts", catch_interrupts}, {"interrupted", interrupted},
+                                       {"now", now},                           {"random_bytes", random_bytes},
+                                       {"is_terminal", is_terminal},           {"error_name", error_name},
+                                       {"uniform", uniform},                   {"alloc_inject", alloc_inject},
+                                       {"alloc_counts", alloc_counts},         {NULL, NULL}};
+  luaL_setfuncs(L, functions, 0);
+}

@@ -1,0 +1,40 @@
+/* model.h - a plan compiled for a device, with its page pool and counters. */
+#ifndef KG_MODEL_H
+#define KG_MODEL_H
+
+#include "kv.h"
+
+typedef struct kg_model_options {
+  const char *device;       /* "auto", "cpu", "reference" */
+  const char *variant;      /* see kg_backend_options */
+  int32_t n_threads;        /* 0: one per available core */
+  int32_t context;          /* positions a sequence may hold; 0: what the file says, at most 4096 */
+  int32_t pool;             /* positions of all sequences together; 0: no limit but memory */
+  int32_t chunk;            /* most rows per forward pass; 0: 512 */
+  const char *kv;           /* "f32", "f16"; NULL or "auto": f32 for models with float32 matrices, else f16 */
+  kg_progress progress;     /* during the load; may be NULL */
+  void *progress_user;
+} kg_model_options;
+
+/* Compile a finished plan. Takes the plan (frees it in kg_model_close); the caller still owns it after a failure.
+ * Both plan and file must stay alive as long as the model. */
+int kg_model_open_take(kg_plan *plan, const kg_model_options *options, kg_model **out, kg_error *err);
+
+const kg_plan *kg_model_plan(const kg_model *model);
+const kg_backend *kg_model_backend(const kg_model *model);
+kg_executable *kg_model_executable(const kg_model *model);
+kg_kv *kg_model_kv(const kg_model *model);
+int32_t kg_model_chunk(const kg_model *model);
+int32_t kg_model_sequence_count(const kg_model *model); /* open ones */
+
+/* Permute the packed bytes of every weight whose name starts with `prefix`, in 64-byte pieces, on the device: what the
+ * haiku check damages its copy with. *n_weights says how many; none is KG_ERR_ARGUMENT. */
+int kg_model_scramble(kg_model *model, const char *prefix, uint64_t seed, int32_t *n_weights, kg_error *err);
+
+/* Called by kg_step: progress and cancellation between chunks; KG_ERR_CANCELLED when the callback says so. */
+int kg_model_progress(kg_model *model, const char *what, int64_t done, int64_t total, kg_error *err);
+void kg_model_count(kg_model *model, int64_t n_tokens, int64_t n_steps);
+void kg_model_sequence_opened(kg_model *model);
+void kg_model_sequence_closed(kg_model *model);
+
+#endif

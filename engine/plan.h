@@ -1,0 +1,166 @@
+/* plan.h - the forward pass as data: a straight list of operations over named values, declared once per model by
+ * lua/kigo/arch/<family>.lua through the builder below, then compiled by a backend.
+ *
+ * A value is a float32 matrix (rows, width): one row per token of the step. Every operation but attention works on
+ * each row alone; attention reads the key/value cache of the row's sequence. Operations stand in execution order and
+ * every value is written by exactly one of them. The plan borrows the GGUF file's bytes until it is freed. */
+#ifndef KG_PLAN_H
+#define KG_PLAN_H
+
+#include "gguf.h"
+
+typedef struct kg_plan kg_plan;
+
+enum { KG_NONE = -1 }; /* no value, no weight */
+
+typedef struct kg_weight {
+  const char *name; /* full tensor name, "blk.0.attn_q.weight" */
+  kg_type type;
+  int64_t cols;     /* input width: dims[0] */
+  int64_t rows;     /* outputs: dims[1], 1 for vectors */
+  int64_t planes;   /* experts: dims[2], else 1 */
+  const void *data; /* plane by plane, row by row, as in the file */
+  size_t n_bytes;
+} kg_weight;
+
+typedef struct kg_value {
+  const char *name;  /* "blk.3.attn_q"; unique */
+  int32_t width;
+  int32_t producer;  /* op index */
+  int32_t last_use;  /* index of the last op that reads it; its producer when nothing does; n_ops for the output */
+} kg_value;
+
+typedef enum kg_op_kind {
+  KG_OP_EMBED,     /* out = rows of w[0] at the token ids; w[1] (optional) adds rows at the positions (gpt2) */
+  KG_OP_NORM,      /* in[0]; w[0] scale, w[1] bias or none; u.norm */
+  KG_OP_LINEAR,    /* out = in[0] * w[0]^T + w[1] (bias, optional) */
+  KG_OP_ROPE,      /* in[0] rotated by position; u.rope */
+  KG_OP_ATTENTION, /* in = q, k, v; writes k, v of its rows to cache layer u.attention.layer, then attends causally */
+  KG_OP_GLU,       /* out = act(in[0]) * in[1]; u.act */
+  KG_OP_ACT,       /* out = act(in[0]); u.act */
+  KG_OP_MOE,       /* in = x, router logits; w[0..2] = gate, up, down experts; w[3..5] their biases or none; u.moe */
+  KG_OP_ADD,       /* out = in[0] + in[1] */
+  KG_OP_SCALE,     /* out = in[0] * u.scale */
+  KG_OP_SOFTCAP,   /* out = u.scale * tanh(in[0] / u.scale) */
+  KG_OP_SLICE      /* out = columns [u.slice, u.slice + width) of in[0] (fused qkv of phi3, gpt2) */
+} kg_op_kind;
+
+typedef enum kg_act_kind {
+  KG_ACT_SILU,     /* x / (1 + exp(-x)) */
+  KG_ACT_GELU,     /* tanh form */
+  KG_ACT_GELU_ERF,
+  KG_ACT_RELU,
+  KG_ACT_SWIGLU_CLAMPED /* gated only (gpt-oss): g = min(g, limit), u = clamp(u, -limit, limit);
+                           g / (1 + exp(-alpha g)) * (u + 1) */
+} kg_act_kind;
+
+typedef struct kg_act { kg_act_kind kind; float limit, alpha; } kg_act;
+
+typedef struct kg_norm_params {
+  float epsilon;
+  int32_t groups;     /* normalized independently in `groups` equal parts of the row (per-head norms); 1 = whole row.
+                         w[0] has width / groups elements */
+  bool subtract_mean; /* LayerNorm; else RMSNorm */
+} kg_norm_params;
+
+typedef enum kg_rope_style { KG_ROPE_HALVES, KG_ROPE_PAIRS } kg_rope_style; /* (i, i+n/2) or (2i, 2i+1) turn together */
+
+typedef struct kg_rope_params {
+  kg_rope_style style;
+  int32_t n_heads, head_dim;
+  int32_t n_dims;              /* rotated channels at the start of each head, even */
+  const float *inverse_freqs;  /* [n_dims / 2]: angle = position * inverse_freqs[i]; all scaling is folded in */
+  float magnitude;             /* multiplies cos and sin (yarn); else 1 */
+} kg_rope_params;
+
+typedef struct kg_attention_params {
+  int32_t layer;               /* cache layer, 0-based, one per attention op */
+  int32_t n_heads, n_kv_heads; /* n_heads a multiple of n_kv_heads; head h reads kv head h / (n_heads / n_kv_heads) */
+  int32_t head_dim;
+  float scale;                 /* multiplies q.k */
+  float softcap;               /* scores = softcap * tanh(scores / softcap); 0: none */
+  int32_t window;              /* sees positions p - window < j <= p; 0: all j <= p */
+  /* w[0]: one sink logit per head, or none */
+} kg_attention_params;
+
+typedef enum kg_moe_gate {
+  KG_MOE_SOFTMAX,       /* softmax over all experts, then the best n_used */
+  KG_MOE_SOFTMAX_USED,  /* the best n_used by logit, softmax over those */
+  KG_MOE_SIGMOID
+} kg_moe_gate;
+
+typedef struct kg_moe_params {
+  int32_t n_experts, n_used;
+  kg_moe_gate gate;
+  bool normalize;       /* divide the used weights by their sum */
+  float scale;          /* multiplies the used weights */
+  kg_act act;
+} kg_moe_params;
+
+enum { KG_OP_INPUTS = 3, KG_OP_WEIGHTS = 6 };
+
+typedef struct kg_op {
+  kg_op_kind kind;
+  int32_t out;                 /* value */
+  int32_t in[KG_OP_INPUTS];    /* values, KG_NONE where unused */
+  int32_t w[KG_OP_WEIGHTS];    /* weights, KG_NONE where unused */
+  union {
+    kg_norm_params norm;
+    kg_rope_params rope;
+    kg_attention_params attention;
+    kg_act act;
+    kg_moe_params moe;
+    float scale;
+    int32_t slice;
+  } u;
+} kg_op;
+
+/* ---- building: each call appends one operation and returns its value in *out ---- */
+
+/* An empty plan over an open file, which must stay open until the plan is freed. */
+int kg_plan_new(const kg_gguf *gguf, kg_plan **out, kg_error *err);
+void kg_plan_free(kg_plan *plan);
+
+/* The weight with this tensor name, checked for a computable type and for the shape (cols, rows, planes; 0 = any);
+ * the error names tensor, shape there and shape wanted. The same name gives the same index. */
+int kg_plan_weight(kg_plan *plan, const char *name, int64_t cols, int64_t rows, int64_t planes, int32_t *out, kg_error *err);
+bool kg_plan_has_weight(const kg_plan *plan, const char *name);
+
+/* `name` is the new value's name; when it is taken the call fails with KG_ERR_ARGUMENT. */
+int kg_plan_embed(kg_plan *plan, const char *name, int32_t table, int32_t positions, int32_t *out, kg_error *err);
+int kg_plan_norm(kg_plan *plan, const char *name, int32_t x, int32_t scale, int32_t bias, const kg_norm_params *params, int32_t *out, kg_error *err);
+int kg_plan_linear(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, int32_t *out, kg_error *err);
+int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_params *params, int32_t *out, kg_error *err); /* copies inverse_freqs */
+int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int32_t v, int32_t sinks, const kg_attention_params *params, int32_t *out, kg_error *err); /* sets params.layer itself */
+int kg_plan_glu(kg_plan *plan, const char *name, int32_t gate, int32_t up, const kg_act *act, int32_t *out, kg_error *err);
+int kg_plan_act(kg_plan *plan, const char *name, int32_t x, const kg_act *act, int32_t *out, kg_error *err);
+int kg_plan_moe(kg_plan *plan, const char *name, int32_t x, int32_t router, const int32_t weights[KG_OP_WEIGHTS], const kg_moe_params *params, int32_t *out, kg_error *err);
+int kg_plan_add(kg_plan *plan, const char *name, int32_t a, int32_t b, int32_t *out, kg_error *err);
+int kg_plan_scale(kg_plan *plan, const char *name, int32_t x, float factor, int32_t *out, kg_error *err);
+int kg_plan_softcap(kg_plan *plan, const char *name, int32_t x, float cap, int32_t *out, kg_error *err);
+int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, int32_t first, int32_t width, int32_t *out, kg_error *err);
+/* Name the value that holds the logits and close the plan: no operation may follow. */
+int kg_plan_finish(kg_plan *plan, int32_t logits, int32_t context_length, kg_error *err);
+
+/* ---- reading ---- */
+
+const kg_gguf *kg_plan_gguf(const kg_plan *plan);
+int32_t kg_plan_op_count(const kg_plan *plan);
+const kg_op *kg_plan_op(const kg_plan *plan, int32_t index);
+int32_t kg_plan_value_count(const kg_plan *plan);
+const kg_value *kg_plan_value(const kg_plan *plan, int32_t index);
+int32_t kg_plan_value_find(const kg_plan *plan, const char *name); /* KG_NONE: absent */
+int32_t kg_plan_weight_count(const kg_plan *plan);
+const kg_weight *kg_plan_weight_at(const kg_plan *plan, int32_t index);
+int32_t kg_plan_logits(const kg_plan *plan);         /* the output value; KG_NONE before kg_plan_finish */
+int32_t kg_plan_vocab_size(const kg_plan *plan);     /* its width */
+int32_t kg_plan_context_length(const kg_plan *plan); /* what the file says */
+int32_t kg_plan_layer_count(const kg_plan *plan);    /* attention operations = cache layers */
+/* The attention operation of a cache layer. */
+const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer);
+/* Index of the first operation that may run on the wanted rows alone: all ops from here on work row by row and lead
+ * to nothing but the logits. (The op after the last attention.) */
+int32_t kg_plan_tail(const kg_plan *plan);
+const char *kg_op_name(kg_op_kind kind);
+
+#endif

@@ -1,0 +1,23 @@
+/* step.h - the one compute entry, in full: rows of (sequence, pending tokens, which positions want logits), prefill
+ * chunks and single decode tokens mixed, cut into runs of at most kg_model_chunk rows. kg_step in kigo.h is the
+ * common case. */
+#ifndef KG_STEP_H
+#define KG_STEP_H
+
+#include "sequence.h"
+
+typedef struct kg_step_item {
+  kg_sequence *sequence;
+  kg_buffer *all_logits; /* NULL, or room for (pending tokens) * vocab floats: logits of every evaluated position, in
+                            order from float `at` on */
+  int64_t at;
+} kg_step_item;
+
+/* A value to record for every evaluated row: row i of the step (items in order) to [at + i * width). */
+typedef kg_trace kg_step_trace;
+
+/* As kg_step, with all-position logits and traces. A sequence may appear once. */
+int kg_step_items(kg_model *model, const kg_step_item *items, size_t n, const kg_step_trace *traces, size_t n_traces,
+                  kg_error *err);
+
+#endif

@@ -1,0 +1,27 @@
+/* stream.h - from sampled ids to text: bytes are held back until they are whole UTF-8 and no half of a stop string. */
+#ifndef KG_STREAM_H
+#define KG_STREAM_H
+
+#include "kigo.h"
+
+typedef struct kg_stream kg_stream;
+
+typedef enum kg_stream_reason { KG_STREAM_OPEN, KG_STREAM_STOP, KG_STREAM_END } kg_stream_reason;
+
+/* The tokenizer must outlive the stream. Stop strings are copied; empty ones are refused. */
+int kg_stream_new(const kg_tokenizer *tokenizer, const kg_string *stops, size_t n_stops, kg_stream **out, kg_error *err);
+void kg_stream_free(kg_stream *stream);
+
+/* Add one id; *text (borrowed until the next call) is what may be shown now, maybe empty. Invalid UTF-8 that no later
+ * byte can complete is passed on as U+FFFD, one per maximal invalid part. An end token sets the reason to END, a
+ * complete stop string to STOP (the stop string and what follows are not shown). Ids after that are ignored. */
+int kg_stream_add(kg_stream *stream, int32_t id, kg_string *text, kg_error *err);
+/* Let go of what was held back; afterwards the stream is closed to new ids. */
+int kg_stream_finish(kg_stream *stream, kg_string *text, kg_error *err);
+kg_stream_reason kg_stream_get_reason(const kg_stream *stream);
+/* Everything shown so far. */
+kg_string kg_stream_text(const kg_stream *stream);
+/* A copy of the state at this moment, to rewind to. */
+int kg_stream_copy(const kg_stream *stream, kg_stream **out, kg_error *err);
+
+#endif

@@ -1,0 +1,62 @@
+/* tensor.h - handles to float32 numbers where they were computed. A tensor is a view of a reference-counted buffer;
+ * its whole-tensor operations are dispatched to the buffer's owner, so that a device tensor stays on the device. */
+#ifndef KG_TENSOR_H
+#define KG_TENSOR_H
+
+#include "kigo.h"
+
+enum { KG_TENSOR_DIMS = 4 };
+
+typedef struct kg_buffer kg_buffer;
+
+/* Operations on n floats from index `at` of buffers. Host implementation: kg_host_tensor_ops. NaNs compare as
+ * smaller than everything; ties go to the lower index. */
+typedef struct kg_tensor_ops {
+  int (*read)(const kg_buffer *b, int64_t at, int64_t n, float *out, kg_error *err);
+  int (*write)(kg_buffer *b, int64_t at, int64_t n, const float *in, kg_error *err);
+  int (*copy)(kg_buffer *to, int64_t to_at, const kg_buffer *from, int64_t from_at, int64_t n, kg_error *err);
+  int (*fill)(kg_buffer *b, int64_t at, int64_t n, float value, kg_error *err);
+  int (*fill_at)(kg_buffer *b, int64_t at, int64_t n, const int32_t *index, int64_t n_index, float value, kg_error *err);
+  int (*affine)(kg_buffer *b, int64_t at, int64_t n, float factor, float offset, kg_error *err); /* x = x*factor+offset */
+  int (*add)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, float factor, kg_error *err); /* x += factor*o */
+  int (*mul)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, kg_error *err);               /* x *= o */
+  int (*argmax)(const kg_buffer *b, int64_t at, int64_t n, int64_t *index, float *value, kg_error *err);
+  /* the k largest, descending, k <= n */
+  int (*topk)(const kg_buffer *b, int64_t at, int64_t n, int64_t k, int32_t *index, float *value, kg_error *err);
+  /* rows of `n` floats; max subtracted; log: log-probabilities */
+  int (*softmax)(kg_buffer *to, int64_t to_at, const kg_buffer *from, int64_t from_at, int64_t rows, int64_t n, bool log, kg_error *err);
+  /* -sum p log p in nats of n probabilities (they are normalized by their sum) */
+  int (*entropy)(const kg_buffer *b, int64_t at, int64_t n, double *out, kg_error *err);
+  int (*reduce)(const kg_buffer *b, int64_t at, int64_t n, double *sum, float *min, float *max, kg_error *err);
+} kg_tensor_ops;
+
+struct kg_buffer {
+  const kg_tensor_ops *ops;
+  void *data;      /* host: float[n] */
+  int64_t n;       /* floats */
+  int32_t n_refs;  /* one thread at a time, as everything else */
+  void (*release)(kg_buffer *buffer);
+  void *owner;     /* for release */
+};
+
+struct kg_tensor {
+  kg_buffer *buffer; /* one reference */
+  int64_t at;        /* first float */
+  int n_dims;
+  int64_t shape[KG_TENSOR_DIMS]; /* outermost first; row-major, contiguous */
+};
+
+extern const kg_tensor_ops kg_host_tensor_ops;
+
+int kg_host_buffer_new(int64_t n, kg_buffer **out, kg_error *err); /* zeroed, 64-byte aligned, one reference */
+kg_buffer *kg_buffer_ref(kg_buffer *buffer);
+void kg_buffer_unref(kg_buffer *buffer); /* NULL allowed */
+
+/* A view of `buffer` (takes its own reference). Errors: shape does not fit the buffer. */
+int kg_tensor_view(kg_buffer *buffer, int64_t at, int n_dims, const int64_t *shape, kg_tensor **out, kg_error *err);
+/* A zeroed tensor on the host. */
+int kg_tensor_new(int n_dims, const int64_t *shape, kg_tensor **out, kg_error *err);
+/* A new tensor of the same shape and device. `copy`: with the same numbers, else zero. */
+int kg_tensor_like(const kg_tensor *tensor, bool copy, kg_tensor **out, kg_error *err);
+
+#endif

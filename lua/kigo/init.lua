@@ -1,0 +1,1 @@
+return { core = require "kigo.core" }

@@ -1,0 +1,58 @@
+-- support.lua - what specs share: where the reference data stands, and reading it.
+local cjson = require "cjson"
+
+local support = {}
+
+local function exists(path)
+  local file = io.open(path, "rb")
+  if file then file:close() end
+  return file ~= nil
+end
+
+---The reference data beside the project, or nil: specs that need it are then pending, never passed.
+support.shared = exists("../shared/fixtures/README.md") and "../shared" or nil
+
+---Path of reference data below shared/fixtures; marks the running spec as pending where there is none.
+---@param name string
+---@return string
+function support.fixture(name)
+  if not support.shared then pending("../shared/fixtures is not here") end
+  return (support.shared or "../shared") .. "/fixtures/" .. name
+end
+
+---@param path string
+---@return string
+function support.read(path)
+  local file = assert(io.open(path, "rb"))
+  local bytes = assert(file:read("a"))
+  file:close()
+  return bytes
+end
+
+---@param path string
+---@return any
+function support.read_json(path)
+  return cjson.decode(support.read(path))
+end
+
+---Little-endian float32 numbers of a file.
+---@param path string
+---@return number[]
+function support.read_f32(path)
+  local bytes, values = support.read(path), {}
+  for i = 1, #bytes // 4 do values[i] = string.unpack("<f", bytes, i * 4 - 3) end
+  return values
+end
+
+---Write bytes to a fresh temporary file and return its path.
+---@param bytes string
+---@return string
+function support.temporary(bytes)
+  local path = os.tmpname()
+  local file = assert(io.open(path, "wb"))
+  assert(file:write(bytes))
+  file:close()
+  return path
+end
+
+return support
