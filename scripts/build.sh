@@ -1,0 +1,61 @@
+#!/bin/sh
+# build.sh [PACKAGE...] - install what is missing (Debian's packages, when allowed) and build kigo into build/.
+# haiku.sh and test.sh call it; test.sh names the packages that only development needs.
+set -eu
+cd "$(dirname "$0")/.."
+
+packages="gcc libc6-dev cmake make pkg-config liblua5.4-dev lua-cjson libutf8proc-dev $*"
+
+missing=""
+if command -v dpkg-query >/dev/null 2>&1; then
+  for package in $packages; do
+    status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
+    [ "$status" = "install ok installed" ] || missing="$missing $package"
+  done
+elif ! { command -v cmake && command -v cc && pkg-config --exists lua5.4 libutf8proc; } >/dev/null 2>&1; then
+  echo "kigo: this is not a Debian system: install the equivalents of these packages and call me again:" >&2
+  echo "  $packages" >&2
+  exit 1
+fi
+
+if [ -n "$missing" ]; then
+  install="apt-get install -y --no-install-recommends$missing"
+  if [ "$(id -u)" = 0 ]; then
+    as_root=""
+  elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
+    as_root="sudo"
+  else
+    echo "kigo: these packages are missing, and I may not install them. As root:" >&2
+    echo "  apt-get update && $install" >&2
+    exit 1
+  fi
+  echo "Installing:$missing" >&2
+  log=$(mktemp)
+  export DEBIAN_FRONTEND=noninteractive
+  if ! { $as_root apt-get update && $as_root $install; } >"$log" 2>&1; then
+    cat "$log" >&2
+    echo "kigo: apt-get failed; its words are above" >&2
+    exit 1
+  fi
+  rm -f "$log"
+fi
+
+jobs=$(nproc 2>/dev/null || echo 2)
+build() { # build FOLDER [CMAKE OPTION...]: quiet unless something goes wrong
+  folder=$1
+  shift
+  log=$(mktemp)
+  if ! { cmake -S . -B "$folder" "$@" && cmake --build "$folder" -j "$jobs"; } >"$log" 2>&1; then
+    cat "$log" >&2
+    echo "kigo: the build in $folder failed; its words are above" >&2
+    exit 1
+  fi
+  rm -f "$log"
+}
+
+[ -x build/kigo ] || echo "Building kigo (the first time takes about a minute) ..." >&2
+build build ${KIGO_CMAKE_OPTIONS-}
+if [ -n "${KIGO_BUILD_SANITIZED-}" ]; then
+  [ -x build-sanitized/kigo ] || echo "Building kigo with AddressSanitizer and UndefinedBehaviorSanitizer ..." >&2
+  build build-sanitized ${KIGO_CMAKE_OPTIONS-} -DKIGO_SANITIZE=ON
+fi

@@ -1,0 +1,40 @@
+#!/bin/sh
+# test.sh [BUSTED OPTIONS] - pass the tests: build with warnings as errors, luacheck, the specs, and the core's specs again
+# under AddressSanitizer and UndefinedBehaviorSanitizer. The last line is "N passed, N failed".
+set -eu
+cd "$(dirname "$0")/.."
+KIGO_CMAKE_OPTIONS="-DKIGO_WERROR=ON" KIGO_BUILD_SANITIZED=1 sh scripts/build.sh lua5.4 lua-busted lua-check
+
+passed=0
+failed=0
+
+specs() { # specs PROGRAM [BUSTED OPTIONS]: run busted inside the program, show its words, add its counts
+  program=$1
+  shift
+  log=$(mktemp)
+  status=0
+  KIGO="$program" "$program" /usr/bin/busted --output=plainTerminal "$@" >"$log" 2>&1 || status=$?
+  cat "$log"
+  summary=$(sed -n 's|^\([0-9]*\) success[a-z]* / \([0-9]*\) failure[s]* / \([0-9]*\) error[s]* / .*|\1 \2 \3|p' "$log" | tail -n 1)
+  rm -f "$log"
+  # A run that ends without its summary, or badly with a clean one, crashed: that is a failure, never a pass.
+  set -- ${summary:-0 0 1}
+  bad=$(($2 + $3))
+  if [ "$status" != 0 ] && [ "$bad" = 0 ]; then
+    echo "busted ended with status $status"
+    bad=1
+  fi
+  passed=$((passed + $1))
+  failed=$((failed + bad))
+}
+
+echo "== luacheck"
+if luacheck --quiet lua scripts spec examples; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+echo "== specs"
+specs ./build/kigo "$@"
+echo "== specs of the core, sanitized"
+ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+  specs ./build-sanitized/kigo --exclude-tags=gpu,slow,unsanitized "$@"
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
