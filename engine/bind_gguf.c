@@ -1,6 +1,367 @@
+/* bind_gguf.c - model files and tensor types in Lua: metadata, the tensor table, dequantized values. */
+#include <limits.h>
+#include <string.h>
+
+#include "alloc.h"
 #include "bind.h"
+#include "error.h"
+#include "gguf.h"
+
+enum { VALUES_MAX = 65536 };
+
+kg_gguf *kg_check_gguf(lua_State *L, int index)
+{
+  return kg_check_open(L, index, KG_CLASS_GGUF);
+}
+
+/* core.open_gguf(path) -> Gguf, or nil, message, code */
+static int open_gguf(lua_State *L)
+{
+  kg_error err;
+  const char *path = luaL_checkstring(L, 1);
+  kg_handle *handle = kg_push_handle(L, KG_CLASS_GGUF, 1);
+  kg_gguf *gguf;
+  if (kg_gguf_open(path, &gguf, &err)) return kg_push_error(L, &err);
+  handle->object = gguf;
+  return 1;
+}
+
+/* core.parse_gguf(bytes, name) -> Gguf, or nil, message, code; the string lives as long as the handle */
+static int parse_gguf(lua_State *L)
+{
+  kg_error err;
+  size_t n_bytes;
+  const char *bytes = luaL_checklstring(L, 1, &n_bytes), *name = luaL_optstring(L, 2, "bytes");
+  kg_handle *handle = kg_push_handle(L, KG_CLASS_GGUF, 1);
+  lua_pushvalue(L, 1);
+  lua_setiuservalue(L, -2, 1);
+  kg_gguf *gguf;
+  if (kg_gguf_parse(bytes, n_bytes, name, &gguf, &err)) return kg_push_error(L, &err);
+  handle->object = gguf;
+  return 1;
+}
+
+static int close_gguf(lua_State *L)
+{
+  kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_GGUF);
+  kg_gguf_close(handle->object);
+  handle->object = NULL;
+  return 0;
+}
+
+static int gguf_tostring(lua_State *L)
+{
+  const kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_GGUF);
+  if (handle->object)
+    lua_pushfstring(L, KG_CLASS_GGUF " (%s)", kg_gguf_path(handle->object));
+  else
+    lua_pushliteral(L, KG_CLASS_GGUF " (closed)");
+  return 1;
+}
+
+/* ---- metadata ---- */
+
+/* Lua's integers are 64 bits with a sign: larger ones become floats. */
+static void push_element(lua_State *L, const kg_gguf_entry *entry, uint64_t i)
+{
+  const double number = entry->type == KG_GGUF_STRING ? 0 : kg_gguf_entry_double(entry, i);
+  if (entry->type == KG_GGUF_STRING)
+    lua_pushlstring(L, entry->strings[i].data, entry->strings[i].size);
+  else if (entry->type == KG_GGUF_BOOL)
+    lua_pushboolean(L, kg_gguf_entry_int(entry, i) != 0);
+  else if (!kg_gguf_type_is_integer(entry->type) || number >= 0x1p63)
+    lua_pushnumber(L, number);
+  else
+    lua_pushinteger(L, kg_gguf_entry_int(entry, i));
+}
+
+static void push_array(lua_State *L, const kg_gguf_entry *entry)
+{
+  lua_createtable(L, entry->count > INT_MAX ? INT_MAX : (int)entry->count, 0);
+  for (uint64_t i = 0; i < entry->count; i++) {
+    push_element(L, entry, i);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+}
+
+/* gguf:get(key) -> string | number | boolean | array, or nil when absent */
+static int get(lua_State *L)
+{
+  const kg_gguf *gguf = kg_check_gguf(L, 1);
+  const kg_gguf_entry *entry = kg_gguf_find(gguf, luaL_checkstring(L, 2));
+  if (!entry)
+    lua_pushnil(L);
+  else if (entry->is_array)
+    push_array(L, entry);
+  else
+    push_element(L, entry, 0);
+  return 1;
+}
+
+/* gguf:array(key) -> array, or nil, message, code when it is absent or no array */
+static int array(lua_State *L)
+{
+  kg_error err;
+  const kg_gguf *gguf = kg_check_gguf(L, 1);
+  const char *key = luaL_checkstring(L, 2);
+  const kg_gguf_entry *entry = kg_gguf_find(gguf, key);
+  if (!entry || !entry->is_array) {
+    kg_fail(&err, KG_ERR_FORMAT, "%s: key %s is %s", kg_gguf_path(gguf), key, entry ? "not an array" : "missing");
+    return kg_push_error(L, &err);
+  }
+  push_array(L, entry);
+  return 1;
+}
+
+static void set_integer(lua_State *L, const char *field, lua_Integer value)
+{
+  lua_pushinteger(L, value);
+  lua_setfield(L, -2, field);
+}
+
+static void set_string(lua_State *L, const char *field, const char *value)
+{
+  lua_pushstring(L, value);
+  lua_setfield(L, -2, field);
+}
+
+static void set_boolean(lua_State *L, const char *field, bool value)
+{
+  lua_pushboolean(L, value);
+  lua_setfield(L, -2, field);
+}
+
+/* gguf:entries() -> array of { key, type, count, is_array } in file order */
+static int entries(lua_State *L)
+{
+  const kg_gguf *gguf = kg_check_gguf(L, 1);
+  const size_t n = kg_gguf_entry_count(gguf);
+  lua_createtable(L, n > INT_MAX ? INT_MAX : (int)n, 0);
+  for (size_t i = 0; i < n; i++) {
+    const kg_gguf_entry *entry = kg_gguf_entry_at(gguf, i);
+    lua_createtable(L, 0, 4);
+    lua_pushlstring(L, entry->key.data, entry->key.size);
+    lua_setfield(L, -2, "key");
+    set_string(L, "type", kg_gguf_type_name(entry->type));
+    set_integer(L, "count", (lua_Integer)entry->count);
+    set_boolean(L, "is_array", entry->is_array);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+/* ---- tensors ---- */
+
+static int64_t value_count(const kg_gguf_tensor *tensor)
+{
+  return tensor->dims[0] * tensor->dims[1] * tensor->dims[2] * tensor->dims[3]; /* checked when the file was opened */
+}
+
+static void push_tensor_info(lua_State *L, const kg_gguf_tensor *tensor)
+{
+  lua_createtable(L, 0, 6);
+  set_string(L, "name", tensor->name);
+  set_string(L, "type", kg_type_find((uint32_t)tensor->type)->name);
+  set_integer(L, "bytes", (lua_Integer)tensor->n_bytes);
+  set_integer(L, "offset", (lua_Integer)tensor->offset);
+  set_integer(L, "file", tensor->file);
+  lua_createtable(L, tensor->n_dims, 0);
+  for (int i = 0; i < tensor->n_dims; i++) {
+    lua_pushinteger(L, tensor->dims[i]);
+    lua_rawseti(L, -2, i + 1);
+  }
+  lua_setfield(L, -2, "shape");
+}
+
+/* gguf:tensors() -> array of { name, type, shape, bytes, offset, file } in file order; shape[1] is the row length */
+static int tensors(lua_State *L)
+{
+  const kg_gguf *gguf = kg_check_gguf(L, 1);
+  const size_t n = kg_gguf_tensor_count(gguf);
+  lua_createtable(L, n > INT_MAX ? INT_MAX : (int)n, 0);
+  for (size_t i = 0; i < n; i++) {
+    push_tensor_info(L, kg_gguf_tensor_at(gguf, i));
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+/* gguf:tensor(name) -> its description, or nil */
+static int tensor_info(lua_State *L)
+{
+  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(kg_check_gguf(L, 1), luaL_checkstring(L, 2));
+  if (tensor)
+    push_tensor_info(L, tensor);
+  else
+    lua_pushnil(L);
+  return 1;
+}
+
+/* gguf:values(name, max = 65536) -> array of the tensor's values as float32 */
+static int values(lua_State *L)
+{
+  kg_error err;
+  const kg_gguf *gguf = kg_check_gguf(L, 1);
+  const char *name = luaL_checkstring(L, 2);
+  const int64_t max = lua_isnoneornil(L, 3) ? VALUES_MAX : kg_check_int(L, 3, "max", 0, INT_MAX);
+  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(gguf, name);
+  if (!tensor) {
+    kg_fail(&err, KG_ERR_FORMAT, "%s: there is no tensor %s", kg_gguf_path(gguf), name);
+    return kg_push_error(L, &err);
+  }
+  const kg_type_info *info = kg_type_find((uint32_t)tensor->type);
+  const int64_t n = value_count(tensor);
+  if (n > max) return luaL_error(L, "tensor %s has %I values, more than %I", name, (lua_Integer)n, (lua_Integer)max);
+  if (!info->dequantize) {
+    kg_fail(&err, KG_ERR_UNSUPPORTED, "%s: tensor %s: type %s cannot be computed with", kg_gguf_path(gguf), name, info->name);
+    return kg_push_error(L, &err);
+  }
+  float *out = lua_newuserdatauv(L, (size_t)n * sizeof *out, 0);
+  info->dequantize(tensor->data, n / info->block_size, out);
+  lua_createtable(L, (int)n, 0);
+  for (int64_t i = 0; i < n; i++) {
+    lua_pushnumber(L, (lua_Number)out[i]);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+/* ---- facts ---- */
+
+static int path(lua_State *L)
+{
+  lua_pushstring(L, kg_gguf_path(kg_check_gguf(L, 1)));
+  return 1;
+}
+
+static int version(lua_State *L)
+{
+  lua_pushinteger(L, kg_gguf_version(kg_check_gguf(L, 1)));
+  return 1;
+}
+
+/* gguf:files() -> number of files of the model */
+static int files(lua_State *L)
+{
+  lua_pushinteger(L, kg_gguf_file_count(kg_check_gguf(L, 1)));
+  return 1;
+}
+
+/* gguf:bytes() -> size of all files together */
+static int bytes(lua_State *L)
+{
+  lua_pushinteger(L, (lua_Integer)kg_gguf_file_bytes(kg_check_gguf(L, 1)));
+  return 1;
+}
+
+/* gguf:parameters() -> number of values in all tensors */
+static int parameters(lua_State *L)
+{
+  const kg_gguf *gguf = kg_check_gguf(L, 1);
+  lua_Integer total = 0; /* tensors do not overlap, so their values are at most a few times the bytes that exist */
+  for (size_t i = 0; i < kg_gguf_tensor_count(gguf); i++) total += value_count(kg_gguf_tensor_at(gguf, i));
+  lua_pushinteger(L, total);
+  return 1;
+}
+
+/* gguf:check_unchanged() -> true, or nil, message, code when a mapped file was changed since it was opened */
+static int check_unchanged(lua_State *L)
+{
+  kg_error err;
+  if (kg_gguf_check_unchanged(kg_check_gguf(L, 1), &err)) return kg_push_error(L, &err);
+  lua_pushboolean(L, true);
+  return 1;
+}
+
+/* ---- types ---- */
+
+enum { TYPE_NUMBERS = 64 }; /* tensor types have numbers below this */
+
+static kg_type check_type(lua_State *L, int index)
+{
+  const char *name = luaL_checkstring(L, index);
+  for (uint32_t number = 0; number < TYPE_NUMBERS; number++) {
+    const kg_type_info *info = kg_type_find(number);
+    if (info && !strcmp(info->name, name)) return (kg_type)number;
+  }
+  luaL_error(L, "unknown tensor type '%s'", name);
+  return KG_F32; /* not reached */
+}
+
+/* core.dequantize(type, blocks) -> float32 values as a string */
+static int dequantize(lua_State *L)
+{
+  luaL_Buffer buffer;
+  size_t n_bytes;
+  const kg_type_info *info = kg_type_find((uint32_t)check_type(L, 1));
+  const char *blocks = luaL_checklstring(L, 2, &n_bytes);
+  const size_t n_blocks = n_bytes / (size_t)info->block_bytes;
+  if (!info->dequantize) return luaL_error(L, "type %s cannot be computed with", info->name);
+  if (n_bytes % (size_t)info->block_bytes)
+    return luaL_error(L, "%I bytes are not whole blocks of %d (%s)", (lua_Integer)n_bytes, (int)info->block_bytes, info->name);
+  const size_t out_bytes = n_blocks * (size_t)info->block_size * sizeof(float);
+  char *out = luaL_buffinitsize(L, &buffer, out_bytes);
+  info->dequantize(blocks, (int64_t)n_blocks, (float *)(void *)out); /* Lua aligns its buffers for any type */
+  luaL_pushresultsize(&buffer, out_bytes);
+  return 1;
+}
+
+/* core.quantize(type, float32 values as a string) -> blocks as a string */
+static int quantize(lua_State *L)
+{
+  luaL_Buffer buffer;
+  kg_error err;
+  size_t n_bytes, out_bytes;
+  const kg_type type = check_type(L, 1);
+  const kg_type_info *info = kg_type_find((uint32_t)type);
+  const char *in = luaL_checklstring(L, 2, &n_bytes);
+  if (n_bytes % sizeof(float) || !kg_type_bytes(info, n_bytes / sizeof(float), &out_bytes))
+    return luaL_error(L, "%I bytes are not whole blocks of %d float32 values (%s)", (lua_Integer)n_bytes,
+                      (int)info->block_size, info->name);
+  float *copy = lua_newuserdatauv(L, n_bytes, 0); /* strings are not aligned for floats */
+  memcpy(copy, in, n_bytes);
+  char *out = luaL_buffinitsize(L, &buffer, out_bytes);
+  if (kg_quantize(type, copy, (int64_t)(n_bytes / sizeof(float)), out, &err)) return kg_push_error(L, &err);
+  luaL_pushresultsize(&buffer, out_bytes);
+  return 1;
+}
+
+/* core.types() -> { name = { block_size, block_bytes, computable } } */
+static int types(lua_State *L)
+{
+  lua_newtable(L);
+  for (uint32_t number = 0; number < TYPE_NUMBERS; number++) {
+    const kg_type_info *info = kg_type_find(number);
+    if (!info) continue;
+    lua_createtable(L, 0, 3);
+    set_integer(L, "block_size", info->block_size);
+    set_integer(L, "block_bytes", info->block_bytes);
+    set_boolean(L, "computable", info->dequantize != NULL);
+    lua_setfield(L, -2, info->name);
+  }
+  return 1;
+}
 
 void kg_bind_gguf(lua_State *L)
 {
-  (void)L;
+  static const luaL_Reg methods[] = {{"close", close_gguf},
+                                     {"get", get},
+                                     {"array", array},
+                                     {"entries", entries},
+                                     {"tensors", tensors},
+                                     {"tensor", tensor_info},
+                                     {"values", values},
+                                     {"path", path},
+                                     {"version", version},
+                                     {"files", files},
+                                     {"bytes", bytes},
+                                     {"parameters", parameters},
+                                     {"check_unchanged", check_unchanged},
+                                     {NULL, NULL}};
+  static const luaL_Reg metamethods[] = {
+      {"__close", close_gguf}, {"__gc", close_gguf}, {"__tostring", gguf_tostring}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"open_gguf", open_gguf}, {"parse_gguf", parse_gguf}, {"dequantize", dequantize},
+                                       {"quantize", quantize},   {"types", types},           {NULL, NULL}};
+  kg_class(L, KG_CLASS_GGUF, methods, metamethods);
+  luaL_setfuncs(L, functions, 0);
 }
