@@ -45,6 +45,7 @@ struct kg_gguf {
   kg_gguf_tensor *tensors;
   size_t n_tensors, tensors_capacity;
   kg_gguf_tensor const **by_name; /* sorted by name */
+  int32_t n_shares;               /* owners besides the one who opened it */
 };
 
 /* ---- the cursor: the only way to read a file's bytes ---- */
@@ -594,13 +595,19 @@ int kg_gguf_parse(const void *bytes, size_t n_bytes, const char *name, kg_gguf *
 
 void kg_gguf_close(kg_gguf *gguf)
 {
-  if (!gguf) return;
+  if (!gguf || gguf->n_shares-- > 0) return;
   for (size_t i = 0; i < gguf->n_tensors; i++) kg_free((void *)gguf->tensors[i].name);
   kg_free(gguf->tensors);
   kg_free(gguf->by_name);
   for (size_t i = 0; i < gguf->n_files; i++) file_deinit(&gguf->files[i]);
   kg_free(gguf->files);
   kg_free(gguf);
+}
+
+kg_gguf *kg_gguf_share(kg_gguf *gguf)
+{
+  gguf->n_shares++;
+  return gguf;
 }
 
 /* ---- questions ---- */

@@ -35,6 +35,9 @@ typedef struct kg_gguf_tensor {
 /* Parse bytes that the caller keeps alive until the close (tests, embedded models). `name` stands in error texts. */
 int kg_gguf_parse(const void *bytes, size_t n_bytes, const char *name, kg_gguf **out, kg_error *err);
 
+/* One more owner of the same open file: each calls kg_gguf_close, the last one closes it. Returns its argument. */
+kg_gguf *kg_gguf_share(kg_gguf *gguf);
+
 const char *kg_gguf_path(const kg_gguf *gguf);
 uint32_t kg_gguf_version(const kg_gguf *gguf);
 int kg_gguf_file_count(const kg_gguf *gguf);

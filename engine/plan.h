@@ -3,7 +3,7 @@
  *
  * A value is a float32 matrix (rows, width): one row per token of the step. Every operation but attention works on
  * each row alone; attention reads the key/value cache of the row's sequence. Operations stand in execution order and
- * every value is written by exactly one of them. The plan borrows the GGUF file's bytes until it is freed. */
+ * every value is written by exactly one of them. Weights point into the GGUF file, which the plan keeps open. */
 #ifndef KG_PLAN_H
 #define KG_PLAN_H
 
@@ -12,6 +12,16 @@
 typedef struct kg_plan kg_plan;
 
 enum { KG_NONE = -1 }; /* no value, no weight */
+
+/* Limits that the builder enforces, so that a product of any three of these numbers fits int64_t. */
+enum {
+  KG_PLAN_MAX_OPS = 1 << 16,
+  KG_PLAN_MAX_LAYERS = 1 << 12,
+  KG_PLAN_MAX_WIDTH = 1 << 24,   /* of a value; columns and rows of a weight */
+  KG_PLAN_MAX_EXPERTS = 1 << 10,
+  KG_PLAN_MAX_CONTEXT = 1 << 24, /* positions are exact in float32 up to here */
+  KG_PLAN_MAX_NAME = 200         /* bytes in the name of a value */
+};
 
 typedef struct kg_weight {
   const char *name; /* full tensor name, "blk.0.attn_q.weight" */
@@ -115,15 +125,21 @@ typedef struct kg_op {
   } u;
 } kg_op;
 
-/* ---- building: each call appends one operation and returns its value in *out ---- */
+/* ---- building: each call appends one operation and returns its value in *out ----
+ *
+ * A failed call leaves the plan as it was. KG_ERR_ARGUMENT is what only the calling code can get wrong (ids, names, a
+ * finished plan); KG_ERR_FORMAT are numbers that come from the file and do not fit together (shapes, widths,
+ * parameters); KG_ERR_UNSUPPORTED is a tensor of a type that cannot be computed with. */
 
-/* An empty plan over an open file, which must stay open until the plan is freed. */
-int kg_plan_new(const kg_gguf *gguf, kg_plan **out, kg_error *err);
+/* An empty plan over an open file. The plan shares the file (kg_gguf_share) until it is freed; bytes that were given to
+ * kg_gguf_parse must stay that long. */
+int kg_plan_new(kg_gguf *gguf, kg_plan **out, kg_error *err);
 void kg_plan_free(kg_plan *plan);
 
 /* The weight with this tensor name, checked for a computable type and for the shape (cols, rows, planes; 0 = any);
  * the error names tensor, shape there and shape wanted. The same name gives the same index. */
 int kg_plan_weight(kg_plan *plan, const char *name, int64_t cols, int64_t rows, int64_t planes, int32_t *out, kg_error *err);
+/* Does the file have a tensor of this name? */
 bool kg_plan_has_weight(const kg_plan *plan, const char *name);
 
 /* `name` is the new value's name; when it is taken the call fails with KG_ERR_ARGUMENT. */
@@ -139,10 +155,12 @@ int kg_plan_add(kg_plan *plan, const char *name, int32_t a, int32_t b, int32_t *
 int kg_plan_scale(kg_plan *plan, const char *name, int32_t x, float factor, int32_t *out, kg_error *err);
 int kg_plan_softcap(kg_plan *plan, const char *name, int32_t x, float cap, int32_t *out, kg_error *err);
 int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, int32_t first, int32_t width, int32_t *out, kg_error *err);
+/* Give a value another name, which must be free. */
+int kg_plan_rename(kg_plan *plan, int32_t value, const char *name, kg_error *err);
 /* Name the value that holds the logits and close the plan: no operation may follow. */
 int kg_plan_finish(kg_plan *plan, int32_t logits, int32_t context_length, kg_error *err);
 
-/* ---- reading ---- */
+/* ---- reading: pointers are valid until the next building call ---- */
 
 const kg_gguf *kg_plan_gguf(const kg_plan *plan);
 int32_t kg_plan_op_count(const kg_plan *plan);

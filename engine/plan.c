@@ -1,0 +1,676 @@
+#include "plan.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "error.h"
+
+/* Open addressing from a name to an index; the names belong to the tables that the indices point into. */
+typedef struct name_map {
+  int32_t *slots;  /* index + 1; 0: free */
+  size_t n_slots;  /* a power of two, at least twice the names */
+} name_map;
+
+struct kg_plan {
+  kg_gguf *gguf;
+  kg_op *ops;
+  size_t n_ops, ops_capacity;
+  kg_value *values;
+  size_t n_values, values_capacity;
+  kg_weight *weights;
+  size_t n_weights, weights_capacity;
+  int32_t *layers; /* op of each attention */
+  size_t n_layers, layers_capacity;
+  name_map value_map, weight_map;
+  int32_t logits;
+  int32_t context_length;
+};
+
+/* ---- names ---- */
+
+static uint64_t hash_name(const char *name)
+{
+  uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
+  for (; *name; name++) h = (h ^ (unsigned char)*name) * 0x100000001b3u;
+  return h ^ (h >> 32);
+}
+
+static const char *value_name(const kg_plan *plan, int32_t index)
+{
+  return plan->values[index].name;
+}
+
+static const char *weight_name(const kg_plan *plan, int32_t index)
+{
+  return plan->weights[index].name;
+}
+
+typedef const char *(*name_of)(const kg_plan *plan, int32_t index);
+
+static int32_t map_find(const kg_plan *plan, const name_map *map, name_of name_at, const char *name)
+{
+  if (!map->n_slots) return KG_NONE;
+  for (size_t i = hash_name(name) & (map->n_slots - 1); map->slots[i]; i = (i + 1) & (map->n_slots - 1))
+    if (!strcmp(name_at(plan, map->slots[i] - 1), name)) return map->slots[i] - 1;
+  return KG_NONE;
+}
+
+/* The caller made room and knows that the name is not there. */
+static void map_put(name_map *map, const char *name, int32_t index)
+{
+  size_t i = hash_name(name) & (map->n_slots - 1);
+  while (map->slots[i]) i = (i + 1) & (map->n_slots - 1);
+  map->slots[i] = index + 1;
+}
+
+/* A map of the first n names with room for one more. */
+static bool map_reserve(const kg_plan *plan, name_map *map, name_of name_at, size_t n)
+{
+  if ((n + 1) * 2 <= map->n_slots) return true;
+  name_map bigger = {.n_slots = map->n_slots ? map->n_slots * 2 : 64};
+  bigger.slots = kg_alloc_array(bigger.n_slots, sizeof *bigger.slots);
+  if (!bigger.slots) return false;
+  for (size_t i = 0; i < n; i++) map_put(&bigger, name_at(plan, (int32_t)i), (int32_t)i);
+  kg_free(map->slots);
+  *map = bigger;
+  return true;
+}
+
+/* ---- life ---- */
+
+int kg_plan_new(kg_gguf *gguf, kg_plan **out, kg_error *err)
+{
+  kg_plan *plan = kg_alloc_array(1, sizeof *plan);
+  if (!plan) return kg_fail_memory(err, sizeof *plan, "a plan");
+  plan->gguf = kg_gguf_share(gguf);
+  plan->logits = KG_NONE;
+  *out = plan;
+  return KG_OK;
+}
+
+void kg_plan_free(kg_plan *plan)
+{
+  if (!plan) return;
+  for (size_t i = 0; i < plan->n_ops; i++)
+    if (plan->ops[i].kind == KG_OP_ROPE) kg_free((void *)(uintptr_t)plan->ops[i].u.rope.inverse_freqs);
+  for (size_t i = 0; i < plan->n_values; i++) kg_free((void *)(uintptr_t)plan->values[i].name);
+  kg_free(plan->ops);
+  kg_free(plan->values);
+  kg_free(plan->weights);
+  kg_free(plan->layers);
+  kg_free(plan->value_map.slots);
+  kg_free(plan->weight_map.slots);
+  kg_gguf_close(plan->gguf);
+  kg_free(plan);
+}
+
+/* ---- weights ---- */
+
+/* "[64, 256]" or "[64, 256, 8]" as in the file; 0 stands for any number. */
+static const char *shape_text(char buffer[80], int64_t cols, int64_t rows, int64_t planes)
+{
+  const int64_t dims[] = {cols, rows, planes};
+  const int n = planes != 1 ? 3 : rows != 1 ? 2 : 1;
+  size_t used = 0;
+  for (int i = 0; i < n; i++) {
+    used += (size_t)snprintf(buffer + used, 80 - used, "%s", i ? ", " : "[");
+    if (dims[i])
+      used += (size_t)snprintf(buffer + used, 80 - used, "%lld", (long long)dims[i]);
+    else
+      used += (size_t)snprintf(buffer + used, 80 - used, "any");
+  }
+  snprintf(buffer + used, 80 - used, "]");
+  return buffer;
+}
+
+static int check_shape(const kg_weight *w, int64_t cols, int64_t rows, int64_t planes, kg_error *err)
+{
+  if ((!cols || w->cols == cols) && (!rows || w->rows == rows) && (!planes || w->planes == planes)) return KG_OK;
+  char there[80], wanted[80];
+  return kg_fail(err, KG_ERR_FORMAT, "tensor %s: shape %s, wanted %s", w->name,
+                 shape_text(there, w->cols, w->rows, w->planes), shape_text(wanted, cols, rows, planes));
+}
+
+/* Describe a tensor of the file as a weight, or say why it cannot be one. */
+static int describe(const kg_gguf_tensor *t, kg_weight *w, kg_error *err)
+{
+  const kg_type_info *info = kg_type_find(t->type);
+  if (!info || !kg_type_is_computable(t->type))
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "tensor %s: type %s cannot be computed with", t->name,
+                   info ? info->name : "unknown");
+  if (t->n_dims > 3 && t->dims[3] != 1)
+    return kg_fail(err, KG_ERR_FORMAT, "tensor %s: %d dimensions, at most 3 wanted", t->name, t->n_dims);
+  *w = (kg_weight){.name = t->name, .type = t->type, .cols = t->dims[0], .rows = t->n_dims > 1 ? t->dims[1] : 1,
+                   .planes = t->n_dims > 2 ? t->dims[2] : 1, .data = t->data, .n_bytes = t->n_bytes};
+  if (w->cols < 1 || w->cols > KG_PLAN_MAX_WIDTH || w->rows < 1 || w->rows > KG_PLAN_MAX_WIDTH || w->planes < 1 ||
+      w->planes > KG_PLAN_MAX_EXPERTS) {
+    char there[80];
+    return kg_fail(err, KG_ERR_FORMAT, "tensor %s: shape %s is outside [1 to %d, 1 to %d, 1 to %d]", t->name,
+                   shape_text(there, w->cols, w->rows, w->planes), KG_PLAN_MAX_WIDTH, KG_PLAN_MAX_WIDTH,
+                   KG_PLAN_MAX_EXPERTS);
+  }
+  size_t n_bytes;
+  if (w->cols % info->block_size || !kg_type_bytes(info, (uint64_t)(w->cols * w->rows * w->planes), &n_bytes) ||
+      n_bytes != t->n_bytes)
+    return kg_fail(err, KG_ERR_FORMAT, "tensor %s: %zu bytes do not hold its shape in type %s", t->name, t->n_bytes,
+                   info->name);
+  return KG_OK;
+}
+
+int kg_plan_weight(kg_plan *plan, const char *name, int64_t cols, int64_t rows, int64_t planes, int32_t *out,
+                   kg_error *err)
+{
+  if (plan->logits != KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "tensor %.200s: the plan is finished", name);
+  const int32_t found = map_find(plan, &plan->weight_map, weight_name, name);
+  if (found != KG_NONE) {
+    const int code = check_shape(&plan->weights[found], cols, rows, planes, err);
+    if (!code) *out = found;
+    return code;
+  }
+  char quoted[KG_QUOTE_MAX];
+  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(plan->gguf, name);
+  if (!tensor)
+    return kg_fail(err, KG_ERR_FORMAT, "tensor %s is not in the file", kg_quote(quoted, name, strlen(name)));
+  kg_weight w;
+  int code = describe(tensor, &w, err);
+  if (!code) code = check_shape(&w, cols, rows, planes, err);
+  if (code) return code;
+  if (plan->n_weights >= KG_PLAN_MAX_OPS)
+    return kg_fail(err, KG_ERR_FORMAT, "tensor %s: more than %d tensors in a plan", w.name, KG_PLAN_MAX_OPS);
+  if (!kg_grow((void **)&plan->weights, &plan->weights_capacity, plan->n_weights + 1, sizeof w) ||
+      !map_reserve(plan, &plan->weight_map, weight_name, plan->n_weights))
+    return kg_fail_memory(err, sizeof w, "a plan's tensors");
+  *out = (int32_t)plan->n_weights;
+  map_put(&plan->weight_map, w.name, *out);
+  plan->weights[plan->n_weights++] = w;
+  return KG_OK;
+}
+
+bool kg_plan_has_weight(const kg_plan *plan, const char *name)
+{
+  return kg_gguf_tensor_find(plan->gguf, name) != NULL;
+}
+
+/* The weight behind an id, or NULL and the error. */
+static const kg_weight *get_weight(const kg_plan *plan, const char *name, const char *role, int32_t id, kg_error *err)
+{
+  if (id >= 0 && (size_t)id < plan->n_weights) return &plan->weights[id];
+  kg_fail(err, KG_ERR_ARGUMENT, "%s: %s: %d is no weight of this plan (it has %zu)", name, role, id,
+          plan->n_weights);
+  return NULL;
+}
+
+/* Check that a weight has the shape that the operation `name` wants of it; 0 = any. `reason` is the value (or the
+ * weight) that the wish comes from. */
+static int fit_weight(const kg_plan *plan, const char *name, const char *role, int32_t id, int64_t cols, int64_t rows,
+                      int64_t planes, const char *reason, kg_error *err)
+{
+  const kg_weight *w = get_weight(plan, name, role, id, err);
+  if (!w) return KG_ERR_ARGUMENT;
+  if ((!cols || w->cols == cols) && (!rows || w->rows == rows) && (!planes || w->planes == planes)) return KG_OK;
+  char there[80], wanted[80];
+  return kg_fail(err, KG_ERR_FORMAT, "tensor %s: shape %s, but as %s of %s it must be %s to fit %s", w->name,
+                 shape_text(there, w->cols, w->rows, w->planes), role, name, shape_text(wanted, cols, rows, planes),
+                 reason);
+}
+
+static int fit_optional(const kg_plan *plan, const char *name, const char *role, int32_t id, int64_t cols,
+                        int64_t rows, const char *reason, kg_error *err)
+{
+  return id == KG_NONE ? KG_OK : fit_weight(plan, name, role, id, cols, rows, 1, reason, err);
+}
+
+/* ---- appending ---- */
+
+/* The checks that every operation begins with: its name is good and free, and the plan takes operations. */
+static int check_open(const kg_plan *plan, const char *name, kg_error *err)
+{
+  char quoted[KG_QUOTE_MAX];
+  const size_t length = name ? strlen(name) : 0;
+  if (!length || length > KG_PLAN_MAX_NAME)
+    return kg_fail(err, KG_ERR_ARGUMENT, "value name %s: 1 to %d bytes wanted", kg_quote(quoted, name ? name : "", length),
+                   KG_PLAN_MAX_NAME);
+  if (plan->logits != KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "%s: the plan is finished", name);
+  if (kg_plan_value_find(plan, name) != KG_NONE)
+    return kg_fail(err, KG_ERR_ARGUMENT, "value name %s is taken", kg_quote(quoted, name, length));
+  if (plan->n_ops >= KG_PLAN_MAX_OPS)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: more than %d operations", name, KG_PLAN_MAX_OPS);
+  return KG_OK;
+}
+
+static int check_value(const kg_plan *plan, const char *name, const char *role, int32_t id, kg_error *err)
+{
+  if (id >= 0 && (size_t)id < plan->n_values) return KG_OK;
+  return kg_fail(err, KG_ERR_ARGUMENT, "%s: %s: %d is no value of this plan (it has %zu)", name, role, id,
+                 plan->n_values);
+}
+
+static int check_number(const char *name, const char *field, double value, double min, double max, kg_error *err)
+{
+  if (value >= min && value <= max) return KG_OK; /* false for NaN */
+  return kg_fail(err, KG_ERR_FORMAT, "%s: %s = %g is outside %g to %g", name, field, value, min, max);
+}
+
+/* Width of a value that was checked before. */
+static int32_t width_of(const kg_plan *plan, int32_t value)
+{
+  return plan->values[value].width;
+}
+
+static int check_width(const kg_plan *plan, const char *name, int32_t value, int64_t wanted, const char *reason,
+                       kg_error *err)
+{
+  if (width_of(plan, value) == wanted) return KG_OK;
+  return kg_fail(err, KG_ERR_FORMAT, "%s: value %s has width %d, but %lld wanted: %s", name, value_name(plan, value),
+                 width_of(plan, value), (long long)wanted, reason);
+}
+
+/* Append a checked operation and its value. On failure nothing has changed. */
+static int append(kg_plan *plan, const char *name, const kg_op *op, int64_t width, int32_t *out, kg_error *err)
+{
+  const int code = check_number(name, "width", (double)width, 1, KG_PLAN_MAX_WIDTH, err);
+  if (code) return code;
+  char *copy = kg_copy_bytes(name, strlen(name));
+  if (!copy || !kg_grow((void **)&plan->ops, &plan->ops_capacity, plan->n_ops + 1, sizeof *op) ||
+      !kg_grow((void **)&plan->values, &plan->values_capacity, plan->n_values + 1, sizeof *plan->values) ||
+      !map_reserve(plan, &plan->value_map, value_name, plan->n_values)) {
+    kg_free(copy);
+    return kg_fail_memory(err, sizeof *op, "a plan's operations");
+  }
+  const int32_t index = (int32_t)plan->n_ops, value = (int32_t)plan->n_values;
+  plan->ops[plan->n_ops] = *op;
+  plan->ops[plan->n_ops++].out = value;
+  plan->values[plan->n_values++] = (kg_value){.name = copy, .width = (int32_t)width, .producer = index, .last_use = index};
+  map_put(&plan->value_map, copy, value);
+  for (int i = 0; i < KG_OP_INPUTS; i++)
+    if (op->in[i] != KG_NONE) plan->values[op->in[i]].last_use = index;
+  *out = value;
+  return KG_OK;
+}
+
+static kg_op new_op(kg_op_kind kind, int32_t in0, int32_t in1, int32_t in2)
+{
+  kg_op op = {.kind = kind, .out = KG_NONE, .in = {in0, in1, in2}};
+  for (int i = 0; i < KG_OP_WEIGHTS; i++) op.w[i] = KG_NONE;
+  return op;
+}
+
+/* ---- the operations ---- */
+
+int kg_plan_embed(kg_plan *plan, const char *name, int32_t table, int32_t positions, int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = fit_weight(plan, name, "table", table, 0, 0, 1, "a value", err);
+  if (code) return code;
+  const kg_weight *w = &plan->weights[table];
+  code = fit_optional(plan, name, "positions", positions, w->cols, 0, w->name, err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_EMBED, KG_NONE, KG_NONE, KG_NONE);
+  op.w[0] = table;
+  op.w[1] = positions;
+  return append(plan, name, &op, w->cols, out, err);
+}
+
+int kg_plan_norm(kg_plan *plan, const char *name, int32_t x, int32_t scale, int32_t bias, const kg_norm_params *params,
+                 int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (!code) code = check_number(name, "epsilon", params->epsilon, 0, 1, err);
+  if (!code) code = check_number(name, "groups", params->groups, 1, KG_PLAN_MAX_WIDTH, err);
+  if (code) return code;
+  const int32_t width = width_of(plan, x);
+  if (width % params->groups)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: value %s of width %d has no %d equal groups", name, value_name(plan, x),
+                   width, params->groups);
+  const int32_t part = width / params->groups;
+  code = fit_weight(plan, name, "scale", scale, part, 1, 1, value_name(plan, x), err);
+  if (!code) code = fit_optional(plan, name, "bias", bias, part, 1, value_name(plan, x), err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_NORM, x, KG_NONE, KG_NONE);
+  op.w[0] = scale;
+  op.w[1] = bias;
+  op.u.norm = *params;
+  return append(plan, name, &op, width, out, err);
+}
+
+int kg_plan_linear(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, int32_t *out,
+                   kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (!code) code = fit_weight(plan, name, "weight", weight, width_of(plan, x), 0, 1, value_name(plan, x), err);
+  if (code) return code;
+  const kg_weight *w = &plan->weights[weight];
+  code = fit_optional(plan, name, "bias", bias, w->rows, 1, w->name, err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_LINEAR, x, KG_NONE, KG_NONE);
+  op.w[0] = weight;
+  op.w[1] = bias;
+  return append(plan, name, &op, w->rows, out, err);
+}
+
+/* Heads and channels are bounded by the width that they must fill. */
+static int check_heads(const kg_plan *plan, const char *name, int32_t value, const char *field, int32_t n_heads,
+                       int32_t head_dim, kg_error *err)
+{
+  int code = check_number(name, field, n_heads, 1, KG_PLAN_MAX_WIDTH, err);
+  if (!code) code = check_number(name, "head_dim", head_dim, 1, KG_PLAN_MAX_WIDTH, err);
+  if (code) return code;
+  char reason[96];
+  snprintf(reason, sizeof reason, "%s = %d times head_dim = %d", field, n_heads, head_dim);
+  return check_width(plan, name, value, (int64_t)n_heads * head_dim, reason, err);
+}
+
+int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_params *params, int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (!code) code = check_heads(plan, name, x, "heads", params->n_heads, params->head_dim, err);
+  if (!code) code = check_number(name, "dims", params->n_dims, 2, params->head_dim, err);
+  if (!code) code = check_number(name, "magnitude", params->magnitude, 1e-6, 1e6, err);
+  if (code) return code;
+  if (params->style != KG_ROPE_HALVES && params->style != KG_ROPE_PAIRS)
+    return kg_fail(err, KG_ERR_ARGUMENT, "%s: style = %d is no rope style", name, (int)params->style);
+  if (params->n_dims % 2) return kg_fail(err, KG_ERR_FORMAT, "%s: dims = %d is not even", name, params->n_dims);
+  const int32_t n_freqs = params->n_dims / 2;
+  for (int32_t i = 0; i < n_freqs; i++) {
+    code = check_number(name, "inverse_freqs", params->inverse_freqs[i], -1e6, 1e6, err);
+    if (code) return code;
+  }
+  const size_t n_bytes = (size_t)n_freqs * sizeof(float);
+  float *freqs = kg_alloc(n_bytes);
+  if (!freqs) return kg_fail_memory(err, n_bytes, "rope frequencies");
+  memcpy(freqs, params->inverse_freqs, n_bytes);
+  kg_op op = new_op(KG_OP_ROPE, x, KG_NONE, KG_NONE);
+  op.u.rope = *params;
+  op.u.rope.inverse_freqs = freqs;
+  code = append(plan, name, &op, width_of(plan, x), out, err);
+  if (code) kg_free(freqs);
+  return code;
+}
+
+int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int32_t v, int32_t sinks,
+                      const kg_attention_params *params, int32_t *out, kg_error *err)
+{
+  const kg_attention_params *p = params;
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "q", q, err);
+  if (!code) code = check_value(plan, name, "k", k, err);
+  if (!code) code = check_value(plan, name, "v", v, err);
+  if (!code) code = check_heads(plan, name, q, "heads", p->n_heads, p->head_dim, err);
+  if (!code) code = check_heads(plan, name, k, "kv_heads", p->n_kv_heads, p->head_dim, err);
+  if (!code) code = check_heads(plan, name, v, "kv_heads", p->n_kv_heads, p->head_dim, err);
+  if (!code) code = check_number(name, "scale", p->scale, 1e-9, 1e6, err);
+  if (!code) code = check_number(name, "softcap", p->softcap, 0, 1e9, err);
+  if (!code) code = check_number(name, "window", p->window, 0, KG_PLAN_MAX_CONTEXT, err);
+  if (!code) code = fit_optional(plan, name, "sinks", sinks, p->n_heads, 1, value_name(plan, q), err);
+  if (code) return code;
+  if (p->n_heads % p->n_kv_heads)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: heads = %d is not a multiple of kv_heads = %d", name, p->n_heads,
+                   p->n_kv_heads);
+  if (plan->n_layers >= KG_PLAN_MAX_LAYERS)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: more than %d attention layers", name, KG_PLAN_MAX_LAYERS);
+  if (!kg_grow((void **)&plan->layers, &plan->layers_capacity, plan->n_layers + 1, sizeof *plan->layers))
+    return kg_fail_memory(err, sizeof *plan->layers, "a plan's layers");
+  kg_op op = new_op(KG_OP_ATTENTION, q, k, v);
+  op.w[0] = sinks;
+  op.u.attention = *p;
+  op.u.attention.layer = (int32_t)plan->n_layers;
+  code = append(plan, name, &op, width_of(plan, q), out, err);
+  if (!code) plan->layers[plan->n_layers++] = (int32_t)plan->n_ops - 1;
+  return code;
+}
+
+static int check_act(const char *name, const kg_act *act, bool gated, kg_error *err)
+{
+  if ((int)act->kind < KG_ACT_SILU || act->kind > KG_ACT_SWIGLU_CLAMPED)
+    return kg_fail(err, KG_ERR_ARGUMENT, "%s: %d is no activation", name, (int)act->kind);
+  if (act->kind != KG_ACT_SWIGLU_CLAMPED) return KG_OK;
+  if (!gated) return kg_fail(err, KG_ERR_ARGUMENT, "%s: swiglu_clamped needs a gate and an up value", name);
+  const int code = check_number(name, "limit", act->limit, 1e-6, 1e9, err);
+  return code ? code : check_number(name, "alpha", act->alpha, 1e-6, 1e6, err);
+}
+
+int kg_plan_glu(kg_plan *plan, const char *name, int32_t gate, int32_t up, const kg_act *act, int32_t *out,
+                kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "gate", gate, err);
+  if (!code) code = check_value(plan, name, "up", up, err);
+  if (!code) code = check_act(name, act, true, err);
+  if (!code) code = check_width(plan, name, up, width_of(plan, gate), value_name(plan, gate), err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_GLU, gate, up, KG_NONE);
+  op.u.act = *act;
+  return append(plan, name, &op, width_of(plan, gate), out, err);
+}
+
+int kg_plan_act(kg_plan *plan, const char *name, int32_t x, const kg_act *act, int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (!code) code = check_act(name, act, false, err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_ACT, x, KG_NONE, KG_NONE);
+  op.u.act = *act;
+  return append(plan, name, &op, width_of(plan, x), out, err);
+}
+
+static int check_moe_params(const char *name, const kg_moe_params *p, kg_error *err)
+{
+  if ((int)p->gate < KG_MOE_SOFTMAX || p->gate > KG_MOE_SIGMOID)
+    return kg_fail(err, KG_ERR_ARGUMENT, "%s: %d is no way to weigh experts", name, (int)p->gate);
+  int code = check_number(name, "experts", p->n_experts, 1, KG_PLAN_MAX_EXPERTS, err);
+  if (!code) code = check_number(name, "used", p->n_used, 1, p->n_experts, err);
+  if (!code) code = check_number(name, "scale", p->scale, -1e6, 1e6, err);
+  return code ? code : check_act(name, &p->act, true, err);
+}
+
+int kg_plan_moe(kg_plan *plan, const char *name, int32_t x, int32_t router, const int32_t weights[KG_OP_WEIGHTS],
+                const kg_moe_params *params, int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (!code) code = check_value(plan, name, "router", router, err);
+  if (!code) code = check_moe_params(name, params, err);
+  if (!code) code = check_width(plan, name, router, params->n_experts, "one logit per expert", err);
+  if (code) return code;
+  const int64_t width = width_of(plan, x), n = params->n_experts;
+  code = fit_weight(plan, name, "gate", weights[0], width, 0, n, value_name(plan, x), err);
+  if (code) return code;
+  const kg_weight *gate = &plan->weights[weights[0]];
+  code = fit_weight(plan, name, "up", weights[1], width, gate->rows, n, gate->name, err);
+  if (!code) code = fit_weight(plan, name, "down", weights[2], gate->rows, 0, n, gate->name, err);
+  if (code) return code;
+  const kg_weight *down = &plan->weights[weights[2]];
+  code = fit_optional(plan, name, "gate_bias", weights[3], gate->rows, n, gate->name, err);
+  if (!code) code = fit_optional(plan, name, "up_bias", weights[4], gate->rows, n, gate->name, err);
+  if (!code) code = fit_optional(plan, name, "down_bias", weights[5], down->rows, n, down->name, err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_MOE, x, router, KG_NONE);
+  memcpy(op.w, weights, sizeof op.w);
+  op.u.moe = *params;
+  return append(plan, name, &op, down->rows, out, err);
+}
+
+int kg_plan_add(kg_plan *plan, const char *name, int32_t a, int32_t b, int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "a", a, err);
+  if (!code) code = check_value(plan, name, "b", b, err);
+  if (!code) code = check_width(plan, name, b, width_of(plan, a), value_name(plan, a), err);
+  if (code) return code;
+  const kg_op op = new_op(KG_OP_ADD, a, b, KG_NONE);
+  return append(plan, name, &op, width_of(plan, a), out, err);
+}
+
+int kg_plan_scale(kg_plan *plan, const char *name, int32_t x, float factor, int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (!code) code = check_number(name, "factor", factor, -1e9, 1e9, err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_SCALE, x, KG_NONE, KG_NONE);
+  op.u.scale = factor;
+  return append(plan, name, &op, width_of(plan, x), out, err);
+}
+
+int kg_plan_softcap(kg_plan *plan, const char *name, int32_t x, float cap, int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (!code) code = check_number(name, "cap", cap, 1e-6, 1e9, err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_SOFTCAP, x, KG_NONE, KG_NONE);
+  op.u.scale = cap;
+  return append(plan, name, &op, width_of(plan, x), out, err);
+}
+
+int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, int32_t first, int32_t width, int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (code) return code;
+  if (first < 0 || width < 1 || (int64_t)first + width > width_of(plan, x))
+    return kg_fail(err, KG_ERR_FORMAT, "%s: columns %d to %lld are outside value %s of width %d", name, first,
+                   (long long)first + width, value_name(plan, x), width_of(plan, x));
+  kg_op op = new_op(KG_OP_SLICE, x, KG_NONE, KG_NONE);
+  op.u.slice = first;
+  return append(plan, name, &op, width, out, err);
+}
+
+int kg_plan_rename(kg_plan *plan, int32_t value, const char *name, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "value", value, err);
+  if (code) return code;
+  /* A map without the old name: all names again, which is cheap for the few dozen renames of a plan and needs no
+   * tombstones. */
+  char *copy = kg_copy_bytes(name, strlen(name));
+  name_map map = {.n_slots = plan->value_map.n_slots};
+  map.slots = kg_alloc_array(map.n_slots, sizeof *map.slots);
+  if (!copy || !map.slots) {
+    kg_free(copy);
+    kg_free(map.slots);
+    return kg_fail_memory(err, map.n_slots * sizeof *map.slots, "a plan's names");
+  }
+  kg_free((void *)(uintptr_t)plan->values[value].name);
+  plan->values[value].name = copy;
+  kg_free(plan->value_map.slots);
+  plan->value_map = map;
+  for (size_t i = 0; i < plan->n_values; i++) map_put(&plan->value_map, plan->values[i].name, (int32_t)i);
+  return KG_OK;
+}
+
+/* Every token id below the vocabulary has an embedding, every position below the context a position row. */
+static int check_tables(const kg_plan *plan, int32_t logits, int32_t context_length, kg_error *err)
+{
+  for (size_t i = 0; i < plan->n_ops; i++) {
+    const kg_op *op = &plan->ops[i];
+    if (op->kind != KG_OP_EMBED) continue;
+    const kg_weight *table = &plan->weights[op->w[0]];
+    if (table->rows < width_of(plan, logits))
+      return kg_fail(err, KG_ERR_FORMAT, "tensor %s: %lld rows for the %d tokens of %s", table->name,
+                     (long long)table->rows, width_of(plan, logits), value_name(plan, logits));
+    if (op->w[1] == KG_NONE) continue;
+    const kg_weight *positions = &plan->weights[op->w[1]];
+    if (positions->rows < context_length)
+      return kg_fail(err, KG_ERR_FORMAT, "tensor %s: %lld rows for a context length of %d", positions->name,
+                     (long long)positions->rows, context_length);
+  }
+  return KG_OK;
+}
+
+int kg_plan_finish(kg_plan *plan, int32_t logits, int32_t context_length, kg_error *err)
+{
+  if (plan->logits != KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "finish: the plan is finished");
+  int code = check_value(plan, "finish", "logits", logits, err);
+  if (!code) code = check_number("finish", "context_length", context_length, 1, KG_PLAN_MAX_CONTEXT, err);
+  if (!code) code = check_tables(plan, logits, context_length, err);
+  if (code) return code;
+  plan->logits = logits;
+  plan->context_length = context_length;
+  plan->values[logits].last_use = (int32_t)plan->n_ops;
+  return KG_OK;
+}
+
+/* ---- reading ---- */
+
+const kg_gguf *kg_plan_gguf(const kg_plan *plan)
+{
+  return plan->gguf;
+}
+
+int32_t kg_plan_op_count(const kg_plan *plan)
+{
+  return (int32_t)plan->n_ops;
+}
+
+const kg_op *kg_plan_op(const kg_plan *plan, int32_t index)
+{
+  return &plan->ops[index];
+}
+
+int32_t kg_plan_value_count(const kg_plan *plan)
+{
+  return (int32_t)plan->n_values;
+}
+
+const kg_value *kg_plan_value(const kg_plan *plan, int32_t index)
+{
+  return &plan->values[index];
+}
+
+int32_t kg_plan_value_find(const kg_plan *plan, const char *name)
+{
+  return map_find(plan, &plan->value_map, value_name, name);
+}
+
+int32_t kg_plan_weight_count(const kg_plan *plan)
+{
+  return (int32_t)plan->n_weights;
+}
+
+const kg_weight *kg_plan_weight_at(const kg_plan *plan, int32_t index)
+{
+  return &plan->weights[index];
+}
+
+int32_t kg_plan_logits(const kg_plan *plan)
+{
+  return plan->logits;
+}
+
+int32_t kg_plan_vocab_size(const kg_plan *plan)
+{
+  return plan->logits == KG_NONE ? 0 : width_of(plan, plan->logits);
+}
+
+int32_t kg_plan_context_length(const kg_plan *plan)
+{
+  return plan->context_length;
+}
+
+int32_t kg_plan_layer_count(const kg_plan *plan)
+{
+  return (int32_t)plan->n_layers;
+}
+
+const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer)
+{
+  return &plan->ops[plan->layers[layer]];
+}
+
+int32_t kg_plan_tail(const kg_plan *plan)
+{
+  return plan->n_layers ? plan->layers[plan->n_layers - 1] + 1 : 0;
+}
+
+const char *kg_op_name(kg_op_kind kind)
+{
+  static const char *const names[] = {"embed", "norm", "linear", "rope",  "attention", "glu",
+                                      "act",   "moe",  "add",    "scale", "softcap",   "slice"};
+  return (size_t)kind < sizeof names / sizeof names[0] ? names[kind] : "unknown";
+}
