@@ -1,11 +1,13 @@
 /* bind_gguf.c - model files and tensor types in Lua: metadata, the tensor table, dequantized values. */
 #include <limits.h>
+#include <strings.h>
 #include <string.h>
 
 #include "alloc.h"
 #include "bind.h"
 #include "error.h"
 #include "gguf.h"
+#include "make_model.h"
 
 enum { VALUES_MAX = 65536 };
 
@@ -277,12 +279,13 @@ static int check_unchanged(lua_State *L)
 
 enum { TYPE_NUMBERS = 64 }; /* tensor types have numbers below this */
 
+/* A type's name in any case: "q8_0". */
 static kg_type check_type(lua_State *L, int index)
 {
   const char *name = luaL_checkstring(L, index);
   for (uint32_t number = 0; number < TYPE_NUMBERS; number++) {
     const kg_type_info *info = kg_type_find(number);
-    if (info && !strcmp(info->name, name)) return (kg_type)number;
+    if (info && !strcasecmp(info->name, name)) return (kg_type)number;
   }
   luaL_error(L, "unknown tensor type '%s'", name);
   return KG_F32; /* not reached */
@@ -342,6 +345,54 @@ static int types(lua_State *L)
   return 1;
 }
 
+/* ---- making models ---- */
+
+typedef struct callback {
+  lua_State *L;
+  int index;   /* stack index of the function */
+  bool raised; /* its error is on top of the stack */
+} callback;
+
+/* function(what, done, total): returning false cancels, an error too and is raised again by make_model */
+static int call_progress(void *user, const char *what, int64_t done, int64_t total)
+{
+  callback *c = user;
+  lua_State *L = c->L;
+  lua_pushvalue(L, c->index);
+  lua_pushstring(L, what);
+  lua_pushinteger(L, done);
+  lua_pushinteger(L, total);
+  c->raised = lua_pcall(L, 3, 1, 0) != LUA_OK;
+  if (c->raised) return 1;
+  const bool cancelled = lua_isboolean(L, -1) && !lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return cancelled;
+}
+
+/* core.make_model(path, { like = "qwen2.5-0.5b", type = "q8_0", seed = 1, progress = function(what, done, total) })
+ * -> path, or nil, message, code */
+static int make_model(lua_State *L)
+{
+  kg_error err;
+  const char *file_path = luaL_checkstring(L, 1);
+  lua_settop(L, 2);
+  const char *like = kg_opt_string_field(L, 2, "like", "qwen2.5-0.5b");
+  lua_pushstring(L, kg_opt_string_field(L, 2, "type", "q8_0"));
+  const kg_type type = check_type(L, -1);
+  const int64_t seed = kg_opt_int_field(L, 2, "seed", 1, INT64_MIN, INT64_MAX);
+  if (lua_istable(L, 2))
+    lua_getfield(L, 2, "progress");
+  else
+    lua_pushnil(L);
+  callback c = {.L = L, .index = lua_gettop(L)};
+  if (!lua_isnil(L, -1)) luaL_checktype(L, -1, LUA_TFUNCTION);
+  luaL_checkstack(L, 8, NULL);
+  if (kg_make_model(file_path, like, type, (uint64_t)seed, lua_isnil(L, -1) ? NULL : call_progress, &c, &err))
+    return c.raised ? lua_error(L) : kg_push_error(L, &err);
+  lua_pushvalue(L, 1);
+  return 1;
+}
+
 void kg_bind_gguf(lua_State *L)
 {
   static const luaL_Reg methods[] = {{"close", close_gguf},
@@ -361,7 +412,8 @@ void kg_bind_gguf(lua_State *L)
   static const luaL_Reg metamethods[] = {
       {"__close", close_gguf}, {"__gc", close_gguf}, {"__tostring", gguf_tostring}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"open_gguf", open_gguf}, {"parse_gguf", parse_gguf}, {"dequantize", dequantize},
-                                       {"quantize", quantize},   {"types", types},           {NULL, NULL}};
+                                       {"quantize", quantize},   {"types", types},           {"make_model", make_model},
+                                       {NULL, NULL}};
   kg_class(L, KG_CLASS_GGUF, methods, metamethods);
   luaL_setfuncs(L, functions, 0);
 }

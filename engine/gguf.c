@@ -143,6 +143,11 @@ const char *kg_gguf_type_name(kg_gguf_type type)
   return (size_t)type < sizeof value_types / sizeof value_types[0] ? value_types[type].name : "unknown";
 }
 
+size_t kg_gguf_type_bytes(kg_gguf_type type)
+{
+  return (size_t)type < sizeof value_types / sizeof value_types[0] ? value_types[type].n_bytes : 0;
+}
+
 /* The type of entry's value (or of its elements). */
 static int read_value_type(cursor *c, kg_gguf_entry *entry)
 {

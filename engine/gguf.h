@@ -57,6 +57,7 @@ int64_t kg_gguf_entry_int(const kg_gguf_entry *entry, uint64_t i);  /* u64 above
 double kg_gguf_entry_double(const kg_gguf_entry *entry, uint64_t i);
 bool kg_gguf_type_is_integer(kg_gguf_type type); /* BOOL counts */
 const char *kg_gguf_type_name(kg_gguf_type type);
+size_t kg_gguf_type_bytes(kg_gguf_type type); /* of one value; 0: strings and arrays have no fixed size */
 
 /* Typed access to scalars with the file, key, value and limits in the error. KG_ERR_FORMAT when absent. */
 int kg_gguf_get_int(const kg_gguf *gguf, const char *key, int64_t min, int64_t max, int64_t *out, kg_error *err);

@@ -387,7 +387,9 @@ static int nearest(float x, int low, int high)
 {
   if (!(x > (float)low)) return low;
   if (x >= (float)high) return high;
-  return (int)floorf(x + 0.5f);
+  const int truncated = (int)x;
+  const float rest = x - (float)truncated; /* exact */
+  return truncated + (rest >= 0.5f) - (rest < -0.5f);
 }
 
 /* A grid of steps of d from `origin`: what is stored is rounded to half precision, the quantizer uses the same. */
