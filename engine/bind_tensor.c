@@ -1,6 +1,459 @@
+/* bind_tensor.c - kigo.Tensor: whole-tensor methods for Lua. Names with a trailing underscore work in place and return
+ * the tensor itself. Ids are 0-based. */
 #include "bind.h"
+#include "tensor.h"
+
+enum { TABLE_MAX = 65536, GARBAGE_MAX = 32 << 20 };
+
+kg_tensor **kg_push_tensor(lua_State *L)
+{
+  return (kg_tensor **)&kg_push_handle(L, KG_CLASS_TENSOR, 0)->object;
+}
+
+kg_tensor *kg_check_tensor(lua_State *L, int index)
+{
+  return kg_check_open(L, index, KG_CLASS_TENSOR);
+}
+
+/* ---- helpers ---- */
+
+/* Lua sees a handle of a few bytes where we hold megabytes: collect when the numbers made since the last time add up. */
+static void count_garbage(lua_State *L, int64_t n_floats)
+{
+  static const char key = 0;
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &key);
+  lua_Integer n_bytes = lua_tointeger(L, -1) + (lua_Integer)n_floats * (lua_Integer)sizeof(float);
+  lua_pop(L, 1);
+  if (n_bytes > GARBAGE_MAX) {
+    lua_gc(L, LUA_GCCOLLECT);
+    n_bytes = 0;
+  }
+  lua_pushinteger(L, n_bytes);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &key);
+}
+
+static const char *shape_text(const kg_tensor *tensor, char text[KG_SHAPE_MAX])
+{
+  return kg_tensor_shape_text(tensor, text);
+}
+
+/* A tensor of one dimension, for what has no meaning on more. */
+static kg_tensor *check_vector(lua_State *L, const char *method)
+{
+  kg_tensor *tensor = kg_check_tensor(L, 1);
+  char text[KG_SHAPE_MAX];
+  if (tensor->n_dims != 1) luaL_error(L, "%s: one row expected, got a tensor of shape %s", method, shape_text(tensor, text));
+  return tensor;
+}
+
+static bool is_tensor(lua_State *L, int index)
+{
+  return luaL_testudata(L, index, KG_CLASS_TENSOR) != NULL;
+}
+
+/* Raise, or return the tensor at index 1: the end of the methods that work in place. */
+static int finish_in_place(lua_State *L, int status, const kg_error *err)
+{
+  if (status) return kg_push_error(L, err);
+  lua_settop(L, 1);
+  return 1;
+}
+
+/* ---- making tensors ---- */
+
+/* Follow the first elements of a nested table down to a number: its shape. */
+static int table_shape(lua_State *L, int index, int64_t shape[KG_TENSOR_DIMS])
+{
+  int n_dims = 0;
+  lua_pushvalue(L, index);
+  while (lua_istable(L, -1)) {
+    if (n_dims == KG_TENSOR_DIMS) luaL_error(L, "tensor: tables are nested deeper than %d", KG_TENSOR_DIMS);
+    shape[n_dims++] = (int64_t)lua_rawlen(L, -1);
+    lua_rawgeti(L, -1, 1);
+    lua_remove(L, -2);
+  }
+  lua_pop(L, 1);
+  return n_dims;
+}
+
+/* Store the numbers of the table on top of the stack, whose shape must be shape[0..n_dims). */
+static float *store_table(lua_State *L, const int64_t *shape, int n_dims, float *out)
+{
+  luaL_checkstack(L, 4, "tensor");
+  if (!lua_istable(L, -1)) luaL_error(L, "tensor: row expected, got %s", luaL_typename(L, -1));
+  if ((int64_t)lua_rawlen(L, -1) != shape[0])
+    luaL_error(L, "tensor: a row has %I elements, the first one has %I", (lua_Integer)lua_rawlen(L, -1),
+               (lua_Integer)shape[0]);
+  for (int64_t i = 0; i < shape[0]; i++) {
+    lua_rawgeti(L, -1, (lua_Integer)i + 1);
+    if (n_dims > 1)
+      out = store_table(L, shape + 1, n_dims - 1, out);
+    else if (lua_type(L, -1) == LUA_TNUMBER)
+      *out++ = (float)lua_tonumber(L, -1);
+    else
+      luaL_error(L, "tensor: element %I: number expected, got %s", (lua_Integer)i + 1, luaL_typename(L, -1));
+    lua_pop(L, 1);
+  }
+  return out;
+}
+
+/* core.tensor({numbers}) or core.tensor({{...}, {...}}) -> Tensor */
+static int tensor_new(lua_State *L)
+{
+  luaL_checktype(L, 1, LUA_TTABLE);
+  lua_settop(L, 1);
+  int64_t shape[KG_TENSOR_DIMS];
+  kg_error err;
+  const int n_dims = table_shape(L, 1, shape);
+  kg_tensor **slot = kg_push_tensor(L);
+  if (kg_tensor_new(n_dims, shape, slot, &err)) return kg_push_error(L, &err);
+  lua_pushvalue(L, 1);
+  store_table(L, shape, n_dims, (*slot)->buffer->data); /* a new tensor is on the host */
+  lua_pop(L, 1);
+  count_garbage(L, kg_tensor_count(*slot));
+  return 1;
+}
+
+/* core.zeros(n, m...) -> Tensor */
+static int zeros(lua_State *L)
+{
+  const int n_dims = lua_gettop(L);
+  luaL_argcheck(L, n_dims >= 1 && n_dims <= KG_TENSOR_DIMS, 1, "1 to 4 sizes expected");
+  int64_t shape[KG_TENSOR_DIMS], count = 1;
+  for (int i = 0; i < n_dims; i++) {
+    shape[i] = kg_check_int(L, i + 1, "size", 0, INT32_MAX);
+    if (__builtin_mul_overflow(count, shape[i], &count) || count > INT64_MAX / (int64_t)sizeof(float))
+      return luaL_error(L, "zeros: the product of the sizes is too large");
+  }
+  count_garbage(L, count);
+  kg_error err;
+  return kg_tensor_new(n_dims, shape, kg_push_tensor(L), &err) ? kg_push_error(L, &err) : 1;
+}
+
+/* t:clone() -> Tensor */
+static int clone(lua_State *L)
+{
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  kg_error err;
+  count_garbage(L, kg_tensor_count(tensor));
+  return kg_tensor_like(tensor, true, kg_push_tensor(L), &err) ? kg_push_error(L, &err) : 1;
+}
+
+static int push_softmax(lua_State *L, bool log_wanted)
+{
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  kg_error err;
+  count_garbage(L, kg_tensor_count(tensor));
+  return kg_tensor_softmax(tensor, log_wanted, kg_push_tensor(L), &err) ? kg_push_error(L, &err) : 1;
+}
+
+/* t:softmax(), t:log_softmax() -> new Tensor; over the last dimension */
+static int softmax(lua_State *L)
+{
+  return push_softmax(L, false);
+}
+
+static int log_softmax(lua_State *L)
+{
+  return push_softmax(L, true);
+}
+
+static int push_row(lua_State *L, const kg_tensor *tensor, int64_t i)
+{
+  kg_error err;
+  const int64_t width = tensor->shape[0] ? kg_tensor_count(tensor) / tensor->shape[0] : 0;
+  return kg_tensor_view(tensor->buffer, tensor->at + i * width, tensor->n_dims - 1, tensor->shape + 1,
+                        kg_push_tensor(L), &err)
+             ? kg_push_error(L, &err)
+             : 1;
+}
+
+static int64_t check_index(lua_State *L, const kg_tensor *tensor)
+{
+  if (!tensor->shape[0]) luaL_error(L, "index: the tensor is empty");
+  return kg_check_int(L, 2, "index", 0, tensor->shape[0] - 1);
+}
+
+/* t:row(i) -> Tensor, a view of the same numbers */
+static int row(lua_State *L)
+{
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  if (tensor->n_dims < 2) return luaL_error(L, "row: a tensor of one dimension has no rows");
+  return push_row(L, tensor, check_index(L, tensor));
+}
+
+/* ---- looking ---- */
+
+/* t:shape() -> n, m, ... */
+static int shape(lua_State *L)
+{
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  for (int i = 0; i < tensor->n_dims; i++) lua_pushinteger(L, tensor->shape[i]);
+  return tensor->n_dims;
+}
+
+/* t:argmax() -> id, value */
+static int argmax(lua_State *L)
+{
+  const kg_tensor *tensor = check_vector(L, "argmax");
+  int64_t index;
+  float value;
+  kg_error err;
+  if (tensor->buffer->ops->argmax(tensor->buffer, tensor->at, tensor->shape[0], &index, &value, &err))
+    return kg_push_error(L, &err);
+  lua_pushinteger(L, index);
+  lua_pushnumber(L, (lua_Number)value);
+  return 2;
+}
+
+/* t:topk(k) -> ids, values, best first; all of them when k is larger than the tensor */
+static int topk(lua_State *L)
+{
+  const kg_tensor *tensor = check_vector(L, "topk");
+  int64_t k = kg_check_int(L, 2, "k", 0, INT32_MAX);
+  if (k > tensor->shape[0]) k = tensor->shape[0];
+  int32_t *ids = lua_newuserdatauv(L, (size_t)k * (sizeof *ids + sizeof(float)) + 1, 0);
+  float *values = (float *)(ids + k);
+  kg_error err;
+  if (tensor->buffer->ops->topk(tensor->buffer, tensor->at, tensor->shape[0], k, ids, values, &err))
+    return kg_push_error(L, &err);
+  kg_push_ids(L, ids, (size_t)k);
+  lua_createtable(L, (int)k, 0);
+  for (int64_t i = 0; i < k; i++) {
+    lua_pushnumber(L, (lua_Number)values[i]);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 2;
+}
+
+/* t:entropy() -> nats, of a row of probabilities */
+static int entropy(lua_State *L)
+{
+  const kg_tensor *tensor = check_vector(L, "entropy");
+  double nats;
+  kg_error err;
+  if (tensor->buffer->ops->entropy(tensor->buffer, tensor->at, tensor->shape[0], &nats, &err))
+    return kg_push_error(L, &err);
+  lua_pushnumber(L, nats);
+  return 1;
+}
+
+static int push_reduced(lua_State *L, bool want_sum, bool want_min)
+{
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  double sum = 0;
+  float min = 0, max = 0;
+  kg_error err;
+  if (tensor->buffer->ops->reduce(tensor->buffer, tensor->at, kg_tensor_count(tensor), want_sum ? &sum : NULL,
+                                  !want_sum && want_min ? &min : NULL, !want_sum && !want_min ? &max : NULL, &err))
+    return kg_push_error(L, &err);
+  lua_pushnumber(L, want_sum ? sum : want_min ? (lua_Number)min : (lua_Number)max);
+  return 1;
+}
+
+/* t:sum(), t:min(), t:max() -> number, over all elements */
+static int tensor_sum(lua_State *L)
+{
+  return push_reduced(L, true, false);
+}
+
+static int tensor_min(lua_State *L)
+{
+  return push_reduced(L, false, true);
+}
+
+static int tensor_max(lua_State *L)
+{
+  return push_reduced(L, false, false);
+}
+
+/* Push the numbers of shape[0..n_dims) as nested tables. */
+static const float *push_table(lua_State *L, const int64_t *dims, int n_dims, const float *x)
+{
+  luaL_checkstack(L, 3, "totable");
+  lua_createtable(L, (int)dims[0], 0);
+  for (int64_t i = 0; i < dims[0]; i++) {
+    if (n_dims > 1)
+      x = push_table(L, dims + 1, n_dims - 1, x);
+    else
+      lua_pushnumber(L, (lua_Number)*x++);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return x;
+}
+
+/* t:totable() -> numbers, nested as the shape says; small tensors only, loops over large ones belong in C */
+static int totable(lua_State *L)
+{
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  const int64_t n = kg_tensor_count(tensor);
+  for (int i = 0; i < tensor->n_dims; i++)
+    if (n > TABLE_MAX || tensor->shape[i] > TABLE_MAX)
+      return luaL_error(L, "totable: a tensor of %I numbers is above the limit of %d: use whole-tensor methods",
+                        (lua_Integer)n, TABLE_MAX);
+  float *numbers = lua_newuserdatauv(L, (size_t)n * sizeof *numbers + 1, 0);
+  kg_error err;
+  if (kg_tensor_read(tensor, 0, n, numbers, &err)) return kg_push_error(L, &err);
+  push_table(L, tensor->shape, tensor->n_dims, numbers);
+  return 1;
+}
+
+/* t:bytes() -> raw little-endian float32 */
+static int bytes(lua_State *L)
+{
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  const int64_t n = kg_tensor_count(tensor);
+  luaL_Buffer buffer;
+  kg_error err;
+  float *out = (float *)luaL_buffinitsize(L, &buffer, (size_t)n * sizeof *out);
+  if (kg_tensor_read(tensor, 0, n, out, &err)) return kg_push_error(L, &err);
+  luaL_pushresultsize(&buffer, (size_t)n * sizeof *out);
+  return 1;
+}
+
+/* ---- changing, in place ---- */
+
+/* The operand at index 2: of the same shape, or one row that is used for every row. Sets how often it fits. */
+static const kg_tensor *check_operand(lua_State *L, const kg_tensor *tensor, const char *method, int64_t *n_times)
+{
+  const kg_tensor *operand = kg_check_tensor(L, 2);
+  bool same = operand->n_dims == tensor->n_dims;
+  for (int i = 0; same && i < tensor->n_dims; i++) same = operand->shape[i] == tensor->shape[i];
+  const int64_t width = tensor->shape[tensor->n_dims - 1];
+  char text[KG_SHAPE_MAX], operand_text[KG_SHAPE_MAX];
+  if (!same && (operand->n_dims != 1 || operand->shape[0] != width))
+    luaL_error(L, "%s: a tensor of shape %s does not fit one of shape %s", method, shape_text(operand, operand_text),
+               shape_text(tensor, text));
+  if (operand->buffer->ops != tensor->buffer->ops) luaL_error(L, "%s: the tensors are on two devices", method);
+  const int64_t n = kg_tensor_count(operand);
+  *n_times = n ? kg_tensor_count(tensor) / n : 0;
+  return operand;
+}
+
+/* t:mul_(number | tensor) */
+static int mul_in_place(lua_State *L)
+{
+  kg_tensor *tensor = kg_check_tensor(L, 1);
+  kg_error err;
+  int status = KG_OK;
+  if (is_tensor(L, 2)) {
+    int64_t n_times;
+    const kg_tensor *operand = check_operand(L, tensor, "mul_", &n_times);
+    const int64_t n = kg_tensor_count(operand);
+    for (int64_t i = 0; !status && i < n_times; i++)
+      status = tensor->buffer->ops->mul(tensor->buffer, tensor->at + i * n, operand->buffer, operand->at, n, &err);
+  } else {
+    const float factor = (float)luaL_checknumber(L, 2);
+    status = tensor->buffer->ops->affine(tensor->buffer, tensor->at, kg_tensor_count(tensor), factor, 0, &err);
+  }
+  return finish_in_place(L, status, &err);
+}
+
+/* t:add_(number | tensor, factor): adds factor (1 unless given) times the operand */
+static int add_in_place(lua_State *L)
+{
+  kg_tensor *tensor = kg_check_tensor(L, 1);
+  const float factor = (float)luaL_optnumber(L, 3, 1);
+  kg_error err;
+  int status = KG_OK;
+  if (is_tensor(L, 2)) {
+    int64_t n_times;
+    const kg_tensor *operand = check_operand(L, tensor, "add_", &n_times);
+    const int64_t n = kg_tensor_count(operand);
+    for (int64_t i = 0; !status && i < n_times; i++)
+      status = tensor->buffer->ops->add(tensor->buffer, tensor->at + i * n, operand->buffer, operand->at, n, factor, &err);
+  } else {
+    const float offset = (float)luaL_checknumber(L, 2) * factor;
+    status = tensor->buffer->ops->affine(tensor->buffer, tensor->at, kg_tensor_count(tensor), 1, offset, &err);
+  }
+  return finish_in_place(L, status, &err);
+}
+
+/* t:fill_(value), t:fill_(value, ids) */
+static int fill_in_place(lua_State *L)
+{
+  kg_tensor *tensor = kg_check_tensor(L, 1);
+  const float value = (float)luaL_checknumber(L, 2);
+  kg_error err;
+  int status;
+  if (lua_isnoneornil(L, 3)) {
+    status = tensor->buffer->ops->fill(tensor->buffer, tensor->at, kg_tensor_count(tensor), value, &err);
+  } else {
+    check_vector(L, "fill_");
+    size_t n;
+    const int32_t *ids = kg_check_ids(L, 3, &n);
+    status = tensor->buffer->ops->fill_at(tensor->buffer, tensor->at, tensor->shape[0], ids, (int64_t)n, value, &err);
+  }
+  return finish_in_place(L, status, &err);
+}
+
+/* ---- the handle ---- */
+
+/* t[id] of one row is its number, of more a view of row id; other keys are methods */
+static int get(lua_State *L)
+{
+  const kg_tensor *tensor = kg_check_handle(L, 1, KG_CLASS_TENSOR)->object;
+  if (lua_type(L, 2) != LUA_TNUMBER) {
+    lua_pushvalue(L, 2);
+    lua_rawget(L, lua_upvalueindex(1));
+    return 1;
+  }
+  tensor = kg_check_tensor(L, 1);
+  const int64_t i = check_index(L, tensor);
+  if (tensor->n_dims > 1) return push_row(L, tensor, i);
+  float value;
+  kg_error err;
+  if (kg_tensor_read(tensor, i, 1, &value, &err)) return kg_raise(L, &err);
+  lua_pushnumber(L, (lua_Number)value);
+  return 1;
+}
+
+/* t[id] = number */
+static int set(lua_State *L)
+{
+  kg_tensor *tensor = kg_check_tensor(L, 1);
+  const int64_t i = check_index(L, tensor);
+  if (tensor->n_dims > 1) return luaL_error(L, "a row cannot be assigned: use t[%I]:fill_ or add_", (lua_Integer)i);
+  const float value = (float)luaL_checknumber(L, 3);
+  kg_error err;
+  if (tensor->buffer->ops->write(tensor->buffer, tensor->at + i, 1, &value, &err)) return kg_raise(L, &err);
+  return 0;
+}
+
+static int length(lua_State *L)
+{
+  lua_pushinteger(L, kg_check_tensor(L, 1)->shape[0]);
+  return 1;
+}
+
+static int close_tensor(lua_State *L)
+{
+  kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_TENSOR);
+  kg_tensor_free(handle->object);
+  handle->object = NULL;
+  return 0;
+}
+
+static int to_string(lua_State *L)
+{
+  const kg_tensor *tensor = kg_check_handle(L, 1, KG_CLASS_TENSOR)->object;
+  char text[KG_SHAPE_MAX];
+  lua_pushfstring(L, KG_CLASS_TENSOR " %s", tensor ? shape_text(tensor, text) : "(closed)");
+  return 1;
+}
 
 void kg_bind_tensor(lua_State *L)
 {
-  (void)L;
+  static const luaL_Reg methods[] = {{"shape", shape},     {"argmax", argmax},           {"topk", topk},
+                                     {"softmax", softmax}, {"log_softmax", log_softmax}, {"entropy", entropy},
+                                     {"sum", tensor_sum},  {"min", tensor_min},          {"max", tensor_max},
+                                     {"mul_", mul_in_place},  {"add_", add_in_place},    {"fill_", fill_in_place},
+                                     {"clone", clone},     {"totable", totable},         {"row", row},
+                                     {"bytes", bytes},     {"close", close_tensor},      {NULL, NULL}};
+  static const luaL_Reg metamethods[] = {{"__index", get},          {"__newindex", set},         {"__len", length},
+                                         {"__gc", close_tensor},    {"__close", close_tensor},
+                                         {"__tostring", to_string}, {NULL, NULL}};
+  kg_class(L, KG_CLASS_TENSOR, methods, metamethods);
+  static const luaL_Reg functions[] = {{"tensor", tensor_new}, {"zeros", zeros}, {NULL, NULL}};
+  luaL_setfuncs(L, functions, 0);
 }

@@ -10,8 +10,11 @@ enum { KG_TENSOR_DIMS = 4 };
 typedef struct kg_buffer kg_buffer;
 
 /* Operations on n floats from index `at` of buffers. Host implementation: kg_host_tensor_ops. NaNs compare as
- * smaller than everything; ties go to the lower index. */
+ * smaller than everything; ties go to the lower index. Elsewhere NaNs spread as in arithmetic: a row with a NaN or
+ * +inf, or with nothing above -inf, has NaNs for its softmax. Equal input gives equal bits, wherever it stands. */
 typedef struct kg_tensor_ops {
+  /* a buffer of n floats on the same device, not zeroed, one reference */
+  int (*like)(const kg_buffer *b, int64_t n, kg_buffer **out, kg_error *err);
   int (*read)(const kg_buffer *b, int64_t at, int64_t n, float *out, kg_error *err);
   int (*write)(kg_buffer *b, int64_t at, int64_t n, const float *in, kg_error *err);
   int (*copy)(kg_buffer *to, int64_t to_at, const kg_buffer *from, int64_t from_at, int64_t n, kg_error *err);
@@ -25,8 +28,9 @@ typedef struct kg_tensor_ops {
   int (*topk)(const kg_buffer *b, int64_t at, int64_t n, int64_t k, int32_t *index, float *value, kg_error *err);
   /* rows of `n` floats; max subtracted; log: log-probabilities */
   int (*softmax)(kg_buffer *to, int64_t to_at, const kg_buffer *from, int64_t from_at, int64_t rows, int64_t n, bool log, kg_error *err);
-  /* -sum p log p in nats of n probabilities (they are normalized by their sum) */
+  /* -sum p log p in nats of n probabilities (they are normalized by their sum); KG_ERR_ARGUMENT if one is negative */
   int (*entropy)(const kg_buffer *b, int64_t at, int64_t n, double *out, kg_error *err);
+  /* min and max skip NaNs: +inf and -inf when nothing is left */
   int (*reduce)(const kg_buffer *b, int64_t at, int64_t n, double *sum, float *min, float *max, kg_error *err);
 } kg_tensor_ops;
 
@@ -58,5 +62,10 @@ int kg_tensor_view(kg_buffer *buffer, int64_t at, int n_dims, const int64_t *sha
 int kg_tensor_new(int n_dims, const int64_t *shape, kg_tensor **out, kg_error *err);
 /* A new tensor of the same shape and device. `copy`: with the same numbers, else zero. */
 int kg_tensor_like(const kg_tensor *tensor, bool copy, kg_tensor **out, kg_error *err);
+/* A new tensor with the softmax of every row (last dimension), or its logarithm. */
+int kg_tensor_softmax(const kg_tensor *tensor, bool log, kg_tensor **out, kg_error *err);
+/* "[48, 320]", for messages. */
+enum { KG_SHAPE_MAX = 96 };
+const char *kg_tensor_shape_text(const kg_tensor *tensor, char text[KG_SHAPE_MAX]);
 
 #endif

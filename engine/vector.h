@@ -1,0 +1,35 @@
+/* vector.h - loops over float arrays, compiled for several instruction sets.
+ *
+ * Every sum has the same order on every machine: element i of a chunk goes to partial sum i mod 32, the 32 are added as
+ * a tree, the chunks' sums are added in double. A short tail is padded to 32 with what changes nothing. So equal input
+ * gives equal bits, wherever the array stands and whatever the processor can do; no fused multiply-adds. */
+#ifndef KG_VECTOR_H
+#define KG_VECTOR_H
+
+#include <stdint.h>
+
+enum { KG_VECTOR_BLOCK = 32 };
+
+typedef struct kg_vector {
+  void (*fill)(float *x, int64_t n, float value);
+  void (*affine)(float *x, int64_t n, float factor, float offset);           /* x = x * factor + offset */
+  void (*divide)(float *x, int64_t n, float divisor);                        /* x = x / divisor */
+  void (*add)(float *x, const float *o, int64_t n, float factor);            /* x += factor * o */
+  void (*mul)(float *x, const float *o, int64_t n);                          /* x *= o */
+  float (*max)(const float *x, int64_t n);                                   /* NaNs skipped; -inf when nothing is left */
+  float (*min)(const float *x, int64_t n);                                   /* NaNs skipped; +inf when nothing is left */
+  double (*sum)(const float *x, int64_t n);
+  int64_t (*find)(const float *x, int64_t n, float value);                   /* first equal one, or n */
+  int64_t (*find_above)(const float *x, int64_t n, float value);             /* start of the first block with one above, or n */
+  int64_t (*count_nan)(const float *x, int64_t n);
+  /* The sum of e = exp(x - max) for max >= every x; e below 2.7e-38 is 0. `out` gets e unless it is NULL (it may be x).
+   * `moment`, unless NULL, gets the sum of e * (x - max). A NaN in x makes both NaN. */
+  double (*exp_sum)(const float *x, int64_t n, float max, float *out, double *moment);
+  /* The sum of p and of p * log(p) of numbers p >= 0. */
+  void (*entropy_sums)(const float *p, int64_t n, double *sum, double *p_log_p);
+} kg_vector;
+
+/* The best variant that this processor runs. */
+const kg_vector *kg_vector_get(void);
+
+#endif
