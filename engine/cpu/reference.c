@@ -1,3 +1,652 @@
-#include "backend.h"
+/* reference.c - the oracle: executes a plan one operation after the other, one row after the other, in one thread.
+ * Values are float32, sums are double, weights are dequantized row by row straight from the mapped file while they are
+ * used. Nothing is fused or reordered; what a row's numbers are depends on the loops below and on nothing else, so
+ * they do not depend on how rows were batched. The cache is float32 always: options.kv_type is ignored, and so are
+ * n_threads and variant. */
+#include <math.h>
+#include <string.h>
 
-const kg_backend kg_backend_reference = {.name = "reference"};
+#include "alloc.h"
+#include "backend.h"
+#include "error.h"
+
+struct kg_executable {
+  const kg_plan *plan;
+  int32_t chunk;
+  int32_t max_positions;   /* of the shortest table of learned positions; KG_PLAN_MAX_CONTEXT where there is none */
+  void **copies;           /* [weights] a weight's bytes once somebody wrote to them, else NULL: the file's */
+  size_t *layer_at;        /* [layers] float offset of a layer in a page: keys [KG_PAGE][kv width], then values */
+  size_t page_floats;
+  float **pages;           /* [n_pages] */
+  int32_t n_pages;
+  size_t pages_capacity;
+  float *row;              /* one dequantized row of the longest weight */
+};
+
+/* One run: the rows still computed (all of the batch, or the wanted ones after the plan's tail) and the values. */
+typedef struct run {
+  kg_executable *exe;
+  const kg_batch *batch;
+  int32_t n_rows;
+  float **values;          /* [values] (n_rows, width); NULL where not computed yet or no longer needed */
+} run;
+
+/* ---- weights ---- */
+
+static const kg_weight *weight_at(const kg_executable *exe, int32_t weight)
+{
+  return kg_plan_weight_at(exe->plan, weight);
+}
+
+static const char *weight_data(const kg_executable *exe, int32_t weight)
+{
+  return exe->copies[weight] ? exe->copies[weight] : weight_at(exe, weight)->data;
+}
+
+/* Row `row` of a plane as floats: exe->row, valid until the next call. */
+static const float *weight_row(kg_executable *exe, int32_t weight, int64_t plane, int64_t row)
+{
+  const kg_weight *w = weight_at(exe, weight);
+  const kg_type_info *info = kg_type_find(w->type);
+  const int64_t n_blocks = w->cols / info->block_size;
+  const char *bytes = weight_data(exe, weight) + (size_t)((plane * w->rows + row) * n_blocks) * (size_t)info->block_bytes;
+  info->dequantize(bytes, n_blocks, exe->row);
+  return exe->row;
+}
+
+static double dot(const float *a, const float *b, int64_t n)
+{
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
+  return sum;
+}
+
+/* ---- rows of values ---- */
+
+static int32_t width_of(const run *r, int32_t value)
+{
+  return kg_plan_value(r->exe->plan, value)->width;
+}
+
+static float *row_of(const run *r, int32_t value, int32_t row)
+{
+  return r->values[value] + (size_t)row * (size_t)width_of(r, value);
+}
+
+/* ---- operations: each computes op->out for all rows of the run ---- */
+
+static void embed(const run *r, const kg_op *op)
+{
+  const int32_t width = width_of(r, op->out);
+  for (int32_t i = 0; i < r->n_rows; i++) {
+    float *out = row_of(r, op->out, i);
+    memcpy(out, weight_row(r->exe, op->w[0], 0, r->batch->tokens[i]), (size_t)width * sizeof *out);
+    if (op->w[1] == KG_NONE) continue;
+    const float *position = weight_row(r->exe, op->w[1], 0, r->batch->positions[i]);
+    for (int32_t c = 0; c < width; c++) out[c] += position[c];
+  }
+}
+
+/* out = (x - mean) / sqrt(variance + epsilon), or x / sqrt(mean square + epsilon) */
+static void normalize(const float *x, int32_t n, const kg_norm_params *p, float *out)
+{
+  double mean = 0, square = 0;
+  for (int32_t i = 0; i < n; i++) mean += x[i];
+  mean = p->subtract_mean ? mean / n : 0;
+  for (int32_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
+  const double factor = 1 / sqrt(square / n + (double)p->epsilon);
+  for (int32_t i = 0; i < n; i++) out[i] = (float)((x[i] - mean) * factor);
+}
+
+static void norm(const run *r, const kg_op *op)
+{
+  const kg_norm_params *p = &op->u.norm;
+  const int32_t width = width_of(r, op->out), part = width / p->groups;
+  for (int32_t i = 0; i < r->n_rows; i++)
+    for (int32_t g = 0; g < p->groups; g++)
+      normalize(row_of(r, op->in[0], i) + g * part, part, p, row_of(r, op->out, i) + g * part);
+
+  const float *scale = weight_row(r->exe, op->w[0], 0, 0);
+  for (int32_t i = 0; i < r->n_rows; i++)
+    for (int32_t c = 0; c < width; c++) row_of(r, op->out, i)[c] *= scale[c % part];
+  if (op->w[1] == KG_NONE) return;
+  const float *bias = weight_row(r->exe, op->w[1], 0, 0);
+  for (int32_t i = 0; i < r->n_rows; i++)
+    for (int32_t c = 0; c < width; c++) row_of(r, op->out, i)[c] += bias[c % part];
+}
+
+static void linear(const run *r, const kg_op *op)
+{
+  const kg_weight *w = weight_at(r->exe, op->w[0]);
+  for (int64_t o = 0; o < w->rows; o++) {
+    const float *weights = weight_row(r->exe, op->w[0], 0, o);
+    for (int32_t i = 0; i < r->n_rows; i++)
+      row_of(r, op->out, i)[o] = (float)dot(weights, row_of(r, op->in[0], i), w->cols);
+  }
+  if (op->w[1] == KG_NONE) return;
+  const float *bias = weight_row(r->exe, op->w[1], 0, 0);
+  for (int32_t i = 0; i < r->n_rows; i++)
+    for (int64_t o = 0; o < w->rows; o++) row_of(r, op->out, i)[o] += bias[o];
+}
+
+static void rope(const run *r, const kg_op *op)
+{
+  const kg_rope_params *p = &op->u.rope;
+  for (int32_t i = 0; i < r->n_rows; i++) {
+    float *out = row_of(r, op->out, i);
+    memcpy(out, row_of(r, op->in[0], i), (size_t)width_of(r, op->out) * sizeof *out);
+    for (int32_t f = 0; f < p->n_dims / 2; f++) {
+      const double angle = (double)r->batch->positions[i] * (double)p->inverse_freqs[f];
+      const double c = cos(angle) * p->magnitude, s = sin(angle) * p->magnitude;
+      const int32_t first = p->style == KG_ROPE_HALVES ? f : 2 * f;
+      const int32_t second = p->style == KG_ROPE_HALVES ? f + p->n_dims / 2 : 2 * f + 1;
+      for (int32_t h = 0; h < p->n_heads; h++) {
+        float *a = out + h * p->head_dim + first, *b = out + h * p->head_dim + second;
+        const double x = *a, y = *b;
+        *a = (float)(x * c - y * s);
+        *b = (float)(x * s + y * c);
+      }
+    }
+  }
+}
+
+/* The keys (plane 0) or values (plane 1) of a layer at a position of a span's sequence: [kv width] floats. */
+static float *cache_row(const run *r, const kg_span *span, const kg_attention_params *p, int plane, int32_t pos)
+{
+  const size_t kv_width = (size_t)p->n_kv_heads * (size_t)p->head_dim;
+  float *page = r->exe->pages[span->pages[pos / KG_PAGE]] + r->exe->layer_at[p->layer];
+  return page + ((size_t)plane * KG_PAGE + (size_t)(pos % KG_PAGE)) * kv_width;
+}
+
+/* One head of one row: q [head_dim] against positions [first, pos]; scores [pos - first + 1] is scratch. */
+static void attend(const run *r, const kg_op *op, const kg_span *span, int32_t pos, int32_t head, const float *q,
+                   double *scores, float *out)
+{
+  const kg_attention_params *p = &op->u.attention;
+  const int32_t first = p->window && pos >= p->window ? pos - p->window + 1 : 0, n = pos - first + 1;
+  const size_t kv_at = (size_t)(head / (p->n_heads / p->n_kv_heads)) * (size_t)p->head_dim;
+  double max = -INFINITY, total = 0;
+  for (int32_t j = 0; j < n; j++) {
+    scores[j] = dot(q, cache_row(r, span, p, 0, first + j) + kv_at, p->head_dim) * p->scale;
+    if (p->softcap > 0) scores[j] = p->softcap * tanh(scores[j] / p->softcap);
+    if (scores[j] > max) max = scores[j];
+  }
+  if (op->w[0] != KG_NONE) { /* a sink takes its share of the softmax and gives nothing */
+    const double sink = weight_row(r->exe, op->w[0], 0, 0)[head];
+    if (sink > max) max = sink;
+    total = exp(sink - max);
+  }
+  for (int32_t j = 0; j < n; j++) total += scores[j] = exp(scores[j] - max);
+  for (int32_t c = 0; c < p->head_dim; c++) {
+    double sum = 0;
+    for (int32_t j = 0; j < n; j++) sum += scores[j] * cache_row(r, span, p, 1, first + j)[kv_at + (size_t)c];
+    out[c] = (float)(sum / total);
+  }
+}
+
+static int attention(const run *r, const kg_op *op, kg_error *err)
+{
+  const kg_attention_params *p = &op->u.attention;
+  const size_t kv_bytes = (size_t)p->n_kv_heads * (size_t)p->head_dim * sizeof(float);
+  for (int32_t s = 0; s < r->batch->n_spans; s++) {
+    const kg_span *span = &r->batch->spans[s];
+    const size_t n_positions = (size_t)span->pos + (size_t)span->n_rows;
+    double *scores = kg_alloc(n_positions * sizeof *scores);
+    if (!scores) return kg_fail_memory(err, n_positions * sizeof *scores, "attention scores");
+    for (int32_t i = 0; i < span->n_rows; i++) {
+      memcpy(cache_row(r, span, p, 0, span->pos + i), row_of(r, op->in[1], span->row + i), kv_bytes);
+      memcpy(cache_row(r, span, p, 1, span->pos + i), row_of(r, op->in[2], span->row + i), kv_bytes);
+    }
+    for (int32_t i = 0; i < span->n_rows; i++)
+      for (int32_t h = 0; h < p->n_heads; h++)
+        attend(r, op, span, span->pos + i, h, row_of(r, op->in[0], span->row + i) + h * p->head_dim, scores,
+               row_of(r, op->out, span->row + i) + h * p->head_dim);
+    kg_free(scores);
+  }
+  return KG_OK;
+}
+
+static double sigmoid(double x)
+{
+  return 1 / (1 + exp(-x));
+}
+
+static double activate(kg_act_kind kind, double x)
+{
+  switch (kind) {
+  case KG_ACT_SILU: return x * sigmoid(x);
+  case KG_ACT_GELU: return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); /* sqrt(2 / pi) */
+  case KG_ACT_GELU_ERF: return 0.5 * x * (1 + erf(x * 0.7071067811865476));                       /* sqrt(1 / 2) */
+  default: return x > 0 ? x : 0; /* KG_ACT_RELU; the clamped kind is gated only */
+  }
+}
+
+static float gated(const kg_act *act, double gate, double up)
+{
+  if (act->kind != KG_ACT_SWIGLU_CLAMPED) return (float)(activate(act->kind, gate) * up);
+  gate = fmin(gate, act->limit);
+  up = fmax(fmin(up, act->limit), -act->limit);
+  return (float)(gate * sigmoid(act->alpha * gate) * (up + 1));
+}
+
+/* The best n_used experts by logit, ties to the lower index, with their weights. Softmax and sigmoid keep the order of
+ * the logits, so the choice is made on those. */
+static void choose_experts(const kg_moe_params *p, const float *logits, int32_t *used, double *weights)
+{
+  double max = -INFINITY, total = 0, sum = 0;
+  for (int32_t u = 0; u < p->n_used; u++) {
+    int32_t best = KG_NONE;
+    for (int32_t e = 0; e < p->n_experts; e++) {
+      bool taken = false;
+      for (int32_t t = 0; t < u; t++) taken = taken || used[t] == e;
+      if (!taken && (best == KG_NONE || logits[e] > logits[best])) best = e;
+    }
+    used[u] = best;
+  }
+  for (int32_t e = 0; e < p->n_experts; e++) max = fmax(max, logits[e]);
+  for (int32_t e = 0; e < p->n_experts; e++) total += exp(logits[e] - max);
+  for (int32_t u = 0; u < p->n_used; u++) {
+    weights[u] = p->gate == KG_MOE_SIGMOID ? sigmoid(logits[used[u]]) : exp(logits[used[u]] - max);
+    sum += weights[u];
+  }
+  for (int32_t u = 0; u < p->n_used; u++) {
+    if (p->normalize || p->gate == KG_MOE_SOFTMAX_USED)
+      weights[u] /= sum;
+    else if (p->gate == KG_MOE_SOFTMAX)
+      weights[u] /= total;
+    weights[u] *= p->scale;
+  }
+}
+
+/* y[rows of w] = x * (plane of w)^T + its row of the bias */
+static void expert_linear(kg_executable *exe, int32_t weight, int32_t bias, int32_t expert, const float *x, float *y)
+{
+  const kg_weight *w = weight_at(exe, weight);
+  for (int64_t o = 0; o < w->rows; o++) y[o] = (float)dot(weight_row(exe, weight, expert, o), x, w->cols);
+  if (bias == KG_NONE) return;
+  const float *b = weight_row(exe, bias, 0, expert);
+  for (int64_t o = 0; o < w->rows; o++) y[o] += b[o];
+}
+
+static int moe(const run *r, const kg_op *op, kg_error *err)
+{
+  const kg_moe_params *p = &op->u.moe;
+  const int32_t width = width_of(r, op->out);
+  const size_t n_hidden = (size_t)weight_at(r->exe, op->w[0])->rows;
+  const size_t n_floats = 2 * n_hidden + (size_t)width;
+  int32_t used[KG_PLAN_MAX_EXPERTS];
+  double weights[KG_PLAN_MAX_EXPERTS], *sum = kg_alloc((size_t)width * sizeof *sum);
+  float *gate = kg_alloc(n_floats * sizeof *gate);
+  if (!sum || !gate) {
+    kg_free(sum);
+    kg_free(gate);
+    return kg_fail_memory(err, n_floats * sizeof *gate, "experts");
+  }
+  float *up = gate + n_hidden, *down = up + n_hidden;
+  for (int32_t i = 0; i < r->n_rows; i++) {
+    const float *x = row_of(r, op->in[0], i);
+    choose_experts(p, row_of(r, op->in[1], i), used, weights);
+    for (int32_t c = 0; c < width; c++) sum[c] = 0;
+    for (int32_t u = 0; u < p->n_used; u++) {
+      expert_linear(r->exe, op->w[0], op->w[3], used[u], x, gate);
+      expert_linear(r->exe, op->w[1], op->w[4], used[u], x, up);
+      for (size_t c = 0; c < n_hidden; c++) gate[c] = gated(&p->act, gate[c], up[c]);
+      expert_linear(r->exe, op->w[2], op->w[5], used[u], gate, down);
+      for (int32_t c = 0; c < width; c++) sum[c] += weights[u] * down[c];
+    }
+    for (int32_t c = 0; c < width; c++) row_of(r, op->out, i)[c] = (float)sum[c];
+  }
+  kg_free(sum);
+  kg_free(gate);
+  return KG_OK;
+}
+
+/* The operations that look at one column at a time. */
+static void columns(const run *r, const kg_op *op)
+{
+  const int32_t width = width_of(r, op->out);
+  for (int32_t i = 0; i < r->n_rows; i++) {
+    const float *a = row_of(r, op->in[0], i), *b = op->in[1] == KG_NONE ? NULL : row_of(r, op->in[1], i);
+    float *out = row_of(r, op->out, i);
+    for (int32_t c = 0; c < width; c++) switch (op->kind) {
+      case KG_OP_GLU: out[c] = gated(&op->u.act, a[c], b[c]); break;
+      case KG_OP_ACT: out[c] = (float)activate(op->u.act.kind, a[c]); break;
+      case KG_OP_ADD: out[c] = a[c] + b[c]; break;
+      case KG_OP_SCALE: out[c] = a[c] * op->u.scale; break;
+      case KG_OP_SOFTCAP: out[c] = (float)(op->u.scale * tanh((double)a[c] / op->u.scale)); break;
+      default: out[c] = a[op->u.slice + c]; break; /* KG_OP_SLICE */
+      }
+  }
+}
+
+static int compute(const run *r, const kg_op *op, kg_error *err)
+{
+  switch (op->kind) {
+  case KG_OP_EMBED: embed(r, op); return KG_OK;
+  case KG_OP_NORM: norm(r, op); return KG_OK;
+  case KG_OP_LINEAR: linear(r, op); return KG_OK;
+  case KG_OP_ROPE: rope(r, op); return KG_OK;
+  case KG_OP_ATTENTION: return attention(r, op, err);
+  case KG_OP_MOE: return moe(r, op, err);
+  default: columns(r, op); return KG_OK;
+  }
+}
+
+/* ---- running a batch ---- */
+
+static int new_rows(const run *r, int32_t value, float **out, kg_error *err)
+{
+  size_t n;
+  if (!kg_mul_size((size_t)r->n_rows, (size_t)width_of(r, value), &n) || !kg_mul_size(n, sizeof **out, &n))
+    n = SIZE_MAX;
+  *out = kg_alloc(n);
+  return *out ? KG_OK : kg_fail_memory(err, n, kg_plan_value(r->exe->plan, value)->name);
+}
+
+/* From here on only the wanted rows matter: gather them, in every value that is still there. */
+static int keep_wanted(run *r, kg_error *err)
+{
+  const run all = *r;
+  r->n_rows = all.batch->n_wanted;
+  for (int32_t v = 0; v < kg_plan_value_count(r->exe->plan); v++) {
+    if (!all.values[v]) continue;
+    float *kept;
+    const int code = new_rows(r, v, &kept, err);
+    if (code) return code;
+    const size_t width = (size_t)width_of(r, v);
+    for (int32_t i = 0; i < r->n_rows; i++)
+      memcpy(kept + (size_t)i * width, row_of(&all, v, all.batch->wanted[i].row), width * sizeof *kept);
+    kg_free(r->values[v]);
+    r->values[v] = kept;
+  }
+  return KG_OK;
+}
+
+static void free_unused(const run *r, int32_t op_index)
+{
+  const kg_op *op = kg_plan_op(r->exe->plan, op_index);
+  const int32_t used[] = {op->out, op->in[0], op->in[1], op->in[2]};
+  for (size_t i = 0; i < sizeof used / sizeof used[0]; i++) {
+    if (used[i] == KG_NONE || kg_plan_value(r->exe->plan, used[i])->last_use > op_index) continue;
+    kg_free(r->values[used[i]]);
+    r->values[used[i]] = NULL;
+  }
+}
+
+static int write_traces(const run *r, int32_t value, kg_error *err)
+{
+  for (int32_t t = 0; t < r->batch->n_traces; t++) {
+    const kg_trace *trace = &r->batch->traces[t];
+    if (trace->value != value) continue;
+    const int64_t n = (int64_t)r->n_rows * width_of(r, value);
+    const int code = trace->buffer->ops->write(trace->buffer, trace->at, n, r->values[value], err);
+    if (code) return code;
+  }
+  return KG_OK;
+}
+
+static int write_logits(const run *r, bool rows_are_wanted, kg_error *err)
+{
+  const int32_t logits = kg_plan_logits(r->exe->plan);
+  for (int32_t i = 0; i < r->batch->n_wanted; i++) {
+    const kg_wanted *wanted = &r->batch->wanted[i];
+    const float *row = row_of(r, logits, rows_are_wanted ? i : wanted->row);
+    const int code = wanted->buffer->ops->write(wanted->buffer, wanted->at, width_of(r, logits), row, err);
+    if (code) return code;
+  }
+  return KG_OK;
+}
+
+/* With traces every operation is computed for every row; else the plan's tail for the wanted rows only. */
+static int run_ops(run *r, kg_error *err)
+{
+  const kg_plan *plan = r->exe->plan;
+  const bool all_rows = r->batch->n_traces > 0;
+  for (int32_t i = 0; i < kg_plan_op_count(plan); i++) {
+    int code = KG_OK;
+    if (i == kg_plan_tail(plan) && !all_rows) {
+      if (!r->batch->n_wanted) return KG_OK;
+      /* A plan without attention begins with its tail: the rows are picked at the end instead. */
+      if (i) code = keep_wanted(r, err);
+    }
+    const kg_op *op = kg_plan_op(plan, i);
+    if (!code) code = new_rows(r, op->out, &r->values[op->out], err);
+    if (!code) code = compute(r, op, err);
+    if (!code) code = write_traces(r, op->out, err);
+    if (code) return code;
+    free_unused(r, i);
+  }
+  return write_logits(r, !all_rows && kg_plan_tail(plan) > 0, err);
+}
+
+/* The caller's promises, so that a bug elsewhere becomes an error and not a wild write. */
+static int check_rows(const kg_executable *exe, const kg_batch *batch, kg_error *err)
+{
+  if (batch->n_rows < 1 || batch->n_rows > exe->chunk)
+    return kg_fail(err, KG_ERR_ARGUMENT, "batch of %d rows, 1 to %d wanted", batch->n_rows, exe->chunk);
+  for (int32_t i = 0; i < batch->n_rows; i++)
+    if (batch->tokens[i] < 0 || batch->tokens[i] >= kg_plan_vocab_size(exe->plan) || batch->positions[i] < 0 ||
+        batch->positions[i] >= exe->max_positions)
+      return kg_fail(err, KG_ERR_ARGUMENT, "row %d: token %d of %d at position %d of %d", i, batch->tokens[i],
+                     kg_plan_vocab_size(exe->plan), batch->positions[i], exe->max_positions);
+  for (int32_t i = 0; i < batch->n_wanted; i++)
+    if (batch->wanted[i].row < 0 || batch->wanted[i].row >= batch->n_rows)
+      return kg_fail(err, KG_ERR_ARGUMENT, "wanted row %d of %d", batch->wanted[i].row, batch->n_rows);
+  for (int32_t i = 0; i < batch->n_traces; i++)
+    if (batch->traces[i].value < 0 || batch->traces[i].value >= kg_plan_value_count(exe->plan))
+      return kg_fail(err, KG_ERR_ARGUMENT, "trace of value %d of %d", batch->traces[i].value,
+                     kg_plan_value_count(exe->plan));
+  return KG_OK;
+}
+
+static int check_spans(const kg_executable *exe, const kg_batch *batch, kg_error *err)
+{
+  int32_t row = 0;
+  for (int32_t s = 0; s < batch->n_spans; s++) {
+    const kg_span *span = &batch->spans[s];
+    if (span->row != row || span->n_rows < 1 || span->n_rows > batch->n_rows - row)
+      return kg_fail(err, KG_ERR_ARGUMENT, "span %d: %d rows from %d in a batch of %d", s, span->n_rows, span->row,
+                     batch->n_rows);
+    for (int32_t i = 0; i < span->n_rows; i++)
+      if (batch->positions[row + i] != span->pos + i)
+        return kg_fail(err, KG_ERR_ARGUMENT, "row %d: position %d, span %d says %d", row + i, batch->positions[row + i],
+                       s, span->pos + i);
+    for (int32_t p = 0; p <= (span->pos + span->n_rows - 1) / KG_PAGE; p++)
+      if (span->pages[p] < 0 || span->pages[p] >= exe->n_pages)
+        return kg_fail(err, KG_ERR_ARGUMENT, "span %d: page %d of %d", s, span->pages[p], exe->n_pages);
+    row += span->n_rows;
+  }
+  if (row == batch->n_rows) return KG_OK;
+  return kg_fail(err, KG_ERR_ARGUMENT, "spans cover %d rows of %d", row, batch->n_rows);
+}
+
+static int reference_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
+{
+  int code = check_rows(exe, batch, err);
+  if (!code) code = check_spans(exe, batch, err);
+  if (!code) code = kg_gguf_check_unchanged(kg_plan_gguf(exe->plan), err); /* the weights are read from the file */
+  if (code) return code;
+  const size_t n_values = (size_t)kg_plan_value_count(exe->plan);
+  run r = {.exe = exe, .batch = batch, .n_rows = batch->n_rows};
+  r.values = kg_alloc_array(n_values, sizeof *r.values);
+  if (!r.values) return kg_fail_memory(err, n_values * sizeof *r.values, "values");
+  code = run_ops(&r, err);
+  for (size_t v = 0; v < n_values; v++) kg_free(r.values[v]);
+  kg_free(r.values);
+  return code;
+}
+
+/* ---- life ---- */
+
+static void reference_release(kg_executable *exe)
+{
+  if (!exe) return;
+  for (int32_t i = 0; i < exe->n_pages; i++) kg_free(exe->pages[i]);
+  if (exe->copies)
+    for (int32_t i = 0; i < kg_plan_weight_count(exe->plan); i++) kg_free(exe->copies[i]);
+  kg_free(exe->pages);
+  kg_free(exe->copies);
+  kg_free(exe->layer_at);
+  kg_free(exe->row);
+  kg_free(exe);
+}
+
+static size_t all_weight_bytes(const kg_plan *plan)
+{
+  size_t sum = 0; /* of tensors that stand in one file: cannot overflow */
+  for (int32_t i = 0; i < kg_plan_weight_count(plan); i++) sum += kg_plan_weight_at(plan, i)->n_bytes;
+  return sum;
+}
+
+static int32_t max_positions(const kg_plan *plan)
+{
+  int64_t max = KG_PLAN_MAX_CONTEXT;
+  for (int32_t i = 0; i < kg_plan_op_count(plan); i++) {
+    const kg_op *op = kg_plan_op(plan, i);
+    if (op->kind != KG_OP_EMBED || op->w[1] == KG_NONE) continue;
+    const int64_t rows = kg_plan_weight_at(plan, op->w[1])->rows;
+    if (rows < max) max = rows;
+  }
+  return (int32_t)max;
+}
+
+/* Where each layer stands in a page. The products stay small: 2^12 layers of 2 * KG_PAGE * 2^24 floats. */
+static void lay_out_pages(kg_executable *exe)
+{
+  for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
+    const kg_attention_params *p = &kg_plan_layer(exe->plan, i)->u.attention;
+    exe->layer_at[i] = exe->page_floats;
+    exe->page_floats += (size_t)2 * KG_PAGE * (size_t)p->n_kv_heads * (size_t)p->head_dim;
+  }
+}
+
+static int reference_compile(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err)
+{
+  if (kg_plan_logits(plan) == KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "the plan is not finished");
+  kg_executable *exe = kg_alloc_array(1, sizeof *exe);
+  if (!exe) return kg_fail_memory(err, sizeof *exe, "the reference backend");
+  int64_t longest = 1;
+  for (int32_t i = 0; i < kg_plan_weight_count(plan); i++)
+    if (kg_plan_weight_at(plan, i)->cols > longest) longest = kg_plan_weight_at(plan, i)->cols;
+  exe->plan = plan;
+  exe->chunk = options->chunk;
+  exe->max_positions = max_positions(plan);
+  exe->copies = kg_alloc_array((size_t)kg_plan_weight_count(plan), sizeof *exe->copies);
+  exe->layer_at = kg_alloc_array((size_t)kg_plan_layer_count(plan), sizeof *exe->layer_at);
+  exe->row = kg_alloc_array((size_t)longest, sizeof *exe->row);
+  int code = KG_OK;
+  if (!exe->copies || !exe->layer_at || !exe->row)
+    code = kg_fail_memory(err, (size_t)longest * sizeof *exe->row, "the reference backend");
+  const int64_t n_bytes = (int64_t)all_weight_bytes(plan);
+  if (!code && options->progress && options->progress(options->progress_user, "load", n_bytes, n_bytes))
+    code = kg_fail(err, KG_ERR_CANCELLED, "cancelled while loading");
+  if (code) {
+    reference_release(exe);
+    return code;
+  }
+  lay_out_pages(exe);
+  *out = exe;
+  return KG_OK;
+}
+
+/* ---- the cache ---- */
+
+static int reference_kv_reserve(kg_executable *exe, int32_t n_pages, kg_error *err)
+{
+  if (n_pages <= exe->n_pages) return KG_OK;
+  const int32_t before = exe->n_pages;
+  bool ok = kg_grow((void **)&exe->pages, &exe->pages_capacity, (size_t)n_pages, sizeof *exe->pages);
+  while (ok && exe->n_pages < n_pages) {
+    exe->pages[exe->n_pages] = kg_alloc_array(exe->page_floats, sizeof(float));
+    ok = exe->pages[exe->n_pages] != NULL;
+    if (ok) exe->n_pages++;
+  }
+  if (ok) return KG_OK;
+  while (exe->n_pages > before) kg_free(exe->pages[--exe->n_pages]);
+  return kg_fail_memory(err, exe->page_floats * sizeof(float), "a cache page");
+}
+
+static int reference_kv_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err)
+{
+  if (to < 0 || to >= exe->n_pages || from < 0 || from >= exe->n_pages || n_positions < 0 || n_positions > KG_PAGE)
+    return kg_fail(err, KG_ERR_ARGUMENT, "copy of %d positions from page %d to %d of %d", n_positions, from, to,
+                   exe->n_pages);
+  for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
+    const kg_attention_params *p = &kg_plan_layer(exe->plan, i)->u.attention;
+    const size_t kv_width = (size_t)p->n_kv_heads * (size_t)p->head_dim;
+    for (size_t plane = 0; plane < 2; plane++) {
+      const size_t at = exe->layer_at[i] + plane * KG_PAGE * kv_width;
+      memmove(exe->pages[to] + at, exe->pages[from] + at, (size_t)n_positions * kv_width * sizeof(float));
+    }
+  }
+  return KG_OK;
+}
+
+/* ---- looking into and damaging weights ---- */
+
+static size_t reference_weight_bytes(const kg_executable *exe, int32_t weight)
+{
+  return weight_at(exe, weight)->n_bytes;
+}
+
+static int check_weight_range(const kg_executable *exe, int32_t weight, size_t at, size_t n, kg_error *err)
+{
+  if (weight < 0 || weight >= kg_plan_weight_count(exe->plan))
+    return kg_fail(err, KG_ERR_ARGUMENT, "weight %d of %d", weight, kg_plan_weight_count(exe->plan));
+  const size_t n_bytes = weight_at(exe, weight)->n_bytes;
+  if (at > n_bytes || n > n_bytes - at)
+    return kg_fail(err, KG_ERR_ARGUMENT, "tensor %s: %zu bytes at %zu of %zu", weight_at(exe, weight)->name, n, at,
+                   n_bytes);
+  return KG_OK;
+}
+
+static int reference_weight_read(const kg_executable *exe, int32_t weight, size_t at, size_t n, void *out, kg_error *err)
+{
+  const int code = check_weight_range(exe, weight, at, n, err);
+  if (!code) memcpy(out, weight_data(exe, weight) + at, n);
+  return code;
+}
+
+/* The file is never written to: the first write makes a private copy. */
+static int reference_weight_write(kg_executable *exe, int32_t weight, size_t at, size_t n, const void *in, kg_error *err)
+{
+  const int code = check_weight_range(exe, weight, at, n, err);
+  if (code) return code;
+  const kg_weight *w = weight_at(exe, weight);
+  if (!exe->copies[weight]) {
+    void *copy = kg_alloc(w->n_bytes);
+    if (!copy) return kg_fail_memory(err, w->n_bytes, w->name);
+    exe->copies[weight] = memcpy(copy, w->data, w->n_bytes);
+  }
+  memcpy((char *)exe->copies[weight] + at, in, n);
+  return KG_OK;
+}
+
+static int reference_buffer_new(kg_executable *exe, int64_t n_floats, kg_buffer **out, kg_error *err)
+{
+  (void)exe;
+  return kg_host_buffer_new(n_floats, out, err);
+}
+
+static void reference_get_stats(const kg_executable *exe, kg_model_stats *out)
+{
+  out->device = "reference";
+  out->variant = "scalar";
+  out->weight_bytes = all_weight_bytes(exe->plan);
+  out->kv_bytes = (size_t)exe->n_pages * exe->page_floats * sizeof(float);
+  out->n_threads = 1;
+}
+
+const kg_backend kg_backend_reference = {
+    .name = "reference",
+    .compile = reference_compile,
+    .release = reference_release,
+    .run = reference_run,
+    .kv_reserve = reference_kv_reserve,
+    .kv_copy = reference_kv_copy,
+    .weight_bytes = reference_weight_bytes,
+    .weight_read = reference_weight_read,
+    .weight_write = reference_weight_write,
+    .buffer_new = reference_buffer_new,
+    .get_stats = reference_get_stats,
+};
