@@ -1,0 +1,297 @@
+-- graph.lua - the forward pass as a family declares it: objects over the builder of kigo.core's Plan. A graph finds
+-- weights by name, adds the biases that stand in the file, and names every value:
+--
+--   "token_embd", "output_norm", "logits"    after the weight; the last is always called so
+--   "blk.3.attn_q"                           a norm or a projection, after its weight in block 3
+--   "blk.3.attn_q_rope"                      rotated by position
+--   "blk.3.attn_out"                         what attention gives, before its projection "blk.3.attn_output"
+--   "blk.3.attn_output_residual"             a + b, after b
+--   "blk.3.ffn_act"                          act(gate) * up, and an activation alone
+--   "blk.3.ffn_gate_inp", "blk.3.ffn_moe"    router logits and the experts' weighted sum
+--   "blk.3.out"                              the block's result: block:out(x)
+--
+-- The last argument `name` of most methods overrides this; value:named(name) does so afterwards.
+local core = require "kigo.core"
+
+local graph = {}
+
+---A fault of the file, thrown through the family's function to kigo.arch.build, which returns it.
+---@class kigo.GraphFailure
+---@field message string
+---@field code integer
+local Failure = {}
+Failure.__index = Failure
+Failure.__tostring = function(self) return self.message end
+graph.Failure = Failure
+
+local function fail(code, format, ...)
+  error(setmetatable({ message = format:format(...), code = code }, Failure), 0)
+end
+
+-- Results of the builder: an id, or nil, message, code.
+local function check(id, message, code)
+  if id == nil then error(setmetatable({ message = message, code = code }, Failure), 0) end
+  return id
+end
+
+---A matrix with a row per token, computed by one operation. `a + b` adds two of the same width.
+---@class kigo.Value
+---@field id integer
+---@field name string
+---@field width integer
+---@field _plan kigo.Plan
+---@operator add(kigo.Value): kigo.Value
+local Value = {}
+Value.__index = Value
+Value.__tostring = function(self) return ("kigo.Value %s [rows, %d]"):format(self.name, self.width) end
+
+local function new_value(plan, id)
+  local info = plan:value(id)
+  return setmetatable({ id = id, name = info.name, width = info.width, _plan = plan }, Value)
+end
+
+local function id_of(plan, value, role)
+  if getmetatable(value) ~= Value then error(("%s: kigo.Value expected, got %s"):format(role, type(value)), 3) end
+  if value._plan ~= plan then error(("%s: value %s is of another plan"):format(role, value.name), 3) end
+  return value.id
+end
+
+function Value.__add(a, b)
+  local plan = getmetatable(a) == Value and a._plan or b._plan
+  local first, second = id_of(plan, a, "a"), id_of(plan, b, "b")
+  return new_value(plan, check(plan:add(b.name .. "_residual", first, second)))
+end
+
+---Give the value another name, which must be free.
+---@param name string
+---@return kigo.Value self
+function Value:named(name)
+  check(self._plan:rename(self.id, name))
+  self.name = name
+  return self
+end
+
+---The builder that families see. g:block(i) is one too; its weights and values have "blk.i." before their names.
+---@class kigo.Graph
+---@field hp kigo.Hyperparameters
+---@field _plan kigo.Plan
+---@field _prefix string
+local Graph = {}
+Graph.__index = Graph
+Graph.__tostring = function(self) return "kigo.Graph " .. (self._prefix == "" and "(model)" or self._prefix) end
+
+---@param plan kigo.Plan
+---@param hp kigo.Hyperparameters
+---@return kigo.Graph
+function graph.new(plan, hp)
+  return setmetatable({ hp = hp, _plan = plan, _prefix = "" }, Graph)
+end
+
+---The part of the graph for block i: 0-based, as in the file.
+---@param i integer
+---@return kigo.Graph
+function Graph:block(i)
+  return setmetatable({ hp = self.hp, _plan = self._plan, _prefix = ("blk.%d."):format(i) }, Graph)
+end
+
+---Does the file have the tensor "blk.i.NAME.weight" (or with another ending)?
+---@param name string
+---@param ending? string default "weight"
+---@return boolean
+function Graph:has(name, ending)
+  return self._plan:has_weight(self._prefix .. name .. "." .. (ending or "weight"))
+end
+
+function Graph:_weight(name)
+  return check(self._plan:weight(self._prefix .. name .. ".weight"))
+end
+
+-- The bias beside a weight, or nil where the file has none.
+function Graph:_bias(name)
+  if self:has(name, "bias") then return check(self._plan:weight(self._prefix .. name .. ".bias")) end
+end
+
+---Rows of an embedding table at the token ids; `positions` names a table of learned positions to add.
+---@param name string
+---@param positions? string
+---@return kigo.Value
+function Graph:embed(name, positions)
+  local table_id, positions_id = self:_weight(name), positions and self:_weight(positions)
+  return new_value(self._plan, check(self._plan:embed(self._prefix .. name, table_id, positions_id)))
+end
+
+---@class kigo.NormParameters
+---@field epsilon? number default hp.norm_epsilon
+---@field groups? integer equal parts of the row, normalized each on its own (heads); default 1
+---@field subtract_mean? boolean LayerNorm instead of RMSNorm
+
+---Normalize rows and scale them with the weight; adds the bias where the file has one.
+---@param x kigo.Value
+---@param name string
+---@param params? kigo.NormParameters
+---@return kigo.Value
+function Graph:norm(x, name, params)
+  local id, full = id_of(self._plan, x, "x"), { epsilon = self.hp.norm_epsilon }
+  for key, value in pairs(params or {}) do full[key] = value end
+  local scale, bias = self:_weight(name), self:_bias(name)
+  return new_value(self._plan, check(self._plan:norm(self._prefix .. name, id, scale, bias, full)))
+end
+
+---x times the transposed weight, plus the bias where the file has one.
+---@param x kigo.Value
+---@param name string
+---@param as? string name of the value, default that of the weight
+---@return kigo.Value
+function Graph:linear(x, name, as)
+  local id = id_of(self._plan, x, "x")
+  local weight, bias = self:_weight(name), self:_bias(name)
+  return new_value(self._plan, check(self._plan:linear(self._prefix .. (as or name), id, weight, bias)))
+end
+
+---@class kigo.RopeParameters
+---@field style "halves"|"pairs"
+---@field head_dim integer
+---@field dims? integer rotated channels at the start of each head; default head_dim
+---@field inverse_freqs number[] dims / 2 of them; the angle is position * inverse_freqs[i]
+---@field magnitude? number default 1
+
+---Rotate by position; the number of heads follows from the width.
+---@param x kigo.Value
+---@param params kigo.RopeParameters
+---@param name? string default the value's name with "_rope"
+---@return kigo.Value
+function Graph:rope(x, params, name)
+  local id = id_of(self._plan, x, "x")
+  if x.width % params.head_dim ~= 0 then
+    fail(core.err.FORMAT, "%s: width %d is not a multiple of the head size %d", x.name, x.width, params.head_dim)
+  end
+  local full = { heads = x.width // params.head_dim }
+  for key, value in pairs(params) do full[key] = value end
+  name = name and self._prefix .. name or x.name .. "_rope"
+  return new_value(self._plan, check(self._plan:rope(name, id, full)))
+end
+
+---@class kigo.AttentionParameters
+---@field heads integer
+---@field kv_heads integer
+---@field head_dim integer
+---@field scale? number of q.k; default 1 / sqrt(head_dim)
+---@field softcap? number 0: none
+---@field window? integer positions seen, this one counts; 0: all
+
+---Causal attention over the sequence's cache. A tensor "attn_sinks.weight" of the block gives each head's sink.
+---@param q kigo.Value
+---@param k kigo.Value
+---@param v kigo.Value
+---@param params kigo.AttentionParameters
+---@param name? string default "attn_out"
+---@return kigo.Value
+function Graph:attention(q, k, v, params, name)
+  local plan = self._plan
+  local q_id, k_id, v_id = id_of(plan, q, "q"), id_of(plan, k, "k"), id_of(plan, v, "v")
+  local sinks = self:has("attn_sinks") and self:_weight("attn_sinks") or nil
+  return new_value(plan, check(plan:attention(self._prefix .. (name or "attn_out"), q_id, k_id, v_id, sinks, params)))
+end
+
+---An activation: "silu", "gelu" (tanh form), "gelu_erf", "relu", or a table for the clamped one of gpt-oss.
+---@alias kigo.Act string|{ kind: string, limit: number?, alpha: number? }
+
+---act(gate) * up
+---@param act kigo.Act
+---@param gate kigo.Value
+---@param up kigo.Value
+---@param name? string default "ffn_act"
+---@return kigo.Value
+function Graph:glu(act, gate, up, name)
+  local gate_id, up_id = id_of(self._plan, gate, "gate"), id_of(self._plan, up, "up")
+  return new_value(self._plan, check(self._plan:glu(self._prefix .. (name or "ffn_act"), gate_id, up_id, act)))
+end
+
+---act(x)
+---@param act kigo.Act
+---@param x kigo.Value
+---@param name? string default "ffn_act"
+---@return kigo.Value
+function Graph:act(act, x, name)
+  local id = id_of(self._plan, x, "x")
+  return new_value(self._plan, check(self._plan:act(self._prefix .. (name or "ffn_act"), id, act)))
+end
+
+---@class kigo.MoeParameters
+---@field experts integer
+---@field used integer
+---@field gate "softmax"|"softmax_used"|"sigmoid" how router logits become weights
+---@field normalize? boolean divide the used weights by their sum
+---@field scale? number of the used weights; default 1
+---@field act kigo.Act
+
+---A mixture of experts: router "ffn_gate_inp", experts "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", each with the
+---bias that stands in the file.
+---@param x kigo.Value
+---@param params kigo.MoeParameters
+---@param name? string default "ffn_moe"
+---@return kigo.Value
+function Graph:moe(x, params, name)
+  local id, router = id_of(self._plan, x, "x"), self:linear(x, "ffn_gate_inp")
+  local weights = {}
+  for _, role in ipairs { "gate", "up", "down" } do
+    weights[role] = self:_weight("ffn_" .. role .. "_exps")
+    weights[role .. "_bias"] = self:_bias("ffn_" .. role .. "_exps")
+  end
+  return new_value(self._plan,
+    check(self._plan:moe(self._prefix .. (name or "ffn_moe"), id, router.id, weights, params)))
+end
+
+---x * factor
+---@param x kigo.Value
+---@param factor number
+---@param name? string default the value's name with "_scaled"
+---@return kigo.Value
+function Graph:scale(x, factor, name)
+  local id = id_of(self._plan, x, "x")
+  name = name and self._prefix .. name or x.name .. "_scaled"
+  return new_value(self._plan, check(self._plan:scale(name, id, factor)))
+end
+
+---cap * tanh(x / cap)
+---@param x kigo.Value
+---@param cap number
+---@param name? string default the value's name with "_capped"
+---@return kigo.Value
+function Graph:softcap(x, cap, name)
+  local id = id_of(self._plan, x, "x")
+  name = name and self._prefix .. name or x.name .. "_capped"
+  return new_value(self._plan, check(self._plan:softcap(name, id, cap)))
+end
+
+---Columns [first, first + width) of x: parts of a fused projection.
+---@param x kigo.Value
+---@param first integer 0-based
+---@param width integer
+---@param name string
+---@return kigo.Value
+function Graph:slice(x, first, width, name)
+  local id = id_of(self._plan, x, "x")
+  return new_value(self._plan, check(self._plan:slice(self._prefix .. name, id, first, width)))
+end
+
+---Name the result of a block "blk.i.out".
+---@param x kigo.Value
+---@return kigo.Value
+function Graph:out(x)
+  id_of(self._plan, x, "x")
+  return x:named(self._prefix .. "out")
+end
+
+---The logits: a projection by the first of these weights that the file has ("output", or the tied "token_embd").
+---@param x kigo.Value
+---@param ... string
+---@return kigo.Value
+function Graph:logits(x, ...)
+  for _, name in ipairs { ... } do
+    if self:has(name) then return self:linear(x, name, "logits") end
+  end
+  return fail(core.err.FORMAT, "none of these tensors is in the file: %s.weight", table.concat({ ... }, ".weight, "))
+end
+
+return graph

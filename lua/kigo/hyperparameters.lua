@@ -1,0 +1,153 @@
+-- hyperparameters.lua - the numbers of a model that stand in the file's metadata. One table of rows says for each which
+-- key it has, its type and range, its default and how it relates to the others; the errors are made from the row, so
+-- they always name the key and the value. A family may add rows or replace one with the same key.
+local core = require "kigo.core"
+
+local hyperparameters = {}
+
+---One hyperparameter. Rows are read in order: `default` and `relation` see the fields of the rows above.
+---@class kigo.HyperparameterRow
+---@field key string metadata key without the architecture: "attention.head_count"
+---@field name string field of kigo.Hyperparameters that receives it
+---@field type "integer"|"number"|"boolean"|"string"
+---@field min? number
+---@field max? number
+---@field one_of? table<any, boolean> the values that we can handle
+---@field default? any a value, or a function of the fields so far; a row without one is required
+---@field relation? fun(hp: kigo.Hyperparameters): string? what is wrong with the value beside the others, or nil
+
+---The fields of the common rows; a family's own rows add theirs.
+---@class kigo.Hyperparameters
+---@field context_length integer
+---@field embedding_length integer
+---@field block_count integer
+---@field head_count integer
+---@field head_count_kv integer
+---@field head_dim integer
+---@field norm_epsilon number
+---@field window integer 0: none
+---@field rope_dims integer
+---@field rope_base number
+---@field rope_scale number positions are divided by it
+---@field expert_count integer 0: a dense model
+---@field expert_used_count integer
+---@field rope kigo.RopeParameters for graph:rope, made by kigo.arch
+---@field attention kigo.AttentionParameters for graph:attention, made by kigo.arch
+
+local WIDTH = 1 << 24 -- KG_PLAN_MAX_WIDTH
+
+---@type kigo.HyperparameterRow[]
+hyperparameters.rows = {
+  { key = "context_length", name = "context_length", type = "integer", min = 1, max = 1 << 24 },
+  { key = "embedding_length", name = "embedding_length", type = "integer", min = 1, max = WIDTH },
+  { key = "block_count", name = "block_count", type = "integer", min = 1, max = 1024 },
+  { key = "attention.head_count", name = "head_count", type = "integer", min = 1, max = 1 << 16 },
+  { key = "attention.head_count_kv", name = "head_count_kv", type = "integer", min = 1, max = 1 << 16,
+    default = function(hp) return hp.head_count end,
+    relation = function(hp)
+      if hp.head_count % hp.head_count_kv ~= 0 then
+        return ("does not divide attention.head_count = %d"):format(hp.head_count)
+      end
+    end },
+  { key = "attention.key_length", name = "head_dim", type = "integer", min = 1, max = 1 << 16,
+    default = function(hp) return hp.embedding_length // hp.head_count end,
+    relation = function(hp)
+      if hp.head_dim * hp.head_count > WIDTH then
+        return ("times attention.head_count = %d is more than %d"):format(hp.head_count, WIDTH)
+      end
+    end },
+  { key = "attention.value_length", name = "value_dim", type = "integer", min = 1, max = 1 << 16,
+    default = function(hp) return hp.head_dim end,
+    relation = function(hp)
+      if hp.value_dim ~= hp.head_dim then return ("is not attention.key_length = %d"):format(hp.head_dim) end
+    end },
+  { key = "attention.layer_norm_rms_epsilon", name = "norm_epsilon", type = "number", min = 1e-12, max = 1 },
+  { key = "attention.sliding_window", name = "window", type = "integer", min = 0, max = 1 << 24, default = 0 },
+  { key = "attention.causal", name = "causal", type = "boolean", one_of = { [true] = true }, default = true },
+  { key = "rope.dimension_count", name = "rope_dims", type = "integer", min = 2, max = 1 << 16,
+    default = function(hp) return hp.head_dim end,
+    relation = function(hp)
+      if hp.rope_dims % 2 ~= 0 then return "is not even" end
+      if hp.rope_dims > hp.head_dim then return ("is more than the head size %d"):format(hp.head_dim) end
+    end },
+  { key = "rope.freq_base", name = "rope_base", type = "number", min = 1, max = 1e12, default = 10000 },
+  { key = "rope.scaling.type", name = "rope_scaling", type = "string", one_of = { none = true, linear = true },
+    default = "linear" },
+  { key = "rope.scale_linear", name = "rope_scale_linear", type = "number", min = 1e-3, max = 1e6, default = 1 },
+  { key = "rope.scaling.factor", name = "rope_scale", type = "number", min = 1e-3, max = 1e6,
+    default = function(hp) return hp.rope_scale_linear end }, -- the older key, where only that one stands there
+  { key = "expert_count", name = "expert_count", type = "integer", min = 0, max = 1024, default = 0 },
+  { key = "expert_used_count", name = "expert_used_count", type = "integer", min = 0, max = 1024, default = 0,
+    relation = function(hp)
+      if hp.expert_used_count > hp.expert_count then
+        return ("is more than expert_count = %d"):format(hp.expert_count)
+      end
+      if hp.expert_count > 0 and hp.expert_used_count == 0 then
+        return ("leaves all of expert_count = %d out"):format(hp.expert_count)
+      end
+    end },
+}
+
+-- A value from a file as it may stand in a one-line message.
+local function quoted(value)
+  if type(value) == "table" then return "an array" end
+  if type(value) ~= "string" then return tostring(value) end
+  return '"' .. value:sub(1, 60):gsub("[%c\"\\]", function(c) return ("\\x%02x"):format(c:byte()) end) .. '"'
+end
+
+local function has_type(value, wanted)
+  if wanted == "integer" then return math.type(value) == "integer" end
+  return type(value) == wanted
+end
+
+-- What is wrong with a value of the file, or nil; the second result is the error code.
+local function complaint(row, value)
+  if not has_type(value, row.type) then return ("is no %s"):format(row.type), core.err.FORMAT end
+  if row.min and not (value >= row.min and value <= row.max) then -- false for NaN
+    return ("is outside %s to %s"):format(row.min, row.max), core.err.FORMAT
+  end
+  if row.one_of and not row.one_of[value] then
+    local known = {}
+    for name in pairs(row.one_of) do known[#known + 1] = tostring(name) end
+    table.sort(known)
+    return "is not supported; there are: " .. table.concat(known, ", "), core.err.UNSUPPORTED
+  end
+end
+
+local function merged(rows, extra)
+  local list, index = {}, {}
+  for _, source in ipairs { rows, extra or {} } do
+    for _, row in ipairs(source) do
+      index[row.key] = index[row.key] or #list + 1
+      list[index[row.key]] = row
+    end
+  end
+  return list
+end
+
+---Read and check all rows.
+---@param gguf kigo.Gguf
+---@param architecture string the prefix of the keys
+---@param extra? kigo.HyperparameterRow[] rows of the family
+---@return kigo.Hyperparameters? hp
+---@return string? message
+---@return integer? code
+function hyperparameters.read(gguf, architecture, extra)
+  local hp = {}
+  for _, row in ipairs(merged(hyperparameters.rows, extra)) do
+    local key = architecture .. "." .. row.key
+    local value = gguf:get(key)
+    if value == nil then
+      if row.default == nil then return nil, ("%s is missing"):format(key), core.err.FORMAT end
+      value = row.default
+      if type(value) == "function" then value = value(hp) end
+    end
+    local wrong, code = complaint(row, value)
+    hp[row.name] = value
+    if not wrong and row.relation then wrong, code = row.relation(hp), core.err.FORMAT end
+    if wrong then return nil, ("%s = %s %s"):format(key, quoted(value), wrong), code end
+  end
+  return hp
+end
+
+return hyperparameters
