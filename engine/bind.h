@@ -62,6 +62,16 @@ kg_sequence *kg_check_sequence(lua_State *L, int index);
 kg_tokenizer *kg_check_tokenizer(lua_State *L, int index);
 kg_gguf *kg_check_gguf(lua_State *L, int index);
 
+/* A closed sequence handle of the model at index. */
+kg_handle *kg_push_sequence(lua_State *L, int model_index);
+
+/* Around everything that may step the model at index, with nothing left on the stack in between: its progress function
+ * runs on this thread; an error in it is raised by kg_end_step. kg_begin_step refuses a step inside a step. */
+void kg_begin_step(lua_State *L, int model_index);
+void kg_end_step(lua_State *L, int model_index);
+/* Free the model at index if its handle is closed and its last sequence is gone. */
+void kg_release_model(lua_State *L, int model_index);
+
 /* One per file: define the classes and add the functions to the core table on top of the stack. */
 void kg_bind_system(lua_State *L);
 void kg_bind_gguf(lua_State *L);

@@ -1,6 +1,434 @@
+/* bind_model.c - kigo.Model. The handle keeps the file alive and holds a table for fields that Lua sets
+ * (model.tokenizer). Sequences outlive a closed handle: the model itself goes with the last of them. */
 #include "bind.h"
+
+#include <string.h>
+
+#include "error.h"
+#include "step.h"
+
+enum { FIELDS = 1, PARENT, PROGRESS, N_USER_VALUES = PROGRESS };
+
+typedef struct model_box {
+  kg_handle handle;
+  kg_model *closing;    /* behind a closed handle, waiting for its sequences to go */
+  lua_State *L;         /* whose stack holds the progress function while a call runs; else NULL */
+  int progress_index;   /* there; the slot above takes what it raised */
+  bool progress_failed;
+} model_box;
+
+static kg_model *check_model(lua_State *L, int index)
+{
+  return kg_check_open(L, index, KG_CLASS_MODEL);
+}
+
+kg_model *kg_lua_to_model(lua_State *L, int index)
+{
+  const kg_handle *handle = luaL_testudata(L, index, KG_CLASS_MODEL);
+  return handle ? handle->object : NULL;
+}
+
+/* ---- progress ---- */
+
+typedef struct progress_call {
+  const char *what;
+  int64_t done, total;
+} progress_call;
+
+/* (function, progress_call) -> what the function returns. Protected: it may run out of memory. */
+static int call_progress(lua_State *L)
+{
+  const progress_call *call = lua_touserdata(L, 2);
+  lua_settop(L, 1);
+  lua_pushstring(L, call->what);
+  lua_pushinteger(L, call->done);
+  lua_pushinteger(L, call->total);
+  lua_call(L, 3, 1);
+  return 1;
+}
+
+static int add_traceback(lua_State *L)
+{
+  if (lua_type(L, 1) == LUA_TSTRING) luaL_traceback(L, L, lua_tostring(L, 1), 1);
+  return 1;
+}
+
+/* Nothing here may raise: the frames of the step stand between us and Lua. kg_begin_step made the stack high enough. */
+static int on_progress(void *user, const char *what, int64_t done, int64_t total)
+{
+  model_box *box = user;
+  lua_State *L = box->L;
+  if (!L) return 0;
+  progress_call call = {what, done, total};
+  lua_pushcfunction(L, add_traceback);
+  lua_pushcfunction(L, call_progress);
+  lua_pushvalue(L, box->progress_index);
+  lua_pushlightuserdata(L, &call);
+  box->progress_failed = lua_pcall(L, 2, 1, -4) != LUA_OK;
+  const int stop = box->progress_failed || lua_toboolean(L, -1);
+  if (box->progress_failed) lua_copy(L, -1, box->progress_index + 1);
+  lua_settop(L, box->progress_index + 1);
+  return stop;
+}
+
+void kg_begin_step(lua_State *L, int model_index)
+{
+  model_box *box = lua_touserdata(L, model_index);
+  const kg_model *model = box->handle.object ? box->handle.object : box->closing;
+  kg_error err;
+  if (box->L || (model && kg_model_check_idle(model, &err)))
+    luaL_error(L, "%s is in the middle of a step: a progress function may only look", KG_CLASS_MODEL);
+  luaL_checkstack(L, 10, "progress");
+  lua_getiuservalue(L, model_index, PROGRESS);
+  lua_pushnil(L);
+  box->progress_failed = false;
+  if (lua_isnil(L, -2)) return;
+  box->L = L;
+  box->progress_index = lua_gettop(L) - 1;
+}
+
+void kg_end_step(lua_State *L, int model_index)
+{
+  model_box *box = lua_touserdata(L, model_index);
+  box->L = NULL;
+  if (box->progress_failed) lua_error(L); /* the slot is on top */
+  lua_pop(L, 2);
+}
+
+/* ---- opening and closing ---- */
+
+/* core.model(plan, options) -> Model, or nil, message, code. Takes the plan: its handle is closed on success.
+ * options: device, variant, threads, ctx, pool, chunk, kv, progress = function(what, done, total), which cancels by
+ * returning true and is called during long steps too. */
+static int open_model(lua_State *L)
+{
+  kg_plan *plan = kg_check_open(L, 1, KG_CLASS_PLAN);
+  kg_handle *plan_handle = lua_touserdata(L, 1);
+  lua_settop(L, 2);
+  kg_model_options options = {.device = kg_opt_string_field(L, 2, "device", "auto"),
+                              .variant = kg_opt_string_field(L, 2, "variant", NULL),
+                              .n_threads = (int32_t)kg_opt_int_field(L, 2, "threads", 0, 0, INT32_MAX),
+                              .context = (int32_t)kg_opt_int_field(L, 2, "ctx", 0, 0, INT32_MAX),
+                              .pool = (int32_t)kg_opt_int_field(L, 2, "pool", 0, 0, INT32_MAX),
+                              .chunk = (int32_t)kg_opt_int_field(L, 2, "chunk", 0, 0, INT32_MAX),
+                              .kv = kg_opt_string_field(L, 2, "kv", NULL)};
+  model_box *box = lua_newuserdatauv(L, sizeof *box, N_USER_VALUES);
+  *box = (model_box){0};
+  luaL_setmetatable(L, KG_CLASS_MODEL);
+  lua_newtable(L);
+  lua_setiuservalue(L, 3, FIELDS);
+  lua_getiuservalue(L, 1, 1); /* the plan's file */
+  lua_setiuservalue(L, 3, PARENT);
+  if (lua_istable(L, 2)) {
+    if (lua_getfield(L, 2, "progress") != LUA_TNIL) luaL_checktype(L, -1, LUA_TFUNCTION);
+    lua_setiuservalue(L, 3, PROGRESS);
+  }
+  options.progress = on_progress;
+  options.progress_user = box;
+
+  kg_error err;
+  kg_model *model = NULL;
+  kg_begin_step(L, 3);
+  plan_handle->object = NULL; /* out of the progress function's reach */
+  const int status = kg_model_open_take(plan, &options, &model, &err);
+  if (status)
+    plan_handle->object = plan;
+  else
+    box->handle.object = model;
+  kg_end_step(L, 3);
+  if (status) return kg_push_error(L, &err);
+  kg_model_set_progress(model, on_progress, box);
+  return 1;
+}
+
+void kg_release_model(lua_State *L, int model_index)
+{
+  model_box *box = lua_touserdata(L, model_index);
+  if (!box->closing || kg_model_sequence_count(box->closing)) return;
+  kg_model_close(box->closing);
+  box->closing = NULL;
+}
+
+static int collect_model(lua_State *L)
+{
+  model_box *box = lua_touserdata(L, 1);
+  if (box->handle.object) box->closing = box->handle.object;
+  box->handle.object = NULL;
+  kg_release_model(L, 1);
+  return 0;
+}
+
+/* model:close(): the handle takes no new work. Open sequences go on; the model is released with the last of them. */
+static int close_model(lua_State *L)
+{
+  const kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_MODEL);
+  if (handle->object && kg_model_is_stepping(handle->object))
+    return luaL_error(L, "%s cannot be closed in the middle of a step", KG_CLASS_MODEL);
+  return collect_model(L);
+}
+
+static int model_to_string(lua_State *L)
+{
+  const kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_MODEL);
+  if (!handle->object) {
+    lua_pushliteral(L, KG_CLASS_MODEL " (closed)");
+    return 1;
+  }
+  lua_pushfstring(L, "%s (%s, vocabulary %d, context %d)", KG_CLASS_MODEL, kg_model_backend(handle->object)->name,
+                  (int)kg_model_vocab_size(handle->object), (int)kg_model_context(handle->object));
+  return 1;
+}
+
+/* ---- fields ---- */
+
+static int model_index(lua_State *L)
+{
+  kg_check_handle(L, 1, KG_CLASS_MODEL);
+  lua_settop(L, 2);
+  lua_pushvalue(L, 2);
+  if (lua_rawget(L, lua_upvalueindex(1)) != LUA_TNIL) return 1;
+  const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
+  if (!strcmp(key, "vocab_size"))
+    lua_pushinteger(L, kg_model_vocab_size(check_model(L, 1)));
+  else if (!strcmp(key, "context"))
+    lua_pushinteger(L, kg_model_context(check_model(L, 1)));
+  else if (!strcmp(key, "device"))
+    lua_pushstring(L, kg_model_backend(check_model(L, 1))->name);
+  else {
+    lua_getiuservalue(L, 1, FIELDS);
+    lua_pushvalue(L, 2);
+    lua_rawget(L, -2);
+  }
+  return 1;
+}
+
+static int model_new_index(lua_State *L)
+{
+  kg_check_handle(L, 1, KG_CLASS_MODEL);
+  const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
+  if (!strcmp(key, "vocab_size") || !strcmp(key, "context") || !strcmp(key, "device"))
+    return luaL_error(L, "%s: %s is read-only", KG_CLASS_MODEL, key);
+  lua_settop(L, 3);
+  lua_getiuservalue(L, 1, FIELDS);
+  lua_insert(L, 2);
+  lua_rawset(L, 2);
+  return 0;
+}
+
+/* ---- sequences and steps ---- */
+
+/* model:sequence{seed = 0} -> Sequence */
+static int model_sequence(lua_State *L)
+{
+  kg_model *model = check_model(L, 1);
+  const int64_t seed = kg_opt_int_field(L, 2, "seed", 0, INT64_MIN, INT64_MAX);
+  kg_handle *handle = kg_push_sequence(L, 1);
+  kg_sequence *sequence = NULL;
+  kg_error err;
+  if (kg_sequence_new(model, (uint64_t)seed, &sequence, &err)) return kg_push_error(L, &err);
+  handle->object = sequence;
+  return 1;
+}
+
+/* model:step(sequences) -> true, or nil, message, code. Evaluates what all of them wait for, in shared passes. */
+static int model_step(lua_State *L)
+{
+  kg_model *model = check_model(L, 1);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  lua_settop(L, 2);
+  const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
+  if (n > INT32_MAX / 16) return luaL_error(L, "sequences: %I are too many", n);
+  luaL_checkstack(L, (int)n + 8, "too many sequences");
+  kg_sequence **sequences = lua_newuserdatauv(L, (size_t)n * sizeof *sequences + 1, 0);
+  for (lua_Integer i = 0; i < n; i++) { /* they stay on the stack: a progress function may empty the table */
+    lua_rawgeti(L, 2, i + 1);
+    sequences[i] = kg_check_sequence(L, -1);
+  }
+  kg_error err;
+  kg_begin_step(L, 1);
+  const int status = kg_step(model, sequences, (size_t)n, &err);
+  kg_end_step(L, 1);
+  if (status) return kg_push_error(L, &err);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* model:set_progress(function(what, done, total) or nil): called between the passes of long steps; true cancels. */
+static int set_progress(lua_State *L)
+{
+  check_model(L, 1);
+  lua_settop(L, 2);
+  if (!lua_isnil(L, 2)) luaL_checktype(L, 2, LUA_TFUNCTION);
+  lua_setiuservalue(L, 1, PROGRESS);
+  return 0;
+}
+
+/* ---- looking inside ---- */
+
+/* Push a zeroed tensor [n, width] on the model's device. */
+static int push_rows(lua_State *L, kg_model *model, int64_t n, int64_t width, kg_tensor **out, kg_error *err)
+{
+  const int64_t shape[2] = {n, width};
+  kg_tensor **slot = kg_push_tensor(L);
+  kg_buffer *buffer = NULL;
+  if (width > 0 && n > INT64_MAX / 8 / width) return kg_fail(err, KG_ERR_MEMORY, "out of memory: %lld rows", (long long)n);
+  int status = kg_model_backend(model)->buffer_new(kg_model_executable(model), n * width, &buffer, err);
+  if (!status) status = kg_tensor_view(buffer, 0, 2, shape, slot, err);
+  kg_buffer_unref(buffer); /* the tensor holds it now */
+  if (!status) *out = *slot;
+  return status;
+}
+
+/* Push a sequence of its own with the ids on it. */
+static int push_fed(lua_State *L, kg_model *model, const int32_t *ids, size_t n, kg_handle **out, kg_error *err)
+{
+  kg_sequence *sequence = NULL;
+  kg_handle *handle = *out = kg_push_sequence(L, 1);
+  const int status = kg_sequence_new(model, 0, &sequence, err);
+  if (status) return status;
+  handle->object = sequence;
+  return kg_sequence_feed(sequence, ids, n, err);
+}
+
+static int step_once(lua_State *L, kg_model *model, const kg_handle *handle, kg_buffer *all_logits,
+                     const kg_step_trace *traces, size_t n_traces, kg_error *err)
+{
+  const kg_step_item item = {.sequence = handle->object, .all_logits = all_logits};
+  kg_begin_step(L, 1);
+  return kg_step_items(model, &item, 1, traces, n_traces, err);
+}
+
+static void let_go(kg_handle *handle)
+{
+  kg_sequence_free(handle->object);
+  handle->object = NULL;
+}
+
+static const int32_t *check_some_ids(lua_State *L, int index, size_t *n)
+{
+  const int32_t *ids = kg_check_ids(L, index, n);
+  if (!*n) luaL_error(L, "token ids: at least one is needed");
+  return ids;
+}
+
+/* model:logits(ids) -> Tensor [n, vocab], or nil, message, code: after every position, on a sequence of its own */
+static int model_logits(lua_State *L)
+{
+  kg_model *model = check_model(L, 1);
+  lua_settop(L, 2);
+  size_t n;
+  const int32_t *ids = check_some_ids(L, 2, &n);
+  kg_handle *handle;
+  kg_tensor *logits = NULL;
+  kg_error err;
+  int status = push_fed(L, model, ids, n, &handle, &err);
+  if (!status) status = push_rows(L, model, (int64_t)n, kg_model_vocab_size(model), &logits, &err);
+  const bool stepped = !status;
+  if (stepped) status = step_once(L, model, handle, logits->buffer, NULL, 0, &err);
+  let_go(handle);
+  if (stepped) kg_end_step(L, 1);
+  return status ? kg_push_error(L, &err) : 1;
+}
+
+/* model:trace(ids, names) -> {name = Tensor [n, width]}, or nil, message, code */
+static int model_trace(lua_State *L)
+{
+  kg_model *model = check_model(L, 1);
+  const kg_plan *plan = kg_model_plan(model);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  lua_settop(L, 3);
+  size_t n;
+  const int32_t *ids = check_some_ids(L, 2, &n);
+  const lua_Integer n_traces = (lua_Integer)lua_rawlen(L, 3);
+  kg_step_trace *traces = lua_newuserdatauv(L, (size_t)n_traces * sizeof *traces + 1, 0);
+  for (lua_Integer i = 0; i < n_traces; i++) {
+    if (lua_rawgeti(L, 3, i + 1) != LUA_TSTRING) return luaL_error(L, "names: strings expected");
+    traces[i] = (kg_step_trace){.value = kg_plan_value_find(plan, lua_tostring(L, -1))};
+    if (traces[i].value == KG_NONE) return luaL_error(L, "the model has no value \"%s\"", lua_tostring(L, -1));
+    lua_pop(L, 1);
+  }
+  kg_handle *handle;
+  kg_error err;
+  int status = push_fed(L, model, ids, n, &handle, &err);
+  lua_newtable(L);
+  for (lua_Integer i = 0; i < n_traces && !status; i++) {
+    const kg_value *value = kg_plan_value(plan, traces[i].value);
+    kg_tensor *tensor = NULL;
+    status = push_rows(L, model, (int64_t)n, value->width, &tensor, &err);
+    if (!status) traces[i].buffer = tensor->buffer;
+    lua_setfield(L, -2, value->name);
+  }
+  const bool stepped = !status;
+  if (stepped) status = step_once(L, model, handle, NULL, traces, (size_t)n_traces, &err);
+  let_go(handle);
+  if (stepped) kg_end_step(L, 1);
+  return status ? kg_push_error(L, &err) : 1;
+}
+
+/* model:values() -> names of all values, in the order they are computed */
+static int model_values(lua_State *L)
+{
+  const kg_plan *plan = kg_model_plan(check_model(L, 1));
+  const int32_t n = kg_plan_value_count(plan);
+  lua_createtable(L, n, 0);
+  for (int32_t i = 0; i < n; i++) {
+    lua_pushstring(L, kg_plan_value(plan, i)->name);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+static void set_integer(lua_State *L, const char *field, int64_t value)
+{
+  lua_pushinteger(L, value);
+  lua_setfield(L, -2, field);
+}
+
+/* model:stats() -> table with the fields of kg_model_stats, n_sequences, n_pages_used */
+static int model_get_stats(lua_State *L)
+{
+  const kg_model *model = check_model(L, 1);
+  kg_model_stats stats;
+  kg_model_get_stats(model, &stats);
+  lua_newtable(L);
+  lua_pushstring(L, stats.device);
+  lua_setfield(L, -2, "device");
+  lua_pushstring(L, stats.variant);
+  lua_setfield(L, -2, "variant");
+  set_integer(L, "weight_bytes", (int64_t)stats.weight_bytes);
+  set_integer(L, "kv_bytes", (int64_t)stats.kv_bytes);
+  set_integer(L, "n_threads", stats.n_threads);
+  set_integer(L, "n_tokens_evaluated", stats.n_tokens_evaluated);
+  set_integer(L, "n_steps", stats.n_steps);
+  set_integer(L, "n_sequences", kg_model_sequence_count(model));
+  set_integer(L, "n_pages_used", kg_kv_pages_used(kg_model_kv(model)));
+  return 1;
+}
+
+/* model:scramble(prefix, seed) -> number of weights whose bytes were permuted, or nil, message, code */
+static int model_scramble(lua_State *L)
+{
+  kg_model *model = check_model(L, 1);
+  const char *prefix = luaL_checkstring(L, 2);
+  const uint64_t seed = (uint64_t)luaL_optinteger(L, 3, 0);
+  int32_t n = 0;
+  kg_error err;
+  if (kg_model_scramble(model, prefix, seed, &n, &err)) return kg_push_error(L, &err);
+  lua_pushinteger(L, n);
+  return 1;
+}
 
 void kg_bind_model(lua_State *L)
 {
-  (void)L;
+  static const luaL_Reg methods[] = {{"close", close_model},   {"sequence", model_sequence},
+                                     {"step", model_step},     {"set_progress", set_progress},
+                                     {"logits", model_logits}, {"trace", model_trace},
+                                     {"values", model_values}, {"stats", model_get_stats},
+                                     {"scramble", model_scramble}, {NULL, NULL}};
+  static const luaL_Reg metamethods[] = {{"__index", model_index}, {"__newindex", model_new_index},
+                                         {"__gc", collect_model},  {"__close", close_model},
+                                         {"__tostring", model_to_string}, {NULL, NULL}};
+  kg_class(L, KG_CLASS_MODEL, methods, metamethods);
+  lua_pushcfunction(L, open_model);
+  lua_setfield(L, -2, "model");
 }

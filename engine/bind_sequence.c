@@ -1,6 +1,385 @@
+/* bind_sequence.c - kigo.Sequence with its random numbers (kigo.Rng) and marks (kigo.Mark). A mark is a position with
+ * what belongs to it; it fits every timeline that starts with the same tokens: its own and its forks'. */
 #include "bind.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "sequence.h"
+
+#define CLASS_RNG "kigo.Rng"
+#define CLASS_MARK "kigo.Mark"
+
+enum { MODEL = 1, STATE, LOGITS, RNG, FIELDS, N_USER_VALUES = FIELDS };
+
+typedef struct mark {
+  int32_t pos;
+  uint64_t hash; /* of the tokens before it */
+  uint64_t n_draws;
+} mark;
+
+kg_sequence *kg_check_sequence(lua_State *L, int index)
+{
+  return kg_check_open(L, index, KG_CLASS_SEQUENCE);
+}
+
+kg_handle *kg_push_sequence(lua_State *L, int model_index)
+{
+  model_index = lua_absindex(L, model_index);
+  kg_handle *handle = kg_push_handle(L, KG_CLASS_SEQUENCE, N_USER_VALUES);
+  lua_pushvalue(L, model_index);
+  lua_setiuservalue(L, -2, MODEL);
+  return handle;
+}
+
+static int collect_sequence(lua_State *L)
+{
+  kg_handle *handle = lua_touserdata(L, 1);
+  if (!handle->object) return 0;
+  kg_sequence_free(handle->object);
+  handle->object = NULL;
+  lua_getiuservalue(L, 1, MODEL);
+  kg_release_model(L, -1);
+  return 0;
+}
+
+static int close_sequence(lua_State *L)
+{
+  const kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_SEQUENCE);
+  if (handle->object && kg_model_is_stepping(kg_sequence_model(handle->object)))
+    return luaL_error(L, "%s cannot be closed in the middle of a step", KG_CLASS_SEQUENCE);
+  return collect_sequence(L);
+}
+
+static int sequence_to_string(lua_State *L)
+{
+  const kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_SEQUENCE);
+  const kg_sequence *sequence = handle->object;
+  if (sequence)
+    lua_pushfstring(L, "%s (%d of %d tokens)", KG_CLASS_SEQUENCE, (int)kg_sequence_pos(sequence),
+                    (int)kg_model_context(kg_sequence_model(sequence)));
+  else
+    lua_pushliteral(L, KG_CLASS_SEQUENCE " (closed)");
+  return 1;
+}
+
+/* ---- the timeline ---- */
+
+static int push_pos(lua_State *L, const kg_sequence *sequence)
+{
+  lua_pushinteger(L, kg_sequence_pos(sequence));
+  return 1;
+}
+
+/* seq:feed(ids) -> pos, or nil, message, code: append tokens; all or nothing */
+static int feed(lua_State *L)
+{
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  size_t n;
+  const int32_t *ids = kg_check_ids(L, 2, &n);
+  kg_error err;
+  return kg_sequence_feed(sequence, ids, n, &err) ? kg_push_error(L, &err) : push_pos(L, sequence);
+}
+
+/* seq:push(id) -> pos, or nil, message, code */
+static int push(lua_State *L)
+{
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  const int32_t id = (int32_t)kg_check_int(L, 2, "id", INT32_MIN, INT32_MAX);
+  kg_error err;
+  return kg_sequence_feed(sequence, &id, 1, &err) ? kg_push_error(L, &err) : push_pos(L, sequence);
+}
+
+static int pos(lua_State *L)
+{
+  return push_pos(L, kg_check_sequence(L, 1));
+}
+
+/* seq:tokens() -> ids on the timeline */
+static int tokens(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  kg_push_ids(L, kg_sequence_tokens(sequence), (size_t)kg_sequence_pos(sequence));
+  return 1;
+}
+
+static int seed(lua_State *L)
+{
+  lua_pushinteger(L, (lua_Integer)kg_sequence_seed(kg_check_sequence(L, 1)));
+  return 1;
+}
+
+static int evaluate(lua_State *L, kg_error *err)
+{
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  if (kg_sequence_pos(sequence) && !kg_sequence_pending(sequence)) return KG_OK;
+  lua_getiuservalue(L, 1, MODEL);
+  const int model = lua_gettop(L);
+  kg_begin_step(L, model);
+  const int status = kg_sequence_evaluate(sequence, err);
+  kg_end_step(L, model);
+  lua_pop(L, 1);
+  return status;
+}
+
+/* seq:step() -> true, or nil, message, code: evaluate what is pending, alone */
+static int step(lua_State *L)
+{
+  kg_error err;
+  if (evaluate(L, &err)) return kg_push_error(L, &err);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* ---- mark, rewind, fork ---- */
+
+/* Push a copy, one level deep, of the table on top in its place; nil stays nil. */
+static void copy_table(lua_State *L)
+{
+  if (lua_isnil(L, -1)) return;
+  lua_newtable(L);
+  lua_pushnil(L);
+  while (lua_next(L, -3)) {
+    lua_pushvalue(L, -2);
+    lua_insert(L, -2);
+    lua_rawset(L, -4);
+  }
+  lua_remove(L, -2);
+}
+
+/* seq:mark() -> mark: position, random numbers drawn there, and a copy of seq.state */
+static int make_mark(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  mark *made = lua_newuserdatauv(L, sizeof *made, 1);
+  made->pos = kg_sequence_pos(sequence);
+  made->hash = kg_sequence_hash(sequence, made->pos);
+  made->n_draws = kg_sequence_draws(sequence);
+  luaL_setmetatable(L, CLASS_MARK);
+  lua_getiuservalue(L, 1, STATE);
+  copy_table(L);
+  lua_setiuservalue(L, -2, 1);
+  return 1;
+}
+
+static int rewind_to_mark(lua_State *L, kg_sequence *sequence, const mark *to)
+{
+  if (to->pos > kg_sequence_pos(sequence) || to->hash != kg_sequence_hash(sequence, to->pos))
+    return luaL_error(L, "the mark at %d is not of this timeline: its tokens differ", (int)to->pos);
+  lua_getiuservalue(L, 2, 1);
+  copy_table(L); /* the mark stays good for another rewind */
+  kg_error err;
+  if (kg_sequence_rewind(sequence, to->pos, &err)) return kg_push_error(L, &err);
+  kg_sequence_set_draws(sequence, to->n_draws);
+  lua_setiuservalue(L, 1, STATE);
+  return push_pos(L, sequence);
+}
+
+/* seq:rewind(mark or pos) -> pos. A mark brings back the random numbers and seq.state as well; a position leaves
+ * seq.state alone, and drawing starts there as if nobody had drawn. */
+static int rewind_sequence(lua_State *L)
+{
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  lua_settop(L, 2);
+  const mark *to = luaL_testudata(L, 2, CLASS_MARK);
+  if (to) return rewind_to_mark(L, sequence, to);
+  const int32_t target = (int32_t)kg_check_int(L, 2, "pos", 0, kg_sequence_pos(sequence));
+  kg_error err;
+  return kg_sequence_rewind(sequence, target, &err) ? kg_push_error(L, &err) : push_pos(L, sequence);
+}
+
+/* seq:fork{seed = its own} -> Sequence, or nil, message, code: shares the past; seq.state is copied */
+static int fork_sequence(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  const int64_t fork_seed =
+      kg_opt_int_field(L, 2, "seed", (int64_t)kg_sequence_seed(sequence), INT64_MIN, INT64_MAX);
+  lua_getiuservalue(L, 1, MODEL);
+  kg_handle *handle = kg_push_sequence(L, -1);
+  lua_getiuservalue(L, 1, STATE);
+  copy_table(L);
+  lua_setiuservalue(L, -2, STATE);
+  kg_sequence *fork = NULL;
+  kg_error err;
+  if (kg_sequence_fork(sequence, (uint64_t)fork_seed, &fork, &err)) return kg_push_error(L, &err);
+  handle->object = fork;
+  return 1;
+}
+
+static int mark_index(lua_State *L)
+{
+  const mark *self = luaL_checkudata(L, 1, CLASS_MARK);
+  if (lua_type(L, 2) == LUA_TSTRING && !strcmp(lua_tostring(L, 2), "pos"))
+    lua_pushinteger(L, self->pos);
+  else
+    lua_pushnil(L);
+  return 1;
+}
+
+static int mark_to_string(lua_State *L)
+{
+  const mark *self = luaL_checkudata(L, 1, CLASS_MARK);
+  lua_pushfstring(L, "%s (position %d)", CLASS_MARK, (int)self->pos);
+  return 1;
+}
+
+/* ---- properties ---- */
+
+/* One handle serves as long as the numbers stay in the same buffer: a decode loop asks for them at every token. */
+static int push_logits(lua_State *L)
+{
+  kg_error err;
+  if (evaluate(L, &err)) return kg_raise(L, &err);
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  lua_getiuservalue(L, 1, LOGITS);
+  const kg_handle *cached = lua_touserdata(L, -1);
+  const kg_tensor *tensor = cached ? cached->object : NULL;
+  if (tensor && tensor->buffer == sequence->logits) return 1;
+  kg_tensor **made = kg_push_tensor(L);
+  if (kg_sequence_logits(sequence, made, &err)) return kg_raise(L, &err);
+  lua_pushvalue(L, -1);
+  lua_setiuservalue(L, 1, LOGITS);
+  return 1;
+}
+
+static int push_rng(lua_State *L)
+{
+  kg_check_sequence(L, 1);
+  if (lua_getiuservalue(L, 1, RNG) != LUA_TNIL) return 1;
+  lua_newuserdatauv(L, 0, 1);
+  luaL_setmetatable(L, CLASS_RNG);
+  lua_pushvalue(L, 1);
+  lua_setiuservalue(L, -2, 1);
+  lua_pushvalue(L, -1);
+  lua_setiuservalue(L, 1, RNG);
+  return 1;
+}
+
+/* The table at user value `slot` of the sequence, made on first use. */
+static int push_table(lua_State *L, int slot)
+{
+  if (lua_getiuservalue(L, 1, slot) != LUA_TNIL) return 1;
+  lua_newtable(L);
+  lua_pushvalue(L, -1);
+  lua_setiuservalue(L, 1, slot);
+  return 1;
+}
+
+static int sequence_index(lua_State *L)
+{
+  kg_check_handle(L, 1, KG_CLASS_SEQUENCE);
+  lua_settop(L, 2);
+  lua_pushvalue(L, 2);
+  if (lua_rawget(L, lua_upvalueindex(1)) != LUA_TNIL) return 1;
+  const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
+  if (!strcmp(key, "logits")) return push_logits(L);
+  if (!strcmp(key, "rng")) return push_rng(L);
+  if (!strcmp(key, "state")) return push_table(L, STATE);
+  if (!strcmp(key, "model")) {
+    lua_getiuservalue(L, 1, MODEL);
+    return 1;
+  }
+  if (lua_getiuservalue(L, 1, FIELDS) == LUA_TNIL) return 1;
+  lua_pushvalue(L, 2);
+  lua_rawget(L, -2);
+  return 1;
+}
+
+static int sequence_new_index(lua_State *L)
+{
+  kg_check_handle(L, 1, KG_CLASS_SEQUENCE);
+  lua_settop(L, 3);
+  const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
+  if (!strcmp(key, "logits") || !strcmp(key, "rng") || !strcmp(key, "model"))
+    return luaL_error(L, "%s: %s is read-only", KG_CLASS_SEQUENCE, key);
+  if (!strcmp(key, "state")) {
+    luaL_checktype(L, 3, LUA_TTABLE);
+    lua_setiuservalue(L, 1, STATE);
+    return 0;
+  }
+  push_table(L, FIELDS);
+  lua_insert(L, 2);
+  lua_rawset(L, 2);
+  return 0;
+}
+
+/* ---- random numbers ---- */
+
+static kg_sequence *check_rng(lua_State *L)
+{
+  luaL_checkudata(L, 1, CLASS_RNG);
+  lua_getiuservalue(L, 1, 1);
+  kg_sequence *sequence = kg_check_sequence(L, -1);
+  lua_pop(L, 1);
+  return sequence;
+}
+
+/* rng:uniform() -> number in [0, 1) */
+static int rng_uniform(lua_State *L)
+{
+  lua_pushnumber(L, kg_sequence_uniform(check_rng(L)));
+  return 1;
+}
+
+/* rng:integer(n) -> integer in 1 to n */
+static int rng_integer(lua_State *L)
+{
+  kg_sequence *sequence = check_rng(L);
+  const int64_t n = kg_check_int(L, 2, "n", 1, (int64_t)1 << 53);
+  const int64_t drawn = (int64_t)(kg_sequence_uniform(sequence) * (double)n); /* below n, or n by rounding */
+  lua_pushinteger(L, drawn < n ? drawn + 1 : n);
+  return 1;
+}
+
+static double weight_at(lua_State *L, lua_Integer i)
+{
+  lua_rawgeti(L, 2, i);
+  if (lua_type(L, -1) != LUA_TNUMBER) luaL_error(L, "probability %I: number expected, got %s", i, luaL_typename(L, -1));
+  const double weight = lua_tonumber(L, -1);
+  if (!(weight >= 0) || isinf(weight)) luaL_error(L, "probability %I: %f is not finite and at least 0", i, weight);
+  lua_pop(L, 1);
+  return weight;
+}
+
+/* rng:choose(probs) -> index, drawn in proportion to the numbers, which need not add up to 1 */
+static int rng_choose(lua_State *L)
+{
+  kg_sequence *sequence = check_rng(L);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
+  double sum = 0;
+  lua_Integer chosen = 0;
+  for (lua_Integer i = 1; i <= n; i++) {
+    const double weight = weight_at(L, i);
+    sum += weight;
+    if (weight > 0) chosen = i;
+  }
+  if (!(sum > 0) || isinf(sum)) return luaL_error(L, "probabilities: their sum %f is not positive and finite", sum);
+  double left = kg_sequence_uniform(sequence) * sum;
+  for (lua_Integer i = 1; i < chosen; i++) { /* the last possible one takes what rounding leaves */
+    const double weight = weight_at(L, i);
+    if (left < weight) chosen = i;
+    left -= weight;
+  }
+  lua_pushinteger(L, chosen);
+  return 1;
+}
 
 void kg_bind_sequence(lua_State *L)
 {
-  (void)L;
+  static const luaL_Reg methods[] = {{"close", close_sequence}, {"feed", feed},     {"push", push},
+                                     {"pos", pos},              {"tokens", tokens}, {"seed", seed},
+                                     {"mark", make_mark},       {"rewind", rewind_sequence}, {"fork", fork_sequence},
+                                     {"step", step},            {NULL, NULL}};
+  static const luaL_Reg metamethods[] = {{"__index", sequence_index}, {"__newindex", sequence_new_index},
+                                         {"__gc", collect_sequence},  {"__close", close_sequence},
+                                         {"__tostring", sequence_to_string}, {NULL, NULL}};
+  static const luaL_Reg rng_methods[] = {
+      {"uniform", rng_uniform}, {"integer", rng_integer}, {"choose", rng_choose}, {NULL, NULL}};
+  static const luaL_Reg no_functions[] = {{NULL, NULL}};
+  static const luaL_Reg mark_metamethods[] = {
+      {"__index", mark_index}, {"__tostring", mark_to_string}, {NULL, NULL}};
+  kg_class(L, KG_CLASS_SEQUENCE, methods, metamethods);
+  kg_class(L, CLASS_RNG, rng_methods, no_functions);
+  kg_class(L, CLASS_MARK, no_functions, mark_metamethods);
 }

@@ -31,10 +31,31 @@ int32_t kg_model_sequence_count(const kg_model *model); /* open ones */
  * haiku check damages its copy with. *n_weights says how many; none is KG_ERR_ARGUMENT. */
 int kg_model_scramble(kg_model *model, const char *prefix, uint64_t seed, int32_t *n_weights, kg_error *err);
 
-/* Called by kg_step: progress and cancellation between chunks; KG_ERR_CANCELLED when the callback says so. */
+/* ---- for sequence.c and step.c ---- */
+
+/* Memory of the step, kept between steps so that decoding allocates nothing. The first four hold kg_model_chunk rows. */
+typedef struct kg_scratch {
+  int32_t *tokens, *positions;
+  kg_span *spans;
+  kg_wanted *wanted;
+  kg_trace *traces;
+  size_t traces_capacity;
+  void *items; /* kg_step_item of kg_step */
+  size_t items_capacity;
+  int64_t serial; /* of the step, to find a sequence that is named twice */
+} kg_scratch;
+kg_scratch *kg_model_scratch(kg_model *model);
+
+/* Progress and cancellation between the runs of a step; KG_ERR_CANCELLED when the callback says so. */
 int kg_model_progress(kg_model *model, const char *what, int64_t done, int64_t total, kg_error *err);
 void kg_model_count(kg_model *model, int64_t n_tokens, int64_t n_steps);
 void kg_model_sequence_opened(kg_model *model);
 void kg_model_sequence_closed(kg_model *model);
+
+/* While a step runs, its progress callback may look but not touch: everything that changes a sequence or starts a step
+ * fails with KG_ERR_ARGUMENT, and nothing may be freed. */
+bool kg_model_is_stepping(const kg_model *model);
+void kg_model_set_stepping(kg_model *model, bool stepping);
+int kg_model_check_idle(const kg_model *model, kg_error *err);
 
 #endif

@@ -8,7 +8,7 @@
 
 typedef struct kg_step_item {
   kg_sequence *sequence;
-  kg_buffer *all_logits; /* NULL, or room for (pending tokens) * vocab floats: logits of every evaluated position, in
+  kg_buffer *all_logits; /* NULL, or room for kg_sequence_pending * vocab floats: logits of every evaluated position, in
                             order from float `at` on */
   int64_t at;
 } kg_step_item;

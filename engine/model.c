@@ -1,0 +1,308 @@
+#include "model.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "error.h"
+#include "random.h"
+
+enum { DEFAULT_CONTEXT = 4096, DEFAULT_CHUNK = 512, MAX_CHUNK = 16384, MAX_THREADS = 1024, PIECE = 64 };
+
+struct kg_model {
+  kg_plan *plan;
+  const kg_backend *backend;
+  kg_executable *exe;
+  kg_kv *kv;
+  int32_t context, chunk;
+  int32_t n_sequences;
+  bool is_stepping;
+  int64_t n_tokens_evaluated, n_steps;
+  kg_progress progress;
+  void *progress_user;
+  kg_scratch scratch;
+};
+
+/* ---- options ---- */
+
+static int check_range(const char *name, int32_t value, int32_t max, kg_error *err)
+{
+  if (value >= 0 && value <= max) return KG_OK;
+  return kg_fail(err, KG_ERR_ARGUMENT, "%s: %d is outside 0 to %d", name, value, max);
+}
+
+static int choose_context(const kg_plan *plan, int32_t wanted, int32_t *out, kg_error *err)
+{
+  const int32_t of_file = kg_plan_context_length(plan);
+  if (wanted > of_file)
+    return kg_fail(err, KG_ERR_ARGUMENT, "ctx: %d is more than the %d positions that %s was made for", wanted, of_file,
+                   kg_gguf_path(kg_plan_gguf(plan)));
+  *out = wanted ? wanted : of_file < DEFAULT_CONTEXT ? of_file : DEFAULT_CONTEXT;
+  return KG_OK;
+}
+
+static bool has_float32_matrices_only(const kg_plan *plan)
+{
+  for (int32_t i = 0; i < kg_plan_weight_count(plan); i++) {
+    const kg_weight *weight = kg_plan_weight_at(plan, i);
+    if (weight->rows > 1 && weight->type != KG_F32) return false;
+  }
+  return true;
+}
+
+static int choose_kv_type(const kg_plan *plan, const char *wanted, kg_kv_type *out, kg_error *err)
+{
+  if (!wanted || !strcmp(wanted, "auto"))
+    *out = has_float32_matrices_only(plan) ? KG_KV_F32 : KG_KV_F16;
+  else if (!strcmp(wanted, "f32"))
+    *out = KG_KV_F32;
+  else if (!strcmp(wanted, "f16"))
+    *out = KG_KV_F16;
+  else {
+    char quoted[KG_QUOTE_MAX];
+    return kg_fail(err, KG_ERR_ARGUMENT, "kv: %s is not one of auto, f16, f32",
+                   kg_quote(quoted, wanted, strlen(wanted)));
+  }
+  return KG_OK;
+}
+
+/* ---- opening and closing ---- */
+
+static void scratch_deinit(kg_scratch *scratch)
+{
+  kg_free(scratch->tokens);
+  kg_free(scratch->positions);
+  kg_free(scratch->spans);
+  kg_free(scratch->wanted);
+  kg_free(scratch->traces);
+  kg_free(scratch->items);
+}
+
+static int scratch_init(kg_scratch *scratch, int32_t chunk, kg_error *err)
+{
+  const size_t n = (size_t)chunk;
+  scratch->tokens = kg_alloc_array(n, sizeof *scratch->tokens);
+  scratch->positions = kg_alloc_array(n, sizeof *scratch->positions);
+  scratch->spans = kg_alloc_array(n, sizeof *scratch->spans);
+  scratch->wanted = kg_alloc_array(n, sizeof *scratch->wanted);
+  if (scratch->tokens && scratch->positions && scratch->spans && scratch->wanted) return KG_OK;
+  return kg_fail_memory(err, n * sizeof *scratch->spans, "the step");
+}
+
+/* Everything but the plan, which the caller of kg_model_open_take keeps after a failure. */
+static void release(kg_model *model)
+{
+  scratch_deinit(&model->scratch);
+  kg_kv_free(model->kv);
+  if (model->backend) model->backend->release(model->exe);
+  kg_free(model);
+}
+
+static int open_parts(kg_model *model, const kg_model_options *options, kg_error *err)
+{
+  const int32_t max_pages = options->pool ? (options->pool - 1) / KG_PAGE + 1 : INT32_MAX / KG_PAGE;
+  kg_backend_options compile = {.n_threads = options->n_threads,
+                                .chunk = options->chunk ? options->chunk : DEFAULT_CHUNK,
+                                .variant = options->variant,
+                                .progress = options->progress,
+                                .progress_user = options->progress_user};
+  model->chunk = compile.chunk;
+  int status = kg_backend_find(options->device ? options->device : "auto", &model->backend, err);
+  if (!status) status = choose_context(model->plan, options->context, &model->context, err);
+  if (!status) status = choose_kv_type(model->plan, options->kv, &compile.kv_type, err);
+  if (!status) status = scratch_init(&model->scratch, model->chunk, err);
+  if (!status) status = model->backend->compile(model->plan, &compile, &model->exe, err);
+  if (!status) status = kg_kv_new(model->backend, model->exe, max_pages, &model->kv, err);
+  return status;
+}
+
+int kg_model_open_take(kg_plan *plan, const kg_model_options *options, kg_model **out, kg_error *err)
+{
+  if (kg_plan_logits(plan) == KG_NONE)
+    return kg_fail(err, KG_ERR_ARGUMENT, "the plan is not finished: no value was named as the logits");
+  int status = check_range("threads", options->n_threads, MAX_THREADS, err);
+  if (!status) status = check_range("ctx", options->context, INT32_MAX, err);
+  if (!status) status = check_range("pool", options->pool, INT32_MAX, err);
+  if (!status) status = check_range("chunk", options->chunk, MAX_CHUNK, err);
+  if (status) return status;
+
+  kg_model *model = kg_alloc_array(1, sizeof *model);
+  if (!model) return kg_fail_memory(err, sizeof *model, "a model");
+  model->plan = plan;
+  status = open_parts(model, options, err);
+  if (status)
+    release(model);
+  else
+    *out = model;
+  return status;
+}
+
+void kg_model_close(kg_model *model)
+{
+  if (!model) return;
+  assert(!model->n_sequences && !model->is_stepping);
+  kg_plan *plan = model->plan; /* the executable may point into it until it is released */
+  release(model);
+  kg_plan_free(plan);
+}
+
+/* ---- questions ---- */
+
+int32_t kg_model_vocab_size(const kg_model *model)
+{
+  return kg_plan_vocab_size(model->plan);
+}
+
+int32_t kg_model_context(const kg_model *model)
+{
+  return model->context;
+}
+
+void kg_model_get_stats(const kg_model *model, kg_model_stats *out)
+{
+  *out = (kg_model_stats){.device = model->backend->name, .variant = ""};
+  model->backend->get_stats(model->exe, out);
+  out->n_tokens_evaluated = model->n_tokens_evaluated;
+  out->n_steps = model->n_steps;
+}
+
+const kg_plan *kg_model_plan(const kg_model *model)
+{
+  return model->plan;
+}
+
+const kg_backend *kg_model_backend(const kg_model *model)
+{
+  return model->backend;
+}
+
+kg_executable *kg_model_executable(const kg_model *model)
+{
+  return model->exe;
+}
+
+kg_kv *kg_model_kv(const kg_model *model)
+{
+  return model->kv;
+}
+
+int32_t kg_model_chunk(const kg_model *model)
+{
+  return model->chunk;
+}
+
+int32_t kg_model_sequence_count(const kg_model *model)
+{
+  return model->n_sequences;
+}
+
+/* ---- damage on purpose ---- */
+
+static void swap_pieces(char *a, char *b)
+{
+  char kept[PIECE];
+  memcpy(kept, a, PIECE);
+  memcpy(a, b, PIECE);
+  memcpy(b, kept, PIECE);
+}
+
+/* Fisher-Yates over the whole pieces; a shorter rest at the end stays. */
+static void permute_pieces(char *bytes, size_t n_bytes, uint64_t seed, int32_t weight)
+{
+  const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+  for (size_t i = n_bytes / PIECE; i > 1; i--) {
+    const uint32_t counter[4] = {(uint32_t)i, (uint32_t)((uint64_t)i >> 32), (uint32_t)weight, 0};
+    uint32_t bits[4];
+    kg_philox(key, counter, bits);
+    const size_t other = (size_t)(((uint64_t)bits[0] << 32 | bits[1]) % i);
+    if (other != i - 1) swap_pieces(bytes + (i - 1) * PIECE, bytes + other * PIECE);
+  }
+}
+
+static int scramble_weight(kg_model *model, int32_t weight, uint64_t seed, char *bytes, kg_error *err)
+{
+  const size_t n_bytes = model->backend->weight_bytes(model->exe, weight);
+  const int status = model->backend->weight_read(model->exe, weight, 0, n_bytes, bytes, err);
+  if (status) return status;
+  permute_pieces(bytes, n_bytes, seed, weight);
+  return model->backend->weight_write(model->exe, weight, 0, n_bytes, bytes, err);
+}
+
+int kg_model_scramble(kg_model *model, const char *prefix, uint64_t seed, int32_t *n_weights, kg_error *err)
+{
+  int status = kg_model_check_idle(model, err);
+  if (status) return status;
+  const size_t length = strlen(prefix);
+  size_t largest = 0;
+  int32_t n_found = 0;
+  for (int32_t i = 0; i < kg_plan_weight_count(model->plan); i++) {
+    if (strncmp(kg_plan_weight_at(model->plan, i)->name, prefix, length)) continue;
+    const size_t n_bytes = model->backend->weight_bytes(model->exe, i);
+    largest = n_bytes > largest ? n_bytes : largest;
+    n_found++;
+  }
+  if (!n_found) {
+    char quoted[KG_QUOTE_MAX];
+    return kg_fail(err, KG_ERR_ARGUMENT, "no weight's name starts with %s", kg_quote(quoted, prefix, length));
+  }
+  char *bytes = kg_alloc(largest);
+  if (!bytes) return kg_fail_memory(err, largest, "the weight to scramble");
+  for (int32_t i = 0; i < kg_plan_weight_count(model->plan) && !status; i++)
+    if (!strncmp(kg_plan_weight_at(model->plan, i)->name, prefix, length))
+      status = scramble_weight(model, i, seed, bytes, err);
+  kg_free(bytes);
+  if (!status) *n_weights = n_found;
+  return status;
+}
+
+/* ---- for the step ---- */
+
+void kg_model_set_progress(kg_model *model, kg_progress progress, void *user)
+{
+  model->progress = progress;
+  model->progress_user = user;
+}
+
+int kg_model_progress(kg_model *model, const char *what, int64_t done, int64_t total, kg_error *err)
+{
+  if (!model->progress || !model->progress(model->progress_user, what, done, total)) return KG_OK;
+  return kg_fail(err, KG_ERR_CANCELLED, "%s was cancelled after %lld of %lld tokens", what, (long long)done,
+                 (long long)total);
+}
+
+kg_scratch *kg_model_scratch(kg_model *model)
+{
+  return &model->scratch;
+}
+
+void kg_model_count(kg_model *model, int64_t n_tokens, int64_t n_steps)
+{
+  model->n_tokens_evaluated += n_tokens;
+  model->n_steps += n_steps;
+}
+
+void kg_model_sequence_opened(kg_model *model)
+{
+  model->n_sequences++;
+}
+
+void kg_model_sequence_closed(kg_model *model)
+{
+  model->n_sequences--;
+}
+
+bool kg_model_is_stepping(const kg_model *model)
+{
+  return model->is_stepping;
+}
+
+void kg_model_set_stepping(kg_model *model, bool stepping)
+{
+  model->is_stepping = stepping;
+}
+
+int kg_model_check_idle(const kg_model *model, kg_error *err)
+{
+  if (!model->is_stepping) return KG_OK;
+  return kg_fail(err, KG_ERR_ARGUMENT, "the model is in the middle of a step: a progress callback may only look");
+}

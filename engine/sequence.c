@@ -1,0 +1,196 @@
+#include "sequence.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "error.h"
+#include "random.h"
+#include "step.h"
+
+/* A sequence without tokens and pages. */
+static int create(kg_model *model, uint64_t seed, kg_sequence **out, kg_error *err)
+{
+  kg_sequence *sequence = kg_alloc_array(1, sizeof *sequence);
+  if (!sequence) return kg_fail_memory(err, sizeof *sequence, "a sequence");
+  sequence->model = model;
+  sequence->seed = seed;
+  sequence->logits_pos = -1;
+  kg_model_sequence_opened(model);
+  *out = sequence;
+  return KG_OK;
+}
+
+int kg_sequence_new(kg_model *model, uint64_t seed, kg_sequence **out, kg_error *err)
+{
+  const int status = kg_model_check_idle(model, err);
+  return status ? status : create(model, seed, out, err);
+}
+
+void kg_sequence_free(kg_sequence *sequence)
+{
+  if (!sequence) return;
+  kg_kv_release(kg_model_kv(sequence->model), &sequence->pages);
+  kg_buffer_unref(sequence->logits);
+  kg_tokens_deinit(&sequence->tokens);
+  kg_model_sequence_closed(sequence->model);
+  kg_free(sequence);
+}
+
+/* ---- the timeline ---- */
+
+static bool grow_tokens(kg_tokens *tokens, size_t n)
+{
+  return kg_grow((void **)&tokens->ids, &tokens->capacity, n, sizeof *tokens->ids);
+}
+
+int kg_sequence_feed(kg_sequence *sequence, const int32_t *ids, size_t n, kg_error *err)
+{
+  const int32_t vocab = kg_model_vocab_size(sequence->model);
+  const size_t limit = (size_t)kg_model_context(sequence->model), there = sequence->tokens.n;
+  const int status = kg_model_check_idle(sequence->model, err);
+  if (status) return status;
+  for (size_t i = 0; i < n; i++)
+    if (ids[i] < 0 || ids[i] >= vocab)
+      return kg_fail(err, KG_ERR_ARGUMENT, "token id %d at index %zu is outside 0 to %d", ids[i], i, vocab - 1);
+  if (n > limit - there)
+    return kg_fail(err, KG_ERR_FULL, "the context is full: %zu tokens are there, %zu new ones, the limit is %zu", there,
+                   n, limit);
+  if (!grow_tokens(&sequence->tokens, there + n))
+    return kg_fail_memory(err, (there + n) * sizeof *ids, "the timeline");
+  if (n) memcpy(sequence->tokens.ids + there, ids, n * sizeof *ids);
+  sequence->tokens.n += n;
+  return KG_OK;
+}
+
+int kg_sequence_rewind(kg_sequence *sequence, int32_t pos, kg_error *err)
+{
+  const int status = kg_model_check_idle(sequence->model, err);
+  if (status) return status;
+  if (pos < 0 || pos > kg_sequence_pos(sequence))
+    return kg_fail(err, KG_ERR_ARGUMENT, "position %d is outside 0 to %d", pos, kg_sequence_pos(sequence));
+  sequence->tokens.n = (size_t)pos;
+  if (sequence->n_evaluated > pos) sequence->n_evaluated = pos;
+  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, sequence->n_evaluated);
+  sequence->logits_pos = -1; /* of another token, or a sampler may have written to them */
+  sequence->n_draws = 0;
+  return KG_OK;
+}
+
+static bool logits_are_current(const kg_sequence *sequence)
+{
+  return sequence->logits_pos == kg_sequence_pos(sequence);
+}
+
+static int copy_logits(kg_sequence *to, const kg_sequence *from, kg_error *err)
+{
+  kg_model *model = to->model;
+  const int64_t n = kg_model_vocab_size(model);
+  int status = kg_model_backend(model)->buffer_new(kg_model_executable(model), n, &to->logits, err);
+  if (!status) status = to->logits->ops->copy(to->logits, 0, from->logits, 0, n, err);
+  if (!status) to->logits_pos = from->logits_pos;
+  return status;
+}
+
+int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **out, kg_error *err)
+{
+  kg_model *model = sequence->model;
+  kg_sequence *fork = NULL;
+  int status = kg_model_check_idle(model, err);
+  if (!status) status = create(model, seed, &fork, err);
+  if (status) return status;
+  const size_t n = sequence->tokens.n;
+  if (!grow_tokens(&fork->tokens, n)) {
+    status = kg_fail_memory(err, n * sizeof *fork->tokens.ids, "the timeline");
+    goto fail;
+  }
+  if (n) memcpy(fork->tokens.ids, sequence->tokens.ids, n * sizeof *fork->tokens.ids);
+  fork->tokens.n = n;
+  status = kg_kv_share(kg_model_kv(model), &sequence->pages, sequence->n_evaluated, &fork->pages, err);
+  if (status) goto fail;
+  fork->n_evaluated = sequence->n_evaluated;
+  if (logits_are_current(sequence)) status = copy_logits(fork, sequence, err);
+  if (status) goto fail;
+  if (seed == sequence->seed) kg_sequence_set_draws(fork, kg_sequence_draws(sequence)); /* the same future */
+  *out = fork;
+  return KG_OK;
+fail:
+  kg_sequence_free(fork);
+  return status;
+}
+
+/* ---- evaluation ---- */
+
+int32_t kg_sequence_pending(const kg_sequence *sequence)
+{
+  const int32_t n = kg_sequence_pos(sequence), n_new = n - sequence->n_evaluated;
+  return n_new || !n || logits_are_current(sequence) ? n_new : 1;
+}
+
+int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err)
+{
+  if (!sequence->tokens.n)
+    return kg_fail(err, KG_ERR_ARGUMENT, "an empty sequence has no logits: feed it a token first");
+  if (!kg_sequence_pending(sequence)) return KG_OK;
+  return kg_step(sequence->model, &sequence, 1, err);
+}
+
+int kg_sequence_logits(kg_sequence *sequence, kg_tensor **out, kg_error *err)
+{
+  const int64_t shape[1] = {kg_model_vocab_size(sequence->model)};
+  const int status = kg_sequence_evaluate(sequence, err);
+  return status ? status : kg_tensor_view(sequence->logits, 0, 1, shape, out, err);
+}
+
+/* ---- questions ---- */
+
+int32_t kg_sequence_pos(const kg_sequence *sequence)
+{
+  return (int32_t)sequence->tokens.n;
+}
+
+const int32_t *kg_sequence_tokens(const kg_sequence *sequence)
+{
+  return sequence->tokens.ids;
+}
+
+uint64_t kg_sequence_seed(const kg_sequence *sequence)
+{
+  return sequence->seed;
+}
+
+kg_model *kg_sequence_model(const kg_sequence *sequence)
+{
+  return sequence->model;
+}
+
+/* Ids mixed in one after another: multiply and fold, so that every bit of every id reaches the result. */
+uint64_t kg_sequence_hash(const kg_sequence *sequence, int32_t n)
+{
+  uint64_t hash = 0x9E3779B97F4A7C15u ^ (uint64_t)n;
+  for (int32_t i = 0; i < n; i++) {
+    hash = (hash ^ (uint32_t)sequence->tokens.ids[i]) * 0xD6E8FEB86659FD93u;
+    hash ^= hash >> 32;
+  }
+  return hash;
+}
+
+/* ---- random numbers ---- */
+
+uint64_t kg_sequence_draws(const kg_sequence *sequence)
+{
+  return sequence->draw_pos == kg_sequence_pos(sequence) ? sequence->n_draws : 0;
+}
+
+void kg_sequence_set_draws(kg_sequence *sequence, uint64_t n_draws)
+{
+  sequence->draw_pos = kg_sequence_pos(sequence);
+  sequence->n_draws = n_draws;
+}
+
+double kg_sequence_uniform(kg_sequence *sequence)
+{
+  const uint64_t draw = kg_sequence_draws(sequence);
+  kg_sequence_set_draws(sequence, draw + 1);
+  return kg_uniform(sequence->seed, (uint64_t)sequence->draw_pos, draw);
+}

@@ -1,0 +1,244 @@
+/* How a step is cut: every run takes rows in this order until it is full - sequences with one token left (decoding,
+ * so that nobody waits for another's long prompt), then the others, each as many rows as fit, both in item order. The
+ * numbers do not depend on it (backend.h); who is done when a step is cancelled does. */
+#include "step.h"
+
+#include <assert.h>
+
+#include "alloc.h"
+#include "error.h"
+
+/* One step and the run that it is filling. */
+typedef struct step {
+  kg_model *model;
+  const kg_backend *backend;
+  kg_executable *exe;
+  kg_scratch *scratch;
+  const kg_step_item *items;
+  size_t n_items;
+  const kg_step_trace *traces;
+  size_t n_traces;
+  int64_t n_total, n_done; /* rows */
+  kg_batch run;
+} step;
+
+/* ---- before the first run ---- */
+
+static int ensure_logits(step *s, kg_sequence *sequence, kg_error *err)
+{
+  if (sequence->logits) return KG_OK;
+  return s->backend->buffer_new(s->exe, kg_model_vocab_size(s->model), &sequence->logits, err);
+}
+
+static int check_room(const kg_buffer *buffer, int64_t at, int64_t rows, int64_t width, kg_error *err)
+{
+  if (at >= 0 && at <= buffer->n && rows <= (buffer->n - at) / width) return KG_OK;
+  return kg_fail(err, KG_ERR_ARGUMENT, "a buffer of %lld numbers has no room for %lld rows of %lld from number %lld on",
+                 (long long)buffer->n, (long long)rows, (long long)width, (long long)at);
+}
+
+static int prepare_traces(step *s, kg_error *err)
+{
+  kg_scratch *scratch = s->scratch;
+  const kg_plan *plan = kg_model_plan(s->model);
+  for (size_t i = 0; i < s->n_traces; i++) {
+    const kg_step_trace *trace = &s->traces[i];
+    if (trace->value < 0 || trace->value >= kg_plan_value_count(plan))
+      return kg_fail(err, KG_ERR_ARGUMENT, "trace %zu: there is no value %d", i, trace->value);
+    const int status = check_room(trace->buffer, trace->at, s->n_total, kg_plan_value(plan, trace->value)->width, err);
+    if (status) return status;
+  }
+  if (kg_grow((void **)&scratch->traces, &scratch->traces_capacity, s->n_traces, sizeof *scratch->traces)) return KG_OK;
+  return kg_fail_memory(err, s->n_traces * sizeof *scratch->traces, "the traces");
+}
+
+/* Number the rows of the step, find sequences that do not belong or come twice, and make room for what they want. */
+static int prepare(step *s, kg_error *err)
+{
+  const int64_t serial = ++s->scratch->serial;
+  for (size_t i = 0; i < s->n_items; i++) {
+    kg_sequence *sequence = s->items[i].sequence;
+    if (sequence->model != s->model)
+      return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the step belongs to another model", i);
+    if (sequence->step.serial == serial)
+      return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the step is in it twice", i);
+    const int32_t pending = kg_sequence_pending(sequence);
+    sequence->step.serial = serial;
+    sequence->step.pos = kg_sequence_pos(sequence) - pending;
+    sequence->step.row = s->n_total;
+    sequence->step.n_rows = 0;
+    s->n_total += pending;
+    const kg_step_item *item = &s->items[i];
+    int status = pending ? ensure_logits(s, sequence, err) : KG_OK;
+    if (!status && item->all_logits) status = check_room(item->all_logits, item->at, pending, kg_model_vocab_size(s->model), err);
+    if (status) return status;
+  }
+  return prepare_traces(s, err);
+}
+
+/* ---- filling a run ---- */
+
+static void want(step *s, int32_t row, kg_buffer *buffer, int64_t at)
+{
+  s->scratch->wanted[s->run.n_wanted++] = (kg_wanted){row, buffer, at};
+}
+
+/* Rows [row0, row0 + n) of the run are the positions of `item` from pos on. */
+static void want_logits(step *s, const kg_step_item *item, int32_t row0, int32_t pos, int32_t n)
+{
+  const int32_t end = kg_sequence_pos(item->sequence);
+  const int64_t vocab = kg_model_vocab_size(s->model);
+  if (item->all_logits)
+    for (int32_t i = 0; i < n; i++)
+      want(s, row0 + i, item->all_logits, item->at + (pos + i - item->sequence->step.pos) * vocab);
+  else if (pos + n == end)
+    want(s, row0 + n - 1, item->sequence->logits, 0);
+}
+
+static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
+{
+  kg_sequence *sequence = item->sequence;
+  const int32_t row0 = s->run.n_rows, pos = kg_sequence_pos(sequence) - kg_sequence_pending(sequence);
+  const int status = kg_kv_reserve(kg_model_kv(s->model), &sequence->pages, pos, pos + n, err);
+  if (status) return status;
+  for (int32_t i = 0; i < n; i++) {
+    s->scratch->tokens[row0 + i] = sequence->tokens.ids[pos + i];
+    s->scratch->positions[row0 + i] = pos + i;
+  }
+  s->scratch->spans[s->run.n_spans++] = (kg_span){row0, n, pos, sequence->pages.ids};
+  s->run.n_rows += n;
+  sequence->step.n_rows = n;
+  want_logits(s, item, row0, pos, n);
+  return KG_OK;
+}
+
+/* Traced rows of one run must be consecutive in the step: such a run holds one sequence. */
+static bool is_full(const step *s)
+{
+  return s->run.n_rows == kg_model_chunk(s->model) || (s->n_traces && s->run.n_spans);
+}
+
+static int fill_run(step *s, kg_error *err)
+{
+  const int32_t chunk = kg_model_chunk(s->model);
+  for (int decoding = 1; decoding >= 0; decoding--)
+    for (size_t i = 0; i < s->n_items && !is_full(s); i++) {
+      const int32_t pending = kg_sequence_pending(s->items[i].sequence), room = chunk - s->run.n_rows;
+      if (!pending || (pending == 1) != decoding) continue;
+      const int status = add_span(s, &s->items[i], pending < room ? pending : room, err);
+      if (status) return status;
+    }
+  return KG_OK;
+}
+
+/* The first row of the run is the first of its only span. */
+static void place_traces(step *s)
+{
+  const kg_sequence *sequence = NULL;
+  for (size_t i = 0; i < s->n_items && !sequence; i++)
+    if (s->items[i].sequence->step.n_rows) sequence = s->items[i].sequence;
+  const int64_t row = sequence->step.row + s->run.positions[0] - sequence->step.pos;
+  for (size_t i = 0; i < s->n_traces; i++) {
+    s->scratch->traces[i] = s->traces[i];
+    s->scratch->traces[i].at += row * kg_plan_value(kg_model_plan(s->model), s->traces[i].value)->width;
+  }
+}
+
+/* ---- running it ---- */
+
+/* The rows of this item are in the cache now. */
+static int settle(step *s, const kg_step_item *item, kg_error *err)
+{
+  kg_sequence *sequence = item->sequence;
+  const int64_t vocab = kg_model_vocab_size(s->model);
+  const int32_t end = kg_sequence_pos(sequence), first = end - kg_sequence_pending(sequence);
+  const int32_t done = first + sequence->step.n_rows;
+  int status = KG_OK;
+  if (done == end && item->all_logits) /* a row goes to one place only: the sequence's own copy is made here */
+    status = sequence->logits->ops->copy(sequence->logits, 0, item->all_logits,
+                                         item->at + (end - 1 - sequence->step.pos) * vocab, vocab, err);
+  if (!status && done == end) sequence->logits_pos = end;
+  sequence->n_evaluated = done;
+  return status;
+}
+
+/* Give back the pages that were reserved for a run that did not take place. */
+static void abandon(step *s)
+{
+  for (size_t i = 0; i < s->n_items; i++) {
+    kg_sequence *sequence = s->items[i].sequence;
+    if (sequence->step.n_rows) kg_kv_truncate(kg_model_kv(s->model), &sequence->pages, sequence->n_evaluated);
+    sequence->step.n_rows = 0;
+  }
+}
+
+static int run_once(step *s, kg_error *err)
+{
+  kg_scratch *scratch = s->scratch;
+  s->run = (kg_batch){.tokens = scratch->tokens,
+                      .positions = scratch->positions,
+                      .spans = scratch->spans,
+                      .wanted = scratch->wanted,
+                      .n_traces = (int32_t)s->n_traces,
+                      .traces = scratch->traces};
+  int status = fill_run(s, err);
+  if (!status && s->n_traces) place_traces(s);
+  if (!status) status = s->backend->run(s->exe, &s->run, err);
+  if (status) {
+    abandon(s);
+    return status;
+  }
+  for (size_t i = 0; i < s->n_items; i++) {
+    kg_sequence *sequence = s->items[i].sequence;
+    if (!sequence->step.n_rows) continue;
+    const int copied = settle(s, &s->items[i], status ? NULL : err);
+    if (!status) status = copied;
+    sequence->step.n_rows = 0;
+  }
+  s->n_done += s->run.n_rows;
+  kg_model_count(s->model, s->run.n_rows, 1);
+  return status;
+}
+
+static int run_all(step *s, kg_error *err)
+{
+  int status = prepare(s, err);
+  const bool is_prefill = s->n_total > (int64_t)s->n_items; /* plain decoding makes no reports */
+  if (!status && is_prefill) status = kg_model_progress(s->model, "prefill", 0, s->n_total, err);
+  while (!status && s->n_done < s->n_total) {
+    status = run_once(s, err);
+    if (!status && is_prefill) status = kg_model_progress(s->model, "prefill", s->n_done, s->n_total, err);
+  }
+  return status;
+}
+
+int kg_step_items(kg_model *model, const kg_step_item *items, size_t n, const kg_step_trace *traces, size_t n_traces,
+                  kg_error *err)
+{
+  step s = {.model = model,
+            .backend = kg_model_backend(model),
+            .exe = kg_model_executable(model),
+            .scratch = kg_model_scratch(model),
+            .items = items,
+            .n_items = n,
+            .traces = traces,
+            .n_traces = n_traces};
+  int status = kg_model_check_idle(model, err);
+  if (status) return status;
+  kg_model_set_stepping(model, true);
+  status = run_all(&s, err);
+  kg_model_set_stepping(model, false);
+  return status;
+}
+
+int kg_step(kg_model *model, kg_sequence *const *sequences, size_t n, kg_error *err)
+{
+  kg_scratch *scratch = kg_model_scratch(model);
+  const int status = kg_model_check_idle(model, err); /* the running step reads the scratch */
+  if (status) return status;
+  if (!kg_grow(&scratch->items, &scratch->items_capacity, n, sizeof(kg_step_item)))
+    return kg_fail_memory(err, n * sizeof(kg_step_item), "the step");
+  kg_step_item *items = scratch->items;
+  for (size_t i = 0; i < n; i++) items[i] = (kg_step_item){.sequence = sequences[i]};
+  return kg_step_items(model, items, n, NULL, 0, err);
+}
