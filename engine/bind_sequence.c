@@ -259,6 +259,7 @@ static int push_rng(lua_State *L)
 static int push_table(lua_State *L, int slot)
 {
   if (lua_getiuservalue(L, 1, slot) != LUA_TNIL) return 1;
+  lua_pop(L, 1);
   lua_newtable(L);
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, 1, slot);

@@ -1,0 +1,351 @@
+describe("kigo.step", function()
+  local core = require "kigo.core"
+  local tiny = require "spec.tiny"
+  local err = core.err
+
+  local long = tiny.ids(700, 7)
+  local reference -- logits after every token of `long`, from one pass
+
+  setup(function()
+    local model <close> = tiny.model { chunk = 1024 }
+    reference = tiny.oracle(model, long)
+  end)
+
+  local function prefix(n) return table.move(long, 1, n, 1, {}) end
+  local function slice(first, last) return table.move(long, first, last, 1, {}) end
+
+  describe("results", function()
+    for _, chunk in ipairs { 1, 3, 64, 511, 512 } do
+      it("do not depend on how the prompt is cut: chunks of " .. chunk, function()
+        local model <close> = tiny.model { chunk = chunk }
+        local seq <close> = model:sequence {}
+        seq:feed(prefix(600))
+        assert.equal(reference[600], seq.logits:bytes())
+        seq:feed(slice(601, 604)) -- crosses nothing, then a single token
+        assert.equal(reference[604], seq.logits:bytes())
+        seq:push(long[605])
+        assert.equal(reference[605], seq.logits:bytes())
+        local rows = tiny.oracle(model, prefix(130))
+        for i = 1, 130 do assert.equal(reference[i], rows[i]) end
+      end)
+    end
+
+    for _, size in ipairs { 1, 2, 7, 8, 9, 33, 64 } do
+      it("do not depend on who shares the step: " .. size .. " sequences", function()
+        local model <close> = tiny.model { chunk = 50 }
+        local sequences, lengths, dice = {}, {}, tiny.dice(size)
+        for i = 1, size do
+          sequences[i] = model:sequence {}
+          lengths[i] = dice(3) == 1 and 1 or dice(70)
+          sequences[i]:feed(prefix(lengths[i]))
+        end
+        for _ = 1, 3 do
+          assert.is_true(model:step(sequences))
+          for i, seq in ipairs(sequences) do assert.equal(reference[lengths[i]], seq.logits:bytes()) end
+          for i, seq in ipairs(sequences) do -- decode most, prefill some, leave some as they are
+            local n = ({ 1, 1, 1, 0, 17 })[dice(5)]
+            seq:feed(slice(lengths[i] + 1, lengths[i] + n))
+            lengths[i] = lengths[i] + n
+          end
+        end
+        for _, seq in ipairs(sequences) do seq:close() end
+        assert.equal(0, model:stats().n_pages_used)
+      end)
+    end
+
+    it("follow a naive oracle through random feeds, forks, rewinds, steps and closes", function()
+      local judge <close> = tiny.model { chunk = 512 }
+      local known = {} -- logits by timeline
+      local function expected(ids)
+        local key = table.concat(ids, " ")
+        if not known[key] then
+          local rows = tiny.oracle(judge, ids)
+          known[key] = rows[#rows]
+        end
+        return known[key]
+      end
+      for seed = 1, 6 do
+        local model <close> = tiny.model { chunk = ({ 1, 3, 5, 16, 64, 512 })[seed] }
+        local dice = tiny.dice(seed)
+        local live = { { seq = model:sequence {}, ids = {} } }
+        local function look(entry)
+          assert.equal(#entry.ids, entry.seq:pos())
+          assert.same(entry.ids, entry.seq:tokens())
+          if #entry.ids > 0 then assert.equal(expected(entry.ids), entry.seq.logits:bytes()) end
+        end
+        local operations = {
+          function(entry)
+            local ids = tiny.ids(dice(dice(4) == 1 and 90 or 4), dice(1000))
+            if #entry.ids + #ids > 300 then return end
+            entry.seq:feed(ids)
+            table.move(ids, 1, #ids, #entry.ids + 1, entry.ids)
+          end,
+          function(entry)
+            if #live >= 6 then return end
+            live[#live + 1] = { seq = entry.seq:fork {}, ids = table.move(entry.ids, 1, #entry.ids, 1, {}) }
+          end,
+          function(entry)
+            local pos = dice(#entry.ids + 1) - 1
+            entry.seq:rewind(pos)
+            for i = #entry.ids, pos + 1, -1 do entry.ids[i] = nil end
+          end,
+          function()
+            local sequences = {}
+            for _, entry in ipairs(live) do
+              if dice(3) > 1 then sequences[#sequences + 1] = entry.seq end
+            end
+            assert.is_true(model:step(sequences))
+          end,
+          look,
+          function(entry)
+            if #live == 1 or dice(3) > 1 then return end
+            entry.seq:close()
+            for i, other in ipairs(live) do
+              if other == entry then table.remove(live, i) break end
+            end
+          end,
+        }
+        for _ = 1, 120 do operations[dice(#operations)](live[dice(#live)]) end
+        for _, entry in ipairs(live) do look(entry) end
+        for _, entry in ipairs(live) do entry.seq:close() end
+        assert.equal(0, model:stats().n_pages_used)
+      end
+    end)
+  end)
+
+  it("counts tokens and passes", function()
+    local model <close> = tiny.model { chunk = 10 }
+    local a <close> = model:sequence {}
+    local b <close> = model:sequence {}
+    a:feed(prefix(25))
+    b:push(1)
+    assert.is_true(model:step { a, b })
+    assert.equal(26, model:stats().n_tokens_evaluated)
+    assert.equal(3, model:stats().n_steps)
+    assert.is_true(model:step { a, b }) -- nothing is pending
+    assert.equal(3, model:stats().n_steps)
+  end)
+
+  it("refuses a sequence that is named twice, foreign ones and things that are none", function()
+    local model <close> = tiny.model {}
+    local other <close> = tiny.model {}
+    local a <close> = model:sequence {}
+    local b <close> = other:sequence {}
+    a:feed { 1, 2 }
+    assert.has_error(function() model:step { a, a } end)
+    assert.has_error(function() model:step { a, b } end)
+    assert.has_error(function() model:step { a, 1 } end)
+    assert.has_error(function() model:step(a) end)
+    assert.is_true(model:step {})
+    assert.is_true(model:step { a })
+    assert.equal(2, a:pos())
+  end)
+
+  it("lets an empty sequence pass", function()
+    local model <close> = tiny.model {}
+    local a <close> = model:sequence {}
+    assert.is_true(model:step { a })
+    assert.has_error(function() return a.logits end)
+  end)
+
+  describe("progress", function()
+    it("is reported between the passes of a prefill, not while decoding", function()
+      local model <close> = tiny.model { chunk = 10 }
+      local seen = {}
+      model:set_progress(function(...) seen[#seen + 1] = table.concat({ ... }, " ") end)
+      local seq <close> = model:sequence {}
+      seq:feed(prefix(25))
+      assert.equal(reference[25], seq.logits:bytes())
+      assert.same({ "prefill 0 25", "prefill 10 25", "prefill 20 25", "prefill 25 25" }, seen)
+      seq:push(long[26])
+      assert.equal(reference[26], seq.logits:bytes())
+      assert.equal(4, #seen)
+      model:set_progress(nil)
+      seq:feed(slice(27, 60))
+      assert.equal(reference[60], seq.logits:bytes())
+      assert.equal(4, #seen)
+    end)
+
+    it("cancels by returning true; repeating the call completes", function()
+      local model <close> = tiny.model { chunk = 10 }
+      for at = 0, 40, 10 do
+        model:set_progress(function(_, done) return done == at end)
+        local a <close> = model:sequence {}
+        local b <close> = model:sequence {}
+        a:feed(prefix(39))
+        b:push(long[1])
+        local ok, _, code = model:step { a, b }
+        assert.is_nil(ok)
+        assert.equal(err.CANCELLED, code)
+        assert.equal(39, a:pos())
+        model:set_progress(nil)
+        if at > 0 then -- decoding went first
+          local before = model:stats().n_steps
+          assert.equal(reference[1], b.logits:bytes())
+          assert.equal(before, model:stats().n_steps)
+        end
+        assert.is_true(model:step { a, b })
+        assert.equal(reference[39], a.logits:bytes())
+      end
+    end)
+
+    it("passes an error of the function on, with its value, and leaves the sequence usable", function()
+      local model <close> = tiny.model { chunk = 10 }
+      local seq <close> = model:sequence {}
+      seq:feed(prefix(25))
+      local problem = { "mine" }
+      model:set_progress(function(_, done) if done == 10 then error(problem) end end)
+      local ok, caught = pcall(seq.step, seq)
+      assert.is_false(ok)
+      assert.equal(problem, caught)
+      model:set_progress(function() error("oh dear") end)
+      ok, caught = pcall(function() return seq.logits end)
+      assert.is_false(ok)
+      assert.matches("oh dear.*traceback", caught)
+      ok, caught = pcall(model.logits, model, prefix(30))
+      assert.is_false(ok)
+      assert.matches("oh dear", caught)
+      assert.equal(1, model:stats().n_sequences)
+      model:set_progress(nil)
+      assert.equal(reference[25], seq.logits:bytes())
+    end)
+
+    it("cannot change what is being stepped", function()
+      local model <close> = tiny.model { chunk = 10 }
+      local seq <close> = model:sequence {}
+      seq:feed(prefix(25))
+      local refused, tried = 0, {
+        function() seq:feed { 1 } end, function() seq:push(1) end, function() seq:rewind(0) end,
+        function() seq:fork {} end, function() seq:close() end, function() model:close() end,
+        function() model:step { seq } end, function() return seq.logits:bytes() end, function() model:sequence {} end,
+        function() model:logits { 1 } end, function() model:scramble("blk", 1) end,
+      }
+      local looks
+      model:set_progress(function()
+        for _, f in ipairs(tried) do
+          if not pcall(f) then refused = refused + 1 end
+        end
+        looks = { seq:pos(), #seq:tokens(), model.vocab_size, model:stats().n_sequences }
+        collectgarbage()
+      end)
+      assert.is_true(seq:step())
+      assert.equal(4 * #tried - 1, refused) -- after the last pass the logits are there to look at
+      assert.same({ 25, 25, tiny.vocab, 1 }, looks)
+      model:set_progress(nil)
+      assert.equal(reference[25], seq.logits:bytes())
+    end)
+
+    it("may let go of the sequences that are being stepped", function()
+      local model <close> = tiny.model { chunk = 5 }
+      local list = {}
+      for i = 1, 4 do
+        list[i] = model:sequence {}
+        list[i]:feed(prefix(9))
+      end
+      model:set_progress(function()
+        for i = 1, 4 do list[i] = nil end
+        collectgarbage()
+        collectgarbage()
+      end)
+      assert.is_true(model:step(list))
+      collectgarbage()
+      collectgarbage()
+      assert.equal(0, model:stats().n_sequences)
+    end)
+  end)
+
+  describe("a pool that is full", function()
+    it("is an error that leaves timelines alone; making room lets the step go on", function()
+      local model <close> = tiny.model { pool = 256, chunk = 100 }
+      local a <close> = model:sequence {}
+      local b <close> = model:sequence {}
+      a:feed(prefix(200))
+      b:feed(prefix(150))
+      assert.is_true(a:step())
+      local ok, message, code = b:step()
+      assert.is_nil(ok)
+      assert.equal(err.FULL, code)
+      assert.matches("full", message)
+      assert.equal(150, b:pos())
+      assert.equal(reference[200], a.logits:bytes())
+      assert.has_error(function() return b.logits end)
+      a:close()
+      assert.equal(reference[150], b.logits:bytes())
+    end)
+
+    it("counts the copy of a shared page", function()
+      local model <close> = tiny.model { pool = 64, chunk = 8 }
+      local a <close> = model:sequence {}
+      a:feed(prefix(5))
+      assert.is_true(a:step())
+      local b <close> = a:fork {}
+      if model:stats().n_pages_used == 1 then
+        a:push(long[6])
+        local ok, _, code = a:step()
+        if ok == nil then assert.equal(err.FULL, code) end
+        b:close()
+        assert.equal(reference[6], a.logits:bytes())
+      end
+    end)
+
+    it("shares pages between forks and copies only the one that is written to", function()
+      local model <close> = tiny.model {}
+      local a <close> = model:sequence {}
+      a:feed(prefix(300))
+      assert.is_true(a:step())
+      local used = model:stats().n_pages_used
+      local b <close> = a:fork {}
+      local c <close> = a:fork {}
+      assert.equal(used, model:stats().n_pages_used)
+      b:push(long[301])
+      c:push(long[302])
+      a:push(long[301])
+      assert.is_true(model:step { a, b, c })
+      assert.is_true(model:stats().n_pages_used <= used + 3)
+      assert.equal(reference[301], a.logits:bytes())
+      assert.equal(reference[301], b.logits:bytes())
+      assert.not_equal(reference[301], c.logits:bytes())
+    end)
+  end)
+
+  it("survives the failure of every allocation", function()
+    local model <close> = tiny.model { chunk = 16 }
+    collectgarbage()
+    local live_before = core.alloc_counts()
+    local n = tiny.fail_each_allocation(function()
+      local a = model:sequence {}
+      a:feed(prefix(70))
+      assert.is_true(a:step())
+      local b = a:fork {}
+      a:feed(slice(71, 90))
+      b:push(long[71])
+      return { a, b }
+    end, function(list) return model:step(list) end, function(list)
+      assert.equal(90, list[1]:pos())
+      assert.is_true(model:step(list))
+      assert.equal(reference[90], list[1].logits:bytes())
+      assert.equal(reference[71], list[2].logits:bytes())
+      list[1]:close()
+      list[2]:close()
+      assert.equal(0, model:stats().n_sequences)
+      assert.equal(0, model:stats().n_pages_used)
+    end)
+    assert.is_true(n > 10)
+    collectgarbage()
+    collectgarbage()
+    assert.is_true(core.alloc_counts() - live_before < n / 2)
+  end)
+
+  it("decodes without allocating in the engine", function()
+    local model <close> = tiny.model {}
+    local seq <close> = model:sequence {}
+    seq:feed(prefix(10))
+    assert.is_true(seq:step())
+    local logits = seq.logits
+    for i = 11, 40 do
+      seq:push(long[i])
+      assert.equal(logits, seq.logits) -- the same handle, new numbers
+    end
+    assert.equal(reference[40], logits:bytes())
+  end)
+end)

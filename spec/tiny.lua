@@ -1,0 +1,164 @@
+-- tiny.lua - a very small random model made on the spot, with a plan written by hand: what the specs of sequences and
+-- steps run on. The second of its two layers sees a window of 20 positions.
+local core = require "kigo.core"
+
+local tiny = { vocab = 48, hidden = 32, heads = 2, kv_heads = 1, head_dim = 16, ffn = 40, layers = 2, context = 1024 }
+
+---Numbers in [-1, 1) from a fixed sequence, so that every run sees the same model.
+local function noise()
+  local x = 1
+  return function()
+    x = (x * 1103515245 + 12345) % 2147483648
+    return x / 1073741824 - 1
+  end
+end
+
+local function shapes()
+  local t, q, kv = tiny, tiny.heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim
+  local list = { { "token_embd.weight", t.hidden, t.vocab }, { "output_norm.weight", t.hidden, 1 } }
+  for i = 0, t.layers - 1 do
+    for _, w in ipairs {
+      { "attn_norm", t.hidden, 1 }, { "attn_q", t.hidden, q }, { "attn_k", t.hidden, kv }, { "attn_v", t.hidden, kv },
+      { "attn_output", q, t.hidden }, { "ffn_norm", t.hidden, 1 }, { "ffn_gate", t.hidden, t.ffn },
+      { "ffn_up", t.hidden, t.ffn }, { "ffn_down", t.ffn, t.hidden },
+    } do
+      list[#list + 1] = { ("blk.%d.%s.weight"):format(i, w[1]), w[2], w[3] }
+    end
+  end
+  return list
+end
+
+local function pack_string(s) return string.pack("<s8", s) end
+
+---The bytes of the model as a GGUF file: float32 weights, no metadata but the architecture.
+local function gguf_bytes()
+  local header, data, offset, next_noise = {}, {}, 0, noise()
+  local list = shapes()
+  for i, w in ipairs(list) do
+    local name, cols, rows = w[1], w[2], w[3]
+    local is_vector = rows == 1
+    local dims = is_vector and string.pack("<I4I8", 1, cols) or string.pack("<I4I8I8", 2, cols, rows)
+    header[i] = pack_string(name) .. dims .. string.pack("<I4I8", 0, offset)
+    local values = {}
+    for j = 1, cols * rows do
+      local x = next_noise()
+      values[j] = string.pack("<f", is_vector and 1 + 0.2 * x or x * 2 / cols ^ 0.5)
+    end
+    local bytes = table.concat(values)
+    bytes = bytes .. ("\0"):rep(-#bytes % 32)
+    data[i], offset = bytes, offset + #bytes
+  end
+  local head = "GGUF" .. string.pack("<I4I8I8", 3, #list, 1) .. pack_string("general.architecture")
+    .. string.pack("<I4", 8) .. pack_string("tiny") .. table.concat(header)
+  return head .. ("\0"):rep(-#head % 32) .. table.concat(data)
+end
+
+local bytes
+
+---@return userdata gguf
+function tiny.gguf()
+  bytes = bytes or gguf_bytes()
+  return assert(core.parse_gguf(bytes, "tiny"))
+end
+
+---@param context integer?
+---@return userdata plan
+function tiny.plan(context)
+  local gguf <close> = tiny.gguf()
+  local p, t = core.plan(gguf), tiny
+  local function weight(name, cols, rows) return p:weight(name .. ".weight", cols, rows) end
+  local freqs = {}
+  for i = 1, t.head_dim / 2 do freqs[i] = 10000 ^ (-2 * (i - 1) / t.head_dim) end
+  local function rope(name, x, heads)
+    return p:rope(name, x, { style = "halves", heads = heads, head_dim = t.head_dim, inverse_freqs = freqs })
+  end
+  local norm = { epsilon = 1e-5 }
+  local table_ = weight("token_embd", t.hidden, t.vocab)
+  local x = p:embed("embd", table_)
+  for i = 0, t.layers - 1 do
+    local function n(name) return ("blk.%d.%s"):format(i, name) end
+    local function linear(name, input, as)
+      return p:linear(n(as or name), input, weight(n(name)))
+    end
+    local h = p:norm(n "attn_norm", x, weight(n "attn_norm", t.hidden), nil, norm)
+    local q = rope(n "q_rope", linear("attn_q", h), t.heads)
+    local k = rope(n "k_rope", linear("attn_k", h), t.kv_heads)
+    local a = p:attention(n "attn", q, k, linear("attn_v", h), nil,
+      { heads = t.heads, kv_heads = t.kv_heads, head_dim = t.head_dim, window = i == 1 and 20 or 0 })
+    x = p:add(n "attn_sum", x, linear("attn_output", a))
+    h = p:norm(n "ffn_norm", x, weight(n "ffn_norm", t.hidden), nil, norm)
+    local g = p:glu(n "ffn_act", linear("ffn_gate", h), linear("ffn_up", h), "silu")
+    x = p:add(n "out", x, linear("ffn_down", g))
+  end
+  x = p:norm("output_norm", x, weight("output_norm", t.hidden), nil, norm)
+  assert(p:finish(p:linear("logits", x, table_), context or t.context))
+  return p
+end
+
+---A model on the tiny plan; `options` as for core.model, on the reference backend unless they say otherwise.
+---@param options table?
+---@return userdata model
+function tiny.model(options)
+  local all = { device = "reference" }
+  for k, v in pairs(options or {}) do all[k] = v end
+  local plan <close> = tiny.plan()
+  return assert(core.model(plan, all))
+end
+
+---A source of whole numbers for random operations: the same for the same seed, everywhere.
+---@param seed integer
+---@return fun(n: integer): integer   in 1 to n
+function tiny.dice(seed)
+  local i = 0
+  return function(n)
+    i = i + 1
+    return math.floor(core.uniform(seed, i, 0) * n) + 1
+  end
+end
+
+---@param n integer
+---@param seed integer?
+---@return integer[]
+function tiny.ids(n, seed)
+  local dice, ids = tiny.dice(seed or 1), {}
+  for i = 1, n do ids[i] = dice(tiny.vocab) - 1 end
+  return ids
+end
+
+---The logits that every token of the ids leads to, each as bytes, from one pass over all of them.
+---@param model userdata
+---@param ids integer[]
+---@return string[]
+function tiny.oracle(model, ids)
+  local logits <close> = assert(model:logits(ids))
+  local all, rows, size = logits:bytes(), {}, tiny.vocab * 4
+  for i = 1, #ids do rows[i] = all:sub((i - 1) * size + 1, i * size) end
+  return rows
+end
+
+---Fail allocation after allocation, once and from there on, until the action gets through. `make` gives a fresh
+---object, `action(object)` is what must fail cleanly, `check(object)` looks whether it is still good.
+---@return integer n  failures that were injected
+function tiny.fail_each_allocation(make, action, check)
+  local n = 0
+  for _, for_ever in ipairs { false, true } do
+    local nth, reached = 0, true
+    while reached do
+      nth = nth + 1
+      local object = make()
+      local _, before = core.alloc_counts()
+      core.alloc_inject(nth, for_ever)
+      local ok, result, _, code = pcall(action, object)
+      core.alloc_inject(0, false)
+      local _, after = core.alloc_counts()
+      reached = after - before >= nth
+      if not (reached or ok and result) then error("failed without an injected failure: " .. tostring(result)) end
+      if ok and not result and code ~= core.err.MEMORY then error("unexpected code " .. tostring(code)) end
+      check(object)
+      n = n + 1
+    end
+  end
+  return n
+end
+
+return tiny
