@@ -32,7 +32,7 @@ void kg_sequence_free(kg_sequence *sequence)
   if (!sequence) return;
   kg_kv_release(kg_model_kv(sequence->model), &sequence->pages);
   kg_buffer_unref(sequence->logits);
-  kg_tokens_deinit(&sequence->tokens);
+  kg_free(sequence->tokens.ids);
   kg_model_sequence_closed(sequence->model);
   kg_free(sequence);
 }
