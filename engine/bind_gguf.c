@@ -1,7 +1,7 @@
 /* bind_gguf.c - model files and tensor types in Lua: metadata, the tensor table, dequantized values. */
 #include <limits.h>
-#include <strings.h>
 #include <string.h>
+#include <strings.h>
 
 #include "alloc.h"
 #include "bind.h"
@@ -215,7 +215,8 @@ static int values(lua_State *L)
   const int64_t n = value_count(tensor);
   if (n > max) return luaL_error(L, "tensor %s has %I values, more than %I", name, (lua_Integer)n, (lua_Integer)max);
   if (!info->dequantize) {
-    kg_fail(&err, KG_ERR_UNSUPPORTED, "%s: tensor %s: type %s cannot be computed with", kg_gguf_path(gguf), name, info->name);
+    kg_fail(&err, KG_ERR_UNSUPPORTED, "%s: tensor %s: type %s cannot be computed with", kg_gguf_path(gguf), name,
+            info->name);
     return kg_push_error(L, &err);
   }
   float *out = lua_newuserdatauv(L, (size_t)n * sizeof *out, 0);
@@ -226,6 +227,15 @@ static int values(lua_State *L)
     lua_rawseti(L, -2, i + 1);
   }
   return 1;
+}
+
+/* gguf:release(name): the tensor's values will not be read soon, its memory may go (reading them again is allowed) */
+static int release(lua_State *L)
+{
+  const kg_gguf *gguf = kg_check_gguf(L, 1);
+  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(gguf, luaL_checkstring(L, 2));
+  if (tensor) kg_gguf_release_pages(gguf, tensor->data, tensor->n_bytes);
+  return 0;
 }
 
 /* ---- facts ---- */
@@ -301,7 +311,8 @@ static int dequantize(lua_State *L)
   const size_t n_blocks = n_bytes / (size_t)info->block_bytes;
   if (!info->dequantize) return luaL_error(L, "type %s cannot be computed with", info->name);
   if (n_bytes % (size_t)info->block_bytes)
-    return luaL_error(L, "%I bytes are not whole blocks of %d (%s)", (lua_Integer)n_bytes, (int)info->block_bytes, info->name);
+    return luaL_error(L, "%I bytes are not whole blocks of %d (%s)", (lua_Integer)n_bytes, (int)info->block_bytes,
+                      info->name);
   const size_t out_bytes = n_blocks * (size_t)info->block_size * sizeof(float);
   char *out = luaL_buffinitsize(L, &buffer, out_bytes);
   info->dequantize(blocks, (int64_t)n_blocks, (float *)(void *)out); /* Lua aligns its buffers for any type */
@@ -402,6 +413,7 @@ void kg_bind_gguf(lua_State *L)
                                      {"tensors", tensors},
                                      {"tensor", tensor_info},
                                      {"values", values},
+                                     {"release", release},
                                      {"path", path},
                                      {"version", version},
                                      {"files", files},
@@ -411,8 +423,12 @@ void kg_bind_gguf(lua_State *L)
                                      {NULL, NULL}};
   static const luaL_Reg metamethods[] = {
       {"__close", close_gguf}, {"__gc", close_gguf}, {"__tostring", gguf_tostring}, {NULL, NULL}};
-  static const luaL_Reg functions[] = {{"open_gguf", open_gguf}, {"parse_gguf", parse_gguf}, {"dequantize", dequantize},
-                                       {"quantize", quantize},   {"types", types},           {"make_model", make_model},
+  static const luaL_Reg functions[] = {{"open_gguf", open_gguf},
+                                       {"parse_gguf", parse_gguf},
+                                       {"dequantize", dequantize},
+                                       {"quantize", quantize},
+                                       {"types", types},
+                                       {"make_model", make_model},
                                        {NULL, NULL}};
   kg_class(L, KG_CLASS_GGUF, methods, metamethods);
   luaL_setfuncs(L, functions, 0);

@@ -17,13 +17,13 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "files are mapped and read as they are");
 
 enum {
-  KEY_MAX = 65535,          /* bytes of a metadata key */
-  NAME_MAX_BYTES = 127,     /* bytes of a tensor name */
+  KEY_MAX = 65535,      /* bytes of a metadata key */
+  NAME_MAX_BYTES = 127, /* bytes of a tensor name */
   DEFAULT_ALIGNMENT = 32,
   ALIGNMENT_MAX = 1 << 16,
-  HEADER_BYTES = 24,        /* magic, version, two counts */
-  ENTRY_BYTES_MIN = 14,     /* key of one byte, type, value of one byte */
-  TENSOR_BYTES_MIN = 33,    /* name of one byte, one dimension, type, offset */
+  HEADER_BYTES = 24,     /* magic, version, two counts */
+  ENTRY_BYTES_MIN = 14,  /* key of one byte, type, value of one byte */
+  TENSOR_BYTES_MIN = 33, /* name of one byte, one dimension, type, offset */
 };
 
 /* One file of a model. The bytes are a mapping of ours (fd >= 0) or borrowed from the caller of kg_gguf_parse. */
@@ -66,8 +66,8 @@ static size_t left(const cursor *c)
 static int take(cursor *c, uint64_t n, const char *what, const uint8_t **out)
 {
   if (n > left(c))
-    return kg_fail(c->err, KG_ERR_FORMAT, "%s: cut off at offset %zu: %s takes %" PRIu64 " bytes, %zu are left", c->path,
-                   c->at, what, n, left(c));
+    return kg_fail(c->err, KG_ERR_FORMAT, "%s: cut off at offset %zu: %s takes %" PRIu64 " bytes, %zu are left",
+                   c->path, c->at, what, n, left(c));
   *out = c->bytes + c->at;
   c->at += (size_t)n;
   return KG_OK;
@@ -131,10 +131,10 @@ static const struct {
   const char *name;
   size_t n_bytes; /* 0: no fixed size */
 } value_types[] = {
-    [KG_GGUF_U8] = {"u8", 1},         [KG_GGUF_I8] = {"i8", 1},       [KG_GGUF_U16] = {"u16", 2},
-    [KG_GGUF_I16] = {"i16", 2},       [KG_GGUF_U32] = {"u32", 4},     [KG_GGUF_I32] = {"i32", 4},
-    [KG_GGUF_F32] = {"f32", 4},       [KG_GGUF_BOOL] = {"bool", 1},   [KG_GGUF_STRING] = {"string", 0},
-    [KG_GGUF_ARRAY] = {"array", 0},   [KG_GGUF_U64] = {"u64", 8},     [KG_GGUF_I64] = {"i64", 8},
+    [KG_GGUF_U8] = {"u8", 1},       [KG_GGUF_I8] = {"i8", 1},     [KG_GGUF_U16] = {"u16", 2},
+    [KG_GGUF_I16] = {"i16", 2},     [KG_GGUF_U32] = {"u32", 4},   [KG_GGUF_I32] = {"i32", 4},
+    [KG_GGUF_F32] = {"f32", 4},     [KG_GGUF_BOOL] = {"bool", 1}, [KG_GGUF_STRING] = {"string", 0},
+    [KG_GGUF_ARRAY] = {"array", 0}, [KG_GGUF_U64] = {"u64", 8},   [KG_GGUF_I64] = {"i64", 8},
     [KG_GGUF_F64] = {"f64", 8},
 };
 
@@ -263,8 +263,8 @@ static int read_dims(cursor *c, kg_gguf_tensor *tensor, uint64_t *n_values)
     if (i < n_dims) code = read_u64(c, "a dimension", &size);
     if (code) return code;
     if (!size || size > INT64_MAX)
-      return kg_fail(c->err, KG_ERR_FORMAT, "%s: tensor %s: dimension %" PRIu32 " is %" PRIu64, c->path, tensor->name, i,
-                     size);
+      return kg_fail(c->err, KG_ERR_FORMAT, "%s: tensor %s: dimension %" PRIu32 " is %" PRIu64, c->path, tensor->name,
+                     i, size);
     if (__builtin_mul_overflow(*n_values, size, n_values) || *n_values > INT64_MAX)
       return kg_fail(c->err, KG_ERR_FORMAT, "%s: tensor %s: the product of its dimensions overflows", c->path,
                      tensor->name);
@@ -332,8 +332,8 @@ static int find_alignment(const file *f, size_t *out, kg_error *err)
                    entry->is_array ? "array of " : "", kg_gguf_type_name(entry->type));
   const int64_t value = kg_gguf_entry_int(entry, 0);
   if (value < 1 || value > ALIGNMENT_MAX || (value & (value - 1)))
-    return kg_fail(err, KG_ERR_FORMAT, "%s: general.alignment is %" PRId64 ", not a power of two up to %d", f->path, value,
-                   ALIGNMENT_MAX);
+    return kg_fail(err, KG_ERR_FORMAT, "%s: general.alignment is %" PRId64 ", not a power of two up to %d", f->path,
+                   value, ALIGNMENT_MAX);
   *out = (size_t)value;
   return KG_OK;
 }
@@ -399,8 +399,8 @@ static int index_tensors(kg_gguf *gguf, kg_error *err)
   if (n) qsort(gguf->by_name, n, sizeof *gguf->by_name, compare_names);
   for (size_t i = 1; i < n; i++)
     if (!compare_names(&gguf->by_name[i - 1], &gguf->by_name[i]))
-      return kg_fail(err, KG_ERR_FORMAT, "%s: tensor %s appears twice",
-                     gguf->files[gguf->by_name[i]->file].path, gguf->by_name[i]->name);
+      return kg_fail(err, KG_ERR_FORMAT, "%s: tensor %s appears twice", gguf->files[gguf->by_name[i]->file].path,
+                     gguf->by_name[i]->name);
   return KG_OK;
 }
 
@@ -422,10 +422,11 @@ static int read_header(cursor *c, uint32_t *version, uint64_t *n_tensors, uint64
   if (code) return code;
   const uint32_t swapped = __builtin_bswap32(*version);
   if (swapped >= 1 && swapped <= 3)
-    return kg_fail(c->err, KG_ERR_UNSUPPORTED, "%s: a big-endian GGUF file (version %" PRIu32 "); only little-endian "
-                   "files are supported", c->path, swapped);
+    return kg_fail(c->err, KG_ERR_UNSUPPORTED, "%s: a big-endian GGUF file; only little-endian ones are supported",
+                   c->path);
   if (*version < 2 || *version > 3)
-    return kg_fail(c->err, KG_ERR_UNSUPPORTED, "%s: GGUF version %" PRIu32 "; 2 and 3 are supported", c->path, *version);
+    return kg_fail(c->err, KG_ERR_UNSUPPORTED, "%s: GGUF version %" PRIu32 "; 2 and 3 are supported", c->path,
+                   *version);
   code = read_u64(c, "the number of tensors", n_tensors);
   return code ? code : read_u64(c, "the number of metadata entries", n_entries);
 }
@@ -476,8 +477,7 @@ static int map_file(file *f, kg_error *err)
 {
   struct stat info;
   f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make us wait for its writer */
-  if (f->fd < 0 || fstat(f->fd, &info))
-    return kg_fail(err, KG_ERR_IO, "%s: cannot open: %s", f->path, strerror(errno));
+  if (f->fd < 0 || fstat(f->fd, &info)) return kg_fail(err, KG_ERR_IO, "%s: cannot open: %s", f->path, strerror(errno));
   if (S_ISDIR(info.st_mode)) return kg_fail(err, KG_ERR_IO, "%s: is a directory, not a file", f->path);
   if (!S_ISREG(info.st_mode)) return kg_fail(err, KG_ERR_IO, "%s: is not a regular file", f->path);
   if (info.st_size <= 0) return kg_fail(err, KG_ERR_FORMAT, "%s: the file is empty", f->path);
@@ -505,13 +505,14 @@ enum { SUFFIX_ROOM = 64 }; /* "-00001-of-00003.gguf", NUL, and slack for what a 
 static int split_value(const file *f, const char *key, int64_t min, int64_t max, int64_t *out, kg_error *err)
 {
   const kg_gguf_entry *entry = find_entry(f, key);
-  if (!entry) return kg_fail(err, KG_ERR_FORMAT, "%s: key %s is missing, but the file is part of a split model", f->path, key);
+  if (!entry)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: key %s is missing, but the file is part of a split model", f->path, key);
   if (entry->is_array || !kg_gguf_type_is_integer(entry->type) || entry->type == KG_GGUF_BOOL)
     return kg_fail(err, KG_ERR_FORMAT, "%s: key %s is not an integer", f->path, key);
   *out = kg_gguf_entry_int(entry, 0);
   if (*out >= min && *out <= max) return KG_OK;
-  return kg_fail(err, KG_ERR_FORMAT, "%s: key %s is %" PRId64 ", allowed are %" PRId64 " to %" PRId64, f->path, key, *out,
-                 min, max);
+  return kg_fail(err, KG_ERR_FORMAT, "%s: key %s is %" PRId64 ", allowed are %" PRId64 " to %" PRId64, f->path, key,
+                 *out, min, max);
 }
 
 /* Open part number `part` (from 0) of `count` beside the first one and check that it is that. */
@@ -543,21 +544,24 @@ static int open_other_parts(kg_gguf *gguf, bool has_path, kg_error *err)
   if (!code) code = split_value(first, "split.tensors.count", 0, INT32_MAX, &n_tensors, err);
   if (code) return code;
   if (number)
-    return kg_fail(err, KG_ERR_ARGUMENT, "%s: this is part %" PRId64 " of a model in %" PRId64 " files: open the first one",
-                   first->path, number + 1, count);
+    return kg_fail(err, KG_ERR_UNSUPPORTED,
+                   "%s: this is part %" PRId64 " of a model in %" PRId64 " files: open the first one", first->path,
+                   number + 1, count);
   if (!has_path)
-    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: one of %" PRId64 " files: a split model is opened by its path", first->path,
-                   count);
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: one of %" PRId64 " files: a split model is opened by its path",
+                   first->path, count);
   char suffix[SUFFIX_ROOM];
   snprintf(suffix, sizeof suffix, "-00001-of-%05d.gguf", (int)count);
   const size_t length = strlen(first->path), suffix_length = strlen(suffix);
   if (length < suffix_length || strcmp(first->path + length - suffix_length, suffix))
-    return kg_fail(err, KG_ERR_FORMAT, "%s: the first of %" PRId64 " files: its name must end in %s", first->path, count,
-                   suffix);
-  for (int64_t part = 1; part < count && !code; part++) /* add_file moves the list, so the path is looked up each time */
+    return kg_fail(err, KG_ERR_FORMAT, "%s: the first of %" PRId64 " files: its name must end in %s", first->path,
+                   count, suffix);
+  for (int64_t part = 1; part < count && !code;
+       part++) /* add_file moves the list, so the path is looked up each time */
     code = open_part(gguf, gguf->files[0].path, length - suffix_length, part, count, err);
   if (!code && (uint64_t)n_tensors != gguf->n_tensors)
-    code = kg_fail(err, KG_ERR_FORMAT, "%s: split.tensors.count is %" PRId64 ", but the %" PRId64 " files hold %zu tensors",
+    code = kg_fail(err, KG_ERR_FORMAT,
+                   "%s: split.tensors.count is %" PRId64 ", but the %" PRId64 " files hold %zu tensors",
                    gguf->files[0].path, n_tensors, count, gguf->n_tensors);
   return code;
 }
@@ -668,7 +672,8 @@ const kg_gguf_tensor *kg_gguf_tensor_find(const kg_gguf *gguf, const char *name)
 {
   const kg_gguf_tensor wanted = {.name = name}, *pointer = &wanted;
   if (!gguf->n_tensors) return NULL;
-  kg_gguf_tensor const **found = bsearch(&pointer, gguf->by_name, gguf->n_tensors, sizeof *gguf->by_name, compare_names);
+  kg_gguf_tensor const **found =
+      bsearch(&pointer, gguf->by_name, gguf->n_tensors, sizeof *gguf->by_name, compare_names);
   return found ? *found : NULL;
 }
 
@@ -684,12 +689,30 @@ int64_t kg_gguf_entry_int(const kg_gguf_entry *entry, uint64_t i)
   case KG_GGUF_U8:
   case KG_GGUF_BOOL: return entry->data[i];
   case KG_GGUF_I8: return (int8_t)entry->data[i];
-  case KG_GGUF_U16: { LOAD(uint16_t); return value; }
-  case KG_GGUF_I16: { LOAD(int16_t); return value; }
-  case KG_GGUF_U32: { LOAD(uint32_t); return value; }
-  case KG_GGUF_I32: { LOAD(int32_t); return value; }
-  case KG_GGUF_I64: { LOAD(int64_t); return value; }
-  case KG_GGUF_U64: { LOAD(uint64_t); return value > INT64_MAX ? INT64_MAX : (int64_t)value; }
+  case KG_GGUF_U16: {
+    LOAD(uint16_t);
+    return value;
+  }
+  case KG_GGUF_I16: {
+    LOAD(int16_t);
+    return value;
+  }
+  case KG_GGUF_U32: {
+    LOAD(uint32_t);
+    return value;
+  }
+  case KG_GGUF_I32: {
+    LOAD(int32_t);
+    return value;
+  }
+  case KG_GGUF_I64: {
+    LOAD(int64_t);
+    return value;
+  }
+  case KG_GGUF_U64: {
+    LOAD(uint64_t);
+    return value > INT64_MAX ? INT64_MAX : (int64_t)value;
+  }
   default: {
     const double value = kg_gguf_entry_double(entry, i); /* saturates; NaN gives 0 */
     if (value != value) return 0;
@@ -701,9 +724,18 @@ int64_t kg_gguf_entry_int(const kg_gguf_entry *entry, uint64_t i)
 double kg_gguf_entry_double(const kg_gguf_entry *entry, uint64_t i)
 {
   switch (entry->type) {
-  case KG_GGUF_F32: { LOAD(float); return (double)value; }
-  case KG_GGUF_F64: { LOAD(double); return value; }
-  case KG_GGUF_U64: { LOAD(uint64_t); return (double)value; }
+  case KG_GGUF_F32: {
+    LOAD(float);
+    return (double)value;
+  }
+  case KG_GGUF_F64: {
+    LOAD(double);
+    return value;
+  }
+  case KG_GGUF_U64: {
+    LOAD(uint64_t);
+    return (double)value;
+  }
   case KG_GGUF_STRING:
   case KG_GGUF_ARRAY: return 0; /* the caller has checked that it is a number */
   default: return (double)kg_gguf_entry_int(entry, i);
@@ -725,7 +757,8 @@ static int get_entry(const kg_gguf *gguf, const char *key, const char *wanted, c
   return kg_fail(err, KG_ERR_FORMAT, "%s: key %s is missing (%s)", kg_gguf_path(gguf), key, wanted);
 }
 
-static int fail_kind(const kg_gguf *gguf, const kg_gguf_entry *entry, const char *key, const char *wanted, kg_error *err)
+static int fail_kind(const kg_gguf *gguf, const kg_gguf_entry *entry, const char *key, const char *wanted,
+                     kg_error *err)
 {
   return kg_fail(err, KG_ERR_FORMAT, "%s: key %s is %s%s, not %s", kg_gguf_path(gguf), key,
                  entry->is_array ? "an array of " : "of type ", kg_gguf_type_name(entry->type), wanted);

@@ -22,7 +22,7 @@ typedef struct buffer {
 struct kg_gguf_writer {
   char *path, *temporary; /* temporary is NULL once the file is in its place */
   int fd;
-  kg_error failure;    /* the first one; reported by the next call that can */
+  kg_error failure;     /* the first one; reported by the next call that can */
   buffer keys, tensors; /* encoded, without the header, which holds both counts */
   uint64_t n_keys, n_tensors, n_items_due;
   size_t *tensor_bytes; /* sizes of the tensors */

@@ -37,10 +37,10 @@ enum { N_BYTE_TOKENS = 256, TOKEN_NORMAL = 1, TOKEN_CONTROL = 3, TOKEN_UNUSED = 
 static const char *const control_tokens[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
 
 #define SPACE "\xc4\xa0" /* how the alphabet below spells a space */
-static const char *const merges[] = {
-    SPACE " t", SPACE " a", "h e",      "i n",      "r e",       "o n",      SPACE "t he", "e r",
-    SPACE " s", "a t",      SPACE " w", SPACE " o", "e n",       "n d",      "i t",        SPACE "a nd",
-    "in g",     "o r",      SPACE " c", "i s",      SPACE " in", SPACE "o f"};
+static const char *const merges[] = {SPACE " t",   SPACE " a", "h e",       "i n",        "r e",      "o n",
+                                     SPACE "t he", "e r",      SPACE " s",  "a t",        SPACE " w", SPACE " o",
+                                     "e n",        "n d",      "i t",       SPACE "a nd", "in g",     "o r",
+                                     SPACE " c",   "i s",      SPACE " in", SPACE "o f"};
 enum { N_MERGES = sizeof merges / sizeof merges[0] };
 
 /* The bytes that the GPT-2 alphabet spells as the code point of the same number. */
@@ -106,10 +106,11 @@ static int write_vocabulary(kg_gguf_writer *w, const shape *s, kg_error *err)
   kg_gguf_write_u32(w, "tokenizer.ggml.eos_token_id", (uint32_t)s->control + 2);
   kg_gguf_write_u32(w, "tokenizer.ggml.padding_token_id", (uint32_t)s->control);
   kg_gguf_write_bool(w, "tokenizer.ggml.add_bos_token", false);
-  kg_gguf_write_string(w, "tokenizer.chat_template",
-                       "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
-                       "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-                       "{% endif %}");
+  kg_gguf_write_string(
+      w, "tokenizer.chat_template",
+      "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+      "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+      "{% endif %}");
   return KG_OK;
 }
 
@@ -170,11 +171,14 @@ static void add_block(tensor_list *list, const shape *s, int block)
   const struct {
     const char *name;
     int64_t columns, rows;
-  } matrices[] = {{"attn_q", width, q},    {"attn_k", width, kv},        {"attn_v", width, kv},
-                  {"attn_output", q, width}, {"ffn_gate", width, s->ffn}, {"ffn_up", width, s->ffn},
+  } matrices[] = {{"attn_q", width, q},       {"attn_k", width, kv},       {"attn_v", width, kv},
+                  {"attn_output", q, width},  {"ffn_gate", width, s->ffn}, {"ffn_up", width, s->ffn},
                   {"ffn_down", s->ffn, width}},
-    vectors[] = {{"attn_norm.weight", 0, width}, {"ffn_norm.weight", 0, width}, {"attn_q.bias", 1, q},
-                 {"attn_k.bias", 1, kv},         {"attn_v.bias", 1, kv}};
+    vectors[] = {{"attn_norm.weight", 0, width},
+                 {"ffn_norm.weight", 0, width},
+                 {"attn_q.bias", 1, q},
+                 {"attn_k.bias", 1, kv},
+                 {"attn_v.bias", 1, kv}};
   char name[40];
   for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
     const bool is_bias = vectors[i].columns; /* biases are small, norms are one */
@@ -239,7 +243,8 @@ static int write_tensor(output *o, const tensor *t, uint64_t seed, uint32_t stre
     if (code) return code;
     o->done += (int64_t)n_bytes;
     if (o->progress && o->progress(o->user, "write", o->done, o->total))
-      return kg_fail(err, KG_ERR_CANCELLED, "cancelled after %lld of %lld bytes", (long long)o->done, (long long)o->total);
+      return kg_fail(err, KG_ERR_CANCELLED, "cancelled after %lld of %lld bytes", (long long)o->done,
+                     (long long)o->total);
   }
   return KG_OK;
 }

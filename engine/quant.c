@@ -485,7 +485,7 @@ static void quantize_q5_1(const float *x, uint8_t *b)
   for (int i = 0; i < 32; i++) store_q5(b + 4, b + 8, i, nearest((x[i] - g.origin) * g.inverse, 0, 31));
 }
 
-/* Half-precision scales reach 65504; a block's values may reach a little less than that times its levels. */
+/* Half-precision scales and minima reach 65504. */
 static int check_range(const kg_type_info *info, const float *values, int64_t n, kg_error *err)
 {
   for (int64_t i = 0; i < n; i++)

@@ -1,0 +1,79 @@
+-- gguf_build.lua - model files for specs, byte by byte: right ones, and ones that lie.
+local build = {}
+
+---Numbers of the metadata value types and how string.pack writes them.
+build.types = {
+  u8 = { 0, "<B" }, i8 = { 1, "<b" }, u16 = { 2, "<I2" }, i16 = { 3, "<i2" }, u32 = { 4, "<I4" }, i32 = { 5, "<i4" },
+  f32 = { 6, "<f" }, bool = { 7, "<B" }, string = { 8, "<s8" }, array = { 9 }, u64 = { 10, "<I8" }, i64 = { 11, "<i8" },
+  f64 = { 12, "<d" },
+}
+
+---A metadata entry with a single value.
+---@param key string
+---@param type_name string
+---@param value any
+---@return string
+function build.entry(key, type_name, value)
+  local number, format = table.unpack(build.types[type_name])
+  return string.pack("<s8I4", key, number) .. string.pack(format, value)
+end
+
+---A metadata entry with an array; `count` overrides its true length.
+---@param key string
+---@param type_name string
+---@param values any[]
+---@param count integer?
+---@return string
+function build.array(key, type_name, values, count)
+  local number, format = table.unpack(build.types[type_name])
+  local parts = { string.pack("<s8I4I4I8", key, 9, number, count or #values) }
+  for _, value in ipairs(values) do parts[#parts + 1] = string.pack(format, value) end
+  return table.concat(parts)
+end
+
+---@class spec.TensorRow
+---@field name string
+---@field dims integer[]
+---@field type integer? number of the tensor type, default 0 (F32)
+---@field offset integer? in the data section
+
+---@param row spec.TensorRow
+---@return string
+function build.tensor(row)
+  local parts = { string.pack("<s8I4", row.name, row.n_dims or #row.dims) }
+  for _, size in ipairs(row.dims) do parts[#parts + 1] = string.pack("<I8", size) end
+  parts[#parts + 1] = string.pack("<I4I8", row.type or 0, row.offset or 0)
+  return table.concat(parts)
+end
+
+---What a file is made of; every field has a default, and the counts may lie.
+---@class spec.File
+---@field magic string?
+---@field version integer?
+---@field entries string[]? made by build.entry and build.array
+---@field n_entries integer?
+---@field tensors spec.TensorRow[]?
+---@field n_tensors integer?
+---@field alignment integer?
+---@field data string? the data section
+
+---@param f spec.File
+---@return string
+function build.file(f)
+  local entries, tensors = f.entries or {}, {}
+  for i, row in ipairs(f.tensors or {}) do tensors[i] = build.tensor(row) end
+  local counts = string.pack("<I8I8", f.n_tensors or #tensors, f.n_entries or #entries)
+  local head = (f.magic or "GGUF") .. string.pack("<I4", f.version or 3) .. counts
+    .. table.concat(entries) .. table.concat(tensors)
+  local alignment = f.alignment or 32
+  return head .. ("\0"):rep(-#head % alignment) .. (f.data or "")
+end
+
+---Little-endian float32 numbers.
+---@param values number[]
+---@return string
+function build.f32(values)
+  return string.pack("<" .. ("f"):rep(#values), table.unpack(values))
+end
+
+return build
