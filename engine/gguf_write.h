@@ -1,4 +1,4 @@
-/* gguf_write.h - writing GGUF files, version 3: all keys, then all tensors' descriptions, then their data, in this order.
+/* gguf_write.h - writing GGUF files, version 3: all keys, then all tensors' descriptions, then their data.
  *
  * The file is written under a temporary name beside its place and appears there, whole, with kg_gguf_writer_commit: no
  * reader ever sees half a file. The describing functions cannot fail by themselves: the writer remembers what went
@@ -19,7 +19,8 @@ void kg_gguf_write_f32(kg_gguf_writer *writer, const char *key, float value);
 void kg_gguf_write_bool(kg_gguf_writer *writer, const char *key, bool value);
 void kg_gguf_write_string(kg_gguf_writer *writer, const char *key, const char *value);
 /* An array of `count` numbers of a type with a fixed size, little-endian as in memory. */
-void kg_gguf_write_array(kg_gguf_writer *writer, const char *key, kg_gguf_type type, const void *elements, uint64_t count);
+void kg_gguf_write_array(kg_gguf_writer *writer, const char *key, kg_gguf_type type, const void *elements,
+                         uint64_t count);
 /* An array of `count` strings, which the next `count` calls of kg_gguf_write_item add. */
 void kg_gguf_write_strings(kg_gguf_writer *writer, const char *key, uint64_t count);
 void kg_gguf_write_item(kg_gguf_writer *writer, const char *bytes, size_t n_bytes);
