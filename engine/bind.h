@@ -69,6 +69,8 @@ kg_handle *kg_push_sequence(lua_State *L, int model_index);
  * runs on this thread; an error in it is raised by kg_end_step. kg_begin_step refuses a step inside a step. */
 void kg_begin_step(lua_State *L, int model_index);
 void kg_end_step(lua_State *L, int model_index);
+/* Called before a sequence is made: now and then, have the collector free those that were forgotten. */
+void kg_collect_sequences(lua_State *L, int model_index);
 /* Free the model at index if its handle is closed and its last sequence is gone. */
 void kg_release_model(lua_State *L, int model_index);
 

@@ -11,11 +11,14 @@ enum { FIELDS = 1, PARENT, PROGRESS, N_USER_VALUES = PROGRESS };
 
 typedef struct model_box {
   kg_handle handle;
-  kg_model *closing;    /* behind a closed handle, waiting for its sequences to go */
-  lua_State *L;         /* whose stack holds the progress function while a call runs; else NULL */
-  int progress_index;   /* there; the slot above takes what it raised */
+  kg_model *closing;  /* behind a closed handle, waiting for its sequences to go */
+  lua_State *L;       /* whose stack holds the progress function while a call runs; else NULL */
+  int progress_index; /* there; the slot above takes what it raised */
   bool progress_failed;
+  int32_t collect_at; /* open sequences at which the collector looks for forgotten ones */
 } model_box;
+
+enum { COLLECT_AT_LEAST = 16 };
 
 static kg_model *check_model(lua_State *L, int index)
 {
@@ -217,6 +220,18 @@ static int model_new_index(lua_State *L)
 
 /* ---- sequences and steps ---- */
 
+/* To Lua a sequence is a few bytes, whatever its cache pages hold: without this, those that nobody closed would pile
+ * up. */
+void kg_collect_sequences(lua_State *L, int model_index)
+{
+  model_box *box = lua_touserdata(L, model_index);
+  const kg_model *model = box->handle.object ? box->handle.object : box->closing;
+  if (!model || kg_model_is_stepping(model) || kg_model_sequence_count(model) < box->collect_at) return;
+  lua_gc(L, LUA_GCCOLLECT);
+  const int32_t twice = 2 * kg_model_sequence_count(model);
+  box->collect_at = twice > COLLECT_AT_LEAST ? twice : COLLECT_AT_LEAST;
+}
+
 /* model:sequence{seed = 0} -> Sequence */
 static int model_sequence(lua_State *L)
 {
@@ -271,7 +286,8 @@ static int push_rows(lua_State *L, kg_model *model, int64_t n, int64_t width, kg
   const int64_t shape[2] = {n, width};
   kg_tensor **slot = kg_push_tensor(L);
   kg_buffer *buffer = NULL;
-  if (width > 0 && n > INT64_MAX / 8 / width) return kg_fail(err, KG_ERR_MEMORY, "out of memory: %lld rows", (long long)n);
+  if (width > 0 && n > INT64_MAX / 8 / width)
+    return kg_fail(err, KG_ERR_MEMORY, "out of memory: %lld rows", (long long)n);
   int status = kg_model_backend(model)->buffer_new(kg_model_executable(model), n * width, &buffer, err);
   if (!status) status = kg_tensor_view(buffer, 0, 2, shape, slot, err);
   kg_buffer_unref(buffer); /* the tensor holds it now */
@@ -420,13 +436,13 @@ static int model_scramble(lua_State *L)
 
 void kg_bind_model(lua_State *L)
 {
-  static const luaL_Reg methods[] = {{"close", close_model},   {"sequence", model_sequence},
-                                     {"step", model_step},     {"set_progress", set_progress},
-                                     {"logits", model_logits}, {"trace", model_trace},
-                                     {"values", model_values}, {"stats", model_get_stats},
+  static const luaL_Reg methods[] = {{"close", close_model},       {"sequence", model_sequence},
+                                     {"step", model_step},         {"set_progress", set_progress},
+                                     {"logits", model_logits},     {"trace", model_trace},
+                                     {"values", model_values},     {"stats", model_get_stats},
                                      {"scramble", model_scramble}, {NULL, NULL}};
-  static const luaL_Reg metamethods[] = {{"__index", model_index}, {"__newindex", model_new_index},
-                                         {"__gc", collect_model},  {"__close", close_model},
+  static const luaL_Reg metamethods[] = {{"__index", model_index},        {"__newindex", model_new_index},
+                                         {"__gc", collect_model},         {"__close", close_model},
                                          {"__tostring", model_to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_MODEL, methods, metamethods);
   lua_pushcfunction(L, open_model);

@@ -26,6 +26,7 @@ kg_sequence *kg_check_sequence(lua_State *L, int index)
 kg_handle *kg_push_sequence(lua_State *L, int model_index)
 {
   model_index = lua_absindex(L, model_index);
+  kg_collect_sequences(L, model_index);
   kg_handle *handle = kg_push_handle(L, KG_CLASS_SEQUENCE, N_USER_VALUES);
   lua_pushvalue(L, model_index);
   lua_setiuservalue(L, -2, MODEL);
@@ -192,8 +193,7 @@ static int rewind_sequence(lua_State *L)
 static int fork_sequence(lua_State *L)
 {
   const kg_sequence *sequence = kg_check_sequence(L, 1);
-  const int64_t fork_seed =
-      kg_opt_int_field(L, 2, "seed", (int64_t)kg_sequence_seed(sequence), INT64_MIN, INT64_MAX);
+  const int64_t fork_seed = kg_opt_int_field(L, 2, "seed", (int64_t)kg_sequence_seed(sequence), INT64_MIN, INT64_MAX);
   lua_getiuservalue(L, 1, MODEL);
   kg_handle *handle = kg_push_sequence(L, -1);
   lua_getiuservalue(L, 1, STATE);
@@ -368,18 +368,17 @@ static int rng_choose(lua_State *L)
 
 void kg_bind_sequence(lua_State *L)
 {
-  static const luaL_Reg methods[] = {{"close", close_sequence}, {"feed", feed},     {"push", push},
-                                     {"pos", pos},              {"tokens", tokens}, {"seed", seed},
-                                     {"mark", make_mark},       {"rewind", rewind_sequence}, {"fork", fork_sequence},
-                                     {"step", step},            {NULL, NULL}};
-  static const luaL_Reg metamethods[] = {{"__index", sequence_index}, {"__newindex", sequence_new_index},
-                                         {"__gc", collect_sequence},  {"__close", close_sequence},
+  static const luaL_Reg methods[] = {
+      {"close", close_sequence}, {"feed", feed}, {"push", push},      {"pos", pos},
+      {"tokens", tokens},        {"seed", seed}, {"mark", make_mark}, {"rewind", rewind_sequence},
+      {"fork", fork_sequence},   {"step", step}, {NULL, NULL}};
+  static const luaL_Reg metamethods[] = {{"__index", sequence_index},        {"__newindex", sequence_new_index},
+                                         {"__gc", collect_sequence},         {"__close", close_sequence},
                                          {"__tostring", sequence_to_string}, {NULL, NULL}};
   static const luaL_Reg rng_methods[] = {
       {"uniform", rng_uniform}, {"integer", rng_integer}, {"choose", rng_choose}, {NULL, NULL}};
   static const luaL_Reg no_functions[] = {{NULL, NULL}};
-  static const luaL_Reg mark_metamethods[] = {
-      {"__index", mark_index}, {"__tostring", mark_to_string}, {NULL, NULL}};
+  static const luaL_Reg mark_metamethods[] = {{"__index", mark_index}, {"__tostring", mark_to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_SEQUENCE, methods, metamethods);
   kg_class(L, CLASS_RNG, rng_methods, no_functions);
   kg_class(L, CLASS_MARK, no_functions, mark_metamethods);

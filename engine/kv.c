@@ -74,8 +74,8 @@ static int provide(kg_kv *kv, int32_t wanted, kg_error *err)
   const int32_t used = kv->n_pages - kv->n_free;
   if (wanted > kv->max_pages - used)
     return kg_fail(err, KG_ERR_FULL,
-                   "the key/value pool is full: %d pages of %d positions are used, %d more wanted, the limit is %d", used,
-                   KG_PAGE, wanted, kv->max_pages);
+                   "the key/value pool is full: %d pages of %d positions are used, %d more wanted, the limit is %d",
+                   used, KG_PAGE, wanted, kv->max_pages);
   const int32_t need = used + wanted;
   int64_t amortized = (int64_t)kv->n_pages + kv->n_pages / 2;
   if (amortized < FIRST_PAGES) amortized = FIRST_PAGES;

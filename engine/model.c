@@ -140,7 +140,7 @@ int kg_model_open_take(kg_plan *plan, const kg_model_options *options, kg_model 
 void kg_model_close(kg_model *model)
 {
   if (!model) return;
-  assert(!model->n_sequences && !model->is_stepping);
+  assert(!model->n_sequences);
   kg_plan *plan = model->plan; /* the executable may point into it until it is released */
   release(model);
   kg_plan_free(plan);

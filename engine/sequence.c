@@ -52,12 +52,12 @@ int kg_sequence_feed(kg_sequence *sequence, const int32_t *ids, size_t n, kg_err
   if (status) return status;
   for (size_t i = 0; i < n; i++)
     if (ids[i] < 0 || ids[i] >= vocab)
-      return kg_fail(err, KG_ERR_ARGUMENT, "token id %d at index %zu is outside 0 to %d", ids[i], i, vocab - 1);
+      return kg_fail(err, KG_ERR_ARGUMENT, "token %zu of %zu: id %d is outside the vocabulary's 0 to %d", i + 1, n,
+                     ids[i], vocab - 1);
   if (n > limit - there)
     return kg_fail(err, KG_ERR_FULL, "the context is full: %zu tokens are there, %zu new ones, the limit is %zu", there,
                    n, limit);
-  if (!grow_tokens(&sequence->tokens, there + n))
-    return kg_fail_memory(err, (there + n) * sizeof *ids, "the timeline");
+  if (!grow_tokens(&sequence->tokens, there + n)) return kg_fail_memory(err, (there + n) * sizeof *ids, "the timeline");
   if (n) memcpy(sequence->tokens.ids + there, ids, n * sizeof *ids);
   sequence->tokens.n += n;
   return KG_OK;

@@ -70,7 +70,8 @@ static int prepare(step *s, kg_error *err)
     s->n_total += pending;
     const kg_step_item *item = &s->items[i];
     int status = pending ? ensure_logits(s, sequence, err) : KG_OK;
-    if (!status && item->all_logits) status = check_room(item->all_logits, item->at, pending, kg_model_vocab_size(s->model), err);
+    if (!status && item->all_logits)
+      status = check_room(item->all_logits, item->at, pending, kg_model_vocab_size(s->model), err);
     if (status) return status;
   }
   return prepare_traces(s, err);

@@ -55,6 +55,10 @@ describe("kigo.model", function()
       assert.has_error(function() core.model({}) end)
       local model <close> = assert(core.model(plan, { device = "reference", kv = "f32", chunk = 5, pool = 100 }))
       assert.equal(tiny.vocab, model.vocab_size)
+      for _, kv in ipairs { "auto", "f16" } do
+        local other <close> = tiny.model { kv = kv }
+        assert.equal(2, #tiny.oracle(other, { 1, 2 }))
+      end
     end)
 
     it("refuses a plan that is not finished", function()
@@ -177,6 +181,28 @@ describe("kigo.model", function()
       end
       assert.same(traced[1], traced[2])
       assert.same(traced[1], traced[3])
+    end)
+
+    it("survives the failure of every allocation", function()
+      local ids = tiny.ids(10)
+      local expected
+      local function bytes(values)
+        local all = {}
+        for name, tensor in pairs(values) do all[name] = tensor:bytes() end
+        return all
+      end
+      do
+        local model <close> = tiny.model {}
+        expected = bytes(assert(model:trace(ids, names)))
+      end
+      tiny.fail_each_allocation(function() return tiny.model { chunk = 8 } end, function(model)
+        return model:trace(ids, names)
+      end, function(model)
+        collectgarbage()
+        assert.equal(0, model:stats().n_sequences)
+        assert.same(expected, bytes(assert(model:trace(ids, names))))
+        model:close()
+      end)
     end)
 
     it("knows its values", function()

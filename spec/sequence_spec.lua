@@ -33,7 +33,8 @@ describe("kigo.sequence", function()
       for _, bad in ipairs { -1, tiny.vocab, 2 ^ 31 - 1 } do
         local ok, message = pcall(seq.feed, seq, { 2, 3, math.tointeger(bad) })
         assert.is_false(ok)
-        assert.matches(("%d"):format(bad), message)
+        local expected = ("token 3 of 3: id %d is outside the vocabulary's 0 to %d"):format(bad, tiny.vocab - 1)
+        assert.truthy(message:find(expected, 1, true))
         assert.has_error(function() seq:push(math.tointeger(bad)) end)
       end
       for _, bad in ipairs { { "1" }, { 1.5 }, { {} }, { 1 << 40 } } do
@@ -380,6 +381,19 @@ describe("kigo.sequence", function()
           end
         end
       end
+    end)
+
+    it("happens to forgotten ones before they pile up", function()
+      local own <close> = tiny.model {}
+      local kept = {}
+      for i = 1, 500 do
+        local seq = own:sequence {}
+        seq:push(1)
+        assert.is_true(seq:step())
+        if i % 100 == 0 then kept[#kept + 1] = seq:fork {} end
+      end
+      assert.is_true(own:stats().n_sequences < 60)
+      assert.equal(5, #kept)
     end)
 
     it("happens by itself, in whatever order the collector likes", function()

@@ -136,6 +136,18 @@ function tiny.oracle(model, ids)
   return rows
 end
 
+---The backends that specs run on.
+tiny.devices = { "reference" }
+
+---The oracle's rows from a model of its own that takes everything in one pass.
+---@param ids integer[]
+---@param device string?
+---@return string[]
+function tiny.reference(ids, device)
+  local model <close> = tiny.model { device = device, chunk = 1024 }
+  return tiny.oracle(model, ids)
+end
+
 ---Fail allocation after allocation, once and from there on, until the action gets through. `make` gives a fresh
 ---object, `action(object)` is what must fail cleanly, `check(object)` looks whether it is still good.
 ---@return integer n  failures that were injected
