@@ -111,7 +111,7 @@ void kg_plan_free(kg_plan *plan)
 static const char *shape_text(char buffer[80], int64_t cols, int64_t rows, int64_t planes)
 {
   const int64_t dims[] = {cols, rows, planes};
-  const int n = planes != 1 ? 3 : rows != 1 ? 2 : 1;
+  const int n = planes > 1 ? 3 : rows != 1 ? 2 : 1;
   size_t used = 0;
   for (int i = 0; i < n; i++) {
     used += (size_t)snprintf(buffer + used, 80 - used, "%s", i ? ", " : "[");

@@ -1,6 +1,6 @@
 -- hyperparameters.lua - the numbers of a model that stand in the file's metadata. One table of rows says for each which
 -- key it has, its type and range, its default and how it relates to the others; the errors are made from the row, so
--- they always name the key and the value. A family may add rows or replace one with the same key.
+-- they always name the key and the value. A family may add rows or replace the one of the same field.
 local core = require "kigo.core"
 
 local hyperparameters = {}
@@ -118,8 +118,8 @@ local function merged(rows, extra)
   local list, index = {}, {}
   for _, source in ipairs { rows, extra or {} } do
     for _, row in ipairs(source) do
-      index[row.key] = index[row.key] or #list + 1
-      list[index[row.key]] = row
+      index[row.name] = index[row.name] or #list + 1
+      list[index[row.name]] = row
     end
   end
   return list
