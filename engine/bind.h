@@ -84,5 +84,6 @@ void kg_bind_model(lua_State *L);
 void kg_bind_sequence(lua_State *L);
 void kg_bind_tensor(lua_State *L);
 void kg_bind_chain(lua_State *L);
+void kg_bind_kernels(lua_State *L);
 
 #endif
