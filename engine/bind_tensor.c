@@ -1,7 +1,10 @@
 /* bind_tensor.c - kigo.Tensor: whole-tensor methods for Lua. Names with a trailing underscore work in place and return
  * the tensor itself. Ids are 0-based. */
+#include <string.h>
+
 #include "bind.h"
 #include "tensor.h"
+#include "vector.h"
 
 enum { TABLE_MAX = 65536, GARBAGE_MAX = 32 << 20 };
 
@@ -442,6 +445,40 @@ static int to_string(lua_State *L)
   return 1;
 }
 
+/* core.vector_digest(variant, bytes of float32) -> what the loops of that variant make of the numbers, as bytes; nil where
+ * the processor does not run it. For tests: all variants must agree to the bit. */
+static int vector_digest(lua_State *L)
+{
+  size_t n_bytes;
+  const kg_vector *vector = kg_vector_find(luaL_checkstring(L, 1));
+  const char *source = luaL_checklstring(L, 2, &n_bytes);
+  if (!vector) return 0;
+  const int64_t n = (int64_t)(n_bytes / sizeof(float));
+  float *x = lua_newuserdatauv(L, 3 * n_bytes + 1, 0), *y = x + n, *z = y + n;
+  memcpy(x, source, (size_t)n * sizeof *x);
+  double sums[6] = {0};
+  const float max = vector->max(x, n), min = vector->min(x, n);
+  sums[0] = vector->sum(x, n);
+  sums[1] = vector->exp_sum(x, n, max, y, &sums[2]);
+  vector->entropy_sums(y, n, &sums[3], &sums[4]);
+  sums[5] = (double)(vector->find(x, n, min) + vector->find_above(x, n, (float)sums[0] / (float)(n + 1)) +
+                     vector->count_nan(x, n));
+  vector->fill(z, n, 0.25f);
+  vector->add(z, x, n, 1.75f);
+  vector->mul(z, x, n);
+  vector->affine(z, n, 0.3f, -0.7f);
+  vector->affine(z, n, 1.1f, 0);
+  vector->divide(z, n, 3);
+  luaL_Buffer digest;
+  luaL_buffinit(L, &digest);
+  luaL_addlstring(&digest, (const char *)&max, sizeof max);
+  luaL_addlstring(&digest, (const char *)&min, sizeof min);
+  luaL_addlstring(&digest, (const char *)sums, sizeof sums);
+  luaL_addlstring(&digest, (const char *)y, 2 * (size_t)n * sizeof *y);
+  luaL_pushresult(&digest);
+  return 1;
+}
+
 void kg_bind_tensor(lua_State *L)
 {
   static const luaL_Reg methods[] = {{"shape", shape},     {"argmax", argmax},           {"topk", topk},
@@ -454,6 +491,6 @@ void kg_bind_tensor(lua_State *L)
                                          {"__gc", close_tensor},    {"__close", close_tensor},
                                          {"__tostring", to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_TENSOR, methods, metamethods);
-  static const luaL_Reg functions[] = {{"tensor", tensor_new}, {"zeros", zeros}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"tensor", tensor_new}, {"zeros", zeros}, {"vector_digest", vector_digest}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

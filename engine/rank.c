@@ -1,6 +1,7 @@
 #include "rank.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 #include "vector.h"
 
@@ -16,14 +17,22 @@ static void insertion_sort(kg_rank *items, size_t n)
   }
 }
 
-/* Stable byte by byte, least significant first; bytes that all items share are skipped. */
+/* Are the items in the order of their indices, as after a scan? */
+static bool is_by_index(const kg_rank *items, size_t n)
+{
+  for (size_t i = 1; i < n; i++)
+    if ((uint32_t)items[i] > (uint32_t)items[i - 1]) return false;
+  return true;
+}
+
+/* Stable byte by byte, least significant first; bytes that are in order already or that all items share are skipped. */
 static void radix_sort(kg_rank *items, kg_rank *scratch, size_t n)
 {
   uint32_t counts[8][256] = {{0}};
   for (size_t i = 0; i < n; i++)
     for (int byte = 0; byte < 8; byte++) counts[byte][items[i] >> 8 * byte & 255]++;
   kg_rank *from = items, *to = scratch;
-  for (int byte = 0; byte < 8; byte++) {
+  for (int byte = is_by_index(items, n) ? 4 : 0; byte < 8; byte++) {
     uint32_t *count = counts[byte];
     if (count[items[0] >> 8 * byte & 255] == n) continue;
     uint32_t start = 0;

@@ -11,6 +11,7 @@
 enum { KG_VECTOR_BLOCK = 32 };
 
 typedef struct kg_vector {
+  const char *name;
   void (*fill)(float *x, int64_t n, float value);
   void (*affine)(float *x, int64_t n, float factor, float offset);           /* x = x * factor + offset */
   void (*divide)(float *x, int64_t n, float divisor);                        /* x = x / divisor */
@@ -31,5 +32,7 @@ typedef struct kg_vector {
 
 /* The best variant that this processor runs. */
 const kg_vector *kg_vector_get(void);
+/* "base", "avx2" or "avx512" for tests; NULL where this processor does not run it. */
+const kg_vector *kg_vector_find(const char *name);
 
 #endif

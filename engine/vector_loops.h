@@ -1,13 +1,15 @@
 /* vector_loops.h - the body of vector.c for one instruction set; included once for each. The includer defines LANES (floats
- * in a register) and FN(name), which makes names unique. Not for use elsewhere, hence no guard. */
+ * in a register), NAME of the variant, and FN(name), which makes names unique. Not for use elsewhere, hence no guard. */
 
 enum { FN(PARTS) = KG_VECTOR_BLOCK / LANES };
 
 typedef float FN(vf) __attribute__((vector_size(LANES * 4)));
 typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
+typedef uint32_t FN(vu) __attribute__((vector_size(LANES * 4))); /* where bits may wrap around */
 
 #define vf FN(vf)
 #define vi FN(vi)
+#define vu FN(vu)
 #define EACH_PART _Pragma("GCC unroll 8") for (int part = 0; part < FN(PARTS); part++)
 
 static inline vf FN(load)(const float *x)
@@ -66,14 +68,14 @@ static inline vf FN(exp)(vf x)
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const vf power = (vf)(((vi)shifted << 23) + 0x3f800000);
+  const vf power = (vf)(((vu)shifted << 23) + 0x3f800000u);
   return FN(masked)(~(x < -86.5f), p * power); /* below, 2^n would leave the normal numbers; a NaN stays */
 }
 
 /* log(x) for normal x > 0, within 2 ulp: e * ln(2) + log(m) with m in [sqrt(1/2), sqrt(2)); coefficients as above. */
 static inline vf FN(log)(vf x)
 {
-  const vi from_root = (vi)x - 0x3f3504f3;
+  const vi from_root = (vi)((vu)x - 0x3f3504f3u);
   const vf e = __builtin_convertvector(from_root >> 23, vf);
   const vf m = (vf)((from_root & 0x7fffff) + 0x3f3504f3) - 1.0f;
   const vf square = m * m;
@@ -301,7 +303,8 @@ static int64_t FN(count_nan)(const float *x, int64_t n)
   return count;
 }
 
-static const kg_vector FN(table) = {.fill = FN(fill),
+static const kg_vector FN(table) = {.name = NAME,
+                                    .fill = FN(fill),
                                     .affine = FN(scale_or_affine),
                                     .divide = FN(divide),
                                     .add = FN(add),
@@ -317,6 +320,8 @@ static const kg_vector FN(table) = {.fill = FN(fill),
 
 #undef vf
 #undef vi
+#undef vu
 #undef EACH_PART
 #undef LANES
+#undef NAME
 #undef FN

@@ -363,6 +363,24 @@ describe("kigo.Tensor", function()
     end)
   end)
 
+  describe("the loops", function()
+    it("agree to the bit on every instruction set", function()
+      for _, n in ipairs { 0, 1, 5, 31, 32, 33, 320, 4096, 5000, 9001 } do
+        local bytes = core.tensor(random_numbers(n, 17 * n)):bytes()
+        local expected = core.vector_digest("base", bytes)
+        assert.equal(56 + 8 * n, #expected)
+        for _, variant in ipairs { "avx2", "avx512" } do
+          local digest = core.vector_digest(variant, bytes)
+          assert.is_true(digest == nil or digest == expected, variant .. ", " .. n)
+        end
+      end
+    end)
+
+    it("have no other variants", function()
+      assert.is_nil(core.vector_digest("none", ""))
+    end)
+  end)
+
   it("survives any allocation that fails", function()
     local t <close> = core.tensor { { 3, 1, 2 } }
     for nth = 1, 4 do
