@@ -85,6 +85,16 @@ static int uniform(lua_State *L)
   return 1;
 }
 
+/* core.philox(k0, k1, c0, c1, c2, c3) -> four words: the generator's raw function, for tests */
+static int philox(lua_State *L)
+{
+  uint32_t words[6], out[4];
+  for (int i = 0; i < 6; i++) words[i] = (uint32_t)kg_check_int(L, i + 1, "word", 0, UINT32_MAX);
+  kg_philox(words, words + 2, out);
+  for (int i = 0; i < 4; i++) lua_pushinteger(L, out[i]);
+  return 4;
+}
+
 /* core.alloc_inject(nth, for_ever), core.alloc_counts() -> live, calls: for tests */
 static int alloc_inject(lua_State *L)
 {
@@ -104,7 +114,7 @@ void kg_bind_system(lua_State *L)
   static const luaL_Reg functions[] = {{"catch_interrupts", catch_interrupts}, {"interrupted", interrupted},
                                        {"now", now},                           {"random_bytes", random_bytes},
                                        {"is_terminal", is_terminal},           {"error_name", error_name},
-                                       {"uniform", uniform},                   {"alloc_inject", alloc_inject},
+                                       {"philox", philox}, {"uniform", uniform},                   {"alloc_inject", alloc_inject},
                                        {"alloc_counts", alloc_counts},         {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }
