@@ -1,0 +1,487 @@
+#include "sampler.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "error.h"
+#include "rank.h"
+#include "vector.h"
+
+enum { STAGES_MAX = 64, FIRST_RANKED = 64, RANKED_GROWTH = 8 };
+
+/* The candidates of one run are positions [0, n) of x; their ids ascend, so that ties by position are ties by id. */
+struct kg_chain {
+  kg_stage *stages; /* bias_ids and bias_values are ours */
+  size_t n_stages;
+  int64_t capacity; /* items in each of the next five */
+  float *x;         /* logits of the candidates */
+  int32_t *ids;     /* their ids, unless is_full */
+  float *weights;   /* exp(x - max) */
+  float *order;     /* typical: what to rank by */
+  int32_t *counts;  /* by id, for the penalties; all zero between runs */
+  kg_rank *room;
+  size_t n_room;
+  int64_t n;
+  bool is_full;     /* every id is a candidate: position = id */
+};
+
+static const char *const stage_names[] = {"greedy", "temp", "top_k", "top_p", "min_p", "typical", "penalties", "bias"};
+
+/* ---- making ---- */
+
+/* Where a check failed: which stage. */
+typedef struct place {
+  size_t number; /* from 1 */
+  kg_stage_kind kind;
+} place;
+
+static int check_number(place at, const char *field, double value, double min, double max, kg_error *err)
+{
+  if (value >= min && value <= max) return KG_OK; /* false for NaN */
+  return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu (%s): %s: %g is outside %g to %g", at.number, stage_names[at.kind],
+                 field, value, min, max);
+}
+
+static int check_bias(place at, const kg_stage *stage, kg_error *err)
+{
+  for (int32_t i = 0; i < stage->n_bias; i++) {
+    if (stage->bias_ids[i] < 0)
+      return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu (bias): id %d is negative", at.number, stage->bias_ids[i]);
+    const float value = stage->bias_values[i];
+    if (value != -INFINITY && !(value >= -1e6f && value <= 1e6f))
+      return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu (bias): the value of id %d: %g is outside -1e6 to 1e6 and not -inf",
+                     at.number, stage->bias_ids[i], (double)value);
+  }
+  return KG_OK;
+}
+
+static int check_stage(place at, const kg_stage *stage, kg_error *err)
+{
+  int status = KG_OK;
+  switch (stage->kind) {
+  case KG_STAGE_GREEDY:
+  case KG_STAGE_TOP_K:
+    return KG_OK;
+  case KG_STAGE_TEMPERATURE:
+    return stage->value == 0 ? KG_OK : check_number(at, "value", stage->value, 1e-6f, 1e6f, err);
+  case KG_STAGE_TOP_P:
+  case KG_STAGE_MIN_P:
+  case KG_STAGE_TYPICAL:
+    return check_number(at, "value", stage->value, 0, 1, err);
+  case KG_STAGE_PENALTIES:
+    status = check_number(at, "last", stage->last_n, -1, INT32_MAX, err);
+    if (!status) status = check_number(at, "repeat", stage->repeat, 1e-3f, 1e3f, err);
+    if (!status) status = check_number(at, "frequency", stage->frequency, -1e3, 1e3, err);
+    if (!status) status = check_number(at, "presence", stage->presence, -1e3, 1e3, err);
+    return status;
+  case KG_STAGE_BIAS:
+    return check_bias(at, stage, err);
+  }
+  return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu: kind %d is unknown", at.number, (int)stage->kind);
+}
+
+/* Replace the borrowed arrays of `stage` by copies. On failure they are NULL. */
+static bool own_bias(kg_stage *stage)
+{
+  const size_t n = stage->kind == KG_STAGE_BIAS ? (size_t)stage->n_bias : 0;
+  const int32_t *ids = stage->bias_ids;
+  const float *values = stage->bias_values;
+  stage->bias_ids = NULL;
+  stage->bias_values = NULL;
+  if (!n) return true;
+  int32_t *own_ids = kg_alloc(n * sizeof *own_ids);
+  float *own_values = kg_alloc(n * sizeof *own_values);
+  if (!own_ids || !own_values) {
+    kg_free(own_ids);
+    kg_free(own_values);
+    return false;
+  }
+  memcpy(own_ids, ids, n * sizeof *ids);
+  memcpy(own_values, values, n * sizeof *values);
+  stage->bias_ids = own_ids;
+  stage->bias_values = own_values;
+  return true;
+}
+
+int kg_chain_new(const kg_stage *stages, size_t n, kg_chain **out, kg_error *err)
+{
+  if (n > STAGES_MAX) return kg_fail(err, KG_ERR_ARGUMENT, "a chain of %zu stages is longer than %d", n, STAGES_MAX);
+  for (size_t i = 0; i < n; i++) {
+    const int status = check_stage((place){i + 1, stages[i].kind}, &stages[i], err);
+    if (status) return status;
+  }
+  kg_chain *chain = kg_alloc_array(1, sizeof *chain);
+  kg_stage *own = kg_alloc_array(n, sizeof *own);
+  if (!chain || !own) {
+    kg_free(own);
+    kg_free(chain);
+    return kg_fail_memory(err, sizeof *chain, "a sampler chain");
+  }
+  chain->stages = own;
+  for (size_t i = 0; i < n; i++) {
+    own[i] = stages[i];
+    chain->n_stages = i + 1;
+    if (own_bias(&own[i])) continue;
+    kg_chain_free(chain);
+    return kg_fail_memory(err, (size_t)stages[i].n_bias * 8, "the biases of a sampler chain");
+  }
+  *out = chain;
+  return KG_OK;
+}
+
+static void free_scratch(kg_chain *chain)
+{
+  kg_free(chain->x);
+  kg_free(chain->ids);
+  kg_free(chain->weights);
+  kg_free(chain->order);
+  kg_free(chain->counts);
+  chain->x = chain->weights = chain->order = NULL;
+  chain->ids = chain->counts = NULL;
+  chain->capacity = 0;
+}
+
+void kg_chain_free(kg_chain *chain)
+{
+  if (!chain) return;
+  for (size_t i = 0; i < chain->n_stages; i++) {
+    kg_free((void *)(uintptr_t)chain->stages[i].bias_ids);
+    kg_free((void *)(uintptr_t)chain->stages[i].bias_values);
+  }
+  kg_free(chain->stages);
+  free_scratch(chain);
+  kg_free(chain->room);
+  kg_free(chain);
+}
+
+/* Scratch for a vocabulary of n: made when the chain is first used, kept until it meets a larger one. */
+static int make_scratch(kg_chain *chain, int64_t n, kg_error *err)
+{
+  if (n <= chain->capacity) return KG_OK;
+  free_scratch(chain);
+  const size_t n_bytes = (size_t)n * sizeof(float);
+  chain->x = kg_alloc_aligned(n_bytes, 64);
+  chain->ids = kg_alloc_aligned(n_bytes, 64);
+  chain->weights = kg_alloc_aligned(n_bytes, 64);
+  chain->order = kg_alloc_aligned(n_bytes, 64);
+  chain->counts = kg_alloc_array((size_t)n, sizeof *chain->counts);
+  if (!chain->x || !chain->ids || !chain->weights || !chain->order || !chain->counts) {
+    free_scratch(chain);
+    return kg_fail_memory(err, 5 * n_bytes, "the scratch of a sampler chain");
+  }
+  chain->capacity = n;
+  return KG_OK;
+}
+
+/* ---- the candidates ---- */
+
+static int32_t id_at(const kg_chain *chain, int64_t position)
+{
+  return chain->is_full ? (int32_t)position : chain->ids[position];
+}
+
+/* Where the id is among the candidates, or -1. */
+static int64_t find_id(const kg_chain *chain, int32_t id)
+{
+  if (chain->is_full) return id;
+  int64_t low = 0, high = chain->n;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (chain->ids[middle] < id)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < chain->n && chain->ids[low] == id ? low : -1;
+}
+
+/* Copy a candidate down to position `to`: the step of every filter. Positions ascend, so nothing unread is lost. */
+static void move_down(kg_chain *chain, int64_t to, int64_t from)
+{
+  chain->ids[to] = id_at(chain, from);
+  chain->x[to] = chain->x[from];
+}
+
+static void keep_first(kg_chain *chain, int64_t n)
+{
+  chain->n = n;
+  chain->is_full = false;
+}
+
+/* Keep the candidates whose positions are in room[0..n_kept), in order of their ids. */
+static void keep_ranked(kg_chain *chain, int64_t n_kept)
+{
+  if (n_kept == chain->n) return;
+  for (int64_t i = 0; i < n_kept; i++) chain->room[i] &= UINT32_MAX; /* the index, inverted: descending = ids ascend */
+  kg_rank_sort(chain->room, chain->room + n_kept, (size_t)n_kept);
+  for (int64_t i = 0; i < n_kept; i++) move_down(chain, i, kg_rank_index(chain->room[i]));
+  keep_first(chain, n_kept);
+}
+
+/* The k best positions of `by`, into chain->room. */
+static int rank_top(kg_chain *chain, const float *by, int64_t k, kg_error *err)
+{
+  const size_t n_room = kg_rank_room(chain->n, k);
+  void *room = chain->room;
+  if (!kg_grow(&room, &chain->n_room, n_room, sizeof *chain->room))
+    return kg_fail_memory(err, n_room * sizeof *chain->room, "ranking candidates");
+  chain->room = room;
+  kg_rank_top(by, chain->n, k, chain->room);
+  return KG_OK;
+}
+
+/* Rank by `by` as far as needed until the sum of weights is at least `target` (is_draw: more than that), and put the
+ * number of them into *n_ranked. Few candidates hold most of the mass, so ranking starts small and grows. */
+static int rank_mass(kg_chain *chain, const float *by, double target, bool is_draw, int64_t *n_ranked, kg_error *err)
+{
+  for (int64_t k = FIRST_RANKED;; k *= RANKED_GROWTH) {
+    if (k > chain->n) k = chain->n;
+    const int status = rank_top(chain, by, k, err);
+    if (status) return status;
+    double mass = 0;
+    for (int64_t i = 0; i < k; i++) {
+      mass += chain->weights[kg_rank_index(chain->room[i])];
+      if (is_draw ? mass <= target : mass < target) continue;
+      *n_ranked = i + 1;
+      return KG_OK;
+    }
+    if (k == chain->n) break;
+  }
+  *n_ranked = chain->n; /* only rounding keeps the sum of all below the target */
+  return KG_OK;
+}
+
+static int best_logit(const kg_chain *chain, float *max, kg_error *err)
+{
+  *max = kg_vector_get()->max(chain->x, chain->n);
+  if (*max == -INFINITY) return kg_fail(err, KG_ERR_NUMERIC, "nothing is left to draw from: every logit is -inf");
+  if (*max == INFINITY) return kg_fail(err, KG_ERR_NUMERIC, "the stages made a logit overflow to inf");
+  return KG_OK;
+}
+
+/* Fill weights with exp(x - max); *total is their sum, *mean (unless NULL) the mean of x - max. */
+static int weigh(kg_chain *chain, double *total, double *mean, kg_error *err)
+{
+  float max;
+  const int status = best_logit(chain, &max, err);
+  if (status) return status;
+  double moment;
+  *total = kg_vector_get()->exp_sum(chain->x, chain->n, max, chain->weights, mean ? &moment : NULL);
+  if (mean) *mean = moment / *total;
+  return KG_OK;
+}
+
+/* ---- stages ---- */
+
+static int keep_best(kg_chain *chain, kg_error *err)
+{
+  float max;
+  const int status = best_logit(chain, &max, err);
+  if (status) return status;
+  move_down(chain, 0, kg_vector_get()->find(chain->x, chain->n, max));
+  keep_first(chain, 1);
+  return KG_OK;
+}
+
+static int keep_top_k(kg_chain *chain, int32_t k, kg_error *err)
+{
+  if (k <= 0 || k >= chain->n) return KG_OK;
+  const int status = rank_top(chain, chain->x, k, err);
+  if (!status) keep_ranked(chain, k);
+  return status;
+}
+
+static int keep_top_p(kg_chain *chain, float p, kg_error *err)
+{
+  if (p == 1) return KG_OK;
+  double total;
+  int64_t n_kept;
+  int status = weigh(chain, &total, NULL, err);
+  if (!status) status = rank_mass(chain, chain->x, (double)p * total, false, &n_kept, err);
+  if (!status) keep_ranked(chain, n_kept);
+  return status;
+}
+
+static int keep_min_p(kg_chain *chain, float p, kg_error *err)
+{
+  float max;
+  const int status = best_logit(chain, &max, err);
+  if (status || p == 0) return status;
+  /* First roughly, by the logit, which skips whole blocks; then by the definition. */
+  const float cut = (float)((double)max + log((double)p) - 1e-3 - fabs((double)max) * 1e-6);
+  const kg_vector *vector = kg_vector_get();
+  int64_t n_kept = 0;
+  for (int64_t at = 0; at < chain->n;) {
+    at += vector->find_above(chain->x + at, chain->n - at, cut);
+    const int64_t end = at + KG_VECTOR_BLOCK < chain->n ? at + KG_VECTOR_BLOCK : chain->n;
+    for (; at < end; at++)
+      if (chain->x[at] > cut) move_down(chain, n_kept++, at);
+  }
+  keep_first(chain, n_kept);
+  vector->exp_sum(chain->x, n_kept, max, chain->weights, NULL);
+  n_kept = 0;
+  for (int64_t i = 0; i < chain->n; i++)
+    if (chain->weights[i] >= p) move_down(chain, n_kept++, i);
+  keep_first(chain, n_kept);
+  return KG_OK;
+}
+
+static int keep_typical(kg_chain *chain, float p, kg_error *err)
+{
+  if (p == 1) return KG_OK;
+  float max;
+  double total, mean;
+  int64_t n_kept;
+  int status = best_logit(chain, &max, err);
+  if (!status) status = weigh(chain, &total, &mean, err);
+  if (status) return status;
+  /* With d = x - max: -log(p) = log(total) - d and the entropy is log(total) - mean, so they differ by |d - mean|. */
+  const float mean_d = (float)mean;
+  for (int64_t i = 0; i < chain->n; i++) chain->order[i] = -fabsf(chain->x[i] - max - mean_d);
+  status = rank_mass(chain, chain->order, (double)p * total, false, &n_kept, err);
+  if (!status) keep_ranked(chain, n_kept);
+  return status;
+}
+
+static float penalized(float logit, int32_t count, const kg_stage *stage)
+{
+  const float repeated = logit > 0 ? logit / stage->repeat : logit * stage->repeat;
+  return repeated - stage->frequency * (float)count - stage->presence;
+}
+
+static int apply_penalties(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, const kg_sequence *sequence,
+                           kg_error *err)
+{
+  if (!sequence) return KG_OK;
+  const int32_t n_tokens = kg_sequence_pos(sequence);
+  const int32_t first = stage->last_n < 0 || stage->last_n > n_tokens ? 0 : n_tokens - stage->last_n;
+  const int32_t *tokens = kg_sequence_tokens(sequence);
+  for (int32_t i = first; i < n_tokens; i++)
+    if (tokens[i] < 0 || tokens[i] >= n_vocab)
+      return kg_fail(err, KG_ERR_ARGUMENT, "penalties: token %d at position %d is outside the vocabulary of %lld", tokens[i], i,
+                     (long long)n_vocab);
+  for (int32_t i = first; i < n_tokens; i++) chain->counts[tokens[i]]++;
+  for (int32_t i = first; i < n_tokens; i++) {
+    const int32_t count = chain->counts[tokens[i]];
+    if (!count) continue; /* done at its first occurrence */
+    chain->counts[tokens[i]] = 0;
+    const int64_t at = find_id(chain, tokens[i]);
+    if (at >= 0) chain->x[at] = penalized(chain->x[at], count, stage);
+  }
+  return KG_OK;
+}
+
+static int apply_bias(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, kg_error *err)
+{
+  for (int32_t i = 0; i < stage->n_bias; i++)
+    if (stage->bias_ids[i] >= n_vocab)
+      return kg_fail(err, KG_ERR_ARGUMENT, "bias: id %d is outside the vocabulary of %lld", stage->bias_ids[i],
+                     (long long)n_vocab);
+  for (int32_t i = 0; i < stage->n_bias; i++) {
+    const int64_t at = find_id(chain, stage->bias_ids[i]);
+    if (at >= 0) chain->x[at] += stage->bias_values[i];
+  }
+  return KG_OK;
+}
+
+static int apply(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, const kg_sequence *sequence, kg_error *err)
+{
+  switch (stage->kind) {
+  case KG_STAGE_GREEDY:
+    return keep_best(chain, err);
+  case KG_STAGE_TEMPERATURE:
+    if (stage->value == 0) return keep_best(chain, err);
+    if (stage->value != 1) kg_vector_get()->divide(chain->x, chain->n, stage->value);
+    return KG_OK;
+  case KG_STAGE_TOP_K:
+    return keep_top_k(chain, stage->k, err);
+  case KG_STAGE_TOP_P:
+    return keep_top_p(chain, stage->value, err);
+  case KG_STAGE_MIN_P:
+    return keep_min_p(chain, stage->value, err);
+  case KG_STAGE_TYPICAL:
+    return keep_typical(chain, stage->value, err);
+  case KG_STAGE_PENALTIES:
+    return apply_penalties(chain, stage, n_vocab, sequence, err);
+  case KG_STAGE_BIAS:
+    return apply_bias(chain, stage, n_vocab, err);
+  }
+  return kg_fail(err, KG_ERR_ARGUMENT, "stage kind %d is unknown", (int)stage->kind);
+}
+
+/* ---- a run ---- */
+
+/* Logits of +inf: they alone remain, equal. */
+static void prefer_infinite(float *x, int64_t n)
+{
+  for (int64_t i = 0; i < n; i++) x[i] = x[i] == INFINITY ? 0 : -INFINITY;
+}
+
+/* Start with every id as a candidate. */
+static int load(kg_chain *chain, const kg_tensor *logits, kg_error *err)
+{
+  const int64_t n = kg_tensor_count(logits);
+  if (logits->n_dims != 1 || n < 1 || n > INT32_MAX) {
+    char text[KG_SHAPE_MAX];
+    return kg_fail(err, KG_ERR_ARGUMENT, "logits: one row expected, got a tensor of shape %s",
+                   kg_tensor_shape_text(logits, text));
+  }
+  int status = make_scratch(chain, n, err);
+  if (!status) status = kg_tensor_read(logits, 0, n, chain->x, err);
+  if (status) return status;
+  const int64_t n_nan = kg_vector_get()->count_nan(chain->x, n);
+  if (n_nan)
+    return kg_fail(err, KG_ERR_NUMERIC, "%lld of %lld logits are NaN", (long long)n_nan, (long long)n);
+  if (kg_vector_get()->max(chain->x, n) == INFINITY) prefer_infinite(chain->x, n);
+  chain->n = n;
+  chain->is_full = true;
+  return KG_OK;
+}
+
+/* Load the logits and apply the stages; afterwards `weights` belong to what is left. */
+static int run(kg_chain *chain, const kg_tensor *logits, const kg_sequence *sequence, double *total, kg_error *err)
+{
+  int status = load(chain, logits, err);
+  const int64_t n_vocab = chain->n;
+  for (size_t i = 0; !status && i < chain->n_stages; i++) status = apply(chain, &chain->stages[i], n_vocab, sequence, err);
+  return status ? status : weigh(chain, total, NULL, err);
+}
+
+int kg_chain_pick(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err)
+{
+  double total;
+  int status = run(chain, logits, sequence, &total, err);
+  if (status) return status;
+  if (chain->n == 1) {
+    *id = id_at(chain, 0);
+    return KG_OK;
+  }
+  if (!sequence) return kg_fail(err, KG_ERR_ARGUMENT, "a draw needs a sequence");
+  int64_t n_ranked;
+  status = rank_mass(chain, chain->x, kg_sequence_uniform(sequence) * total, true, &n_ranked, err);
+  if (status) return status;
+  while (n_ranked > 1 && chain->weights[kg_rank_index(chain->room[n_ranked - 1])] == 0) n_ranked--;
+  *id = id_at(chain, kg_rank_index(chain->room[n_ranked - 1]));
+  return KG_OK;
+}
+
+int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *ids, float *probs,
+                        int32_t capacity, int32_t *n, kg_error *err)
+{
+  double total;
+  int status = run(chain, logits, sequence, &total, err);
+  if (status) return status;
+  int32_t n_left = 0;
+  for (int64_t i = 0; i < chain->n; i++) n_left += chain->x[i] != -INFINITY;
+  const int32_t n_written = capacity < n_left ? capacity : n_left;
+  status = rank_top(chain, chain->x, n_written, err);
+  if (status) return status;
+  for (int32_t i = 0; i < n_written; i++) {
+    const int32_t position = kg_rank_index(chain->room[i]);
+    ids[i] = id_at(chain, position);
+    probs[i] = (float)(chain->weights[position] / total);
+  }
+  *n = n_left;
+  return KG_OK;
+}
