@@ -116,7 +116,7 @@ static int open_model(lua_State *L)
                               .chunk = (int32_t)kg_opt_int_field(L, 2, "chunk", 0, 0, INT32_MAX),
                               .kv = kg_opt_string_field(L, 2, "kv", NULL)};
   model_box *box = lua_newuserdatauv(L, sizeof *box, N_USER_VALUES);
-  *box = (model_box){0};
+  *box = (model_box){.collect_at = COLLECT_AT_LEAST};
   luaL_setmetatable(L, KG_CLASS_MODEL);
   lua_newtable(L);
   lua_setiuservalue(L, 3, FIELDS);

@@ -130,7 +130,8 @@ KG_API int kg_tensor_read(const kg_tensor *tensor, int64_t at, int64_t n, float 
 typedef struct kg_model kg_model;
 typedef struct kg_sequence kg_sequence;
 
-/* Returns nonzero to cancel. `done` of `total` units of `what` ("load": bytes, "prefill": tokens). */
+/* Returns nonzero to cancel. `done` of `total` units of `what` ("load": bytes, "prefill": tokens). It may look at models
+ * and sequences; calls that change them or start a step fail, and it must not free any. */
 typedef int (*kg_progress)(void *user, const char *what, int64_t done, int64_t total);
 
 typedef struct kg_model_stats {
@@ -160,9 +161,10 @@ KG_API int32_t kg_sequence_pos(const kg_sequence *sequence);
 /* The timeline's ids, borrowed until it changes. */
 KG_API const int32_t *kg_sequence_tokens(const kg_sequence *sequence);
 KG_API uint64_t kg_sequence_seed(const kg_sequence *sequence);
-/* A second timeline that shares the cache pages of the first. */
+/* A second timeline that shares the cache pages of the first; with the same seed it draws the same numbers. */
 KG_API int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **out, kg_error *err);
-/* Shorten the timeline to `pos` tokens. */
+/* Shorten the timeline to `pos` tokens. Drawing starts there as if nobody had drawn; the logits are computed again when
+ * they are asked for. */
 KG_API int kg_sequence_rewind(kg_sequence *sequence, int32_t pos, kg_error *err);
 /* Evaluate the pending tokens of all these sequences of one model, in shared forward passes. Afterwards
  * kg_sequence_logits of each is ready. Results do not depend on who shares the step or how prompts were cut.

@@ -64,11 +64,29 @@ describe("kigo.step", function()
         end
         return known[key]
       end
-      for seed = 1, 6 do
-        local model <close> = tiny.model { device = device, chunk = ({ 1, 3, 5, 16, 64, 512 })[seed] }
+      for seed = 1, 8 do
+        local model <close> = tiny.model { device = device, chunk = ({ 1, 3, 5, 16, 64, 512, 64, 5 })[seed],
+          pool = seed > 4 and 320 or 0 }
         local dice = tiny.dice(seed)
         local live = { { seq = model:sequence {}, ids = {} } }
+        local function drop(entry)
+          entry.seq:close()
+          for i, other in ipairs(live) do
+            if other == entry then return table.remove(live, i) end
+          end
+        end
+        ---Step; where the pool is full, close one of the others until it is not.
+        local function step(sequences, kept)
+          while true do
+            local ok, message, code = model:step(sequences())
+            if ok then return end
+            if code ~= err.FULL then error(message) end
+            local victim = live[dice(#live)]
+            if victim ~= kept then drop(victim) end
+          end
+        end
         local function look(entry)
+          step(function() return { entry.seq } end, entry)
           assert.equal(#entry.ids, entry.seq:pos())
           assert.same(entry.ids, entry.seq:tokens())
           if #entry.ids > 0 then assert.equal(expected(entry.ids), entry.seq.logits:bytes()) end
@@ -89,25 +107,25 @@ describe("kigo.step", function()
             entry.seq:rewind(pos)
             for i = #entry.ids, pos + 1, -1 do entry.ids[i] = nil end
           end,
-          function()
-            local sequences = {}
-            for _, entry in ipairs(live) do
-              if dice(3) > 1 then sequences[#sequences + 1] = entry.seq end
-            end
-            assert.is_true(model:step(sequences))
+          function(entry)
+            step(function()
+              local sequences = {}
+              for _, other in ipairs(live) do
+                if other == entry or dice(3) > 1 then sequences[#sequences + 1] = other.seq end
+              end
+              return sequences
+            end, entry)
           end,
           look,
           function(entry)
-            if #live == 1 or dice(3) > 1 then return end
-            entry.seq:close()
-            for i, other in ipairs(live) do
-              if other == entry then table.remove(live, i) break end
-            end
+            if #live > 1 and dice(3) == 1 then drop(entry) end
           end,
         }
         for _ = 1, 120 do operations[dice(#operations)](live[dice(#live)]) end
-        for _, entry in ipairs(live) do look(entry) end
-        for _, entry in ipairs(live) do entry.seq:close() end
+        while live[1] do
+          look(live[1])
+          drop(live[1])
+        end
         assert.equal(0, model:stats().n_pages_used)
       end
     end)
