@@ -1,7 +1,7 @@
 /* bind_plan.c - kigo.Plan: the builder of plan.h for Lua. Values and weights are their integer ids here;
  * lua/kigo/arch/init.lua wraps them into objects. The plan shares the open file, so the kigo.Gguf may be closed; the
- * handle's user value 1 is that kigo.Gguf all the same, because one made from a string keeps its bytes alive. A model that
- * takes the plan must keep it too. */
+ * handle's user value 1 is that kigo.Gguf all the same, because one made from a string keeps its bytes alive. A model
+ * that takes the plan must keep it too. */
 #include <float.h>
 #include <math.h>
 #include <string.h>

@@ -229,8 +229,8 @@ static int check_open(const kg_plan *plan, const char *name, kg_error *err)
   char quoted[KG_QUOTE_MAX];
   const size_t length = name ? strlen(name) : 0;
   if (!length || length > KG_PLAN_MAX_NAME)
-    return kg_fail(err, KG_ERR_ARGUMENT, "value name %s: 1 to %d bytes wanted", kg_quote(quoted, name ? name : "", length),
-                   KG_PLAN_MAX_NAME);
+    return kg_fail(err, KG_ERR_ARGUMENT, "value name %s: 1 to %d bytes wanted",
+                   kg_quote(quoted, name ? name : "", length), KG_PLAN_MAX_NAME);
   if (plan->logits != KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "%s: the plan is finished", name);
   if (kg_plan_value_find(plan, name) != KG_NONE)
     return kg_fail(err, KG_ERR_ARGUMENT, "value name %s is taken", kg_quote(quoted, name, length));
@@ -281,7 +281,8 @@ static int append(kg_plan *plan, const char *name, const kg_op *op, int64_t widt
   const int32_t index = (int32_t)plan->n_ops, value = (int32_t)plan->n_values;
   plan->ops[plan->n_ops] = *op;
   plan->ops[plan->n_ops++].out = value;
-  plan->values[plan->n_values++] = (kg_value){.name = copy, .width = (int32_t)width, .producer = index, .last_use = index};
+  plan->values[plan->n_values++] =
+      (kg_value){.name = copy, .width = (int32_t)width, .producer = index, .last_use = index};
   map_put(&plan->value_map, copy, value);
   for (int i = 0; i < KG_OP_INPUTS; i++)
     if (op->in[i] != KG_NONE) plan->values[op->in[i]].last_use = index;

@@ -49,8 +49,8 @@ static const float *weight_row(kg_executable *exe, int32_t weight, int64_t plane
   const kg_weight *w = weight_at(exe, weight);
   const kg_type_info *info = kg_type_find(w->type);
   const int64_t n_blocks = w->cols / info->block_size;
-  const char *bytes = weight_data(exe, weight) + (size_t)((plane * w->rows + row) * n_blocks) * (size_t)info->block_bytes;
-  info->dequantize(bytes, n_blocks, exe->row);
+  const size_t at = (size_t)((plane * w->rows + row) * n_blocks) * (size_t)info->block_bytes;
+  info->dequantize(weight_data(exe, weight) + at, n_blocks, exe->row);
   return exe->row;
 }
 
@@ -600,7 +600,8 @@ static int check_weight_range(const kg_executable *exe, int32_t weight, size_t a
   return KG_OK;
 }
 
-static int reference_weight_read(const kg_executable *exe, int32_t weight, size_t at, size_t n, void *out, kg_error *err)
+static int reference_weight_read(const kg_executable *exe, int32_t weight, size_t at, size_t n, void *out,
+                                 kg_error *err)
 {
   const int code = check_weight_range(exe, weight, at, n, err);
   if (!code) memcpy(out, weight_data(exe, weight) + at, n);
@@ -608,7 +609,8 @@ static int reference_weight_read(const kg_executable *exe, int32_t weight, size_
 }
 
 /* The file is never written to: the first write makes a private copy. */
-static int reference_weight_write(kg_executable *exe, int32_t weight, size_t at, size_t n, const void *in, kg_error *err)
+static int reference_weight_write(kg_executable *exe, int32_t weight, size_t at, size_t n, const void *in,
+                                  kg_error *err)
 {
   const int code = check_weight_range(exe, weight, at, n, err);
   if (code) return code;
