@@ -18,3 +18,66 @@ int kg_backend_find(const char *device, const kg_backend **out, kg_error *err)
   return kg_fail(err, KG_ERR_UNSUPPORTED, "device %s is not known here; there are: auto, cpu, reference",
                  kg_quote(quoted, device, strlen(device)));
 }
+
+/* ---- checking batches ---- */
+
+/* Positions that the plan can embed: tables of learned positions end somewhere. */
+static int64_t position_count(const kg_plan *plan)
+{
+  int64_t n = KG_PLAN_MAX_CONTEXT;
+  for (int32_t i = 0; i < kg_plan_op_count(plan); i++) {
+    const kg_op *op = kg_plan_op(plan, i);
+    if (op->kind != KG_OP_EMBED || op->w[1] == KG_NONE) continue;
+    const int64_t rows = kg_plan_weight_at(plan, op->w[1])->rows;
+    if (rows < n) n = rows;
+  }
+  return n;
+}
+
+static int check_rows(const kg_plan *plan, const kg_batch *batch, kg_error *err)
+{
+  const int64_t n_positions = position_count(plan);
+  const int32_t vocab = kg_plan_vocab_size(plan), n_values = kg_plan_value_count(plan);
+  for (int32_t i = 0; i < batch->n_rows; i++)
+    if (batch->tokens[i] < 0 || batch->tokens[i] >= vocab || batch->positions[i] < 0 ||
+        batch->positions[i] >= n_positions)
+      return kg_fail(err, KG_ERR_ARGUMENT, "row %d: token %d of %d at position %d of %lld", i, batch->tokens[i], vocab,
+                     batch->positions[i], (long long)n_positions);
+  for (int32_t i = 0, last = -1; i < batch->n_wanted; last = batch->wanted[i++].row)
+    if (batch->wanted[i].row <= last || batch->wanted[i].row >= batch->n_rows)
+      return kg_fail(err, KG_ERR_ARGUMENT, "wanted row %d after %d, of %d", batch->wanted[i].row, last, batch->n_rows);
+  for (int32_t i = 0; i < batch->n_traces; i++)
+    if (batch->traces[i].value < 0 || batch->traces[i].value >= n_values)
+      return kg_fail(err, KG_ERR_ARGUMENT, "trace of value %d of %d", batch->traces[i].value, n_values);
+  return KG_OK;
+}
+
+static int check_span(const kg_batch *batch, int32_t s, int32_t row, int32_t n_pages, kg_error *err)
+{
+  const kg_span *span = &batch->spans[s];
+  if (span->row != row || span->n_rows < 1 || span->n_rows > batch->n_rows - row)
+    return kg_fail(err, KG_ERR_ARGUMENT, "span %d: %d rows from %d in a batch of %d", s, span->n_rows, span->row,
+                   batch->n_rows);
+  for (int32_t i = 0; i < span->n_rows; i++)
+    if (batch->positions[row + i] != span->pos + i)
+      return kg_fail(err, KG_ERR_ARGUMENT, "row %d: position %d, span %d says %d", row + i, batch->positions[row + i], s,
+                     span->pos + i);
+  for (int32_t p = 0; p <= (span->pos + span->n_rows - 1) / KG_PAGE; p++)
+    if (span->pages[p] < 0 || span->pages[p] >= n_pages)
+      return kg_fail(err, KG_ERR_ARGUMENT, "span %d: page %d of %d", s, span->pages[p], n_pages);
+  return KG_OK;
+}
+
+int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err)
+{
+  if (batch->n_rows < 1 || batch->n_rows > chunk)
+    return kg_fail(err, KG_ERR_ARGUMENT, "batch of %d rows, 1 to %d wanted", batch->n_rows, chunk);
+  int code = check_rows(plan, batch, err);
+  int32_t row = 0;
+  for (int32_t s = 0; s < batch->n_spans && !code; s++) {
+    code = check_span(batch, s, row, n_pages, err);
+    row += batch->spans[s].n_rows;
+  }
+  if (code || row == batch->n_rows) return code;
+  return kg_fail(err, KG_ERR_ARGUMENT, "spans cover %d rows of %d", row, batch->n_rows);
+}

@@ -82,6 +82,10 @@ typedef struct kg_backend {
 extern const kg_backend kg_backend_reference; /* cpu/reference.c */
 extern const kg_backend kg_backend_cpu;       /* cpu/cpu.c */
 
+/* The caller's promises about a batch, for executables of `chunk` rows with n_pages pages: a bug elsewhere becomes
+ * KG_ERR_ARGUMENT instead of a wild write. */
+int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err);
+
 /* "reference" or "cpu" ("auto" is the best one there is); KG_ERR_UNSUPPORTED names the known ones. */
 int kg_backend_find(const char *device, const kg_backend **out, kg_error *err);
 

@@ -85,5 +85,6 @@ void kg_bind_sequence(lua_State *L);
 void kg_bind_tensor(lua_State *L);
 void kg_bind_chain(lua_State *L);
 void kg_bind_kernels(lua_State *L);
+void kg_bind_cpu(lua_State *L);
 
 #endif

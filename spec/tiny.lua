@@ -137,7 +137,7 @@ function tiny.oracle(model, ids)
 end
 
 ---The backends that specs run on.
-tiny.devices = { "reference" }
+tiny.devices = { "reference", "cpu" }
 
 ---The oracle's rows from a model of its own that takes everything in one pass.
 ---@param ids integer[]

@@ -1,3 +1,223 @@
-#include "backend.h"
+/* cpu.c - the backend "cpu": compiling a plan (weights.c, program.c), its memory, and the interface of backend.h. */
+#include <string.h>
 
-const kg_backend kg_backend_cpu = {.name = "cpu"};
+#include "alloc.h"
+#include "backend.h"
+#include "error.h"
+#include "executable.h"
+
+static void cpu_release(kg_executable *exe)
+{
+  if (!exe) return;
+  kg_pool_free(exe->pool);
+  kg_program_deinit(&exe->fused);
+  kg_program_deinit(&exe->traced);
+  kg_cpu_cache_close(exe);
+  kg_free(exe->weights);
+  kg_free(exe->weight_block);
+  kg_free(exe->arena);
+  kg_free(exe->angles);
+  kg_free(exe->angle_offsets);
+  kg_free(exe->worker_memory);
+  kg_free(exe->identity);
+  kg_free(exe->tail_source);
+  kg_free(exe->tail_wanted);
+  kg_free(exe->row_page);
+  kg_free(exe->row_slot);
+  kg_free(exe->blocks);
+  kg_free(exe->traces);
+  kg_free(exe);
+}
+
+/* ---- compiling ---- */
+
+/* The vector functions for the instruction set of the kernels. */
+static const kg_vector_ops *vector_ops_for(const kg_kernels *kernels)
+{
+#if defined(__x86_64__)
+  if (!strncmp(kernels->name, "avx512", 6)) return &kg_vector_ops_avx512;
+  if (!strncmp(kernels->name, "avx", 3)) return &kg_vector_ops_avx2;
+#endif
+  (void)kernels;
+  return &kg_vector_ops_generic;
+}
+
+static int build_programs(kg_executable *exe, kg_error *err)
+{
+  const kg_packed **weights = kg_alloc_array((size_t)exe->n_weights, sizeof *weights);
+  if (!weights) return kg_fail_memory(err, (size_t)exe->n_weights * sizeof *weights, "the table of weights");
+  for (int32_t i = 0; i < exe->n_weights; i++)
+    if (exe->weights[i].is_matrix) weights[i] = &exe->weights[i].packed;
+  kg_program_input input = {.plan = exe->plan, .kernels = exe->kernels, .weights = weights, .chunk = exe->chunk};
+  int code = kg_program_build(&input, &exe->fused, err);
+  input.traced = true;
+  if (!code) code = kg_program_build(&input, &exe->traced, err);
+  kg_free(weights);
+  return code;
+}
+
+/* Bytes that one worker needs at a time: rows of a stage and a learned position, or attention, or a tile of the head. */
+static size_t worker_bytes(const kg_executable *exe)
+{
+  size_t most = exe->fused.local_bytes > exe->traced.local_bytes ? exe->fused.local_bytes : exe->traced.local_bytes;
+  int64_t width = 0;
+  for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
+    const kg_op *op = kg_plan_op(exe->plan, i);
+    if (op->kind != KG_OP_EMBED || op->w[1] == KG_NONE) continue;
+    const int64_t n = kg_padded(kg_plan_value(exe->plan, op->out)->width);
+    if (n > width) width = n;
+  }
+  most += (size_t)width * sizeof(float);
+  for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
+    const int32_t head_dim = kg_plan_layer(exe->plan, i)->u.attention.head_dim;
+    const size_t bytes = (size_t)kg_attention_scratch(head_dim) * sizeof(float);
+    if (bytes > most) most = bytes;
+  }
+  const size_t tile = (size_t)exe->fused.tail_rows * KG_HEAD_GROUPS * KG_GROUP * sizeof(float);
+  if (tile > most) most = tile;
+  return (most + KG_ALIGNMENT - 1) / KG_ALIGNMENT * KG_ALIGNMENT;
+}
+
+static size_t lay_out_angles(kg_executable *exe)
+{
+  size_t floats = 0, *at = exe->angle_offsets;
+  const kg_program *programs[] = {&exe->fused, &exe->traced}; /* one table each, at the same place: one runs at a time */
+  for (size_t p = 0; p < 2; p++) {
+    size_t used = 0;
+    for (size_t r = 0; r < programs[p]->n_rotations; r++) {
+      *at++ = used;
+      used += (size_t)exe->chunk * 2 * (size_t)programs[p]->rotations[r]->n_dims;
+    }
+    if (used > floats) floats = used;
+  }
+  return floats;
+}
+
+static int allocate(kg_executable *exe, kg_error *err)
+{
+  const size_t rows = (size_t)exe->chunk;
+  const size_t arena = exe->fused.arena_bytes > exe->traced.arena_bytes ? exe->fused.arena_bytes : exe->traced.arena_bytes;
+  exe->worker_bytes = worker_bytes(exe);
+  exe->angle_offsets = kg_alloc_array(exe->fused.n_rotations + exe->traced.n_rotations, sizeof *exe->angle_offsets);
+  exe->arena = kg_alloc_aligned(arena, KG_ALIGNMENT);
+  exe->worker_memory = kg_alloc_aligned((size_t)kg_pool_size(exe->pool) * exe->worker_bytes, KG_ALIGNMENT);
+  exe->identity = kg_alloc_array(rows, sizeof *exe->identity);
+  exe->tail_source = kg_alloc_array(rows, sizeof *exe->tail_source);
+  exe->tail_wanted = kg_alloc_array(rows, sizeof *exe->tail_wanted);
+  exe->row_page = kg_alloc_array(rows, sizeof *exe->row_page);
+  exe->row_slot = kg_alloc_array(rows, sizeof *exe->row_slot);
+  exe->blocks = kg_alloc_array(rows, sizeof *exe->blocks);
+  exe->traces = kg_alloc_array((size_t)kg_plan_value_count(exe->plan), sizeof *exe->traces);
+  if (exe->angle_offsets) exe->angles = kg_alloc_aligned(lay_out_angles(exe) * sizeof *exe->angles, KG_ALIGNMENT);
+  if (!exe->angles || !exe->arena || !exe->worker_memory || !exe->identity || !exe->tail_source || !exe->tail_wanted ||
+      !exe->row_page || !exe->row_slot || !exe->blocks || !exe->traces)
+    return kg_fail_memory(err, arena, "intermediate results");
+  for (int32_t i = 0; i < exe->chunk; i++) exe->identity[i] = i;
+  return KG_OK;
+}
+
+static int cpu_compile(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err)
+{
+  if (kg_plan_logits(plan) == KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "the plan is not finished");
+  kg_executable *exe = kg_alloc_array(1, sizeof *exe);
+  if (!exe) return kg_fail_memory(err, sizeof *exe, "the cpu backend");
+  exe->plan = plan;
+  exe->chunk = options->chunk;
+  exe->half = options->kv_type == KG_KV_F16;
+  int code = kg_kernels_find(options->variant, &exe->kernels, err);
+  if (!code) code = kg_pool_new(options->n_threads, &exe->pool, err);
+  if (!code) code = kg_cpu_weights_open(exe, err);
+  if (!code) code = build_programs(exe, err);
+  if (!code) code = kg_cpu_cache_open(exe, err);
+  if (!code) code = allocate(exe, err);
+  if (!code) code = kg_cpu_weights_pack(exe, options, err); /* last: everything before it is quick to fail */
+  if (code) {
+    cpu_release(exe);
+    return code;
+  }
+  exe->vector = vector_ops_for(exe->kernels);
+  *out = exe;
+  return KG_OK;
+}
+
+/* ---- running ---- */
+
+static int check_buffer(const kg_buffer *buffer, int64_t at, int64_t n, const char *what, kg_error *err)
+{
+  if (buffer->ops == &kg_host_tensor_ops && at >= 0 && n <= buffer->n && at <= buffer->n - n) return KG_OK;
+  return kg_fail(err, KG_ERR_ARGUMENT, "%s: %lld floats at %lld do not fit a host buffer of %lld", what, (long long)n,
+                 (long long)at, (long long)buffer->n);
+}
+
+static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
+{
+  int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
+  const int64_t n_rows = batch->n_rows, vocab = kg_plan_vocab_size(exe->plan);
+  for (int32_t i = 0; i < batch->n_wanted && !code; i++)
+    code = check_buffer(batch->wanted[i].buffer, batch->wanted[i].at, vocab, "logits", err);
+  for (int32_t i = 0; i < batch->n_traces && !code; i++) {
+    const kg_trace *trace = &batch->traces[i];
+    const kg_value *value = kg_plan_value(exe->plan, trace->value);
+    code = check_buffer(trace->buffer, trace->at, n_rows * value->width, value->name, err);
+  }
+  if (!code) kg_cpu_run(exe, batch);
+  return code;
+}
+
+/* ---- looking into weights ---- */
+
+static size_t cpu_weight_bytes(const kg_executable *exe, int32_t weight)
+{
+  return exe->weights[weight].n_bytes;
+}
+
+static int check_range(const kg_executable *exe, int32_t weight, size_t at, size_t n, kg_error *err)
+{
+  if (weight < 0 || weight >= exe->n_weights)
+    return kg_fail(err, KG_ERR_ARGUMENT, "weight %d of %d", weight, exe->n_weights);
+  const size_t n_bytes = exe->weights[weight].n_bytes;
+  if (at <= n_bytes && n <= n_bytes - at) return KG_OK;
+  return kg_fail(err, KG_ERR_ARGUMENT, "tensor %s: %zu bytes at %zu of %zu", kg_plan_weight_at(exe->plan, weight)->name,
+                 n, at, n_bytes);
+}
+
+static int cpu_weight_read(const kg_executable *exe, int32_t weight, size_t at, size_t n, void *out, kg_error *err)
+{
+  const int code = check_range(exe, weight, at, n, err);
+  if (!code && n) memcpy(out, exe->weights[weight].data + at, n);
+  return code;
+}
+
+static int cpu_weight_write(kg_executable *exe, int32_t weight, size_t at, size_t n, const void *in, kg_error *err)
+{
+  const int code = check_range(exe, weight, at, n, err);
+  if (!code && n) memcpy(exe->weights[weight].data + at, in, n);
+  return code;
+}
+
+static int cpu_buffer_new(kg_executable *exe, int64_t n_floats, kg_buffer **out, kg_error *err)
+{
+  (void)exe;
+  return kg_host_buffer_new(n_floats, out, err);
+}
+
+static void cpu_get_stats(const kg_executable *exe, kg_model_stats *out)
+{
+  out->device = kg_backend_cpu.name;
+  out->variant = exe->kernels->name;
+  out->weight_bytes = exe->weight_bytes;
+  out->kv_bytes = (size_t)exe->n_pages * exe->page_bytes;
+  out->n_threads = kg_pool_size(exe->pool);
+}
+
+const kg_backend kg_backend_cpu = {.name = "cpu",
+                                   .compile = cpu_compile,
+                                   .release = cpu_release,
+                                   .run = cpu_run,
+                                   .kv_reserve = kg_cpu_cache_reserve,
+                                   .kv_copy = kg_cpu_cache_copy,
+                                   .weight_bytes = cpu_weight_bytes,
+                                   .weight_read = cpu_weight_read,
+                                   .weight_write = cpu_weight_write,
+                                   .buffer_new = cpu_buffer_new,
+                                   .get_stats = cpu_get_stats};

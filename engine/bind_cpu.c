@@ -1,0 +1,38 @@
+/* bind_cpu.c - what benchmarks and specs ask of the processor itself. */
+#include "bind.h"
+#include "cpu/matmul.h"
+#include "cpu/pool.h"
+
+/* core.cpu_variants() -> array of the instruction sets that run here, from "generic" to the best */
+static int cpu_variants(lua_State *L)
+{
+  lua_newtable(L);
+  for (int i = 0; kg_kernels_at(i); i++) {
+    lua_pushstring(L, kg_kernels_at(i)->name);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+/* core.read_bandwidth(threads, megabytes) -> bytes per second that the threads together read from memory: the best of
+ * several passes. threads 0: one per core. */
+static int read_bandwidth(lua_State *L)
+{
+  const int32_t n_threads = (int32_t)kg_check_int(L, 1, "threads", 0, 1024);
+  const int64_t megabytes = kg_check_int(L, 2, "megabytes", 1, 1 << 20);
+  kg_pool *pool = NULL;
+  double bandwidth = 0;
+  kg_error err;
+  int code = kg_pool_new(n_threads, &pool, &err);
+  if (!code) code = kg_pool_read_bandwidth(pool, (size_t)megabytes << 20, &bandwidth, &err);
+  kg_pool_free(pool);
+  if (code) return kg_push_error(L, &err);
+  lua_pushnumber(L, bandwidth);
+  return 1;
+}
+
+void kg_bind_cpu(lua_State *L)
+{
+  static const luaL_Reg functions[] = {{"cpu_variants", cpu_variants}, {"read_bandwidth", read_bandwidth}, {NULL, NULL}};
+  luaL_setfuncs(L, functions, 0);
+}

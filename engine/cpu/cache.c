@@ -1,0 +1,100 @@
+/* cache.c - memory of the key/value pages. Pages are made in slabs, one per growth, and never move. */
+#include "executable.h"
+
+#include <string.h>
+
+#include "alloc.h"
+#include "error.h"
+
+typedef struct kg_slab {
+  struct kg_slab *next;
+  void *block; /* zeroed when made: what was never written is at least a number */
+} kg_slab;
+
+int kg_cpu_cache_open(kg_executable *exe, kg_error *err)
+{
+  const int32_t n_layers = kg_plan_layer_count(exe->plan);
+  const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float);
+  exe->layers = kg_alloc_array((size_t)n_layers, sizeof *exe->layers);
+  if (!exe->layers) return kg_fail_memory(err, (size_t)n_layers * sizeof *exe->layers, "the cache layout");
+  int32_t most_heads = 1;
+  for (int32_t i = 0; i < n_layers; i++) {
+    const kg_attention_params *a = &kg_plan_layer(exe->plan, i)->u.attention;
+    kg_cache_layer *layer = &exe->layers[i];
+    layer->offset = exe->page_bytes;
+    layer->key_bytes = (size_t)a->head_dim * KG_PAGE * element;
+    layer->head_bytes = layer->key_bytes + (size_t)kg_padded(a->head_dim) * KG_PAGE * element;
+    size_t bytes;
+    if (!kg_mul_size(layer->head_bytes, (size_t)a->n_kv_heads, &bytes) ||
+        !kg_align_size(bytes, KG_ALIGNMENT, &bytes) || !kg_add_size(exe->page_bytes, bytes, &exe->page_bytes))
+      return kg_fail_memory(err, SIZE_MAX, "a cache page");
+    const int64_t floats = (int64_t)a->n_heads * kg_partial_floats(a->head_dim);
+    if (floats > exe->partial_row_floats) exe->partial_row_floats = floats;
+    if (a->n_heads / a->n_kv_heads > most_heads) most_heads = a->n_heads / a->n_kv_heads;
+  }
+  exe->block_rows = most_heads < KG_ATTENTION_PAIRS ? KG_ATTENTION_PAIRS / most_heads : 1;
+  return KG_OK;
+}
+
+void kg_cpu_cache_close(kg_executable *exe)
+{
+  while (exe->slabs) {
+    kg_slab *slab = exe->slabs;
+    exe->slabs = slab->next;
+    kg_free(slab->block);
+    kg_free(slab);
+  }
+  kg_free(exe->pages);
+  kg_free(exe->partials);
+  kg_free(exe->layers);
+}
+
+/* Room for the splits of sequences that use all pages. */
+static int reserve_partials(kg_executable *exe, int32_t n_pages, kg_error *err)
+{
+  const int32_t n_splits = (int32_t)(((int64_t)n_pages * KG_PAGE + KG_SPLIT - 1) / KG_SPLIT);
+  if (n_splits <= exe->n_splits || !exe->partial_row_floats) return KG_OK;
+  size_t n_bytes;
+  float *partials = NULL;
+  if (kg_mul_size((size_t)exe->partial_row_floats * KG_SPLIT_ROWS * sizeof *partials, (size_t)n_splits, &n_bytes))
+    partials = kg_alloc_aligned(n_bytes, KG_ALIGNMENT);
+  if (!partials) return kg_fail_memory(err, SIZE_MAX, "attention over a long context");
+  kg_free(exe->partials);
+  exe->partials = partials;
+  exe->n_splits = n_splits;
+  return KG_OK;
+}
+
+int kg_cpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err)
+{
+  if (n_pages <= exe->n_pages) return KG_OK;
+  const size_t n_new = (size_t)(n_pages - exe->n_pages);
+  size_t n_bytes;
+  if (!kg_mul_size(n_new, exe->page_bytes, &n_bytes) || !kg_add_size(n_bytes, KG_ALIGNMENT, &n_bytes))
+    return kg_fail_memory(err, SIZE_MAX, "cache pages");
+  const int code = reserve_partials(exe, n_pages, err);
+  if (code) return code;
+  unsigned char **pages = kg_realloc_array(exe->pages, (size_t)n_pages, sizeof *pages);
+  if (pages) exe->pages = pages;
+  kg_slab *slab = pages ? kg_alloc(sizeof *slab) : NULL;
+  void *block = slab ? kg_alloc_array(n_bytes, 1) : NULL;
+  if (!block) {
+    kg_free(slab);
+    return kg_fail_memory(err, n_bytes, "cache pages");
+  }
+  *slab = (kg_slab){.next = exe->slabs, .block = block};
+  exe->slabs = slab;
+  unsigned char *first = (unsigned char *)(((uintptr_t)block + KG_ALIGNMENT - 1) & ~(uintptr_t)(KG_ALIGNMENT - 1));
+  for (size_t i = 0; i < n_new; i++) pages[(size_t)exe->n_pages + i] = first + i * exe->page_bytes;
+  exe->n_pages = n_pages;
+  return KG_OK;
+}
+
+int kg_cpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err)
+{
+  if (to < 0 || to >= exe->n_pages || from < 0 || from >= exe->n_pages)
+    return kg_fail(err, KG_ERR_ARGUMENT, "cache page %d or %d is outside 0 to %d", to, from, exe->n_pages - 1);
+  /* Positions stand side by side in the keys, so a part is as scattered as the whole. */
+  if (n_positions > 0) memcpy(exe->pages[to], exe->pages[from], exe->page_bytes);
+  return KG_OK;
+}

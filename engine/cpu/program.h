@@ -1,0 +1,125 @@
+/* program.h - a plan turned into stages for the CPU backend. A stage is work that all threads share, with a barrier
+ * behind it: a series of row-wise operations (each row goes through all of them on one thread), a group of matrix products
+ * that read the same or independent inputs, attention, a step of a mixture of experts. Its second part, the tail, runs
+ * on the wanted rows alone, in blocks.
+ *
+ * There are two programs of a plan: the fused one, and the traced one in which every value of the plan stands in memory
+ * for a moment and can be copied out. Both do the same arithmetic. */
+#ifndef KG_CPU_PROGRAM_H
+#define KG_CPU_PROGRAM_H
+
+#include "backend.h"
+#include "matmul.h"
+
+/* Where an intermediate result stands: floats or packed activations of all rows in the arena, which places share when
+ * their lifetimes do not meet; or one row of floats in each worker's own memory, when one stage makes and uses it. */
+typedef struct kg_place {
+  size_t n_bytes;
+  size_t offset;               /* in the arena or in the worker's memory */
+  int64_t stride;              /* floats from row to row; 0 when local */
+  int32_t first, last;         /* stages that touch it; -1: none yet */
+  bool local;
+  bool made_by_row;            /* by a row operation (only such places can be local) */
+  bool is_rows;                /* floats [row][stride] */
+  bool ready;                  /* while scheduling: its producer has been placed */
+  int32_t of;                  /* packed activations: of this place */
+  kg_activation_format format; /* and in this format */
+} kg_place;
+
+typedef enum kg_row_kind {
+  KG_ROW_ANGLES,   /* cosines and sines of the row's position, for all rotations */
+  KG_ROW_EMBED,
+  KG_ROW_GATHER,   /* copy the row of the body that a row of the tail continues */
+  KG_ROW_NORM,
+  KG_ROW_ROPE,
+  KG_ROW_CACHE,    /* k, v to the cache */
+  KG_ROW_COMBINE,  /* join attention splits that were computed apart */
+  KG_ROW_ACT,      /* with one or two inputs */
+  KG_ROW_ADD,
+  KG_ROW_SCALE,
+  KG_ROW_SOFTCAP,
+  KG_ROW_SLICE,
+  KG_ROW_QUANTIZE, /* to packed activations */
+  KG_ROW_ROUTE,    /* choose experts */
+  KG_ROW_MIX,      /* weighted sum of the experts' results */
+  KG_ROW_LOGITS,   /* copy to where they are wanted */
+  KG_ROW_TRACE     /* copy a value out when the batch traces it */
+} kg_row_kind;
+
+typedef struct kg_row_op {
+  kg_row_kind kind;
+  const kg_op *op;
+  int32_t in[2], out; /* places or KG_NONE */
+  int32_t value;      /* of the plan: out's, or the traced one */
+  int32_t index;      /* rotation, mixture */
+  int64_t width;
+} kg_row_op;
+
+/* One matrix product. */
+typedef struct kg_product {
+  int32_t weight, bias;        /* bias: KG_NONE for none */
+  int32_t x, residual, out;    /* places; out KG_NONE: the wanted logits */
+  int64_t n_groups;
+} kg_product;
+
+/* A mixture of experts; all of these are places. Pairs are (row, rank) with rank below n_used. */
+typedef struct kg_mixture {
+  const kg_op *op;
+  int32_t router;
+  int32_t chosen;   /* int32 [row][n_used]: expert */
+  int32_t shares;   /* float [row][n_used]: weight of its result */
+  int32_t pairs;    /* int32 [n_pairs]: pairs sorted by expert, then row */
+  int32_t slots;    /* int32 [n_pairs]: where a pair stands in `pairs` */
+  int32_t bounds;   /* int32 [n_experts + 1]: first slot of each expert */
+  int32_t x;        /* row inputs */
+  int32_t x_packed[2]; /* of gate, of up: per expert, at a multiple of whole panels */
+  int32_t gate, up; /* float [slot] */
+  int32_t packed;   /* activations for the down product, per expert */
+  int32_t down;     /* float [slot] */
+} kg_mixture;
+
+typedef enum kg_stage_kind {
+  KG_STAGE_ROWS,      /* row operations [first, end) */
+  KG_STAGE_PRODUCTS,  /* products [first, end) */
+  KG_STAGE_HEAD,      /* product `first` with out = the wanted logits; then the program's `post` */
+  KG_STAGE_ATTENTION, /* first: op index */
+  KG_STAGE_SORT, KG_STAGE_PAIRS_IN, KG_STAGE_EXPERTS_UP, KG_STAGE_PAIRS_ACT, KG_STAGE_EXPERTS_DOWN /* first: mixture */
+} kg_stage_kind;
+
+typedef struct kg_stage {
+  kg_stage_kind kind;
+  int32_t first, end;
+  int32_t in, out; /* attention: places of q and of the result */
+  int64_t n_groups; /* products: of all of them */
+} kg_stage;
+
+typedef struct kg_program {
+  kg_stage *stages;
+  kg_row_op *rows;
+  kg_product *products;
+  kg_mixture *mixtures;
+  kg_place *places;
+  size_t n_stages, n_rows, n_products, n_mixtures, n_places;
+  size_t stages_room, rows_room, products_room, mixtures_room, places_room;
+  const kg_op **post;              /* scalings of the logits after the head's product */
+  const kg_rope_params **rotations; /* different ones: equal ones share their cosines and sines */
+  size_t n_post, n_rotations, post_room, rotations_room;
+  int32_t n_body;             /* stages [0, n_body) run on all rows, the rest is the tail */
+  int32_t body_rows, tail_rows; /* most rows of one pass */
+  size_t arena_bytes, local_bytes;
+} kg_program;
+
+/* What the builder must know of the executable. */
+typedef struct kg_program_input {
+  const kg_plan *plan;
+  const kg_kernels *kernels;
+  const kg_packed *const *weights; /* by weight index; NULL for vectors */
+  int32_t chunk;
+  bool traced;
+} kg_program_input;
+
+int kg_program_build(const kg_program_input *input, kg_program *out, kg_error *err);
+void kg_program_deinit(kg_program *program);
+
+
+#endif

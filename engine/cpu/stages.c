@@ -1,0 +1,589 @@
+/* stages.c - running the stages of a program. One job of the pool per run: every worker walks the stages, shares the
+ * items of each, and waits at the barrier behind it. */
+#include "executable.h"
+
+#include <math.h>
+#include <string.h>
+
+/* What a run consists of; read by all workers. */
+typedef struct run {
+  kg_executable *exe;
+  const kg_program *program;
+  const kg_batch *batch;
+  int32_t n_blocks;  /* of attention */
+  int32_t n_tail;    /* rows that go through the tail */
+  int32_t n_splits;  /* of the longest sequence here */
+  bool is_split;     /* attention: splits are items of their own, joined by KG_ROW_COMBINE */
+} run;
+
+/* One pass over the body or over a block of the tail, as one worker sees it. */
+typedef struct pass {
+  const run *run;
+  int32_t worker;
+  int32_t n_rows;
+  const int32_t *source; /* batch row of each row */
+  const int32_t *wanted; /* in the tail: index in batch->wanted of each row, or -1 */
+  unsigned char *memory; /* of the worker */
+} pass;
+
+static const kg_place *place_at(const pass *p, int32_t index)
+{
+  return &p->run->program->places[index];
+}
+
+static void *place_data(const pass *p, int32_t index)
+{
+  const kg_place *place = place_at(p, index);
+  return (place->local ? p->memory : p->run->exe->arena) + place->offset;
+}
+
+static float *row_data(const pass *p, int32_t index, int64_t row)
+{
+  return (float *)place_data(p, index) + row * place_at(p, index)->stride;
+}
+
+static const float *vector_of(const pass *p, int32_t weight)
+{
+  return weight == KG_NONE ? NULL : p->run->exe->weights[weight].vector;
+}
+
+/* ---- row operations ---- */
+
+static float *angles_of(const kg_executable *exe, const kg_program *program, int32_t rotation, int32_t batch_row)
+{
+  const size_t *offsets = exe->angle_offsets + (program == &exe->traced ? exe->fused.n_rotations : 0);
+  return exe->angles + offsets[rotation] + (size_t)batch_row * 2 * (size_t)program->rotations[rotation]->n_dims;
+}
+
+static void fill_angles(const pass *p, int32_t batch_row)
+{
+  const kg_program *program = p->run->program;
+  for (int32_t r = 0; r < (int32_t)program->n_rotations; r++) {
+    const kg_rope_params *rope = program->rotations[r];
+    const int32_t n = rope->n_dims, half = n / 2, position = p->run->batch->positions[batch_row];
+    const bool halves = rope->style == KG_ROPE_HALVES;
+    float *cosines = angles_of(p->run->exe, program, r, batch_row), *sines = cosines + n;
+    for (int32_t i = 0; i < half; i++) {
+      const double angle = (double)position * (double)rope->inverse_freqs[i];
+      const float c = (float)cos(angle) * rope->magnitude, s = (float)sin(angle) * rope->magnitude;
+      const int32_t a = halves ? i : 2 * i, b = halves ? half + i : 2 * i + 1;
+      cosines[a] = cosines[b] = c;
+      sines[a] = -s;
+      sines[b] = s;
+    }
+  }
+}
+
+static void embed(const pass *p, const kg_row_op *op, int32_t batch_row, float *out)
+{
+  const kg_executable *exe = p->run->exe;
+  const kg_batch *batch = p->run->batch;
+  exe->kernels->dequantize_row(&exe->weights[op->op->w[0]].packed, 0, batch->tokens[batch_row], out);
+  if (op->op->w[1] == KG_NONE) return;
+  float *position = (float *)(p->memory + exe->worker_bytes) - kg_padded(op->width); /* the end of it is free */
+  exe->kernels->dequantize_row(&exe->weights[op->op->w[1]].packed, 0, batch->positions[batch_row], position);
+  exe->vector->add(out, position, out, op->width);
+}
+
+static void write_cache(const pass *p, const kg_row_op *op, int32_t row)
+{
+  const kg_executable *exe = p->run->exe;
+  const kg_attention_params *a = &op->op->u.attention;
+  const kg_cache_layer *layer = &exe->layers[a->layer];
+  unsigned char *keys = exe->row_page[p->source[row]] + layer->offset;
+  exe->vector->cache_write(row_data(p, op->in[0], row), row_data(p, op->in[1], row), a->n_kv_heads, a->head_dim,
+                           exe->row_slot[p->source[row]], exe->half, keys, keys + layer->key_bytes, layer->head_bytes);
+}
+
+/* Floats between the rows and between the splits of exe->partials in this run. */
+static int64_t split_stride(const kg_attention_params *a)
+{
+  return a->n_heads * kg_partial_floats(a->head_dim);
+}
+
+static int64_t row_stride(const run *r, const kg_attention_params *a)
+{
+  return r->n_splits * split_stride(a);
+}
+
+static int32_t first_split(const kg_attention_params *a, int32_t pos)
+{
+  return (a->window && pos >= a->window ? pos - a->window + 1 : 0) / KG_SPLIT;
+}
+
+static void combine(const pass *p, const kg_row_op *op, int32_t row, float *out)
+{
+  if (!p->run->is_split) return;
+  const kg_executable *exe = p->run->exe;
+  const kg_attention_params *a = &op->op->u.attention;
+  const float *sinks = vector_of(p, op->op->w[0]);
+  const int32_t pos = p->run->batch->positions[p->source[row]], first = first_split(a, pos);
+  float *partials = exe->partials + row * row_stride(p->run, a) + first * split_stride(a);
+  for (int32_t h = 0; h < a->n_heads; h++)
+    exe->vector->combine(partials + h * kg_partial_floats(a->head_dim), split_stride(a), pos / KG_SPLIT + 1 - first,
+                         sinks ? sinks + h : NULL, a->head_dim, out + (int64_t)h * a->head_dim);
+}
+
+/* The best n_used experts of a row, ties to the lower id, and the shares of their results. */
+static void route(const pass *p, const kg_mixture *m, int32_t row)
+{
+  const kg_moe_params *moe = &m->op->u.moe;
+  const float *logits = row_data(p, m->router, row);
+  int32_t *chosen = (int32_t *)place_data(p, m->chosen) + (int64_t)row * moe->n_used;
+  float *shares = (float *)place_data(p, m->shares) + (int64_t)row * moe->n_used;
+  for (int32_t rank = 0; rank < moe->n_used; rank++) {
+    int32_t best = -1;
+    for (int32_t e = 0; e < moe->n_experts; e++) {
+      bool taken = false;
+      for (int32_t i = 0; i < rank; i++) taken |= chosen[i] == e;
+      if (!taken && (best < 0 || logits[e] > logits[best])) best = e;
+    }
+    chosen[rank] = best;
+  }
+  float peak = logits[chosen[0]], sum = 0; /* the largest is chosen first */
+  for (int32_t i = 0; i < moe->n_used; i++)
+    shares[i] = moe->gate == KG_MOE_SIGMOID ? 1.0f / (1.0f + expf(-logits[chosen[i]])) : expf(logits[chosen[i]] - peak);
+  if (moe->gate == KG_MOE_SOFTMAX)
+    for (int32_t e = 0; e < moe->n_experts; e++) sum += expf(logits[e] - peak);
+  if (moe->gate == KG_MOE_SOFTMAX_USED)
+    for (int32_t i = 0; i < moe->n_used; i++) sum += shares[i];
+  if (moe->gate != KG_MOE_SIGMOID)
+    for (int32_t i = 0; i < moe->n_used; i++) shares[i] /= sum;
+  if (moe->normalize) {
+    sum = 0;
+    for (int32_t i = 0; i < moe->n_used; i++) sum += shares[i];
+    for (int32_t i = 0; i < moe->n_used; i++) shares[i] /= sum;
+  }
+  for (int32_t i = 0; i < moe->n_used; i++) shares[i] *= moe->scale;
+}
+
+static void mix(const pass *p, const kg_mixture *m, int32_t row, int64_t width, float *out)
+{
+  const int32_t n_used = m->op->u.moe.n_used;
+  const int32_t *slots = (const int32_t *)place_data(p, m->slots) + (int64_t)row * n_used;
+  const float *shares = (const float *)place_data(p, m->shares) + (int64_t)row * n_used;
+  p->run->exe->vector->scale(row_data(p, m->down, slots[0]), shares[0], out, width);
+  for (int32_t i = 1; i < n_used; i++)
+    p->run->exe->vector->add_scaled(out, row_data(p, m->down, slots[i]), shares[i], width);
+}
+
+static float *wanted_logits(const pass *p, int32_t row)
+{
+  if (p->wanted[row] < 0) return NULL;
+  const kg_wanted *wanted = &p->run->batch->wanted[p->wanted[row]];
+  return (float *)wanted->buffer->data + wanted->at;
+}
+
+static void run_row_op(const pass *p, const kg_row_op *op, int32_t row)
+{
+  const kg_executable *exe = p->run->exe;
+  const kg_vector_ops *vector = exe->vector;
+  const int32_t batch_row = p->source[row];
+  const bool is_float_out = op->out != KG_NONE && place_at(p, op->out)->is_rows;
+  float *out = is_float_out ? row_data(p, op->out, row) : NULL;
+  const float *a = op->in[0] != KG_NONE && place_at(p, op->in[0])->is_rows ? row_data(p, op->in[0], row) : NULL;
+  switch (op->kind) {
+  case KG_ROW_ANGLES: fill_angles(p, batch_row); break;
+  case KG_ROW_EMBED: embed(p, op, batch_row, out); break;
+  case KG_ROW_GATHER:
+    memcpy(out, row_data(p, op->in[0], batch_row), (size_t)op->width * sizeof *out);
+    break;
+  case KG_ROW_NORM:
+    vector->norm(&op->op->u.norm, a, vector_of(p, op->op->w[0]), vector_of(p, op->op->w[1]), out, op->width);
+    break;
+  case KG_ROW_ROPE: {
+    const float *cosines = angles_of(exe, p->run->program, op->index, batch_row);
+    vector->rope(&op->op->u.rope, a, cosines, cosines + op->op->u.rope.n_dims, out);
+    break;
+  }
+  case KG_ROW_CACHE: write_cache(p, op, row); break;
+  case KG_ROW_COMBINE: combine(p, op, row, out); break;
+  case KG_ROW_ACT:
+    vector->act(&op->op->u.act, a, op->in[1] == KG_NONE ? NULL : row_data(p, op->in[1], row), out, op->width);
+    break;
+  case KG_ROW_ADD: vector->add(a, row_data(p, op->in[1], row), out, op->width); break;
+  case KG_ROW_SCALE: vector->scale(a, op->op->u.scale, out, op->width); break;
+  case KG_ROW_SOFTCAP: vector->softcap(a, op->op->u.scale, out, op->width); break;
+  case KG_ROW_SLICE: memcpy(out, a + op->op->u.slice, (size_t)op->width * sizeof *out); break;
+  case KG_ROW_QUANTIZE: {
+    /* One row at a time: a stride of 0 and the row's address serve for any row number. */
+    exe->kernels->quantize(place_at(p, op->out)->format, a, 0, p->n_rows, op->width, row, row + 1,
+                           place_data(p, op->out));
+    break;
+  }
+  case KG_ROW_ROUTE: route(p, &p->run->program->mixtures[op->index], row); break;
+  case KG_ROW_MIX: mix(p, &p->run->program->mixtures[op->index], row, op->width, out); break;
+  case KG_ROW_LOGITS: {
+    float *logits = wanted_logits(p, row);
+    if (logits) memcpy(logits, a, (size_t)op->width * sizeof *logits);
+    break;
+  }
+  case KG_ROW_TRACE: {
+    const kg_trace *trace = exe->traces[op->value];
+    if (trace) memcpy((float *)trace->buffer->data + trace->at + batch_row * op->width, a, (size_t)op->width * sizeof *a);
+    break;
+  }
+  }
+}
+
+static void run_rows(const pass *p, const kg_stage *stage, int64_t row, int64_t end)
+{
+  for (; row < end; row++)
+    for (int32_t i = stage->first; i < stage->end; i++) run_row_op(p, &p->run->program->rows[i], (int32_t)row);
+}
+
+/* ---- products ---- */
+
+static void run_products(const pass *p, const kg_stage *stage, int64_t item, int64_t end)
+{
+  const kg_executable *exe = p->run->exe;
+  int64_t before = 0; /* groups of the products so far */
+  for (int32_t i = stage->first; i < stage->end && before < end; i++) {
+    const kg_product *product = &p->run->program->products[i];
+    const int64_t group0 = item > before ? item - before : 0;
+    const int64_t group1 = end - before < product->n_groups ? end - before : product->n_groups;
+    before += product->n_groups;
+    if (group0 >= group1) continue;
+    kg_matmul m = {.weight = &exe->weights[product->weight].packed,
+                   .x = place_data(p, product->x),
+                   .n_rows = p->n_rows,
+                   .bias = vector_of(p, product->bias),
+                   .out = row_data(p, product->out, 0),
+                   .out_stride = place_at(p, product->out)->stride};
+    if (product->residual != KG_NONE) {
+      m.residual = row_data(p, product->residual, 0);
+      m.residual_stride = place_at(p, product->residual)->stride;
+    }
+    exe->kernels->matmul(&m, group0, group1);
+  }
+}
+
+/* The head's results pass through a small tile on their way to where they are wanted: logits of all rows together would
+ * be the largest intermediate result by far. */
+static void run_head(const pass *p, const kg_stage *stage, int64_t item, int64_t end)
+{
+  const kg_executable *exe = p->run->exe;
+  const kg_product *product = &p->run->program->products[stage->first];
+  const kg_packed *weight = &exe->weights[product->weight].packed;
+  enum { WIDTH = KG_HEAD_GROUPS * KG_GROUP };
+  float *tile = (float *)p->memory;
+  for (; item < end; item += KG_HEAD_GROUPS) {
+    const int64_t group1 = item + KG_HEAD_GROUPS < end ? item + KG_HEAD_GROUPS : end, first = item * KG_GROUP;
+    const int64_t n = (group1 * KG_GROUP < weight->rows ? group1 * KG_GROUP : weight->rows) - first;
+    const kg_matmul m = {.weight = weight,
+                         .x = place_data(p, product->x),
+                         .n_rows = p->n_rows,
+                         .bias = vector_of(p, product->bias),
+                         /* where weight row 0 would be: the product writes rows of these groups only */
+                         .out = (float *)((uintptr_t)tile - (uintptr_t)first * sizeof *tile),
+                         .out_stride = WIDTH};
+    exe->kernels->matmul(&m, item, group1);
+    for (int32_t row = 0; row < p->n_rows; row++) {
+      float *logits = wanted_logits(p, row), *from = tile + (int64_t)row * WIDTH;
+      if (!logits) continue;
+      for (size_t i = 0; i < p->run->program->n_post; i++) {
+        const kg_op *op = p->run->program->post[i];
+        if (op->kind == KG_OP_SCALE)
+          exe->vector->scale(from, op->u.scale, from, n);
+        else
+          exe->vector->softcap(from, op->u.scale, from, n);
+      }
+      memcpy(logits + first, from, (size_t)n * sizeof *logits);
+    }
+  }
+}
+
+/* ---- attention ---- */
+
+/* Heads of a kv head are taken in parts of at most KG_ATTENTION_PAIRS. */
+static int32_t head_parts(const kg_attention_params *a)
+{
+  return (a->n_heads / a->n_kv_heads + KG_ATTENTION_PAIRS - 1) / KG_ATTENTION_PAIRS;
+}
+
+static int64_t attention_items(const run *r, const kg_attention_params *a)
+{
+  return (int64_t)r->n_blocks * a->n_kv_heads * head_parts(a) * (r->is_split ? r->n_splits : 1);
+}
+
+static void run_attention(const pass *p, const kg_stage *stage, int64_t item, int64_t end)
+{
+  const run *r = p->run;
+  const kg_executable *exe = r->exe;
+  const kg_op *op = kg_plan_op(exe->plan, stage->first);
+  const kg_attention_params *a = &op->u.attention;
+  const kg_cache_layer *layer = &exe->layers[a->layer];
+  const float *sinks = vector_of(p, op->w[0]);
+  const int32_t n_parts = head_parts(a), group = a->n_heads / a->n_kv_heads;
+  for (; item < end; item++) {
+    int64_t rest = item;
+    const int32_t split = r->is_split ? (int32_t)(rest % r->n_splits) : 0;
+    if (r->is_split) rest /= r->n_splits;
+    const int32_t part = (int32_t)(rest % n_parts);
+    rest /= n_parts;
+    const int32_t kv_head = (int32_t)(rest % a->n_kv_heads);
+    const kg_row_block *block = &exe->blocks[rest / a->n_kv_heads];
+    const kg_span *span = &r->batch->spans[block->span];
+    const int32_t first_head = kv_head * group + part * KG_ATTENTION_PAIRS;
+    const int32_t left = group - part * KG_ATTENTION_PAIRS;
+    const size_t keys = layer->offset + (size_t)kv_head * layer->head_bytes;
+    const kg_attention_block b = {.q = row_data(p, stage->in, block->row) + (int64_t)first_head * a->head_dim,
+                                  .out = row_data(p, stage->out, block->row) + (int64_t)first_head * a->head_dim,
+                                  .q_stride = place_at(p, stage->in)->stride,
+                                  .out_stride = place_at(p, stage->out)->stride,
+                                  .n_rows = block->n_rows,
+                                  .n_heads = left < KG_ATTENTION_PAIRS ? left : KG_ATTENTION_PAIRS,
+                                  .head_dim = a->head_dim,
+                                  .pos = block->pos,
+                                  .window = a->window,
+                                  .scale = a->scale,
+                                  .softcap = a->softcap,
+                                  .sinks = sinks ? sinks + first_head : NULL,
+                                  .pages = span->pages,
+                                  .page_data = exe->pages,
+                                  .k_offset = keys,
+                                  .v_offset = keys + layer->key_bytes,
+                                  .half = exe->half,
+                                  .scratch = (float *)p->memory};
+    if (!r->is_split) {
+      exe->vector->attend(&b);
+    } else if (split >= first_split(a, block->pos) && split <= (block->pos + block->n_rows - 1) / KG_SPLIT) {
+      float *partials = exe->partials + block->row * row_stride(r, a) + split * split_stride(a);
+      exe->vector->attend_split(&b, split, partials + first_head * kg_partial_floats(a->head_dim), row_stride(r, a));
+    }
+  }
+}
+
+/* ---- mixtures of experts ---- */
+
+/* List the (row, rank) pairs by expert, then row. */
+static void sort_pairs(const pass *p, const kg_mixture *m)
+{
+  const kg_moe_params *moe = &m->op->u.moe;
+  const int32_t *chosen = place_data(p, m->chosen);
+  int32_t *pairs = place_data(p, m->pairs), *slots = place_data(p, m->slots), *bounds = place_data(p, m->bounds);
+  const int32_t n_pairs = p->n_rows * moe->n_used;
+  memset(bounds, 0, ((size_t)moe->n_experts + 1) * sizeof *bounds);
+  for (int32_t i = 0; i < n_pairs; i++) bounds[chosen[i] + 1]++;
+  for (int32_t e = 0; e < moe->n_experts; e++) bounds[e + 1] += bounds[e];
+  for (int32_t i = 0; i < n_pairs; i++) { /* bounds[e] counts up to bounds[e + 1] and is put back below */
+    const int32_t slot = bounds[chosen[i]]++;
+    pairs[slot] = i;
+    slots[i] = slot;
+  }
+  for (int32_t e = moe->n_experts; e > 0; e--) bounds[e] = bounds[e - 1];
+  bounds[0] = 0;
+}
+
+/* Packed activations of an expert: each starts at a whole panel. */
+static void *expert_packed(const pass *p, const kg_mixture *m, int32_t place, int64_t cols, int32_t expert)
+{
+  const int32_t *bounds = place_data(p, m->bounds);
+  int64_t panels = 0;
+  for (int32_t e = 0; e < expert; e++) panels += (bounds[e + 1] - bounds[e] + KG_PANEL - 1) / KG_PANEL;
+  const size_t panel_bytes = kg_activation_bytes(place_at(p, place)->format, KG_PANEL, cols);
+  return (unsigned char *)place_data(p, place) + (size_t)panels * panel_bytes;
+}
+
+static int32_t expert_of(const pass *p, const kg_mixture *m, int32_t slot)
+{
+  return ((const int32_t *)place_data(p, m->chosen))[((const int32_t *)place_data(p, m->pairs))[slot]];
+}
+
+static void pack_row(const pass *p, const kg_mixture *m, int32_t place, int64_t cols, int32_t slot, const float *row)
+{
+  const int32_t *bounds = place_data(p, m->bounds);
+  const int32_t expert = expert_of(p, m, slot), at = slot - bounds[expert];
+  p->run->exe->kernels->quantize(place_at(p, place)->format, row, 0, bounds[expert + 1] - bounds[expert], cols, at,
+                                 at + 1, expert_packed(p, m, place, cols, expert));
+}
+
+static void pairs_in(const pass *p, const kg_mixture *m, int64_t slot, int64_t end)
+{
+  const int64_t cols = p->run->exe->weights[m->op->w[0]].packed.cols;
+  const int32_t *pairs = place_data(p, m->pairs);
+  for (; slot < end; slot++) {
+    const float *x = row_data(p, m->x, pairs[slot] / m->op->u.moe.n_used);
+    pack_row(p, m, m->x_packed[0], cols, (int32_t)slot, x);
+    if (m->x_packed[1] != m->x_packed[0]) pack_row(p, m, m->x_packed[1], cols, (int32_t)slot, x);
+  }
+}
+
+static void pairs_act(const pass *p, const kg_mixture *m, int64_t slot, int64_t end)
+{
+  const int64_t cols = p->run->exe->weights[m->op->w[2]].packed.cols;
+  for (; slot < end; slot++) {
+    float *gate = row_data(p, m->gate, slot);
+    p->run->exe->vector->act(&m->op->u.moe.act, gate, row_data(p, m->up, slot), gate, cols);
+    pack_row(p, m, m->packed, cols, (int32_t)slot, gate);
+  }
+}
+
+/* Groups [group0, group1) of weight `which` of one expert. */
+static void expert_product(const pass *p, const kg_mixture *m, int which, int32_t expert, int32_t x, int32_t out,
+                           int64_t group0, int64_t group1)
+{
+  const kg_executable *exe = p->run->exe;
+  const kg_packed *weight = &exe->weights[m->op->w[which]].packed;
+  const int32_t *bounds = place_data(p, m->bounds);
+  const int32_t n_rows = bounds[expert + 1] - bounds[expert];
+  if (!n_rows || group0 >= group1) return;
+  const float *biases = vector_of(p, m->op->w[3 + which]);
+  const kg_matmul product = {.weight = weight,
+                             .plane = expert,
+                             .x = expert_packed(p, m, x, weight->cols, expert),
+                             .n_rows = n_rows,
+                             .bias = biases ? biases + expert * weight->rows : NULL,
+                             .out = row_data(p, out, bounds[expert]),
+                             .out_stride = place_at(p, out)->stride};
+  exe->kernels->matmul(&product, group0, group1);
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Items: the groups of gate and up of each expert in turn. */
+static void experts_up(const pass *p, const kg_mixture *m, int64_t item, int64_t end)
+{
+  const int64_t n_gate = p->run->exe->weights[m->op->w[0]].packed.n_groups;
+  const int64_t n_both = n_gate + p->run->exe->weights[m->op->w[1]].packed.n_groups;
+  while (item < end) {
+    const int32_t expert = (int32_t)(item / n_both);
+    const int64_t first = item % n_both, last = least(first + end - item, n_both);
+    expert_product(p, m, 0, expert, m->x_packed[0], m->gate, first, least(last, n_gate));
+    expert_product(p, m, 1, expert, m->x_packed[1], m->up, most(first, n_gate) - n_gate, last - n_gate);
+    item += last - first;
+  }
+}
+
+static void experts_down(const pass *p, const kg_mixture *m, int64_t item, int64_t end)
+{
+  const int64_t n_groups = p->run->exe->weights[m->op->w[2]].packed.n_groups;
+  while (item < end) {
+    const int64_t first = item % n_groups, last = least(first + end - item, n_groups);
+    expert_product(p, m, 2, (int32_t)(item / n_groups), m->packed, m->down, first, last);
+    item += last - first;
+  }
+}
+
+/* ---- stages ---- */
+
+static int64_t item_count(const pass *p, const kg_stage *stage)
+{
+  const kg_executable *exe = p->run->exe;
+  if (stage->kind == KG_STAGE_ROWS) return p->n_rows;
+  if (stage->kind == KG_STAGE_PRODUCTS || stage->kind == KG_STAGE_HEAD) return stage->n_groups;
+  if (stage->kind == KG_STAGE_ATTENTION)
+    return attention_items(p->run, &kg_plan_op(exe->plan, stage->first)->u.attention);
+  const kg_mixture *m = &p->run->program->mixtures[stage->first];
+  const kg_moe_params *moe = &m->op->u.moe;
+  switch (stage->kind) {
+  case KG_STAGE_PAIRS_IN:
+  case KG_STAGE_PAIRS_ACT: return (int64_t)p->n_rows * moe->n_used;
+  case KG_STAGE_EXPERTS_UP:
+    return moe->n_experts * (exe->weights[m->op->w[0]].packed.n_groups + exe->weights[m->op->w[1]].packed.n_groups);
+  case KG_STAGE_EXPERTS_DOWN: return moe->n_experts * exe->weights[m->op->w[2]].packed.n_groups;
+  default: return 1;
+  }
+}
+
+/* How many items a worker takes at once: few enough that the others can help at the end. */
+static int64_t grain_of(const pass *p, const kg_stage *stage, int64_t n_items)
+{
+  const int64_t n_workers = kg_pool_size(p->run->exe->pool);
+  if (stage->kind == KG_STAGE_ATTENTION || stage->kind == KG_STAGE_SORT) return 1;
+  if (stage->kind == KG_STAGE_ROWS) return n_items >= 4 * KG_PANEL * n_workers ? KG_PANEL : 1;
+  return most(n_items / (n_workers * 8), 1);
+}
+
+static void run_stage(const pass *p, const kg_stage *stage)
+{
+  kg_pool *pool = p->run->exe->pool;
+  const int64_t n_items = item_count(p, stage);
+  const kg_mixture *m = stage->kind >= KG_STAGE_SORT ? &p->run->program->mixtures[stage->first] : NULL;
+  kg_phase phase = kg_phase_begin(pool, p->worker, n_items, grain_of(p, stage, n_items));
+  for (int64_t item, end; kg_phase_next(&phase, &item, &end);)
+    switch (stage->kind) {
+    case KG_STAGE_ROWS: run_rows(p, stage, item, end); break;
+    case KG_STAGE_PRODUCTS: run_products(p, stage, item, end); break;
+    case KG_STAGE_HEAD: run_head(p, stage, item, end); break;
+    case KG_STAGE_ATTENTION: run_attention(p, stage, item, end); break;
+    case KG_STAGE_SORT: sort_pairs(p, m); break;
+    case KG_STAGE_PAIRS_IN: pairs_in(p, m, item, end); break;
+    case KG_STAGE_EXPERTS_UP: experts_up(p, m, item, end); break;
+    case KG_STAGE_PAIRS_ACT: pairs_act(p, m, item, end); break;
+    case KG_STAGE_EXPERTS_DOWN: experts_down(p, m, item, end); break;
+    }
+  kg_pool_barrier(pool, p->worker);
+}
+
+static void run_job(void *arg, int32_t worker)
+{
+  const run *r = arg;
+  const kg_executable *exe = r->exe;
+  const kg_program *program = r->program;
+  pass p = {.run = r,
+            .worker = worker,
+            .n_rows = r->batch->n_rows,
+            .source = exe->identity,
+            .memory = exe->worker_memory + (size_t)worker * exe->worker_bytes};
+  for (int32_t i = 0; i < program->n_body; i++) run_stage(&p, &program->stages[i]);
+  for (int32_t row = 0; row < r->n_tail; row += program->tail_rows) {
+    p.n_rows = (int32_t)least(program->tail_rows, r->n_tail - row);
+    p.source = exe->tail_source + row;
+    p.wanted = exe->tail_wanted + row;
+    for (size_t i = (size_t)program->n_body; i < program->n_stages; i++) run_stage(&p, &program->stages[i]);
+  }
+}
+
+/* ---- before a run ---- */
+
+static void prepare_rows(run *r)
+{
+  kg_executable *exe = r->exe;
+  for (int32_t s = 0; s < r->batch->n_spans; s++) {
+    const kg_span *span = &r->batch->spans[s];
+    for (int32_t i = 0; i < span->n_rows; i++) {
+      const int32_t pos = span->pos + i;
+      exe->row_page[span->row + i] = exe->pages[span->pages[pos / KG_PAGE]];
+      exe->row_slot[span->row + i] = pos % KG_PAGE;
+    }
+    for (int32_t i = 0; i < span->n_rows; i += exe->block_rows)
+      exe->blocks[r->n_blocks++] = (kg_row_block){.span = s,
+                                                  .row = span->row + i,
+                                                  .n_rows = (int32_t)least(exe->block_rows, span->n_rows - i),
+                                                  .pos = span->pos + i};
+    r->n_splits = (int32_t)most(r->n_splits, (span->pos + span->n_rows - 1) / KG_SPLIT + 1);
+  }
+  r->is_split = r->batch->n_rows <= KG_SPLIT_ROWS;
+}
+
+static void prepare_tail(run *r)
+{
+  kg_executable *exe = r->exe;
+  const kg_batch *batch = r->batch;
+  if (batch->n_traces) { /* all rows */
+    r->n_tail = batch->n_rows;
+    for (int32_t i = 0; i < batch->n_rows; i++) {
+      exe->tail_source[i] = i;
+      exe->tail_wanted[i] = -1;
+    }
+    for (int32_t i = 0; i < batch->n_wanted; i++) exe->tail_wanted[batch->wanted[i].row] = i;
+    return;
+  }
+  r->n_tail = batch->n_wanted;
+  for (int32_t i = 0; i < batch->n_wanted; i++) {
+    exe->tail_source[i] = batch->wanted[i].row;
+    exe->tail_wanted[i] = i;
+  }
+}
+
+void kg_cpu_run(kg_executable *exe, const kg_batch *batch)
+{
+  run r = {.exe = exe, .batch = batch, .program = batch->n_traces ? &exe->traced : &exe->fused};
+  prepare_rows(&r);
+  prepare_tail(&r);
+  for (int32_t i = 0; i < batch->n_traces; i++) exe->traces[batch->traces[i].value] = &batch->traces[i];
+  kg_pool_run(exe->pool, run_job, &r);
+  for (int32_t i = 0; i < batch->n_traces; i++) exe->traces[batch->traces[i].value] = NULL;
+}

@@ -1,0 +1,149 @@
+/* weights.c - the weights of an executable: which are matrices and which are vectors, and packing them. */
+#include "executable.h"
+
+#include <string.h>
+
+#include "alloc.h"
+#include "error.h"
+
+enum { PIECE_BYTES = 16 << 20 }; /* of the file: so much of it is resident beside its packed form */
+
+static void mark(kg_executable *exe, int32_t weight, bool as_matrix)
+{
+  if (weight == KG_NONE) return;
+  kg_cpu_weight *w = &exe->weights[weight];
+  w->is_matrix |= as_matrix;
+  w->is_vector |= !as_matrix;
+}
+
+static void mark_uses(kg_executable *exe)
+{
+  for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
+    const kg_op *op = kg_plan_op(exe->plan, i);
+    const int n_matrices = op->kind == KG_OP_EMBED ? 2 : op->kind == KG_OP_LINEAR ? 1 : op->kind == KG_OP_MOE ? 3 : 0;
+    for (int j = 0; j < KG_OP_WEIGHTS; j++) mark(exe, op->w[j], j < n_matrices);
+  }
+}
+
+static int64_t value_count(const kg_weight *weight)
+{
+  return weight->cols * weight->rows * weight->planes; /* fits: the plan checked it against the file's bytes */
+}
+
+int kg_cpu_weights_open(kg_executable *exe, kg_error *err)
+{
+  exe->n_weights = kg_plan_weight_count(exe->plan);
+  exe->weights = kg_alloc_array((size_t)exe->n_weights, sizeof *exe->weights);
+  if (!exe->weights) return kg_fail_memory(err, (size_t)exe->n_weights * sizeof *exe->weights, "the table of weights");
+  mark_uses(exe);
+  for (int32_t i = 0; i < exe->n_weights; i++) {
+    const kg_weight *weight = kg_plan_weight_at(exe->plan, i);
+    kg_cpu_weight *w = &exe->weights[i];
+    if (w->is_matrix) {
+      const int code = kg_packed_init(&w->packed, weight->type, weight->cols, weight->rows, weight->planes, err);
+      if (code) return code;
+    }
+    size_t vector_bytes = 0;
+    if (w->is_vector && (!kg_mul_size((size_t)value_count(weight), sizeof(float), &vector_bytes) ||
+                         !kg_align_size(vector_bytes, KG_ALIGNMENT, &vector_bytes)))
+      return kg_fail_memory(err, SIZE_MAX, weight->name);
+    w->n_bytes = w->packed.n_bytes + vector_bytes; /* in this order */
+    if (!kg_add_size(exe->weight_bytes, w->n_bytes, &exe->weight_bytes))
+      return kg_fail_memory(err, SIZE_MAX, "the packed weights");
+  }
+  return KG_OK;
+}
+
+/* ---- packing ---- */
+
+typedef struct piece {
+  kg_pool *pool;
+  const kg_packed *packed;
+  const unsigned char *blocks; /* plane 0 in the file */
+  size_t plane_bytes;          /* in the file */
+  int64_t first, n;            /* groups, counted through all planes */
+} piece;
+
+static void pack_job(void *arg, int32_t worker)
+{
+  const piece *p = arg;
+  kg_phase phase = kg_phase_begin(p->pool, worker, p->n, 8);
+  for (int64_t i, end; kg_phase_next(&phase, &i, &end);)
+    for (i += p->first, end += p->first; i < end;) { /* as far as one plane goes */
+      const int64_t plane = i / p->packed->n_groups, group = i % p->packed->n_groups;
+      const int64_t left = p->packed->n_groups - group, take = end - i < left ? end - i : left;
+      kg_pack(p->packed, plane, group, group + take, p->blocks + (size_t)plane * p->plane_bytes);
+      i += take;
+    }
+}
+
+typedef struct packing {
+  kg_executable *exe;
+  const kg_backend_options *options;
+  int64_t done, total; /* bytes of the file */
+  kg_error *err;
+} packing;
+
+static int report(packing *p, size_t n_bytes)
+{
+  p->done += (int64_t)n_bytes;
+  if (!p->options->progress || !p->options->progress(p->options->progress_user, "load", p->done, p->total)) return KG_OK;
+  return kg_fail(p->err, KG_ERR_CANCELLED, "loading was cancelled");
+}
+
+static int pack_matrix(packing *p, const kg_weight *weight, const kg_cpu_weight *w)
+{
+  const int64_t n_groups = w->packed.n_groups * weight->planes;
+  const size_t plane_bytes = weight->n_bytes / (size_t)weight->planes, row_bytes = plane_bytes / (size_t)weight->rows;
+  int64_t step = (int64_t)(PIECE_BYTES / (row_bytes * KG_GROUP));
+  if (step < 1) step = 1;
+  size_t released = 0;
+  for (int64_t at = 0; at < n_groups; at += step) {
+    piece job = {.pool = p->exe->pool,
+                 .packed = &w->packed,
+                 .blocks = weight->data,
+                 .plane_bytes = plane_bytes,
+                 .first = at,
+                 .n = n_groups - at < step ? n_groups - at : step};
+    kg_pool_run(p->exe->pool, pack_job, &job);
+    /* What the groups so far were made of. The last group of a plane may be short. */
+    const int64_t end = at + job.n, plane = end / w->packed.n_groups;
+    int64_t rows = end % w->packed.n_groups * KG_GROUP;
+    if (rows > weight->rows) rows = weight->rows;
+    const size_t read = (size_t)plane * plane_bytes + (size_t)rows * row_bytes;
+    kg_gguf_release_pages(kg_plan_gguf(p->exe->plan), (const unsigned char *)weight->data + released, read - released);
+    const int code = report(p, read - released);
+    if (code) return code;
+    released = read;
+  }
+  return KG_OK;
+}
+
+int kg_cpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err)
+{
+  packing p = {.exe = exe, .options = options, .err = err};
+  exe->weight_block = kg_packed_memory(exe->weight_bytes);
+  if (!exe->weight_block) return kg_fail_memory(err, exe->weight_bytes, "the packed weights");
+  unsigned char *at = exe->weight_block;
+  for (int32_t i = 0; i < exe->n_weights; i++) {
+    kg_cpu_weight *w = &exe->weights[i];
+    w->data = at;
+    at += w->n_bytes;
+    w->packed.data = w->is_matrix ? w->data : NULL;
+    w->vector = w->is_vector ? (float *)(w->data + w->packed.n_bytes) : NULL;
+    p.total += (int64_t)kg_plan_weight_at(exe->plan, i)->n_bytes;
+  }
+  for (int32_t i = 0; i < exe->n_weights; i++) {
+    const kg_weight *weight = kg_plan_weight_at(exe->plan, i);
+    kg_cpu_weight *w = &exe->weights[i];
+    if (w->is_vector) {
+      const kg_type_info *info = kg_type_find(weight->type);
+      const int64_t n = value_count(weight);
+      memset(w->vector, 0, w->n_bytes - w->packed.n_bytes);
+      info->dequantize(weight->data, n / info->block_size, w->vector);
+    }
+    const int code = w->is_matrix ? pack_matrix(&p, weight, w) : report(&p, weight->n_bytes);
+    if (code) return code;
+  }
+  return KG_OK;
+}
