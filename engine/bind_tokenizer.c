@@ -1,6 +1,245 @@
+/* bind_tokenizer.c - kigo.Tokenizer. */
+#include <string.h>
+
 #include "bind.h"
+#include "tokenizer.h"
+
+/* ---- results that outlive an error ---- */
+
+/* Growing arrays in userdata: where Lua raises while they are turned into values, the collector releases them. */
+#define CLASS_TOKENS "kigo.tokens"
+#define CLASS_BYTES "kigo.bytes"
+
+static int tokens_gc(lua_State *L)
+{
+  kg_tokens_deinit(luaL_checkudata(L, 1, CLASS_TOKENS));
+  return 0;
+}
+
+static int bytes_gc(lua_State *L)
+{
+  kg_bytes_deinit(luaL_checkudata(L, 1, CLASS_BYTES));
+  return 0;
+}
+
+static void *push_array(lua_State *L, const char *name, size_t size)
+{
+  void *array = lua_newuserdatauv(L, size, 0);
+  memset(array, 0, size);
+  luaL_setmetatable(L, name);
+  return array;
+}
+
+/* ---- text in ---- */
+
+kg_tokenizer *kg_check_tokenizer(lua_State *L, int index)
+{
+  return kg_check_open(L, index, KG_CLASS_TOKENIZER);
+}
+
+/* The field of the table on top of the stack, which keeps it alive; false where it is absent. */
+static bool string_field(lua_State *L, const char *field, lua_Integer at, kg_segment *out)
+{
+  lua_pushstring(L, field);
+  const int type = lua_rawget(L, -2);
+  if (type != LUA_TNIL && type != LUA_TSTRING)
+    luaL_error(L, "segment %I: %s: string expected, got %s", at, field, luaL_typename(L, -1));
+  if (type == LUA_TSTRING) out->text = lua_tolstring(L, -1, &out->size);
+  lua_pop(L, 1);
+  return type == LUA_TSTRING;
+}
+
+static kg_segment check_segment(lua_State *L, int index, lua_Integer at)
+{
+  kg_segment segment = {0};
+  if (lua_rawgeti(L, index, at) == LUA_TSTRING) {
+    segment.text = lua_tolstring(L, -1, &segment.size);
+  } else if (lua_istable(L, -1)) {
+    const bool is_text = string_field(L, "text", at, &segment);
+    segment.control = string_field(L, "control", at, &segment);
+    if (is_text == segment.control) luaL_error(L, "segment %I: either text or control expected", at);
+  } else {
+    luaL_error(L, "segment %I: string or table expected, got %s", at, luaL_typename(L, -1));
+  }
+  lua_pop(L, 1);
+  return segment;
+}
+
+/* A string or an array of segments, as an array in userdata on the stack. The strings live as long as the argument. */
+static kg_segment *check_segments(lua_State *L, int index, size_t *n)
+{
+  const bool is_string = lua_type(L, index) == LUA_TSTRING;
+  if (!is_string && !lua_istable(L, index))
+    luaL_error(L, "text: string or array of segments expected, got %s", luaL_typename(L, index));
+  *n = is_string ? 1 : (size_t)lua_rawlen(L, index);
+  if (*n > INT32_MAX) luaL_error(L, "text: %I segments are too many", (lua_Integer)*n);
+  kg_segment *segments = lua_newuserdatauv(L, *n * sizeof *segments + 1, 0);
+  if (is_string) {
+    segments[0] = (kg_segment){0};
+    segments[0].text = lua_tolstring(L, index, &segments[0].size);
+    return segments;
+  }
+  for (size_t i = 0; i < *n; i++) segments[i] = check_segment(L, index, (lua_Integer)i + 1);
+  return segments;
+}
+
+/* ---- methods ---- */
+
+/* tokenizer:encode(text or segments, {bos = false}) -> ids */
+static int encode(lua_State *L)
+{
+  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  const unsigned flags = kg_opt_bool_field(L, 3, "bos", false) ? KG_ENCODE_BOS : 0;
+  size_t n;
+  const kg_segment *segments = check_segments(L, 2, &n);
+  kg_tokens *ids = push_array(L, CLASS_TOKENS, sizeof *ids);
+  kg_error err = {0};
+  if (kg_tokenizer_encode(tokenizer, segments, n, flags, ids, &err)) return kg_push_error(L, &err);
+  kg_push_ids(L, ids->ids, ids->n);
+  kg_tokens_deinit(ids);
+  return 1;
+}
+
+/* tokenizer:decode(ids, {control = false}) -> bytes */
+static int decode(lua_State *L)
+{
+  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  const unsigned flags = kg_opt_bool_field(L, 3, "control", false) ? KG_DECODE_CONTROL : 0;
+  size_t n;
+  const int32_t *ids = kg_check_ids(L, 2, &n);
+  kg_bytes *bytes = push_array(L, CLASS_BYTES, sizeof *bytes);
+  kg_error err = {0};
+  if (kg_tokenizer_decode(tokenizer, ids, n, flags, bytes, &err)) return kg_push_error(L, &err);
+  lua_pushlstring(L, bytes->data ? bytes->data : "", bytes->size);
+  kg_bytes_deinit(bytes);
+  return 1;
+}
+
+static int32_t check_id(lua_State *L, const kg_tokenizer *tokenizer, int index)
+{
+  return (int32_t)kg_check_int(L, index, "token id", 0, kg_tokenizer_size(tokenizer) - 1);
+}
+
+/* tokenizer:piece(id) -> bytes of one token, control tokens spelled out */
+static int piece(lua_State *L)
+{
+  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  bool after_special = false;
+  const kg_string bytes =
+      kg_tokenizer_piece(tokenizer, check_id(L, tokenizer, 2), KG_DECODE_CONTROL, &after_special);
+  lua_pushlstring(L, bytes.data, bytes.size);
+  return 1;
+}
+
+/* tokenizer:is_end(id) -> boolean: does it end an answer? */
+static int is_end(lua_State *L)
+{
+  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  lua_pushboolean(L, kg_tokenizer_is_end(tokenizer, check_id(L, tokenizer, 2)));
+  return 1;
+}
+
+/* tokenizer:is_control(id) -> boolean */
+static int is_control(lua_State *L)
+{
+  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  lua_pushboolean(L, kg_tokenizer_is_control(tokenizer, check_id(L, tokenizer, 2)));
+  return 1;
+}
+
+/* tokenizer:control(text) -> id of the control token that spells it, or nil */
+static int control(lua_State *L)
+{
+  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  size_t size;
+  luaL_checktype(L, 2, LUA_TSTRING);
+  const char *text = lua_tolstring(L, 2, &size);
+  const int32_t id = kg_tokenizer_control_find(tokenizer, text, size);
+  if (id < 0) return 0;
+  lua_pushinteger(L, id);
+  return 1;
+}
+
+/* ---- properties ---- */
+
+static void push_id_or_nil(lua_State *L, int32_t id)
+{
+  if (id >= 0)
+    lua_pushinteger(L, id);
+  else
+    lua_pushnil(L);
+}
+
+static int get(lua_State *L)
+{
+  const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
+  lua_pushvalue(L, 2);
+  lua_rawget(L, lua_upvalueindex(1));
+  if (!lua_isnil(L, -1)) return 1;
+  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  if (!strcmp(key, "bos"))
+    push_id_or_nil(L, kg_tokenizer_bos(tokenizer));
+  else if (!strcmp(key, "eos"))
+    push_id_or_nil(L, kg_tokenizer_eos(tokenizer));
+  else if (!strcmp(key, "size"))
+    lua_pushinteger(L, kg_tokenizer_size(tokenizer));
+  else if (!strcmp(key, "model"))
+    lua_pushstring(L, tokenizer->kind->model);
+  else if (!strcmp(key, "pre"))
+    lua_pushstring(L, tokenizer->pre);
+  else if (!strcmp(key, "add_bos"))
+    lua_pushboolean(L, tokenizer->add_bos);
+  return 1; /* else the nil of the method table */
+}
+
+static int to_string(lua_State *L)
+{
+  const kg_tokenizer *tokenizer = kg_check_handle(L, 1, KG_CLASS_TOKENIZER)->object;
+  if (tokenizer)
+    lua_pushfstring(L, "kigo.Tokenizer (%s, %d tokens)", tokenizer->kind->model, tokenizer->vocab.size);
+  else
+    lua_pushliteral(L, "kigo.Tokenizer (closed)");
+  return 1;
+}
+
+static int release(lua_State *L)
+{
+  kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_TOKENIZER);
+  kg_tokenizer_free(handle->object);
+  handle->object = NULL;
+  return 0;
+}
+
+/* core.tokenizer(gguf) -> Tokenizer; the Gguf may be closed afterwards */
+static int tokenizer_open(lua_State *L)
+{
+  const kg_gguf *gguf = kg_check_gguf(L, 1);
+  kg_handle *handle = kg_push_handle(L, KG_CLASS_TOKENIZER, 0);
+  kg_tokenizer *tokenizer;
+  kg_error err = {0};
+  if (kg_tokenizer_open(gguf, &tokenizer, &err)) return kg_push_error(L, &err);
+  handle->object = tokenizer;
+  return 1;
+}
+
+static void define_array(lua_State *L, const char *name, lua_CFunction gc)
+{
+  luaL_newmetatable(L, name);
+  lua_pushcfunction(L, gc);
+  lua_setfield(L, -2, "__gc");
+  lua_pop(L, 1);
+}
 
 void kg_bind_tokenizer(lua_State *L)
 {
-  (void)L;
+  static const luaL_Reg methods[] = {{"encode", encode},   {"decode", decode},         {"piece", piece},
+                                     {"is_end", is_end},   {"is_control", is_control}, {"control", control},
+                                     {"close", release},   {NULL, NULL}};
+  static const luaL_Reg metamethods[] = {
+      {"__index", get}, {"__tostring", to_string}, {"__close", release}, {"__gc", release}, {NULL, NULL}};
+  define_array(L, CLASS_TOKENS, tokens_gc);
+  define_array(L, CLASS_BYTES, bytes_gc);
+  kg_class(L, KG_CLASS_TOKENIZER, methods, metamethods);
+  lua_pushcfunction(L, tokenizer_open);
+  lua_setfield(L, -2, "tokenizer");
 }

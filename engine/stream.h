@@ -8,9 +8,14 @@ typedef struct kg_stream kg_stream;
 
 typedef enum kg_stream_reason { KG_STREAM_OPEN, KG_STREAM_STOP, KG_STREAM_END } kg_stream_reason;
 
-/* The tokenizer must outlive the stream. Stop strings are copied; empty ones are refused. */
+/* The tokenizer must outlive the stream. Stop strings are copied; they must be UTF-8 and not empty. */
 int kg_stream_new(const kg_tokenizer *tokenizer, const kg_string *stops, size_t n_stops, kg_stream **out, kg_error *err);
 void kg_stream_free(kg_stream *stream);
+
+/* Say, before the first id, which token stands before it (the last of the prompt). SentencePiece writes a space before
+ * every word: without this the stream starts a text and takes the first one away, after a token of ordinary text it
+ * goes on with that text and leaves it. */
+int kg_stream_follow(kg_stream *stream, int32_t id, kg_error *err);
 
 /* Add one id; *text (borrowed until the next call) is what may be shown now, maybe empty. Invalid UTF-8 that no later
  * byte can complete is passed on as U+FFFD, one per maximal invalid part. An end token sets the reason to END, a

@@ -1,0 +1,139 @@
+/* spm.c - SentencePiece BPE (tokenizer.ggml.model "llama"): characters of the whole text, merged by score; what no
+ * piece covers becomes bytes. The vocabulary writes a space as U+2581; kigo holds pieces and text with plain spaces, so
+ * U+2581 in the text is a space to it, as it is to every tokenizer of this kind. */
+#include <math.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "error.h"
+#include "tokenizer.h"
+#include "utf8.h"
+
+typedef struct spm {
+  uint32_t *ranks; /* of each token, from its score: the best score has the lowest */
+} spm;
+
+static const char space_mark[] = "\xE2\x96\x81"; /* U+2581 */
+
+/* Copy with spaces for marks; returns the size, at most n. */
+static size_t unmap(const char *text, size_t n, char *out)
+{
+  size_t used = 0;
+  for (size_t i = 0; i < n;) {
+    const bool is_mark = n - i >= 3 && !memcmp(text + i, space_mark, 3);
+    out[used++] = is_mark ? ' ' : text[i];
+    i += is_mark ? 3 : 1;
+  }
+  return used;
+}
+
+/* ---- opening ---- */
+
+/* Higher scores to lower numbers, in the order of the floats. */
+static uint32_t rank_of(float score)
+{
+  uint32_t bits;
+  score += 0.0f; /* no negative zero */
+  memcpy(&bits, &score, sizeof bits);
+  return ~(bits & 0x80000000u ? ~bits : bits | 0x80000000u);
+}
+
+static int read_scores(spm *s, const kg_vocab *vocab, const kg_gguf *gguf, kg_error *err)
+{
+  static const char key[] = "tokenizer.ggml.scores";
+  const kg_gguf_entry *scores;
+  const int rc = kg_gguf_get_array(gguf, key, KG_GGUF_F32, &scores, err);
+  if (rc) return rc;
+  if (scores->count != (uint64_t)vocab->size)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: %s has %llu elements for %d tokens", kg_gguf_path(gguf), key,
+                   (unsigned long long)scores->count, vocab->size);
+  s->ranks = kg_alloc_array((size_t)vocab->size, sizeof *s->ranks);
+  if (!s->ranks) return kg_fail_memory(err, (size_t)vocab->size * sizeof *s->ranks, "scores");
+  for (int32_t id = 0; id < vocab->size; id++) {
+    const float score = (float)kg_gguf_entry_double(scores, (uint64_t)id);
+    if (isnan(score)) return kg_fail(err, KG_ERR_FORMAT, "%s: %s[%d] is not a number", kg_gguf_path(gguf), key, id);
+    s->ranks[id] = rank_of(score);
+  }
+  return KG_OK;
+}
+
+static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
+{
+  static const char key[] = "tokenizer.ggml.add_space_prefix";
+  spm *s = tokenizer->state = kg_alloc_array(1, sizeof *s);
+  if (!s) return kg_fail_memory(err, sizeof *s, "a tokenizer");
+  tokenizer->space_prefix = true;
+  if (kg_gguf_find(gguf, key)) {
+    int64_t value;
+    const int rc = kg_gguf_get_int(gguf, key, 0, 1, &value, err);
+    if (rc) return rc;
+    tokenizer->space_prefix = value;
+  }
+  return read_scores(s, &tokenizer->vocab, gguf, err);
+}
+
+static void close(void *state)
+{
+  spm *s = state;
+  if (!s) return;
+  kg_free(s->ranks);
+  kg_free(s);
+}
+
+/* ---- encoding ---- */
+
+typedef struct merge_context {
+  const kg_vocab *vocab;
+  const uint32_t *ranks;
+  const char *text;
+} merge_context;
+
+static bool find_merge(const void *context, const kg_symbol *left, const kg_symbol *right, uint32_t *rank, int32_t *id)
+{
+  const merge_context *c = context;
+  *id = kg_vocab_find(c->vocab, &c->vocab->texts, c->text + left->begin, (size_t)left->size + right->size);
+  if (*id < 0) return false;
+  *rank = c->ranks[*id];
+  return true;
+}
+
+static int encode_text(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_merger *merger, kg_tokens *out,
+                       kg_error *err)
+{
+  const kg_vocab *vocab = &tokenizer->vocab;
+  int rc = kg_merger_reset(merger, size, err);
+  if (rc) return rc;
+  for (size_t i = 0, length; i < size; i += length) {
+    uint32_t c;
+    if (kg_utf8_next(text + i, size - i, &c, &length) != KG_UTF8_VALID) length = 1;
+    kg_merger_add(merger, (uint32_t)i, (uint32_t)length, kg_vocab_find(vocab, &vocab->texts, text + i, length));
+  }
+  const merge_context context = {vocab, ((const spm *)tokenizer->state)->ranks, text};
+  if ((rc = kg_merger_run(merger, find_merge, &context, err))) return rc;
+  for (int32_t i = 0; i >= 0 && !rc; i = merger->symbols[i].next) {
+    const kg_symbol *symbol = &merger->symbols[i];
+    if (symbol->id >= 0) {
+      rc = kg_tokens_push(out, symbol->id, err);
+      continue;
+    }
+    for (uint32_t k = 0; k < symbol->size && !rc; k++)
+      rc = kg_tokenizer_push_byte(tokenizer, (unsigned char)text[symbol->begin + k], out, err);
+  }
+  return rc;
+}
+
+static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, bool after_special, kg_merger *merger,
+                  kg_tokens *out, kg_error *err)
+{
+  char *buffer = kg_alloc(size + 1); /* with a space in front, and marks become shorter */
+  if (!buffer) return kg_fail_memory(err, size + 1, "encoding");
+  size_t used = 0;
+  if (tokenizer->space_prefix && after_special) buffer[used++] = ' ';
+  used += unmap(text, size, buffer + used);
+  const int rc = encode_text(tokenizer, buffer, used, merger, out, err);
+  kg_free(buffer);
+  return rc;
+}
+
+const kg_tokenizer_kind kg_spm_kind = {.model = "llama", .unmap = unmap, .bos = 1, .eos = 2, .unknown = 0,
+                                       .add_bos = true, .open = open, .close = close, .encode = encode};
