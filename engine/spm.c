@@ -59,17 +59,11 @@ static int read_scores(spm *s, const kg_vocab *vocab, const kg_gguf *gguf, kg_er
 
 static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
 {
-  static const char key[] = "tokenizer.ggml.add_space_prefix";
   spm *s = tokenizer->state = kg_alloc_array(1, sizeof *s);
   if (!s) return kg_fail_memory(err, sizeof *s, "a tokenizer");
   tokenizer->space_prefix = true;
-  if (kg_gguf_find(gguf, key)) {
-    int64_t value;
-    const int rc = kg_gguf_get_int(gguf, key, 0, 1, &value, err);
-    if (rc) return rc;
-    tokenizer->space_prefix = value;
-  }
-  return read_scores(s, &tokenizer->vocab, gguf, err);
+  const int rc = kg_tokenizer_read_flag(gguf, "tokenizer.ggml.add_space_prefix", &tokenizer->space_prefix, err);
+  return rc ? rc : read_scores(s, &tokenizer->vocab, gguf, err);
 }
 
 static void close(void *state)

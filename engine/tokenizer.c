@@ -87,8 +87,8 @@ static void add_end(kg_tokenizer *tokenizer, int32_t id)
   tokenizer->ends[tokenizer->n_ends++] = id;
 }
 
-/* A token that ends or opens a turn is a control token even where a converter called it user-defined: otherwise
- * anybody's text could spell it. */
+/* A token that structures prompts is a control token even where a converter called it user-defined: otherwise anybody's
+ * text could spell it. */
 static void guard(kg_tokenizer *tokenizer, int32_t id)
 {
   if (id >= 0 && tokenizer->vocab.types[id] == KG_TOKEN_USER_DEFINED) tokenizer->vocab.types[id] = KG_TOKEN_CONTROL;
@@ -118,69 +118,81 @@ static int read_special_ids(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_err
   return KG_OK;
 }
 
-/* Texts that models use to open and to end turns. */
-typedef struct turn_marker {
+/* Texts that models use for structure: the ends of answers, then the openers of turns and the parts of
+ * fill-in-the-middle prompts. */
+typedef struct marker {
   const char *text;
   bool is_end;
-} turn_marker;
+} marker;
 
-static const turn_marker turn_markers[] = {
-    {"<|im_end|>", true},        {"<|eot_id|>", true},      {"<|eom_id|>", true},     {"<|endoftext|>", true},
-    {"<|end_of_text|>", true},   {"<end_of_turn>", true},   {"<|end|>", true},        {"</s>", true},
-    {"<|eos|>", true},           {"[EOS]", true},           {"<EOT>", true},          {"[EOT]", true},
-    {"<|return|>", true},        {"<|call|>", true},        {"<|end_of_turn|>", true},
-    {"<end_of_utterance>", true}, {"<\xEF\xBD\x9C" "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>", true},
-    {"<|im_start|>", false},     {"<|start_header_id|>", false}, {"<|end_header_id|>", false},
-    {"<start_of_turn>", false},  {"<|start|>", false},      {"<|system|>", false},    {"<|user|>", false},
-    {"<|assistant|>", false},    {"<s>", false},            {"<|begin_of_text|>", false}};
+static const marker markers[] = {
+    {"<|im_end|>", true}, {"<|eot_id|>", true}, {"<|eom_id|>", true}, {"<|endoftext|>", true},
+    {"<|end_of_text|>", true}, {"<end_of_turn>", true}, {"<|end|>", true}, {"</s>", true}, {"<eos>", true},
+    {"<|eos|>", true}, {"[EOS]", true}, {"<EOT>", true}, {"_<EOT>", true}, {"[EOT]", true}, {"<|EOT|>", true},
+    {"<|return|>", true}, {"<|call|>", true}, {"<|calls|>", true}, {"<|flush|>", true}, {"<|end_of_turn|>", true},
+    {"<|END_OF_TURN_TOKEN|>", true}, {"<turn|>", true}, {"<end_of_utterance>", true},
+    {"<\xEF\xBD\x9C" "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>", true}, {"<|fim_pad|>", true},
+    {"<fim_pad>", true}, {"<|repo_name|>", true}, {"<|file_sep|>", true},
+    {"<|im_start|>", false}, {"<|im_sep|>", false}, {"<|start_header_id|>", false}, {"<|end_header_id|>", false},
+    {"<start_of_turn>", false}, {"<|START_OF_TURN_TOKEN|>", false}, {"<|start_of_role|>", false},
+    {"<|end_of_role|>", false}, {"<|start|>", false}, {"<|message|>", false}, {"<|channel|>", false},
+    {"<|system|>", false}, {"<|user|>", false}, {"<|assistant|>", false}, {"<s>", false},
+    {"<|begin_of_text|>", false}, {"<|startoftext|>", false}, {"<|fim_prefix|>", false}, {"<|fim_suffix|>", false},
+    {"<|fim_middle|>", false}, {"<fim_prefix>", false}, {"<fim_suffix>", false}, {"<fim_middle>", false}};
 
-static const turn_marker *marker_find(kg_string text)
+static const marker *marker_find(kg_string text)
 {
   if (text.size < 3 || (text.data[0] != '<' && text.data[0] != '[')) return NULL;
-  for (size_t i = 0; i < sizeof turn_markers / sizeof turn_markers[0]; i++)
-    if (strlen(turn_markers[i].text) == text.size && !memcmp(turn_markers[i].text, text.data, text.size))
-      return &turn_markers[i];
+  for (size_t i = 0; i < sizeof markers / sizeof markers[0]; i++)
+    if (strlen(markers[i].text) == text.size && !memcmp(markers[i].text, text.data, text.size))
+      return &markers[i];
   return NULL;
 }
 
-static void find_turn_markers(kg_tokenizer *tokenizer)
+static void find_markers(kg_tokenizer *tokenizer)
 {
   kg_vocab *vocab = &tokenizer->vocab;
   bool has_return = false, has_call = false;
   int32_t message_end = -1;
   for (int32_t id = 0; id < vocab->size; id++) {
     if (vocab->types[id] != KG_TOKEN_CONTROL && vocab->types[id] != KG_TOKEN_USER_DEFINED) continue;
-    const turn_marker *marker = marker_find(kg_vocab_piece(vocab, id));
-    if (!marker) continue;
+    const marker *m = marker_find(kg_vocab_piece(vocab, id));
+    if (!m) continue;
     guard(tokenizer, id);
-    has_return = has_return || !strcmp(marker->text, "<|return|>");
-    has_call = has_call || !strcmp(marker->text, "<|call|>");
-    if (!strcmp(marker->text, "<|end|>"))
+    has_return = has_return || !strcmp(m->text, "<|return|>");
+    has_call = has_call || !strcmp(m->text, "<|call|>");
+    if (!strcmp(m->text, "<|end|>"))
       message_end = id;
-    else if (marker->is_end)
+    else if (m->is_end)
       add_end(tokenizer, id);
   }
   /* In the Harmony format <|end|> ends one message of an answer that goes on. */
   if (!has_return || !has_call) add_end(tokenizer, message_end);
 }
 
+int kg_tokenizer_read_flag(const kg_gguf *gguf, const char *key, bool *out, kg_error *err)
+{
+  const kg_gguf_entry *entry = kg_gguf_find(gguf, key);
+  if (!entry) return KG_OK;
+  if (entry->is_array || entry->type != KG_GGUF_BOOL)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: %s is %s%s, not a bool", kg_gguf_path(gguf), key,
+                   entry->is_array ? "an array of " : "of type ", kg_gguf_type_name(entry->type));
+  *out = kg_gguf_entry_int(entry, 0) != 0;
+  return KG_OK;
+}
+
 static int read_all(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
 {
-  static const char add_bos_key[] = "tokenizer.ggml.add_bos_token";
   int rc = find_kind(tokenizer, gguf, err);
   if (rc) return rc;
   tokenizer->add_bos = tokenizer->kind->add_bos;
   if ((rc = read_pre(tokenizer, gguf, err))) return rc;
   if ((rc = kg_vocab_read(&tokenizer->vocab, gguf, tokenizer->kind->unmap, err))) return rc;
   if ((rc = read_special_ids(tokenizer, gguf, err))) return rc;
-  find_turn_markers(tokenizer);
+  find_markers(tokenizer);
   if ((rc = kg_vocab_index(&tokenizer->vocab, err))) return rc;
   if ((rc = tokenizer->kind->open(tokenizer, gguf, err))) return rc;
-  if (kg_gguf_find(gguf, add_bos_key)) {
-    int64_t add_bos;
-    if ((rc = kg_gguf_get_int(gguf, add_bos_key, 0, 1, &add_bos, err))) return rc;
-    tokenizer->add_bos = add_bos;
-  }
+  if ((rc = kg_tokenizer_read_flag(gguf, "tokenizer.ggml.add_bos_token", &tokenizer->add_bos, err))) return rc;
   tokenizer->add_bos = tokenizer->add_bos && tokenizer->bos >= 0;
   return KG_OK;
 }

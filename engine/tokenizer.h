@@ -37,7 +37,9 @@ struct kg_tokenizer {
   size_t n_ends;
 };
 
-/* For the kinds: append one id; the tokens for one byte that no piece covers (UNSUPPORTED: there are none). */
+/* For the kinds: the bool under the key; *out stays as it is where the file has none. */
+int kg_tokenizer_read_flag(const kg_gguf *gguf, const char *key, bool *out, kg_error *err);
+/* Append one id; the tokens for one byte that no piece covers (UNSUPPORTED: there are none). */
 int kg_tokens_push(kg_tokens *tokens, int32_t id, kg_error *err);
 int kg_tokenizer_push_byte(const kg_tokenizer *tokenizer, unsigned char byte, kg_tokens *out, kg_error *err);
 
