@@ -170,6 +170,14 @@ static void push_id_or_nil(lua_State *L, int32_t id)
     lua_pushnil(L);
 }
 
+static void push_pre(lua_State *L, const kg_tokenizer *tokenizer)
+{
+  if (tokenizer->pre)
+    lua_pushlstring(L, tokenizer->pre, tokenizer->pre_size);
+  else
+    lua_pushnil(L);
+}
+
 static int get(lua_State *L)
 {
   const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
@@ -186,7 +194,7 @@ static int get(lua_State *L)
   else if (!strcmp(key, "model"))
     lua_pushstring(L, tokenizer->kind->model);
   else if (!strcmp(key, "pre"))
-    lua_pushstring(L, tokenizer->pre);
+    push_pre(L, tokenizer);
   else if (!strcmp(key, "add_bos"))
     lua_pushboolean(L, tokenizer->add_bos);
   return 1; /* else the nil of the method table */

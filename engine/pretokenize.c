@@ -123,11 +123,37 @@ static size_t next_qwen2(const char *text, size_t size, size_t pos)
 
 /* ---- names ---- */
 
-/* Names that converters write; those that stand together are the same splitter under the names of several models. */
+/* Every name that converters write into files for one of these splitters: llama.cpp gave the same ids for thousands of
+ * texts under each name of a group. */
 static const kg_pretokenizer pretokenizers[] = {
     {"gpt-2", next_gpt2, false, false},
+    {"phi-2", next_gpt2, false, false},
+    {"mpt", next_gpt2, false, false},
+    {"olmo", next_gpt2, false, false},
+    {"jais", next_gpt2, false, false},
+    {"trillion", next_gpt2, false, false},
+    {"exaone4", next_gpt2, false, false},
+    {"gigachat", next_gpt2, false, false},
+    {"mellum", next_gpt2, false, false},
+    {"a.x-4.0", next_gpt2, false, false},
+    {"granite-docling", next_gpt2, false, false},
     {"qwen2", next_qwen2, false, false},
+    {"deepseek-r1-qwen", next_qwen2, false, false},
+    {"stablelm2", next_qwen2, false, false},
+    {"hunyuan", next_qwen2, false, false},
+    {"megrez", next_qwen2, false, false},
+    {"kormo", next_qwen2, false, false},
+    {"solar-open", next_qwen2, false, false},
     {"llama-bpe", next_llama_bpe, true, true},
+    {"llama3", next_llama_bpe, true, true},
+    {"llama-v3", next_llama_bpe, true, true},
+    {"falcon3", next_llama_bpe, true, true},
+    {"falcon-h1", next_llama_bpe, true, true},
+    {"pixtral", next_llama_bpe, true, true},
+    {"midm-2.0", next_llama_bpe, true, true},
+    {"lfm2", next_llama_bpe, true, true},
+    {"dbrx", next_llama_bpe, false, false},
+    {"smaug-bpe", next_llama_bpe, false, false},
 };
 
 const kg_pretokenizer *kg_pretokenizer_find(const char *name, size_t size)

@@ -61,6 +61,7 @@ static int read_pre(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
   const int rc = kg_gguf_get_string(gguf, "tokenizer.ggml.pre", &pre, err);
   if (rc) return rc;
   tokenizer->pre = kg_copy_bytes(pre.data, pre.size);
+  tokenizer->pre_size = pre.size;
   return tokenizer->pre ? KG_OK : kg_fail_memory(err, pre.size, "a name");
 }
 

@@ -30,6 +30,7 @@ struct kg_tokenizer {
   kg_vocab vocab;
   void *state;
   char *pre; /* tokenizer.ggml.pre of the file, NULL: none */
+  size_t pre_size;
   int32_t bos, eos, unknown;
   bool add_bos;
   bool space_prefix; /* encode puts a space before text that starts or follows a special token; decode takes it away */
