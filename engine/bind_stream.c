@@ -109,7 +109,7 @@ static kg_string *check_stops(lua_State *L, size_t *n)
   return stops;
 }
 
-/* core.stream(tokenizer, {stop = {...}, after = id}) -> Stream; `after`: the token before the first one, see stream.h */
+/* core.stream(tokenizer, {stop = {...}, after = id}) -> Stream; `after`: the token before the first one (stream.h) */
 static int stream_new(lua_State *L)
 {
   const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);

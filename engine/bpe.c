@@ -123,7 +123,8 @@ static int find_pre(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
   if (name) b->pre = kg_pretokenizer_find(name, tokenizer->pre_size);
   if (b->pre) return KG_OK;
   return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: tokenizer.ggml.pre %s is not supported; known: %s", kg_gguf_path(gguf),
-                 name ? kg_quote(quoted, name, tokenizer->pre_size) : "is absent, which", kg_pretokenizer_names(known, sizeof known));
+                 name ? kg_quote(quoted, name, tokenizer->pre_size) : "is absent, which",
+                 kg_pretokenizer_names(known, sizeof known));
 }
 
 static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)

@@ -14,8 +14,8 @@ typedef enum char_class { END, LETTER, NUMBER, SPACE, NEWLINE, OTHER } char_clas
 /* The property White_Space of Unicode, less CR and LF. */
 static bool is_space(uint32_t c)
 {
-  return c == ' ' || (c >= 0x09 && c <= 0x0D) || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
-         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+  return c == ' ' || (c >= 0x09 && c <= 0x0D) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 static char_class classify(uint32_t c)

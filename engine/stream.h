@@ -9,7 +9,8 @@ typedef struct kg_stream kg_stream;
 typedef enum kg_stream_reason { KG_STREAM_OPEN, KG_STREAM_STOP, KG_STREAM_END } kg_stream_reason;
 
 /* The tokenizer must outlive the stream. Stop strings are copied; they must be UTF-8 and not empty. */
-int kg_stream_new(const kg_tokenizer *tokenizer, const kg_string *stops, size_t n_stops, kg_stream **out, kg_error *err);
+int kg_stream_new(const kg_tokenizer *tokenizer, const kg_string *stops, size_t n_stops, kg_stream **out,
+                  kg_error *err);
 void kg_stream_free(kg_stream *stream);
 
 /* Say, before the first id, which token stands before it (the last of the prompt). SentencePiece writes a space before
