@@ -11,13 +11,19 @@ describe("kigo.step", function()
   local function prefix(n) return table.move(long, 1, n, 1, {}) end
   local function slice(first, last) return table.move(long, first, last, 1, {}) end
 
-  local function describe_results(device)
+  ---@param on table  options of the models
+  local function describe_results(on)
+    local function model_with(options)
+      for name, value in pairs(on) do options[name] = value end
+      return tiny.model(options)
+    end
+
     local own
-    setup(function() own = tiny.reference(long, device) end)
+    setup(function() own = tiny.reference(long, on) end)
 
     for _, chunk in ipairs { 1, 3, 64, 511, 512 } do
       it("do not depend on how the prompt is cut: chunks of " .. chunk, function()
-        local model <close> = tiny.model { device = device, chunk = chunk }
+        local model <close> = model_with { chunk = chunk }
         local seq <close> = model:sequence {}
         seq:feed(prefix(600))
         assert.equal(own[600], seq.logits:bytes())
@@ -32,7 +38,7 @@ describe("kigo.step", function()
 
     for _, size in ipairs { 1, 2, 7, 8, 9, 33, 64 } do
       it("do not depend on who shares the step: " .. size .. " sequences", function()
-        local model <close> = tiny.model { device = device, chunk = 50 }
+        local model <close> = model_with { chunk = 50 }
         local sequences, lengths, dice = {}, {}, tiny.dice(size)
         for i = 1, size do
           sequences[i] = model:sequence {}
@@ -54,7 +60,7 @@ describe("kigo.step", function()
     end
 
     it("follow a naive oracle through random feeds, forks, rewinds, steps and closes", function()
-      local judge <close> = tiny.model { device = device, chunk = 512 }
+      local judge <close> = model_with { chunk = 512 }
       local known = {} -- logits by timeline
       local function expected(ids)
         local key = table.concat(ids, " ")
@@ -65,7 +71,7 @@ describe("kigo.step", function()
         return known[key]
       end
       for seed = 1, 8 do
-        local model <close> = tiny.model { device = device, chunk = ({ 1, 3, 5, 16, 64, 512, 64, 5 })[seed],
+        local model <close> = model_with { chunk = ({ 1, 3, 5, 16, 64, 512, 64, 5 })[seed],
           pool = seed > 4 and 320 or 0 }
         local dice = tiny.dice(seed)
         local live = { { seq = model:sequence {}, ids = {} } }
@@ -132,44 +138,48 @@ describe("kigo.step", function()
   end
 
   for _, device in ipairs(tiny.devices) do
-    describe("results on " .. device, function() describe_results(device) end)
+    describe("results on " .. device.name, function() describe_results(device.options) end)
   end
 
-  describe("a real architecture", function()
-    local arch = require "kigo.arch"
-    local support = require "spec.support"
+  describe("the reference models give the same bits", function()
+    local models = require "spec.model_fixtures"
 
-    local function open(name, options)
-      local gguf <close> = assert(core.open_gguf(support.fixture("models/" .. name .. ".gguf")))
-      local plan <close> = assert(arch.build(gguf))
-      return assert(core.model(plan, options))
+    local function check(model, prompt, rows)
+      local crowd = {}
+      for i = 1, 9 do -- prompts of all lengths, then a decoding step of all but one, which reads on
+        crowd[i] = model:sequence {}
+        crowd[i]:feed(table.move(prompt, 1, 2 * i - 1, 1, {}))
+      end
+      assert.is_true(model:step(crowd))
+      for i, seq in ipairs(crowd) do
+        assert.equal(rows(2 * i - 1), seq.logits:bytes())
+        seq:feed(table.move(prompt, 2 * i, i == 4 and 2 * i + 9 or 2 * i, 1, {}))
+      end
+      crowd[10] = crowd[9]:fork {}
+      assert.is_true(model:step(crowd))
+      for i, seq in ipairs(crowd) do
+        assert.equal(rows(seq:pos()), seq.logits:bytes(), "sequence " .. i)
+        seq:close()
+      end
     end
 
-    for _, name in ipairs { "qwen2", "llama" } do
-      it("gives the reference's logits and greedy ids, shared, cut and forked: " .. name, function()
-        local facts = support.read_json(support.fixture("models/" .. name .. ".json"))
-        local wanted = support.read_f32(support.fixture("models/" .. name .. ".logits.f32"))
-        local model <close> = open(name, { device = "reference", chunk = 5 })
-        local all <close> = assert(model:logits(facts.prompt))
-        local bytes, worst = all:bytes(), 0
-        for i, value in ipairs(wanted) do
-          worst = math.max(worst, math.abs(value - string.unpack("<f", bytes, i * 4 - 3)))
-        end
-        assert.equal(#wanted * 4, #bytes)
-        assert.is_true(worst < 1e-3)
-        local seq <close> = model:sequence {}
-        local crowd <close> = model:sequence {}
-        seq:feed(facts.prompt)
-        for i, id in ipairs(facts.greedy) do
-          assert.equal(id, (seq.logits:argmax()))
-          local fork <close> = seq:fork {}
-          seq:push(id)
-          fork:push(id)
-          crowd:feed { i, i + 1, i + 2 }
-          assert.is_true(model:step { crowd, fork, seq })
-          assert.equal(seq.logits:bytes(), fork.logits:bytes())
-        end
-      end)
+    for _, device in ipairs(tiny.devices) do
+      for _, name in ipairs(models.names) do
+        it(("alone, in company and however cut: %s on %s"):format(name, device.name), function()
+          local fixture = models.get(name)
+          local all
+          for _, chunk in ipairs { 512, 1, 3, 7, 16 } do
+            local options = { chunk = chunk }
+            for k, v in pairs(device.options) do options[k] = v end
+            local model <close> = models.open(fixture.path, options)
+            local logits <close> = assert(model:logits(fixture.prompt))
+            all = all or logits:bytes()
+            assert.is_true(all == logits:bytes(), "chunks of " .. chunk)
+            local size = model.vocab_size * 4
+            check(model, fixture.prompt, function(pos) return all:sub((pos - 1) * size + 1, pos * size) end)
+          end
+        end)
+      end
     end
   end)
 

@@ -136,15 +136,19 @@ function tiny.oracle(model, ids)
   return rows
 end
 
----The backends that specs run on.
-tiny.devices = { "reference", "cpu" }
+---What bitwise results are checked on: options of models.
+tiny.devices = {
+  { name = "reference", options = { device = "reference" } },
+  { name = "cpu", options = { device = "cpu", threads = 2 } },
+  { name = "cpu with a float16 cache", options = { device = "cpu", threads = 1, kv = "f16" } },
+}
 
 ---The oracle's rows from a model of its own that takes everything in one pass.
 ---@param ids integer[]
----@param device string?
+---@param options table?
 ---@return string[]
-function tiny.reference(ids, device)
-  local model <close> = tiny.model { device = device, chunk = 1024 }
+function tiny.reference(ids, options)
+  local model <close> = tiny.model(options)
   return tiny.oracle(model, ids)
 end
 
