@@ -1,6 +1,7 @@
 /* spm.c - SentencePiece BPE (tokenizer.ggml.model "llama"): characters of the whole text, merged by score; what no
  * piece covers becomes bytes. The vocabulary writes a space as U+2581; kigo holds pieces and text with plain spaces, so
- * U+2581 in the text is a space to it, as it is to every tokenizer of this kind. */
+ * U+2581 in the text is a space to it, as it is to every tokenizer of this kind. Spaces are kept as they are:
+ * tokenizer.ggml.remove_extra_whitespaces is for unigram vocabularies, and llama.cpp ignores it for this kind too. */
 #include <math.h>
 #include <string.h>
 

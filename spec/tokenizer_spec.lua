@@ -395,6 +395,12 @@ describe("kigo.tokenizer", function()
       assert.equal(" a", tokenizer:decode { SPACE_A })
     end)
 
+    it("keeps spaces whatever remove_extra_whitespaces says", function()
+      local tokenizer <close> = make(vocabulary.spm { pieces = pieces, entries = {
+        { "tokenizer.ggml.remove_extra_whitespaces", "bool", 1 } } })
+      assert.equal("  a  b ", tokenizer:decode(tokenizer:encode "  a  b "))
+    end)
+
     it("never makes control or byte tokens of text", function()
       local tokenizer <close> = make(vocabulary.spm { pieces = pieces })
       for _, text in ipairs { "</s>", "<s>", "<unk>", "<0x41>" } do
