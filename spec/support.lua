@@ -26,6 +26,12 @@ local function pend(reason)
   error(reason, 0)
 end
 
+---The model that comes with the project.
+support.haiku_model = "examples/haiku-model/kigo-haiku-4m-q8_0.gguf"
+
+---The program under test.
+support.program = os.getenv "KIGO" or "./build/kigo"
+
 ---Path of reference data below shared/fixtures; marks the running spec as pending where there is none.
 ---@param name string
 ---@return string

@@ -1,1 +1,112 @@
-return { core = require "kigo.core" }
+-- kigo: a Lua-scriptable inference engine for language models.
+--
+--   local kigo = require "kigo"
+--   local model <close> = assert(kigo.load("model.gguf"))
+--   print(model:chat({ { role = "user", content = "A haiku about the moon." } }, { seed = 29 }).text)
+--
+-- The caller's mistakes raise; the world's faults (a missing file, no memory, a full context) return nil, a message
+-- and a code from kigo.err. Ids and positions are 0-based as in the file, Lua arrays 1-based.
+local core = require "kigo.core"
+local arch = require "kigo.arch"
+local check = require "kigo.check"
+local sample = require "kigo.sample"
+local template = require "kigo.template"
+require "kigo.model"    -- the scripted methods of kigo.Model
+require "kigo.sequence" -- and of kigo.Sequence
+
+---@class kigo
+---@field version string
+---@field err kigo.err
+local kigo = {
+  version = core.version,
+  err = core.err,
+  core = core,
+  template = template,
+  -- tensors, text and time
+  tensor = core.tensor,
+  zeros = core.zeros,
+  stream = core.stream,
+  now = core.now,
+  -- samplers
+  chain = sample.chain,
+  greedy = sample.greedy,
+  temp = sample.temp,
+  top_k = sample.top_k,
+  top_p = sample.top_p,
+  min_p = sample.min_p,
+  typical = sample.typical,
+  penalties = sample.penalties,
+  bias = sample.bias,
+  dist = sample.dist,
+}
+
+---@class kigo.load.Options
+---@field device? string     "auto" (default), "cpu" or "reference"
+---@field variant? string    instruction set of the CPU backend; the best one by default
+---@field threads? integer   default: one per available core
+---@field ctx? integer       positions a sequence may hold; default: what the file says, at most 4096
+---@field pool? integer      positions that all sequences may hold together; default: no limit but memory
+---@field chunk? integer     most rows per forward pass
+---@field kv? string         type of the key/value cache: "f32", "f16" or "auto"
+---@field tokenizer? boolean false: load without one (model.tokenizer is nil), for work on ids alone
+---@field progress? fun(what: string, done: integer, total: integer): boolean?  called while loading; true cancels
+local load_options = {
+  device = "string", variant = "string", threads = "integer", ctx = "integer", pool = "integer", chunk = "integer",
+  kv = "string", tokenizer = "boolean", progress = "function",
+}
+
+---A message that names its file, once.
+local function naming(path, message)
+  if message:find(path, 1, true) then return message end
+  return path .. ": " .. message
+end
+
+---The tokenizer the file describes; false where it describes none or none is wanted.
+local function open_tokenizer(gguf, wanted)
+  if wanted == false or gguf:get "tokenizer.ggml.model" == nil then return false end
+  return core.tokenizer(gguf)
+end
+
+---Load a model: open the file, build the plan of its architecture, compile the plan for a device.
+---The model has the fields `path`, `gguf` and, where the file describes one, `tokenizer`.
+---@param path string          a GGUF file, or the first file of a split one
+---@param options? kigo.load.Options
+---@return kigo.Model? model   a to-be-closed handle
+---@return string? message     names the file
+---@return integer? code       one of kigo.err
+function kigo.load(path, options)
+  if type(path) ~= "string" then error("path: string expected, got " .. type(path), 2) end
+  options = check.options(options, load_options)
+  local gguf, message, code = core.open_gguf(path)
+  if not gguf then return nil, naming(path, message), code end
+  local plan, tokenizer, model
+  plan, message, code = arch.build(gguf)
+  if plan then
+    tokenizer, message, code = open_tokenizer(gguf, options.tokenizer)
+  end
+  if tokenizer ~= nil then
+    local compile = check.pick(options, load_options)
+    compile.tokenizer = nil
+    model, message, code = core.model(plan, compile)
+  end
+  if not model then
+    if plan then plan:close() end
+    gguf:close()
+    return nil, naming(path, message), code
+  end
+  model.path, model.gguf, model.tokenizer = path, gguf, tokenizer or nil
+  return model
+end
+
+---Open a model file to look into it: metadata and tensors, no weights loaded.
+---@param path string
+---@return kigo.Gguf? gguf   a to-be-closed handle
+---@return string? message
+---@return integer? code
+function kigo.open_gguf(path)
+  local gguf, message, code = core.open_gguf(path)
+  if not gguf then return nil, naming(path, message), code end
+  return gguf
+end
+
+return kigo

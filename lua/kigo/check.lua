@@ -1,0 +1,60 @@
+-- check.lua - option tables: a misspelt name or a wrong type is the caller's mistake and raises.
+local check = {}
+
+local function type_matches(value, wanted)
+  if wanted == "any" or type(value) == wanted then return true end
+  if wanted == "integer" then return math.type(value) == "integer" end
+  if wanted == "callable" then
+    local meta = getmetatable(value)
+    return type(value) == "function" or (type(meta) == "table" and meta.__call ~= nil)
+  end
+  return false
+end
+
+local function matches(value, wanted)
+  for one in wanted:gmatch "[^|]+" do
+    if type_matches(value, one) then return true end
+  end
+  return false
+end
+
+local function known_names(known)
+  local names = {}
+  for name in pairs(known) do names[#names + 1] = name end
+  table.sort(names)
+  return table.concat(names, ", ")
+end
+
+---Raise unless `options` is nil or a table whose every key is known and whose every value has one of the types.
+---@param options table?
+---@param known table<string, string>  name -> "integer", "number", "string", "boolean", "table", "callable", "any", or
+---several with "|" between them
+---@param level integer?  stack level of the function to blame; 2 is the caller of the caller, as in `error`
+---@return table options  the table itself, or an empty one
+function check.options(options, known, level)
+  level = (level or 2) + 1
+  if options == nil then return {} end
+  if type(options) ~= "table" then error("options: table expected, got " .. type(options), level) end
+  for name, value in pairs(options) do
+    local wanted = known[name]
+    if not wanted then
+      error(("unknown option %q; the options are %s"):format(tostring(name), known_names(known)), level)
+    end
+    if not matches(value, wanted) then
+      error(("option %s: %s expected, got %s"):format(name, wanted:gsub("|", " or "), type(value)), level)
+    end
+  end
+  return options
+end
+
+---The options of `from` whose names are in `known`, as a new table.
+---@param from table
+---@param known table<string, any>
+---@return table
+function check.pick(from, known)
+  local picked = {}
+  for name in pairs(known) do picked[name] = from[name] end
+  return picked
+end
+
+return check

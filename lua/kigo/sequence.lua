@@ -1,0 +1,228 @@
+-- The scripted half of kigo.Sequence: feeding text and templates, and generation on top of feed, step and push.
+-- State has one home, C; this file adds methods to the class that engine/bind_sequence.c makes.
+local core = require "kigo.core"
+local check = require "kigo.check"
+local sample = require "kigo.sample"
+
+---@class kigo.Sequence
+local Sequence = core.classes.Sequence
+
+local feed_ids = Sequence.feed
+
+---A token id list, as opposed to a list of segments.
+local function is_ids(input) return type(input) == "table" and (#input == 0 or type(input[1]) == "number") end
+
+---The model's tokenizer, or an error of the caller's caller.
+local function need_tokenizer(model, level)
+  return model.tokenizer or error("the model was loaded without a tokenizer; work with token ids", (level or 2) + 1)
+end
+
+---Append tokens, text or the segments of a template to the timeline; nothing is computed until a step. Text that
+---opens a timeline gets the tokens that the model's file asks for there (BOS); segments and ids are taken as they are.
+---On failure the sequence stays at its position.
+---@param input integer[]|string|kigo.Segment[]
+---@return integer? pos       position after the last token
+---@return string? message
+---@return integer? code      kigo.err.FULL when the context cannot hold them
+function Sequence:feed(input)
+  if is_ids(input) then return feed_ids(self, input) end
+  if type(input) ~= "string" and type(input) ~= "table" then
+    error("feed: ids, text or segments expected, got " .. type(input), 2)
+  end
+  local bos = type(input) == "string" and self:pos() == 0
+  local ids, message, code = need_tokenizer(self.model):encode(input, { bos = bos })
+  if not ids then return nil, message, code end
+  return feed_ids(self, ids)
+end
+
+-- ---- sampling options ----
+
+-- Filters of kigo.SampleOptions (lua/kigo/sample.lua), whose names generate and chat take too.
+local FILTERS = { top_k = "integer", top_p = "number", min_p = "number", typical = "number" }
+
+local sample_options = {
+  sample = "callable", temp = "number", repeat_penalty = "number", repeat_last = "integer",
+  frequency_penalty = "number", presence_penalty = "number", bias = "table",
+}
+for name, wanted in pairs(FILTERS) do sample_options[name] = wanted end
+
+local DEFAULT_TEMP, DEFAULT_MIN_P = 0.8, 0.05
+
+---The sampler that the options describe.
+---@return kigo.Sampler
+---@return boolean made  for this call alone
+local function sampler(options)
+  if options.sample then return options.sample, false end
+  local stages = check.pick(options, sample_options)
+  stages.temp = stages.temp or DEFAULT_TEMP
+  if next(check.pick(options, FILTERS)) == nil then stages.min_p = DEFAULT_MIN_P end
+  return sample.from_options(stages), true
+end
+
+-- ---- generation ----
+
+---@class kigo.GenerateOptions: kigo.SampleOptions  temp is 0.8 and, when no filter is named, min_p is 0.05
+---@field sample? kigo.Sampler     a chain or any function (logits, seq) -> id, instead of the others
+---@field max? integer            most tokens to sample; default: what the context still holds
+---@field stop? string|string[]   texts that end the answer; they are not part of it
+---@field logprobs? boolean       also report the log-probability of every sampled token
+---@field on_text? fun(text: string, id: integer?): boolean?  called after every token with the text that may be shown
+---now (maybe ""), and with what was held back at the end (id is nil); false ends the answer
+local generate_options = {
+  max = "integer", stop = "string|table", logprobs = "boolean", on_text = "callable",
+}
+for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
+
+---@class kigo.Generated
+---@field text string
+---@field ids integer[]           the tokens of the answer, without the one that ended it; all on the timeline
+---@field reason "stop"|"end"|"length"|"cancelled"
+---@field n_tokens integer        #ids
+---@field end_id integer?         the token that ended the answer, when reason is "end"; not on the timeline
+---@field logprobs number[]?      of the ids, and of end_id when there is one
+---@field mean_logprob number?
+
+---One answer in the making. `next` samples a token; `result` is what generate returns.
+---@class kigo.Generation
+---@field result kigo.Generated
+local Generation = {}
+Generation.__index = Generation
+
+function Generation:__close()
+  self.out:close()
+  if self.made_pick then self.pick:close() end
+end
+
+local function with_traceback(value) return debug.traceback(tostring(value), 2) end
+
+---Call a function of the user's: its error reaches our caller with a traceback. The sequence is at its last token.
+local function call(f, ...)
+  local results = table.pack(xpcall(f, with_traceback, ...))
+  if not results[1] then error(results[2], 0) end
+  return table.unpack(results, 2, results.n)
+end
+
+---Start an answer; nil, message, code when the context cannot hold what is asked for.
+---@param seq kigo.Sequence
+---@param options kigo.GenerateOptions
+local function start(seq, options)
+  local model = seq.model
+  local room = model.context - seq:pos()
+  if options.max and options.max < 1 then error(("max: %d is not positive"):format(options.max), 3) end
+  if options.max and options.max > room then
+    return nil, ("%d tokens there and %d more (max) do not fit into the context of %d; ask for fewer, or load the "
+      .. "model with a larger ctx"):format(seq:pos(), options.max, model.context), core.err.FULL
+  end
+  if room < 1 then
+    return nil, ("the context of %d tokens is full"):format(model.context), core.err.FULL
+  end
+  local stop = options.stop
+  if type(stop) == "string" then stop = { stop } end
+  local timeline = seq:tokens()
+  local out = assert(core.stream(need_tokenizer(model, 3), { stop = stop, after = timeline[#timeline] }))
+  local pick, made_pick = sampler(options)
+  return setmetatable({
+    seq = seq, pick = pick, made_pick = made_pick, max = options.max or room, size = model.vocab_size, out = out,
+    result = { text = "", ids = {}, n_tokens = 0, logprobs = options.logprobs and {} or nil },
+  }, Generation)
+end
+
+---Sample an id; an invalid one is the sampler's mistake and raises with the value.
+function Generation:_sample()
+  local done, message, code = self.seq:step()
+  if not done then return nil, message, code end
+  local logits = self.seq.logits
+  local log_probs = self.result.logprobs and logits:log_softmax() -- before the sampler, which may work in place
+  local id
+  id, message, code = call(self.pick, logits, self.seq)
+  if id == nil and math.type(code) == "integer" then return nil, message, code end
+  if math.type(id) ~= "integer" or id < 0 or id >= self.size then
+    error(("the sampler returned %s, which is not a token id from 0 to %d")
+      :format(type(id) == "string" and ("%q"):format(id) or tostring(id), self.size - 1), 0)
+  end
+  if log_probs then table.insert(self.result.logprobs, log_probs[id]) end
+  return id
+end
+
+---End the answer and let go of what the stream held back.
+function Generation:_finish(reason)
+  self.reason = reason
+  local held = self.out:finish()
+  local result = self.result
+  result.reason, result.text, result.n_tokens = reason, self.out.text, #result.ids
+  if result.logprobs then
+    local sum = 0
+    for _, value in ipairs(result.logprobs) do sum = sum + value end
+    result.mean_logprob = #result.logprobs > 0 and sum / #result.logprobs or 0
+  end
+  return held
+end
+
+---The next token: the text that may be shown now and its id; at the end the text that was held back and no id.
+---nil when the answer is complete (`reason` is set), or nil, message, code when the engine failed.
+---@return string? text
+---@return integer|string|nil id
+---@return integer? code
+function Generation:next()
+  if self.reason then return nil end
+  local ids = self.result.ids
+  if #ids >= self.max then return self:_finish "length" end
+  local id, message, code = self:_sample()
+  if not id then return nil, message, code end
+  local text = self.out:add(id)
+  if self.out.reason == "end" then
+    self.result.end_id = id
+    return text .. self:_finish "end"
+  end
+  local pushed
+  pushed, message, code = self.seq:push(id)
+  if not pushed then return nil, message, code end
+  ids[#ids + 1] = id
+  if self.out.stopped then
+    self:_finish "stop"
+  end
+  return text, id
+end
+
+---Sample an answer onto the timeline. Every token of it is on the timeline, the end token is not.
+---An error in the sampler or in on_text reaches the caller with a traceback; the sequence stays usable.
+---@param options? kigo.GenerateOptions
+---@return kigo.Generated?
+---@return string? message
+---@return integer? code   kigo.err.FULL, before anything is sampled, when the tokens there and max exceed the context
+function Sequence:generate(options)
+  options = check.options(options, generate_options)
+  local generation <close>, message, code = start(self, options)
+  if not generation then return nil, message, code end
+  repeat
+    local text, id, fault = generation:next()
+    if fault then return nil, id, fault end
+    if text and options.on_text and call(options.on_text, text, id) == false and not generation.reason then
+      generation:_finish "cancelled"
+    end
+  until generation.reason
+  return generation.result
+end
+
+---The same, a token at a time: `for i, text, id in seq:stream { max = 64 } do`. Text may be "" while the stream holds
+---bytes back; the last round may bring held text without an id. A failure of the engine raises here.
+---@param options? kigo.GenerateOptions
+---@return fun(): integer?, string?, integer?
+---@return nil
+---@return nil
+---@return kigo.Generation  closed when the loop is left
+function Sequence:stream(options)
+  options = check.options(options, generate_options)
+  local generation, message = start(self, options)
+  if not generation then error(message, 2) end
+  local i = 0
+  return function()
+    local text, id, code = generation:next()
+    if code then error(id, 2) end
+    if not text then return nil end
+    i = i + 1
+    return i, text, id
+  end, nil, nil, generation
+end
+
+return { class = Sequence, generate_options = generate_options }

@@ -1,0 +1,356 @@
+describe("kigo.generate", function()
+  local kigo = require "kigo"
+  local support = require "spec.support"
+
+  local STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, "
+    .. "she saw a big, red ball. She wanted to play with it, but it was too high."
+
+  local function stories(ctx)
+    return assert(kigo.load(support.fixture "models/stories260K.gguf", { ctx = ctx, threads = 1 }))
+  end
+
+  ---A sequence of the model with BOS on it.
+  local function begin(model, seed)
+    local seq = assert(model:sequence { seed = seed or 1 })
+    assert(seq:feed { model.tokenizer.bos })
+    return seq
+  end
+
+  local model
+  setup(function() model = support.shared and stories(256) end)
+  teardown(function() if model then model:close() end end)
+  before_each(function() if not model then pending "../shared/fixtures is not here" end end)
+
+  describe("seq:feed", function()
+    it("takes ids, text and segments", function()
+      local seq <close> = assert(model:sequence {})
+      assert.equal(3, seq:feed { 1, 5, 6 })
+      local pos = seq:feed "once upon"
+      assert.is_true(pos > 3)
+      assert.is_true(seq:feed { { text = "a time" } } > pos)
+      assert.has_error(function() seq:feed(nil) end)
+      assert.has_error(function() seq:feed(5) end)
+      assert.has_error(function() seq:feed { model.vocab_size } end)
+    end)
+
+    it("puts BOS before text at the start only", function()
+      local seq <close> = assert(model:sequence {})
+      seq:feed "Once"
+      assert.equal(model.tokenizer.bos, seq:tokens()[1])
+      local n = seq:pos()
+      seq:feed "Once"
+      assert.not_equal(model.tokenizer.bos, seq:tokens()[n + 1])
+    end)
+  end)
+
+  describe("seq:generate", function()
+    it("gives the published text, greedy from BOS", function()
+      local seq <close> = begin(model)
+      local result = assert(seq:generate { temp = 0, max = 90 })
+      assert.equal(STORY, result.text:sub(1, #STORY))
+      assert.equal("length", result.reason)
+      assert.equal(90, result.n_tokens)
+      assert.equal(91, seq:pos())
+      assert.same(result.ids, table.move(seq:tokens(), 2, 91, 1, {}))
+      assert.equal(result.text, model.tokenizer:decode(result.ids))
+    end)
+
+    it("gives the same text from the same seed, another from another", function()
+      local function sample(seed)
+        local seq <close> = begin(model, seed)
+        return seq:generate({ temp = 1, top_p = 0.95, max = 40 }).text
+      end
+      assert.equal(sample(7), sample(7))
+      assert.not_equal(sample(7), sample(8))
+    end)
+
+    it("ends before a stop string and shows what it shows piece by piece", function()
+      local seq <close> = begin(model)
+      local shown = {}
+      local result = seq:generate { temp = 0, max = 90, stop = { "Lily", "nothing like it" },
+        on_text = function(text) shown[#shown + 1] = text end }
+      assert.equal("stop", result.reason)
+      assert.equal("Once upon a time, there was a little girl named ", result.text)
+      assert.equal(result.text, table.concat(shown))
+      assert.same(result.text, (begin(model)):generate({ temp = 0, max = 90, stop = "Lily" }).text)
+    end)
+
+    it("ends at the model's end token, which stays off the timeline", function()
+      local seq <close> = begin(model)
+      local n = 0
+      local result = seq:generate { max = 50, sample = function(logits)
+        n = n + 1
+        return n > 3 and model.tokenizer.eos or (logits:argmax())
+      end }
+      assert.equal("end", result.reason)
+      assert.equal(model.tokenizer.eos, result.end_id)
+      assert.equal(3, result.n_tokens)
+      assert.equal(4, seq:pos())
+    end)
+
+    it("can be ended by on_text", function()
+      local seq <close> = begin(model)
+      local n = 0
+      local result = seq:generate { temp = 0, max = 50, on_text = function()
+        n = n + 1
+        return n < 5
+      end }
+      assert.equal("cancelled", result.reason)
+      assert.equal(5, result.n_tokens)
+    end)
+
+    it("reports log-probabilities", function()
+      local seq <close> = begin(model)
+      local result = seq:generate { temp = 0, max = 8, logprobs = true }
+      assert.equal(8, #result.logprobs)
+      local sum = 0
+      for i, id in ipairs(result.ids) do
+        local fresh <close> = assert(model:sequence {})
+        fresh:feed(table.move(seq:tokens(), 1, i, 1, {}))
+        local expected = fresh.logits:log_softmax()[id]
+        assert.near(expected, result.logprobs[i], 1e-4)
+        sum = sum + expected
+      end
+      assert.near(sum / 8, result.mean_logprob, 1e-4)
+    end)
+
+    it("reports the log-probabilities of the model, whatever the sampler does to the logits", function()
+      local one <close> = begin(model)
+      local result = one:generate { max = 5, logprobs = true, sample = function(logits)
+        return (logits:mul_(0.1):argmax())
+      end }
+      local other <close> = begin(model)
+      local plain = other:generate { temp = 0, max = 5, logprobs = true }
+      assert.same(plain.ids, result.ids)
+      assert.same(plain.logprobs, result.logprobs)
+    end)
+
+    it("takes a chain as sampler", function()
+      local seq <close> = begin(model)
+      local pick = kigo.chain { kigo.top_k(1), kigo.dist() }
+      assert.equal(STORY:sub(1, 40), seq:generate({ sample = pick, max = 60 }).text:sub(1, 40))
+    end)
+
+    it("passes a sampler's error on with a traceback and leaves the sequence usable", function()
+      local seq <close> = begin(model)
+      local n = 0
+      local function clumsy(logits)
+        n = n + 1
+        if n == 4 then error "the sampler fell over" end
+        return (logits:argmax())
+      end
+      local done, message = pcall(seq.generate, seq, { sample = clumsy, max = 20 })
+      assert.is_false(done)
+      assert.truthy(message:find("the sampler fell over", 1, true))
+      assert.truthy(message:find("stack traceback", 1, true))
+      assert.truthy(message:find("generate_spec", 1, true))
+      assert.equal(4, seq:pos())
+      local rest = seq:generate { temp = 0, max = 87 }
+      local whole <close> = begin(model)
+      whole:generate { temp = 0, max = 90 }
+      assert.same(whole:tokens(), seq:tokens())
+      assert.equal(87, rest.n_tokens)
+    end)
+
+    it("passes an error of on_text on in the same way", function()
+      local seq <close> = begin(model)
+      local done, message = pcall(seq.generate, seq, { temp = 0, max = 5, on_text = function() error "no paper" end })
+      assert.is_false(done)
+      assert.truthy(message:find("no paper", 1, true))
+      assert.equal(2, seq:pos())
+    end)
+
+    for what, value in pairs {
+      ["nil"] = false, ["-1"] = -1, ["512"] = 512, ["1.5"] = 1.5, ['"Lily"'] = "Lily",
+      ["9223372036854775807"] = math.maxinteger,
+    } do
+      it("names what a sampler returned instead of an id: " .. what, function()
+        local seq <close> = begin(model)
+        local done, message = pcall(seq.generate, seq, { max = 5, sample = function() return value or nil end })
+        assert.is_false(done)
+        assert.truthy(message:find(what, 1, true), message)
+        assert.equal(1, seq:pos())
+      end)
+    end
+
+    it("hands on the fault of a chain that a sampler calls", function()
+      local seq <close> = begin(model)
+      local result, message, code = seq:generate { max = 5, sample = function()
+        return nil, "nothing left", kigo.err.NUMERIC
+      end }
+      assert.is_nil(result)
+      assert.equal("nothing left", message)
+      assert.equal(kigo.err.NUMERIC, code)
+    end)
+
+    it("says up front that an answer cannot fit, with both counts", function()
+      local small <close> = stories(32)
+      local seq <close> = begin(small)
+      local result, message, code = seq:generate { temp = 0, max = 32 }
+      assert.is_nil(result)
+      assert.equal(kigo.err.FULL, code)
+      assert.truthy(message:find "1 tokens" and message:find "32")
+      assert.equal(1, seq:pos())
+      assert.equal(31, seq:generate({ temp = 0, max = 31 }).n_tokens)
+      assert.equal(kigo.err.FULL, (select(3, seq:generate { temp = 0 })))
+      assert.equal(kigo.err.FULL, (select(3, seq:generate { temp = 0, max = 1 })))
+    end)
+
+    it("fills the context when no max is given, and says that the length ended it", function()
+      local small <close> = stories(32)
+      local seq <close> = begin(small)
+      local result = assert(seq:generate { temp = 0 })
+      assert.equal("length", result.reason)
+      assert.equal(32, seq:pos())
+    end)
+
+    it("raises for options that do not exist and values that make no sense", function()
+      local seq <close> = begin(model)
+      assert.error_matches(function() seq:generate { temperature = 1 } end, "temperature")
+      assert.error_matches(function() seq:generate { max = "8" } end, "max")
+      assert.has_error(function() seq:generate { max = 0 } end)
+      assert.has_error(function() seq:generate { temp = -1 } end)
+      assert.has_error(function() seq:generate { top_p = 2 } end)
+      assert.has_error(function() seq:generate { sample = 5 } end)
+      assert.has_error(function() seq:generate { stop = { "" } } end)
+      assert.equal(1, seq:pos())
+    end)
+
+    it("refuses closed sequences", function()
+      local seq = begin(model)
+      seq:close()
+      assert.has_error(function() seq:generate { max = 1 } end)
+      assert.has_error(function() seq:feed "x" end)
+      assert.has_error(function() seq:stream { max = 1 } end)
+    end)
+  end)
+
+  describe("seq:stream", function()
+    it("gives a token at a time", function()
+      local seq <close> = begin(model)
+      local text, count = "", 0
+      for i, piece, id in seq:stream { temp = 0, max = 30 } do
+        text, count = text .. piece, i
+        assert.is_true(id == nil or math.type(id) == "integer")
+      end
+      assert.is_true(count >= 30)
+      local other <close> = begin(model)
+      assert.equal(other:generate({ temp = 0, max = 30 }).text, text)
+    end)
+
+    it("may be left at any token", function()
+      local seq <close> = begin(model)
+      for i in seq:stream { temp = 0, max = 30 } do
+        if i == 3 then break end
+      end
+      assert.equal(4, seq:pos())
+    end)
+
+    it("raises when the answer cannot fit", function()
+      local seq <close> = begin(model)
+      assert.has_error(function() seq:stream { max = 1000 } end)
+    end)
+  end)
+
+  describe("transactions", function()
+    it("repeat an answer after a rewind, and part after a fork with another seed", function()
+      local seq <close> = begin(model, 3)
+      local mark = seq:mark()
+      local first = seq:generate({ temp = 1, max = 20 }).ids
+      seq:rewind(mark)
+      assert.same(first, seq:generate({ temp = 1, max = 20 }).ids)
+      seq:rewind(mark)
+      local branch <close> = assert(seq:fork { seed = 4 })
+      assert.not_same(first, branch:generate({ temp = 1, max = 20 }).ids)
+    end)
+  end)
+
+  describe("model:chat and conversations", function()
+    local QUESTION = 'Write a haiku about the autumn moon that includes the word "twenty-nine".'
+    local poet
+    setup(function() poet = assert(kigo.load(support.haiku_model, { ctx = 256, threads = 1 })) end)
+    teardown(function() poet:close() end)
+
+    it("answers with text, ids and stats", function()
+      local reference = support.read_json(support.fixture "models/haiku.json")
+      local result = assert(poet:chat({ { role = "user", content = QUESTION } }, { temp = 0 }))
+      assert.equal(reference.greedy_text, result.text)
+      assert.equal("end", result.reason)
+      assert.equal(reference.greedy[#reference.greedy], result.end_id)
+      reference.greedy[#reference.greedy] = nil
+      assert.same(reference.greedy, result.ids)
+      assert.equal(#reference.prompt, result.stats.prompt_tokens)
+      assert.equal(#result.ids, result.stats.tokens)
+    end)
+
+    it("refuses a model without a chat template, and raises for unknown options", function()
+      local messages = { { role = "user", content = "hi" } }
+      assert.equal(kigo.err.UNSUPPORTED, (select(3, model:chat(messages))))
+      assert.equal(kigo.err.UNSUPPORTED, (select(3, model:conversation())))
+      assert.equal(kigo.err.UNSUPPORTED, (select(3, model:template "chatml")))
+      assert.error_matches(function() poet:chat(messages, { tempo = 1 }) end, "tempo")
+      assert.has_error(function() poet:chat "hi" end)
+    end)
+
+    it("keeps what was said, by the ids that were sampled", function()
+      local chat <close> = assert(poet:conversation { temp = 0.8, seed = 5 })
+      local first = assert(chat:say(QUESTION))
+      local before = chat.seq:tokens()
+      local evaluated = poet:stats().n_tokens_evaluated
+      local second = assert(chat:say "Write a haiku.")
+      local after = chat.seq:tokens()
+      assert.same(before, table.move(after, 1, #before, 1, {}))
+      assert.is_true(poet:stats().n_tokens_evaluated - evaluated <= #after - #before + 1)
+      -- The timeline is what a template would have made of the whole conversation.
+      local tokenizer = poet.tokenizer
+      local text = tokenizer:decode(after, { control = true })
+      local whole = "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n%s<|im_end|>\n"
+        .. "<|im_start|>user\nWrite a haiku.<|im_end|>\n<|im_start|>assistant\n%s"
+      assert.equal(whole:format(QUESTION, first.text, second.text), text)
+    end)
+
+    it("starts over after a reset, with its system message", function()
+      local chat <close> = assert(poet:conversation { temp = 0, system = "You are a haiku poet." })
+      local first = chat:say(QUESTION)
+      chat:say "Write a haiku."
+      assert(chat:reset())
+      assert.equal(0, chat.seq:pos())
+      assert.equal(first.text, chat:say(QUESTION).text)
+      assert.truthy(poet.tokenizer:decode(chat.seq:tokens()):find("You are a haiku poet.", 1, true))
+    end)
+
+    it("stays as it was when the context cannot hold a turn", function()
+      local chat <close> = assert(poet:conversation { temp = 0 })
+      assert(chat:say(QUESTION))
+      local before = chat.seq:tokens()
+      local result, _, code = chat:say(("long "):rep(300))
+      assert.is_nil(result)
+      assert.equal(kigo.err.FULL, code)
+      assert.same(before, chat.seq:tokens())
+      assert(chat:say "Write a haiku.")
+    end)
+
+    it("stays as it was when reading the prompt is cancelled", function()
+      local chat <close> = assert(poet:conversation { temp = 0 })
+      poet:set_progress(function() return true end)
+      local result, _, code = chat:say(("words "):rep(60))
+      poet:set_progress(nil)
+      assert.is_nil(result)
+      assert.equal(kigo.err.CANCELLED, code)
+      assert.equal(0, chat.seq:pos())
+      assert(chat:say(QUESTION))
+    end)
+
+    it("goes on after an answer that was cut", function()
+      local chat <close> = assert(poet:conversation { temp = 0 })
+      assert.equal("length", chat:say(QUESTION, { max = 4 }).reason)
+      assert(chat:say("Write a haiku.", { max = 4 }))
+    end)
+
+    it("refuses a closed conversation", function()
+      local chat = assert(poet:conversation {})
+      chat:close()
+      assert.has_error(function() chat:say "hi" end)
+    end)
+  end)
+end)

@@ -1,0 +1,96 @@
+describe("kigo.load", function()
+  local kigo = require "kigo"
+  local support = require "spec.support"
+
+  local function refused(path, options)
+    local model, message, code = kigo.load(path, options)
+    assert.is_nil(model)
+    assert.is_string(message)
+    assert.truthy(message:find(path, 1, true), message)
+    return code, message
+  end
+
+  ---Load bytes from a temporary file; the code of the refusal.
+  local function refused_bytes(bytes)
+    local path = support.temporary(bytes)
+    local code, message = refused(path)
+    os.remove(path)
+    return code, message
+  end
+
+  it("loads a model with its tokenizer and file", function()
+    local path = support.fixture "models/stories260K.gguf"
+    local model <close> = assert(kigo.load(path, { device = "reference", ctx = 64 }))
+    assert.equal(path, model.path)
+    assert.equal("llama", model.gguf:get "general.architecture")
+    assert.equal(512, model.tokenizer.size)
+    assert.equal(64, model.context)
+  end)
+
+  it("leaves the tokenizer out when asked", function()
+    local model <close> = assert(kigo.load(support.fixture "models/stories260K.gguf", { tokenizer = false }))
+    assert.is_nil(model.tokenizer)
+    local seq <close> = assert(model:sequence {})
+    assert.has_error(function() seq:feed "text" end)
+    assert.has_error(function() seq:generate() end)
+    assert.equal(2, seq:feed { 1, 2 })
+  end)
+
+  it("reports the progress of loading, and can be cancelled by it", function()
+    local last
+    local model <close> = assert(kigo.load(support.haiku_model, { progress = function(what, done, total)
+      last = { what, done, total }
+    end }))
+    assert.truthy(model)
+    assert.equal("load", last[1])
+    assert.equal(last[3], last[2])
+    local code = refused(support.haiku_model, { progress = function() return true end })
+    assert.equal(kigo.err.CANCELLED, code)
+  end)
+
+  it("refuses files that are no models", function()
+    assert.equal(kigo.err.IO, refused "/nonexistent/model.gguf")
+    assert.equal(kigo.err.FORMAT, refused_bytes "")
+    assert.equal(kigo.err.FORMAT, refused_bytes "GG")
+    assert.equal(kigo.err.FORMAT, refused_bytes(("not a model"):rep(100)))
+    local whole = support.read(support.fixture "models/stories260K.gguf")
+    assert.equal(kigo.err.FORMAT, refused_bytes(whole:sub(1, 5000)))
+    assert.equal(kigo.err.FORMAT, refused_bytes(whole:sub(1, -2)))
+    assert.truthy(refused_bytes("FUGG" .. whole:sub(5)))
+  end)
+
+  it("refuses a folder", function()
+    assert.is_true(refused "/tmp" < 0)
+  end)
+
+  it("names the known architectures when it meets another one", function()
+    local whole = support.read(support.fixture "models/stories260K.gguf")
+    local at = assert(whole:find("llama", 1, true)) -- the value of general.architecture comes first
+    local code, message = refused_bytes(whole:sub(1, at - 1) .. "lamma" .. whole:sub(at + 5))
+    assert.equal(kigo.err.UNSUPPORTED, code)
+    assert.truthy(message:find("lamma", 1, true))
+    assert.truthy(message:find("qwen2", 1, true))
+  end)
+
+  it("raises for the caller's mistakes", function()
+    local path = support.fixture "models/stories260K.gguf"
+    assert.has_error(function() kigo.load() end)
+    assert.error_matches(function() kigo.load(path, { contxt = 5 }) end, "contxt")
+    assert.error_matches(function() kigo.load(path, { ctx = "5" }) end, "ctx")
+    assert.error_matches(function() kigo.load(path, { ctx = 5.5 }) end, "ctx")
+    assert.has_error(function() kigo.load(path, 5) end)
+  end)
+
+  it("refuses a device that is not here", function()
+    assert.equal(kigo.err.UNSUPPORTED, refused(support.fixture "models/stories260K.gguf", { device = "abacus" }))
+  end)
+
+  it("gives a model that is of no use after it is closed", function()
+    local model = assert(kigo.load(support.haiku_model))
+    model:close()
+    model:close()
+    assert.has_error(function() model:sequence {} end)
+    assert.has_error(function() model:chat { { role = "user", content = "x" } } end)
+    assert.truthy(tostring(model):find "closed")
+  end)
+end)
