@@ -1,0 +1,196 @@
+-- bench.lua - how fast a model runs here, beside what the memory of this machine allows.
+local core = require "kigo.core"
+local check = require "kigo.check"
+local kigo = require "kigo"
+
+local bench = {}
+
+---@class kigo.bench.Options
+---@field prompt_tokens? integer  tokens of the prefill, default 512
+---@field tokens? integer         tokens of the decode, default 128
+---@field repeats? integer        every figure is the median of so many runs, default 5
+---@field load kigo.load.Options? how to load the model
+local known = { prompt_tokens = "integer", tokens = "integer", repeats = "integer", load = "table" }
+
+local BANDWIDTH_MB = 512 -- read per measurement: far more than any cache holds
+
+local function median(values)
+  table.sort(values)
+  local n = #values
+  return n % 2 == 1 and values[n // 2 + 1] or (values[n // 2] + values[n // 2 + 1]) / 2
+end
+
+---Token ids without meaning, the same ones every time.
+local function some_ids(n, vocab_size)
+  local ids = {}
+  for i = 1, n do ids[i] = math.floor(core.uniform(1, i, 0) * vocab_size) end
+  return ids
+end
+
+---A 64-bit hash of a tensor's bytes (FNV-1a over words): two runs that differ in one bit differ here.
+---@param bytes string
+---@return string
+function bench.hash(bytes)
+  local h, prime = 0xcbf29ce484222325, 0x100000001b3
+  for at = 1, #bytes - 7, 8 do h = (h ~ string.unpack("<i8", bytes, at)) * prime end
+  for at = #bytes - #bytes % 8 + 1, #bytes do h = (h ~ bytes:byte(at)) * prime end
+  return ("%016x"):format(h)
+end
+
+---Peak resident memory of this process in bytes, or nil where the system does not tell.
+---@return integer?
+function bench.peak_memory()
+  local file = io.open "/proc/self/status"
+  if not file then return nil end
+  local kilobytes = file:read("a"):match "VmHWM:%s*(%d+) kB"
+  file:close()
+  return kilobytes and math.tointeger(kilobytes) * 1024
+end
+
+---Bytes of weights that one token needs: all tensors but tables of which it reads a row, and its share of the experts.
+---@param gguf kigo.Gguf
+---@return integer
+function bench.weight_bytes_per_token(gguf)
+  local arch = gguf:get "general.architecture"
+  local experts, used = gguf:get(arch .. ".expert_count"), gguf:get(arch .. ".expert_used_count")
+  local tied, bytes = not gguf:tensor "output.weight", 0
+  for _, tensor in ipairs(gguf:tensors()) do
+    local share = 1
+    if tensor.name == "position_embd.weight" or (tensor.name == "token_embd.weight" and not tied) then
+      share = 0
+    elseif tensor.name:find "_exps%." and experts and used then
+      share = used / experts
+    end
+    bytes = bytes + tensor.bytes * share
+  end
+  return math.floor(bytes)
+end
+
+---Seconds that a call takes; a failure is thrown as { message, code } for bench.measure.
+local function timed(f, ...)
+  local t0 = core.now()
+  local result, message, code = f(...)
+  if result == nil then error({ message = message, code = code }, 0) end
+  return core.now() - t0, result
+end
+
+local function measure_prefill(model, ids, repeats)
+  local seconds, hash, kv_bytes = {}, nil, nil
+  for i = 1, repeats do
+    local seq <close> = select(2, timed(model.sequence, model, { seed = 1 }))
+    timed(seq.feed, seq, ids)
+    seconds[i] = timed(seq.step, seq)
+    hash, kv_bytes = bench.hash(seq.logits:bytes()), model:stats().kv_bytes
+  end
+  return median(seconds), hash, kv_bytes
+end
+
+local function decode(seq, n)
+  for _ = 1, n do
+    local pushed, message, code = seq:push((seq.logits:argmax()))
+    if pushed then pushed, message, code = seq:step() end
+    if not pushed then return nil, message, code end
+  end
+  return true
+end
+
+local function measure_decode(model, n, repeats)
+  local seconds = {}
+  for i = 1, repeats do
+    local seq <close> = select(2, timed(model.sequence, model, { seed = 1 }))
+    timed(seq.feed, seq, some_ids(1, model.vocab_size))
+    timed(seq.step, seq)
+    seconds[i] = timed(decode, seq, n)
+  end
+  return median(seconds)
+end
+
+---Load `repeats` times; the last model stays open.
+local function measure_load(path, options, repeats)
+  local seconds, model = {}, nil
+  for i = 1, repeats do
+    if model then model:close() end
+    collectgarbage() -- the closed model's file goes with its handle
+    seconds[i], model = timed(kigo.load, path, options)
+  end
+  return median(seconds), model
+end
+
+---The figures, filled in as they are measured.
+local function run(path, options)
+  local n_prompt, n, repeats = options.prompt_tokens or 512, options.tokens or 128, options.repeats or 5
+  local load = check.pick(options.load or {}, { device = "", variant = "", threads = "", kv = "", progress = "" })
+  load.ctx = (options.load or {}).ctx or math.max(n_prompt, n + 1)
+  local load_s, opened = measure_load(path, load, repeats)
+  local model <close> = opened
+  local about = { model = path, file_bytes = model.gguf:bytes(), parameters = model.gguf:parameters(),
+    repeats = repeats, prompt_tokens = n_prompt, decode_tokens = n, load_s = load_s }
+  local prefill_s
+  prefill_s, about.logits_hash, about.kv_bytes = measure_prefill(model, some_ids(n_prompt, model.vocab_size), repeats)
+  local decode_s = measure_decode(model, n, repeats)
+  about.peak_bytes = bench.peak_memory() -- before the bandwidth's own buffer
+  local stats = model:stats()
+  about.device, about.variant, about.threads = stats.device, stats.variant, stats.n_threads
+  about.packed_bytes = stats.weight_bytes
+  about.prefill_tokens_per_s, about.decode_tokens_per_s = n_prompt / prefill_s, n / decode_s
+  about.weight_bytes_per_token = bench.weight_bytes_per_token(model.gguf)
+  about.kv_bytes_per_token = math.floor(about.kv_bytes / n_prompt * n / 2)
+  return about
+end
+
+---The memory's read bandwidth with as many threads as the model had, and the share of it that decoding reached.
+local function add_bandwidth(about)
+  local rates = {}
+  for i = 1, about.repeats do rates[i] = core.read_bandwidth(math.max(1, about.threads), BANDWIDTH_MB) end
+  about.bandwidth_bytes_per_s = median(rates)
+  local bytes = about.weight_bytes_per_token + about.kv_bytes_per_token
+  about.decode_bytes_per_s = about.decode_tokens_per_s * bytes
+  about.bandwidth_share = about.decode_bytes_per_s / about.bandwidth_bytes_per_s
+end
+
+---Measure a model file.
+---@param path string
+---@param options? kigo.bench.Options
+---@return table<string, string|number>? figures  flat
+---@return string? message
+---@return integer? code
+function bench.measure(path, options)
+  options = check.options(options, known)
+  local done, about = pcall(run, path, options)
+  if not done then
+    if type(about) == "table" and about.message then return nil, about.message, about.code end
+    error(about, 0)
+  end
+  add_bandwidth(about)
+  return about
+end
+
+local function size(bytes)
+  if bytes >= 1e9 then return ("%.2f GB"):format(bytes / 1e9) end
+  return ("%.1f MB"):format(bytes / 1e6)
+end
+
+---The figures as a table for people.
+---@param about table
+---@return string
+function bench.describe(about)
+  local out = {}
+  local function add(name, ...) out[#out + 1] = ("%-12s %s"):format(name, string.format(...)) end
+  add("model", "%s (%s, %.1f M parameters)", about.model, size(about.file_bytes), about.parameters / 1e6)
+  add("device", "%s (%s), %d threads", about.device, about.variant, about.threads)
+  add("load", "%.3f s", about.load_s)
+  add("prefill", "%.1f tokens/s (%d tokens)", about.prefill_tokens_per_s, about.prompt_tokens)
+  add("decode", "%.1f tokens/s (%d tokens)", about.decode_tokens_per_s, about.decode_tokens)
+  add("reads", "%s a token, %s/s: %.0f %% of the %s/s that memory gives", size(about.weight_bytes_per_token
+    + about.kv_bytes_per_token), size(about.decode_bytes_per_s), 100 * about.bandwidth_share,
+    size(about.bandwidth_bytes_per_s))
+  if about.peak_bytes then
+    add("memory", "%s at the peak, %.0f %% of file and cache (%s + %s)", size(about.peak_bytes),
+      100 * about.peak_bytes / (about.file_bytes + about.kv_bytes), size(about.file_bytes), size(about.kv_bytes))
+  end
+  add("logits", "%s", about.logits_hash)
+  add("runs", "medians of %d", about.repeats)
+  return table.concat(out, "\n") .. "\n"
+end
+
+return bench

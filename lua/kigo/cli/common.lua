@@ -1,0 +1,111 @@
+-- common.lua - what commands share: failing with one line, the options of loading and sampling, loading a model.
+local check = require "kigo.check"
+local kigo = require "kigo"
+local progress = require "kigo.progress"
+
+local common = { failure = { __name = "kigo.cli.Failure" }, MAX_TOKENS = 1 << 24 }
+
+---End the command with a line on standard error.
+---@param message string
+---@param status? integer  default 1; 2 for a mistake on the command line
+function common.fail(message, status)
+  error(setmetatable({ message = message, status = status or 1 }, common.failure), 0)
+end
+
+---The values themselves, or the end of the command: `local x = common.try(fallible(...))`.
+function common.try(value, ...)
+  if value == nil then common.fail((...)) end
+  return value, ...
+end
+
+---What raised in a library call was asked for on the command line: say it without the place in our code.
+local function without_place(message) return (tostring(message):gsub("^[^\n]-:%d+: ", "")) end
+
+---Call a library function with values from the command line; a raised mistake ends the command with status 2.
+---@param f function
+function common.call(f, ...)
+  local results = table.pack(pcall(f, ...))
+  if not results[1] then
+    if getmetatable(results[2]) == common.failure then error(results[2], 0) end
+    common.fail(without_place(results[2]), 2)
+  end
+  return common.try(table.unpack(results, 2, results.n))
+end
+
+-- ---- loading ----
+
+local load_names = { device = true, variant = true, threads = true, ctx = true, kv = true }
+
+common.load_options = {
+  { name = "device", type = "string", argument = "D", help = "auto (default), cpu or reference" },
+  { name = "variant", type = "string", argument = "V",
+    help = "instruction set of the CPU backend (default: the best)" },
+  { name = "threads", type = "integer", argument = "N", min = 1, max = 1024, help = "default: one per core" },
+  { name = "ctx", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
+    help = "positions of the context" },
+  { name = "kv", type = "string", argument = "TYPE", help = "type of the key/value cache: auto (default), f32 or f16" },
+}
+
+---The options of kigo.load that were given, and a progress line on a terminal.
+---@param options table      parsed command-line options
+---@param extra? table       more options of kigo.load
+---@return kigo.load.Options
+function common.loading(options, extra)
+  local wanted = check.pick(options, load_names)
+  wanted.progress = progress.line()
+  for name, value in pairs(extra or {}) do wanted[name] = value end
+  return wanted
+end
+
+---Load the model named on the command line
+---@param path string
+---@param options table      parsed command-line options
+---@param extra? table       more options of kigo.load
+---@return kigo.Model
+function common.load(path, options, extra)
+  return common.call(kigo.load, path, common.loading(options, extra))
+end
+
+-- ---- sampling ----
+
+common.sample_options = {
+  { name = "temp", type = "number", argument = "T", min = 0, max = 100,
+    help = "temperature (default 0.8); 0 is greedy" },
+  { name = "top-k", type = "integer", argument = "K", min = 1, max = 2 ^ 31 - 1 | 0, help = "keep the K best" },
+  { name = "top-p", type = "number", argument = "P", min = 0, max = 1, help = "keep the best that reach P together" },
+  { name = "min-p", type = "number", argument = "P", min = 0, max = 1,
+    help = "keep those with P times the best one's probability (0.05 if no other filter is given)" },
+  { name = "typical", type = "number", argument = "P", min = 0, max = 1, help = "keep those of typical surprise" },
+  { name = "repeat-penalty", type = "number", argument = "X", min = 0.01, max = 100,
+    help = "make repetition less likely (1: off)" },
+  { name = "repeat-last", type = "integer", argument = "N", min = -1, max = common.MAX_TOKENS,
+    help = "tokens that count as repetition (default 64; -1: all)" },
+  { name = "stop", type = "string", argument = "TEXT", many = true, help = "end before this text; may be repeated" },
+  { name = "seed", type = "integer", argument = "S", help = "of the random numbers (default: another one each time)" },
+}
+
+local generate_names = { temp = true, top_k = true, top_p = true, min_p = true, typical = true, repeat_penalty = true,
+  repeat_last = true, stop = true }
+
+---The options of seq:generate that were given.
+---@param options table
+---@return table
+function common.sampling(options) return check.pick(options, generate_names) end
+
+---The seed that was given, or a random one.
+---@param options table
+---@return integer
+function common.seed(options)
+  return options.seed or (string.unpack("<I4", assert(kigo.core.random_bytes(4))))
+end
+
+---One list of options after another.
+---@param ... kigo.cli.Option[]
+---@return kigo.cli.Option[]
+function common.join(...)
+  local all = {}
+  for _, list in ipairs { ... } do table.move(list, 1, #list, #all + 1, all) end
+  return all
+end
+
+return common

@@ -1,0 +1,49 @@
+-- kigo run: complete raw text. Standard output carries the generated text and nothing else.
+local kigo = require "kigo"
+local common = require "kigo.cli.common"
+local progress = require "kigo.progress"
+
+local DEFAULT_TOKENS = 128
+
+---Put the prompt on the timeline; an empty one is BOS alone.
+local function feed(seq, prompt)
+  local tokenizer = seq.model.tokenizer or common.fail(seq.model.path .. ": the file has no tokenizer")
+  if prompt ~= "" then return common.try(seq:feed(prompt)) end
+  if not tokenizer.bos then
+    common.fail "an empty prompt starts from BOS, and this model has none: give --prompt TEXT"
+  end
+  common.try(seq:feed { tokenizer.bos })
+end
+
+local function write(text)
+  io.write(text)
+  io.flush()
+end
+
+return {
+  name = "run", usage = "MODEL [--prompt TEXT] [--temp T] [-n N] [--seed S] [--device D] ...",
+  summary = "complete raw text with a model",
+  arguments = { min = 1, max = 1 },
+  options = common.join({
+    { name = "prompt", short = "p", type = "string", argument = "TEXT",
+      help = "text to complete; without one: from BOS" },
+    { name = "tokens", short = "n", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
+      help = "most tokens to generate (default 128, or what the context holds)" },
+  }, common.sample_options, common.load_options),
+  notes = "Only the generated text goes to standard output; everything else goes to standard error.",
+  run = function(options, arguments)
+    local model <close> = common.load(arguments[1], options)
+    local seq <close> = common.try(model:sequence { seed = common.seed(options) })
+    model:set_progress(progress.line())
+    feed(seq, options.prompt or "")
+    local generate = common.sampling(options)
+    generate.max = options.tokens or math.max(1, math.min(DEFAULT_TOKENS, model.context - seq:pos()))
+    generate.on_text = write
+    local t0 = kigo.now()
+    local result = common.call(seq.generate, seq, generate)
+    if kigo.core.is_terminal(1) then io.stderr:write "\n" end
+    io.stderr:write(("%d tokens after %d, %.2f s, seed %d, ended by: %s\n"):format(result.n_tokens,
+      seq:pos() - result.n_tokens, kigo.now() - t0, seq:seed(), result.reason))
+    return 0
+  end,
+}

@@ -1,0 +1,36 @@
+-- kigo tokenize: standard input as tokens.
+local common = require "kigo.cli.common"
+local kigo = require "kigo"
+
+---A token's bytes, readable: quotes, control bytes and halves of UTF-8 characters escaped.
+local function quoted(piece)
+  local escape = utf8.len(piece) and '[%c"\\]' or '[%c"\\\128-\255]'
+  return '"' .. piece:gsub(escape, function(c)
+    if c == "\n" then return "\\n" end
+    if c == '"' or c == "\\" then return "\\" .. c end
+    return ("\\x%02x"):format(c:byte())
+  end) .. '"'
+end
+
+return {
+  name = "tokenize", usage = "MODEL [--ids] [--no-bos] < TEXT",
+  summary = "show standard input as tokens",
+  arguments = { min = 1, max = 1 },
+  options = {
+    { name = "ids", help = "only the ids, in one line" },
+    { name = "no-bos", help = "without the tokens that the file asks for at the start" },
+  },
+  notes = "The input is plain text: what spells a control token stays text.",
+  run = function(options, arguments)
+    local gguf <close> = common.try(kigo.open_gguf(arguments[1]))
+    local tokenizer <close> = common.try(kigo.core.tokenizer(gguf))
+    local text = io.read "a"
+    local ids = common.try(tokenizer:encode(text, { bos = not options.no_bos }))
+    if options.ids then
+      io.write(table.concat(ids, " "), "\n")
+      return 0
+    end
+    for _, id in ipairs(ids) do io.write(("%7d  %s\n"):format(id, quoted(tokenizer:piece(id)))) end
+    return 0
+  end,
+}

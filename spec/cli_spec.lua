@@ -1,0 +1,268 @@
+describe("kigo.cli", function()
+  local cjson = require "cjson"
+  local core = require "kigo.core"
+  local options = require "kigo.cli.options"
+  local support = require "spec.support"
+
+  local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
+
+  -- Commands that compute do it on one thread here: tiny models gain nothing from more, and the machine may be busy.
+  local COMPUTES = { run = true, chat = true, bench = true, logits = true }
+
+  ---Run the program: exit status, standard output, standard error.
+  local function run(arguments, input)
+    local out, err, stdin = os.tmpname(), os.tmpname(), support.temporary(input or "")
+    local words = {}
+    for i, argument in ipairs(arguments) do words[i] = quote(argument) end
+    if COMPUTES[arguments[1]] and #arguments > 2 then words[#words + 1] = "--threads 1" end
+    local line = ("%s %s <%s >%s 2>%s"):format(quote(support.program), table.concat(words, " "), stdin, out, err)
+    local _, _, status = os.execute(line)
+    local texts = { support.read(out), support.read(err) }
+    for _, path in ipairs { out, err, stdin } do os.remove(path) end
+    return status, texts[1], texts[2]
+  end
+
+  local function stories() return support.fixture "models/stories260K.gguf" end
+
+  describe("options", function()
+    local command = { name = "x", usage = "FILE", summary = "", arguments = { min = 1, max = 1 }, options = {
+      { name = "temp", type = "number", min = 0, max = 2, help = "" },
+      { name = "top-k", short = "k", type = "integer", help = "" },
+      { name = "stop", type = "string", many = true, help = "" },
+      { name = "json", help = "" },
+    } }
+    local function parse(...) return options.parse(command, { ... }) end
+
+    it("are parsed in every spelling", function()
+      local parsed, rest = parse("--temp", "1.5", "-k", "40", "a.gguf", "--json", "--stop=x", "--stop", "-y")
+      assert.same({ temp = 1.5, top_k = 40, json = true, stop = { "x", "-y" } }, parsed)
+      assert.same({ "a.gguf" }, rest)
+      assert.same({ "--temp" }, select(2, parse("--", "--temp")))
+      assert.same({ "-" }, select(2, parse "-"))
+      assert.same({ stop = { "" } }, (parse("--stop=", "f")))
+      assert.is_true(parse("--help", "--wrong").help)
+    end)
+
+    it("are refused with a reason", function()
+      for _, case in ipairs {
+        { "--wrong", "f" }, { "-z", "f" }, { "--temp" }, { "f", "--temp" }, { "--temp", "hot", "f" },
+        { "--temp", "3", "f" }, { "--temp", "-1", "f" }, { "--temp", "nan", "f" },
+        { "--top-k", "1.5", "f" }, { "--top-k", "0x10", "f" },
+        { "--json=yes", "f" }, {}, { "f", "g" }, { "--temp=", "f" },
+      } do
+        local parsed, message = parse(table.unpack(case))
+        assert.is_nil(parsed, table.concat(case, " "))
+        assert.is_string(message)
+      end
+    end)
+  end)
+
+  describe("the program", function()
+    it("tells what it can do", function()
+      local status, out, err = run { "--help" }
+      assert.equal(0, status)
+      assert.equal("", err)
+      for _, name in ipairs { "run", "chat", "haiku", "bench", "inspect", "tokenize", "logits", "make-model" } do
+        assert.truthy(out:find("\n  " .. name .. " ", 1, true), name)
+        local code, text = run { name, "--help" }
+        assert.equal(0, code)
+        assert.truthy(text:find("usage: kigo " .. name, 1, true))
+        assert.equal(text, (select(2, run { "help", name })))
+      end
+      assert.equal("kigo " .. core.version .. "\n", (select(2, run { "--version" })))
+    end)
+
+    it("ends with 2 for mistakes on the command line, and says which", function()
+      for _, case in ipairs {
+        { {}, "usage" }, { { "runn" }, "runn" }, { { "help", "runn" }, "runn" }, { { "run" }, "MODEL" },
+        { { "run", "--temp" }, "--temp" }, { { "run", "m.gguf", "--wrong" }, "--wrong" },
+        { { "run", "m.gguf", "-n", "many" }, "many" }, { { "logits", "m.gguf" }, "--tokens" },
+        { { "inspect", "a", "b" }, '"b"' }, { { "logits", stories(), "--tokens", "1,x", "--out", "/dev/null" }, '"x"' },
+        { { "logits", stories(), "--tokens", "1,512", "--out", "/dev/null" }, "512" },
+      } do
+        local status, out, err = run(case[1])
+        assert.equal(2, status, table.concat(case[1], " ") .. "\n" .. err)
+        assert.equal("", out)
+        assert.truthy(err:find(case[2], 1, true), err)
+        assert.is_nil(err:find("stack traceback", 1, true), err)
+      end
+    end)
+
+    it("ends with 1 and one line for the world's faults", function()
+      local empty = support.temporary ""
+      for _, case in ipairs {
+        { "run", "/nonexistent.gguf" }, { "inspect", "/nonexistent.gguf" }, { "run", empty }, { "bench", empty },
+        { "run", stories(), "--device", "abacus" }, { "tokenize", empty },
+        { "chat", empty }, { "haiku", "--model", empty },
+        { "logits", empty, "--tokens", "1", "--out", "/dev/null" }, { "chat", stories() },
+        { "logits", stories(), "--tokens", "1", "--out", "/nonexistent/x" },
+        { "run", stories(), "-n", "64", "--ctx", "32" },
+        { "run", stories(), "--prompt", ("a "):rep(500), "--ctx", "32" },
+      } do
+        local status, out, err = run(case)
+        assert.equal(1, status, table.concat(case, " ") .. "\n" .. err)
+        assert.equal("", out)
+        assert.truthy(err:find "^kigo: [^\n]+\n$", err)
+      end
+      os.remove(empty)
+    end)
+
+    it("runs scripts", function()
+      local script = support.temporary 'local kigo = require "kigo"; io.write(kigo.version, " ", ...)'
+      assert(os.rename(script, script .. ".lua"))
+      local status, out = run { script .. ".lua", "a", "b" }
+      os.remove(script .. ".lua")
+      assert.equal(0, status)
+      assert.equal(core.version .. " ab", out)
+    end)
+  end)
+
+  describe("run", function()
+    local STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+      .. "One day, she saw a big, red ball. She wanted to play with it, but it was too high."
+
+    it("writes the published text, and nothing else, to standard output", function()
+      local status, out, err = run { "run", stories(), "--temp", "0", "-n", "90" }
+      assert.equal(0, status, err)
+      assert.equal(STORY, out:sub(1, #STORY))
+      assert.truthy(err:find "90 tokens")
+      assert.is_nil(err:find("\27", 1, true))
+    end)
+
+    it("gives the same text from the same seed, another from another", function()
+      local function text(seed)
+        local _, out = run { "run", stories(), "-n", "30", "--seed", seed, "--temp", "1" }
+        return out
+      end
+      assert.equal(text "7", text "7")
+      assert.not_equal(text "7", text "8")
+    end)
+
+    it("completes a prompt, without repeating it, up to a stop text", function()
+      local status, out = run { "run", stories(), "--prompt", "Once upon a time, there was a little", "--temp", "0",
+        "-n", "40", "--stop", " She" }
+      assert.equal(0, status)
+      assert.equal(" girl named Lily.", out)
+    end)
+
+    it("takes any bytes as prompt", function()
+      assert.equal(0, (run { "run", stories(), "--prompt", "\xff\xfe \u{1f600} \1", "-n", "4" }))
+    end)
+  end)
+
+  describe("tokenize", function()
+    it("shows tokens and ids", function()
+      local _, ids = run({ "tokenize", stories(), "--ids" }, "Once upon a time")
+      local _, bare = run({ "tokenize", stories(), "--ids", "--no-bos" }, "Once upon a time")
+      assert.equal("1 " .. bare, ids)
+      local _, shown = run({ "tokenize", stories() }, "Once\n")
+      assert.truthy(shown:find('\\n"', 1, true))
+    end)
+
+    it("leaves control tokens in text alone", function()
+      local _, ids = run({ "tokenize", support.haiku_model, "--ids" }, "<|im_start|>")
+      assert.is_nil((" " .. ids .. " "):find " 2046 ")
+    end)
+  end)
+
+  describe("logits", function()
+    it("writes float32 of every position", function()
+      local reference = support.read_json(support.fixture "models/qwen2.json")
+      local out = os.tmpname()
+      local ids = {}
+      for i, id in ipairs(reference.prompt) do ids[i] = math.tointeger(id) end
+      local status, text, err = run { "logits", support.fixture "models/qwen2.gguf", "--tokens", table.concat(ids, ","),
+        "--out", out, "--device", "reference" }
+      assert.equal(0, status, err)
+      assert.equal("", text)
+      local got, expected = support.read_f32(out), support.read_f32(support.fixture "models/qwen2.logits.f32")
+      os.remove(out)
+      assert.equal(#expected, #got)
+      for i = 1, #expected do
+        assert.is_true(math.abs(got[i] - expected[i]) < 1e-3)
+      end
+    end)
+  end)
+
+  describe("inspect", function()
+    it("shows metadata, tensors and sums", function()
+      local status, out = run { "inspect", support.haiku_model }
+      assert.equal(0, status)
+      for _, text in ipairs { "qwen2", "blk.0.attn_q.weight", "tokenizer.ggml.tokens", "3.7 M parameters", "q8_0" } do
+        assert.truthy(out:lower():find(text:lower(), 1, true), text)
+      end
+    end)
+
+    it("writes JSON", function()
+      local status, out = run { "inspect", support.haiku_model, "--json" }
+      assert.equal(0, status)
+      local about = cjson.decode(out)
+      assert.equal("qwen2", about.architecture)
+      assert.equal(3674368, about.parameters)
+      assert.is_true(#about.tensors > 40 and #about.metadata > 10)
+    end)
+  end)
+
+  describe("bench", function()
+    it("measures, for people and as JSON", function()
+      local arguments = { "bench", support.haiku_model, "--prompt-tokens", "32", "--tokens", "8", "--repeat", "2" }
+      local status, out, err = run(arguments)
+      assert.equal(0, status, err)
+      assert.truthy(out:find "decode")
+      arguments[#arguments + 1] = "--json"
+      local first, second = cjson.decode((select(2, run(arguments)))), cjson.decode((select(2, run(arguments))))
+      for _, name in ipairs { "load_s", "prefill_tokens_per_s", "decode_tokens_per_s", "bandwidth_bytes_per_s",
+        "bandwidth_share", "peak_bytes", "kv_bytes", "weight_bytes_per_token" } do
+        assert.is_true(first[name] > 0, name)
+      end
+      assert.equal(first.logits_hash, second.logits_hash)
+    end)
+  end)
+
+  describe("make-model", function()
+    it("writes a model that runs", function()
+      local path = os.tmpname()
+      local status, _, err = run { "make-model", path, "--like", "tiny", "--type", "q8_0" }
+      assert.equal(0, status, err)
+      local code, out = run { "inspect", path, "--json" }
+      assert.equal(0, code)
+      assert.is_true(cjson.decode(out).parameters > 0)
+      os.remove(path)
+      assert.equal(2, (run { "make-model", path, "--like", "nothing" }))
+    end)
+  end)
+
+  describe("chat", function()
+    it("answers every line of a pipe, and writes only the answers to standard output", function()
+      local status, out, err = run({ "chat", support.haiku_model, "--temp", "0" },
+        'Write a haiku about the autumn moon that includes the word "twenty-nine".\n'
+        .. "/reset\nWrite a haiku.\n/exit\nnever\n")
+      assert.equal(0, status, err)
+      local _, lines = out:gsub("\n", "")
+      assert.equal(6, lines)
+      assert.truthy(out:find("twenty-nine", 1, true))
+    end)
+
+    it("says what to do when the context is full", function()
+      local status, _, err = run({ "chat", support.haiku_model, "--ctx", "64" },
+        ("a very long question "):rep(40) .. "\nWrite a haiku.\n")
+      assert.equal(0, status)
+      assert.truthy(err:find("/reset", 1, true))
+    end)
+  end)
+
+  describe("haiku", function()
+    it("prints a haiku and its verdict", function()
+      local status, out, err = run { "haiku" }
+      assert.equal(0, status, out .. err)
+      assert.truthy(out:find("Haiku anti-cheat PASSED (real CPU inference)\n", 1, true))
+      assert.truthy(out:find "tokens/s")
+    end)
+
+    it("fails a model that writes no haiku", function()
+      local status, out = run { "haiku", "--model", stories() }
+      assert.equal(1, status)
+      assert.truthy(out:find("Haiku anti-cheat FAILED: ", 1, true))
+    end)
+  end)
+end)
