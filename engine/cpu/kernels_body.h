@@ -20,15 +20,15 @@
 #define KG_UNROLL_PARTS _Pragma("GCC unroll 2")
 #endif
 
-enum { PARTS = KG_GROUP / KG_LANES, STEPS = 8, PREFETCH_BYTES = 4096 };
+enum { PARTS = KG_GROUP / KG_LANES, STEPS = 8, MOST_AT_ONCE = 4, PREFETCH_BYTES = 4096 };
 
 /* ---- what the types are ---- */
 
 typedef struct traits {
-  bool wide;      /* codes of more than 6 bits */
-  bool halves;    /* scales for 16 columns */
-  bool minima;    /* value = scale * code + min; otherwise scale * (code - offset) */
-  int offset;     /* of the codes as `unpack` leaves them */
+  bool wide;   /* codes of more than 6 bits */
+  bool halves; /* scales for 16 columns */
+  bool minima; /* value = scale * code + min; otherwise scale * (code - offset) */
+  int offset;  /* of the codes as `unpack` leaves them */
 } traits;
 
 KG_INLINE traits traits_of(kg_type type)
@@ -219,23 +219,15 @@ KG_INLINE kg_vi dot(const traits t, kg_vi acc, kg_vi codes, kg_vi x)
   return t.wide ? kg_vi_dot_wide(acc, codes, x) : kg_vi_dot(acc, codes, x);
 }
 
-/* acc + the products of a block with one activation row. codes: its 32 bytes; fields: its first field, the next ones
- * `rows` words apart. */
-KG_INLINE kg_vf add_block(const traits t, const block *w, const uint8_t *codes, const uint8_t *fields, int rows, kg_vf acc)
+/* The products of a block with one activation row, in integers; [1]: of columns 16 to 31 where the type has halves. */
+typedef struct dots {
+  kg_vi of[2];
+} dots;
+
+KG_INLINE kg_vf scale_sums(const traits t, const block *w, const dots *products, const uint8_t *fields, int rows, kg_vf acc)
 {
-  kg_vi low = start(t, fields, rows, 0), high = start(t, fields, rows, 1);
-#pragma GCC unroll 4
-  for (int s = 0; s < 4; s++) {
-    low = dot(t, low, w->codes[s], kg_vi_broadcast(codes + 4 * s));
-    high = dot(t, high, w->codes[s + 4], kg_vi_broadcast(codes + 16 + 4 * s));
-  }
-  kg_vf sum;
-  if (t.halves) {
-    sum = kg_vf_mul(kg_vf_of_i(low), w->scale[0]);
-    sum = kg_vf_fma(kg_vf_of_i(high), w->scale[1], sum);
-  } else {
-    sum = kg_vf_mul(kg_vf_of_i(kg_vi_add(low, high)), w->scale[0]);
-  }
+  kg_vf sum = kg_vf_mul(kg_vf_of_i(products->of[0]), w->scale[0]);
+  if (t.halves) sum = kg_vf_fma(kg_vf_of_i(products->of[1]), w->scale[1], sum);
   acc = kg_vf_fma(sum, kg_vf_broadcast(fields + 4 * rows * KG_Q8_SCALE), acc);
   if (t.minima && t.halves) {
     acc = kg_vf_fma(w->min[0], kg_vf_broadcast(fields + 4 * rows * KG_Q8_SUM_LO), acc);
@@ -246,12 +238,42 @@ KG_INLINE kg_vf add_block(const traits t, const block *w, const uint8_t *codes, 
   return acc;
 }
 
+/* acc[i] += the products of a block with activation row i of n, side by side: each sum is a chain of dependent
+ * instructions. codes: 32 bytes per row; fields: those of the first row, one field `rows` words after the other. */
+KG_INLINE void add_block(const traits t, const block *w, int n, const uint8_t *codes, const uint8_t *fields, int rows,
+                         int part, kg_vf (*acc)[PARTS])
+{
+  dots products[MOST_AT_ONCE];
+#pragma GCC unroll 4
+  for (int i = 0; i < n; i++) {
+    products[i].of[0] = start(t, fields + 4 * i, rows, 0);
+    if (t.halves) products[i].of[1] = start(t, fields + 4 * i, rows, 1);
+  }
+#pragma GCC unroll 8
+  for (int s = 0; s < STEPS; s++)
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+      const int half = t.halves ? s / 4 : 0;
+      products[i].of[half] = dot(t, products[i].of[half], w->codes[s], kg_vi_broadcast(codes + KG_BLOCK * i + 4 * s));
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < n; i++) acc[i][part] = scale_sums(t, w, &products[i], fields + 4 * i, rows, acc[i][part]);
+}
+
+/* Activation rows whose sums run side by side: as many as registers are left for. Measured. */
+KG_INLINE int rows_at_once(kg_type type)
+{
+  const bool planes = type == KG_Q5_0 || type == KG_Q5_1 || type == KG_Q5_K;
+  return planes || traits_of(type).halves ? 2 : MOST_AT_ONCE;
+}
+
 /* n (a constant) rows of a panel of `rows`, from row0, with one group: sums to out[n][KG_GROUP]. */
 KG_INLINE void block_product(kg_type type, int n, const uint8_t *group, int64_t n_blocks, const uint8_t *panel, int rows,
                              int row0, float *out)
 {
   const kg_layout layout = kg_layout_of(type);
   const traits t = traits_of(type);
+  const int at_once = rows_at_once(type);
   kg_vf acc[KG_PANEL][PARTS];
 #pragma GCC unroll 16
   for (int i = 0; i < n; i++)
@@ -264,7 +286,7 @@ KG_UNROLL_PARTS
     const uint8_t *codes = group + layout.head_bytes;
     const int in_unit = n_blocks < layout.unit_blocks ? (int)n_blocks : layout.unit_blocks;
     for (int b = 0; b < in_unit; b++, codes += layout.block_bytes, x += x_step, fields += x_step) {
-      if (n <= 4) /* bound by memory: ask for what comes some blocks later, heads included */
+      /* ask for what comes some blocks later, heads included */
 #pragma GCC unroll 10
         for (int line = 0; line <= layout.block_bytes; line += 64) kg_prefetch(codes + PREFETCH_BYTES + line);
 KG_UNROLL_PARTS
@@ -272,8 +294,8 @@ KG_UNROLL_PARTS
         block w;
         unpack(type, group, codes, b, part * KG_LANES, &w);
 #pragma GCC unroll 16
-        for (int i = 0; i < n; i++)
-          acc[i][part] = add_block(t, &w, x + KG_BLOCK * i, fields + 4 * i, rows, acc[i][part]);
+        for (int i = 0; i < n; i += at_once)
+          add_block(t, &w, n - i < at_once ? n - i : at_once, x + KG_BLOCK * i, fields + 4 * i, rows, part, acc + i);
       }
     }
     n_blocks -= in_unit;
@@ -316,8 +338,8 @@ KG_UNROLL_PARTS
   const uint8_t *x = panel + 4 * KG_FLOAT_BLOCK * row0;
   for (int64_t b = 0; b < n_blocks; b++, x += (ptrdiff_t)4 * KG_FLOAT_BLOCK * rows, group += KG_FLOAT_BLOCK * column_bytes) {
     for (int k = 0; k < KG_FLOAT_BLOCK; k += 2) {
-      if (n <= 4) kg_prefetch(group + PREFETCH_BYTES + column_bytes * k);
-      if (n <= 4 && type == KG_F32) kg_prefetch(group + PREFETCH_BYTES + column_bytes * k + 64);
+      kg_prefetch(group + PREFETCH_BYTES + column_bytes * k);
+      if (type == KG_F32) kg_prefetch(group + PREFETCH_BYTES + column_bytes * k + 64);
 KG_UNROLL_PARTS
       for (int part = 0; part < PARTS; part++) {
         kg_vf w[2];
@@ -349,7 +371,7 @@ KG_INLINE void bf16_product(kg_type type, int n, const uint8_t *group, int64_t n
   const uint8_t *x = panel + 2 * KG_FLOAT_BLOCK * row0;
   for (int64_t b = 0; b < n_blocks; b++, x += (ptrdiff_t)2 * KG_FLOAT_BLOCK * rows) {
     for (int pair = 0; pair < KG_FLOAT_BLOCK / 2; pair++, group += 64) {
-      if (n <= 4) kg_prefetch(group + PREFETCH_BYTES);
+      kg_prefetch(group + PREFETCH_BYTES);
       const kg_vi w = kg_vi_load(group);
 #pragma GCC unroll 16
       for (int i = 0; i < n; i++)
@@ -493,11 +515,7 @@ KG_INLINE uint32_t largest_bits(const float *x)
   kg_vi most = kg_vi_zero();
 #pragma GCC unroll 8
   for (int k = 0; k < KG_BLOCK; k += KG_LANES) most = kg_vi_max(most, kg_vi_and(kg_vi_load(x + k), kg_vi_set(0x7fffffff)));
-  int32_t lanes[KG_LANES], largest = 0;
-  kg_vi_store(lanes, most);
-  for (int i = 0; i < KG_LANES; i++)
-    if (lanes[i] > largest) largest = lanes[i];
-  return (uint32_t)largest;
+  return (uint32_t)kg_vi_largest(most);
 }
 
 /* 32 numbers to codes and the scale. Zeros where the scale would vanish or is not finite; then it is kept, so that
@@ -519,18 +537,13 @@ KG_INLINE float quantize_codes(const float *x, int8_t *codes)
   return largest / 127.0f;
 }
 
-KG_INLINE void quantize_block(const float *x, uint8_t *codes, uint8_t *fields, int rows)
+KG_INLINE void quantize_block(const float *x, int8_t *codes, uint8_t *fields, int rows)
 {
-  int8_t q[KG_BLOCK];
-  const float scale = quantize_codes(x, q);
-  int32_t low = 0, high = 0;
-  for (int k = 0; k < 16; k++) {
-    low += q[k];
-    high += q[k + 16];
-  }
+  const float scale = quantize_codes(x, codes);
+  const int32_t low = kg_sum16(codes), high = kg_sum16(codes + 16);
   const float floats[] = {scale, scale * (float)(low + high), scale * (float)low, scale * (float)high};
   const int32_t integers[] = {-8 * (low + high), -128 * (low + high), -128 * low, -128 * high};
-  memcpy(codes, q, KG_BLOCK);
+#pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     memcpy(fields + 4 * rows * (KG_Q8_SCALE + i), &floats[i], 4);
     memcpy(fields + 4 * rows * (KG_Q8_TIMES_8 + i), &integers[i], 4);
@@ -541,7 +554,7 @@ KG_INLINE void quantize_block(const float *x, uint8_t *codes, uint8_t *fields, i
 static void quantize_row(const float *x, int64_t cols, uint8_t *panel, int rows, int i)
 {
   for (int64_t k = 0; k < cols; k += KG_BLOCK, panel += KG_Q8_ROW_BYTES * rows)
-    quantize_block(x + k, panel + KG_BLOCK * i, panel + KG_BLOCK * rows + 4 * i, rows);
+    quantize_block(x + k, (int8_t *)panel + KG_BLOCK * i, panel + KG_BLOCK * rows + 4 * i, rows);
 }
 
 /* KG_FLOAT_BLOCK floats in a float format. */

@@ -230,6 +230,39 @@ KG_INLINE void kg_prefetch(const void *p) { __builtin_prefetch(p); }
 
 #endif
 
+/* The largest lane, and the sum of 16 bytes. */
+#if KG_LANES == 4
+KG_INLINE int32_t kg_vi_largest(kg_vi v)
+{
+  const int32_t a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+  return a > b ? a : b;
+}
+KG_INLINE int32_t kg_sum16(const int8_t *p)
+{
+  int32_t sum = 0;
+  for (int i = 0; i < 16; i++) sum += p[i];
+  return sum;
+}
+#else
+KG_INLINE int32_t kg_vi_largest(kg_vi v)
+{
+#if KG_LANES == 16
+  const __m256i of8 = _mm256_max_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+#else
+  const __m256i of8 = v;
+#endif
+  const __m128i of4 = _mm_max_epi32(_mm256_castsi256_si128(of8), _mm256_extracti128_si256(of8, 1));
+  const __m128i of2 = _mm_max_epi32(of4, _mm_shuffle_epi32(of4, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(of2, _mm_shuffle_epi32(of2, 0xb1)));
+}
+KG_INLINE int32_t kg_sum16(const int8_t *p)
+{
+  const __m128i bytes = _mm_xor_si128(_mm_loadu_si128((const void *)p), _mm_set1_epi8(-128)); /* + 128 */
+  const __m128i sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
+  return _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
+}
+#endif
+
 /* One 32-bit pattern, four activation bytes, in every lane. */
 KG_INLINE kg_vi kg_vi_broadcast(const void *p)
 {
