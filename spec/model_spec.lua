@@ -66,6 +66,27 @@ describe("kigo.model", function()
       assert.has_error(function() core.model(plan, { device = "reference" }) end)
     end)
 
+    it("reports its progress; it can be cancelled and errors pass through, and the plan stays open", function()
+      local plan <close> = tiny.plan()
+      local options = { device = "cpu", progress = function(what) return what == "load" end }
+      local model, _, code = core.model(plan, options)
+      assert.is_nil(model)
+      assert.equal(err.CANCELLED, code)
+      options.progress = function() error { "mine" } end
+      local ok, caught = pcall(core.model, plan, options)
+      assert.is_false(ok)
+      assert.same({ "mine" }, caught)
+      local last
+      options.progress = function(what, done, total)
+        assert(what == "load" and done <= total)
+        last = done == total
+        assert.matches("closed", tostring(plan)) -- out of reach meanwhile
+      end
+      model = assert(core.model(plan, options))
+      assert.is_true(last)
+      model:close()
+    end)
+
     it("survives the failure of every allocation, and the plan does too", function()
       collectgarbage()
       local live_before = core.alloc_counts()

@@ -183,6 +183,46 @@ describe("kigo.step", function()
     end
   end)
 
+  describe("numbers that are none", function()
+    local models = require "spec.model_fixtures"
+    for _, device in ipairs(tiny.devices) do
+      it("stay in their sequence and leave its pages with it: on " .. device.name, function()
+        local options = { pool = 200, chunk = 8 }
+        for k, v in pairs(device.options) do options[k] = v end
+        local model <close> = models.open(models.get("llama256_q8_0").path, options)
+        assert.equal(1, model:scramble("token_embd", 3)) -- scales land among the weights: some tokens become NaN
+        local bad, good
+        for id = 0, 50 do
+          local logits <close> = assert(model:logits { id })
+          local sum = logits:sum()
+          if sum ~= sum then bad = bad or id else good = good or id end
+        end
+        local function clean(company)
+          local seq <close> = model:sequence {}
+          local all = {}
+          for i = 1, 20 do
+            seq:push(good)
+            if company then company:feed { bad, bad } end
+            assert.is_true(model:step { company or seq, company and seq or nil })
+            all[i] = seq.logits:bytes()
+          end
+          return table.concat(all)
+        end
+        local expected = clean()
+        do
+          local poison <close> = model:sequence {}
+          local ids = {}
+          for i = 1, 100 do ids[i] = bad end
+          poison:feed(ids)
+          local sum = poison.logits:sum()
+          assert.is_true(sum ~= sum)
+          assert.is_true(expected == clean(poison))
+        end
+        assert.is_true(expected == clean())
+      end)
+    end
+  end)
+
   it("counts tokens and passes", function()
     local model <close> = tiny.model { chunk = 10 }
     local a <close> = model:sequence {}
