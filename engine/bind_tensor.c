@@ -6,7 +6,12 @@
 #include "tensor.h"
 #include "vector.h"
 
-enum { TABLE_MAX = 65536, GARBAGE_MAX = 32 << 20 };
+enum {
+  TABLE_MAX = 65536,
+  GARBAGE_MIN = 8 << 20,   /* below it, dropped tensors are not worth a collection */
+  GARBAGE_MAX = 256 << 20, /* above it, they always are */
+  GARBAGE_FACTOR = 16      /* between, where they are this many times Lua's own memory */
+};
 
 kg_tensor **kg_push_tensor(lua_State *L)
 {
@@ -20,14 +25,16 @@ kg_tensor *kg_check_tensor(lua_State *L, int index)
 
 /* ---- helpers ---- */
 
-/* Lua sees a handle of a few bytes where we hold megabytes: collect when the numbers made since the last time add up. */
+/* Lua sees a handle of a few bytes where we hold megabytes, so we collect when the tensors made since the last time add
+ * up: to a multiple of Lua's own memory, which is what a collection costs. */
 static void count_garbage(lua_State *L, int64_t n_floats)
 {
   static const char key = 0;
   lua_rawgetp(L, LUA_REGISTRYINDEX, &key);
   lua_Integer n_bytes = lua_tointeger(L, -1) + (lua_Integer)n_floats * (lua_Integer)sizeof(float);
   lua_pop(L, 1);
-  if (n_bytes > GARBAGE_MAX) {
+  const lua_Integer lua_bytes = (lua_Integer)lua_gc(L, LUA_GCCOUNT) * 1024;
+  if (n_bytes > GARBAGE_MAX || (n_bytes > GARBAGE_MIN && n_bytes > GARBAGE_FACTOR * lua_bytes)) {
     lua_gc(L, LUA_GCCOLLECT);
     n_bytes = 0;
   }
@@ -125,7 +132,7 @@ static int zeros(lua_State *L)
   int64_t shape[KG_TENSOR_DIMS], count = 1;
   for (int i = 0; i < n_dims; i++) {
     shape[i] = kg_check_int(L, i + 1, "size", 0, INT32_MAX);
-    if (__builtin_mul_overflow(count, shape[i], &count) || count > INT64_MAX / (int64_t)sizeof(float))
+    if (__builtin_mul_overflow(count, shape[i], &count) || count > INT64_MAX / 16)
       return luaL_error(L, "zeros: the product of the sizes is too large");
   }
   count_garbage(L, count);
