@@ -79,8 +79,8 @@ static int32_t integer_field(lua_State *L, int index, place at, const char *fiel
 {
   const double value = number_field(L, index, at, field, fallback);
   if (!(value >= min && value <= INT32_MAX) || value != (double)(int32_t)value)
-    luaL_error(L, "stage %I (%s): %s: %f is not an integer from %d to %d", at.number, at.kind->name, field, value, (int)min,
-               INT32_MAX);
+    luaL_error(L, "stage %I (%s): %s: %f is not an integer from %d to %d", at.number, at.kind->name, field, value,
+               (int)min, INT32_MAX);
   return (int32_t)value;
 }
 
@@ -210,11 +210,8 @@ static int to_string(lua_State *L)
 void kg_bind_chain(lua_State *L)
 {
   static const luaL_Reg methods[] = {{"candidates", candidates}, {"close", close_chain}, {NULL, NULL}};
-  static const luaL_Reg metamethods[] = {{"__call", pick},
-                                         {"__gc", close_chain},
-                                         {"__close", close_chain},
-                                         {"__tostring", to_string},
-                                         {NULL, NULL}};
+  static const luaL_Reg metamethods[] = {
+      {"__call", pick}, {"__gc", close_chain}, {"__close", close_chain}, {"__tostring", to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_CHAIN, methods, metamethods);
   static const luaL_Reg functions[] = {{"chain", chain_new}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);

@@ -52,7 +52,8 @@ static kg_tensor *check_vector(lua_State *L, const char *method)
 {
   kg_tensor *tensor = kg_check_tensor(L, 1);
   char text[KG_SHAPE_MAX];
-  if (tensor->n_dims != 1) luaL_error(L, "%s: one row expected, got a tensor of shape %s", method, shape_text(tensor, text));
+  if (tensor->n_dims != 1)
+    luaL_error(L, "%s: one row expected, got a tensor of shape %s", method, shape_text(tensor, text));
   return tensor;
 }
 
@@ -363,6 +364,7 @@ static int mul_in_place(lua_State *L)
 static int add_in_place(lua_State *L)
 {
   kg_tensor *tensor = kg_check_tensor(L, 1);
+  kg_buffer *buffer = tensor->buffer;
   const float factor = (float)luaL_optnumber(L, 3, 1);
   kg_error err;
   int status = KG_OK;
@@ -371,10 +373,10 @@ static int add_in_place(lua_State *L)
     const kg_tensor *operand = check_operand(L, tensor, "add_", &n_times);
     const int64_t n = kg_tensor_count(operand);
     for (int64_t i = 0; !status && i < n_times; i++)
-      status = tensor->buffer->ops->add(tensor->buffer, tensor->at + i * n, operand->buffer, operand->at, n, factor, &err);
+      status = buffer->ops->add(buffer, tensor->at + i * n, operand->buffer, operand->at, n, factor, &err);
   } else {
     const float offset = (float)luaL_checknumber(L, 2) * factor;
-    status = tensor->buffer->ops->affine(tensor->buffer, tensor->at, kg_tensor_count(tensor), 1, offset, &err);
+    status = buffer->ops->affine(buffer, tensor->at, kg_tensor_count(tensor), 1, offset, &err);
   }
   return finish_in_place(L, status, &err);
 }
@@ -452,8 +454,8 @@ static int to_string(lua_State *L)
   return 1;
 }
 
-/* core.vector_digest(variant, bytes of float32) -> what the loops of that variant make of the numbers, as bytes; nil where
- * the processor does not run it. For tests: all variants must agree to the bit. */
+/* core.vector_digest(variant, bytes of float32) -> what the loops of that variant make of the numbers, as bytes; nil
+ * where the processor does not run it. For tests: all variants must agree to the bit. */
 static int vector_digest(lua_State *L)
 {
   size_t n_bytes;
@@ -498,6 +500,7 @@ void kg_bind_tensor(lua_State *L)
                                          {"__gc", close_tensor},    {"__close", close_tensor},
                                          {"__tostring", to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_TENSOR, methods, metamethods);
-  static const luaL_Reg functions[] = {{"tensor", tensor_new}, {"zeros", zeros}, {"vector_digest", vector_digest}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {
+      {"tensor", tensor_new}, {"zeros", zeros}, {"vector_digest", vector_digest}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -66,10 +66,7 @@ static size_t kept_capacity(int64_t n, int64_t k)
   return (size_t)(wanted < n ? wanted : n);
 }
 
-size_t kg_rank_room(int64_t n, int64_t k)
-{
-  return 2 * kept_capacity(n, k) + 1;
-}
+size_t kg_rank_room(int64_t n, int64_t k) { return 2 * kept_capacity(n, k) + 1; }
 
 /* A value that at least k of x reach, or -inf: the k-th best of the maxima of blocks. With less than 2k blocks of 32
  * there is no such bound that is worth its cost. */

@@ -16,7 +16,7 @@ static inline uint32_t kg_rank_key(float value)
   value += 0.0f; /* -0 becomes +0 */
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return bits ^ (-(bits >> 31) | 0x80000000u); /* all bits of a negative one, the sign of another: no branch on it */
 }
 
 static inline kg_rank kg_rank_make(float value, uint32_t index)

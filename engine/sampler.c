@@ -8,7 +8,13 @@
 #include "rank.h"
 #include "vector.h"
 
-enum { STAGES_MAX = 64, FIRST_RANKED = 64, RANKED_GROWTH = 8 };
+enum {
+  STAGES_MAX = 64,
+  RANKED_FIRST = 64, /* few candidates hold most of the mass: first so many are ranked, ... */
+  RANKED_MOST = 512, /* ... then so many, and then buckets are filled */
+  BUCKET_SHIFT = 20, /* of a candidate's rank key: its sign, exponent and 3 bits of its mantissa */
+  N_BUCKETS = 1 << (32 - BUCKET_SHIFT)
+};
 
 /* The candidates of one run are positions [0, n) of x; their ids ascend, so that ties by position are ties by id. */
 struct kg_chain {
@@ -20,10 +26,12 @@ struct kg_chain {
   float *weights;   /* exp(x - max) */
   float *order;     /* typical: what to rank by */
   int32_t *counts;  /* by id, for the penalties; all zero between runs */
+  double bucket_mass[N_BUCKETS];
+  uint32_t bucket_count[N_BUCKETS];
   kg_rank *room;
   size_t n_room;
   int64_t n;
-  bool is_full;     /* every id is a candidate: position = id */
+  bool is_full; /* every id is a candidate: position = id */
 };
 
 static const char *const stage_names[] = {"greedy", "temp", "top_k", "top_p", "min_p", "typical", "penalties", "bias"};
@@ -50,8 +58,9 @@ static int check_bias(place at, const kg_stage *stage, kg_error *err)
       return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu (bias): id %d is negative", at.number, stage->bias_ids[i]);
     const float value = stage->bias_values[i];
     if (value != -INFINITY && !(value >= -1e6f && value <= 1e6f))
-      return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu (bias): the value of id %d: %g is outside -1e6 to 1e6 and not -inf",
-                     at.number, stage->bias_ids[i], (double)value);
+      return kg_fail(err, KG_ERR_ARGUMENT,
+                     "stage %zu (bias): the value of id %d: %g is outside -1e6 to 1e6 and not -inf", at.number,
+                     stage->bias_ids[i], (double)value);
   }
   return KG_OK;
 }
@@ -209,47 +218,102 @@ static void keep_first(kg_chain *chain, int64_t n)
   chain->is_full = false;
 }
 
-/* Keep the candidates whose positions are in room[0..n_kept), in order of their ids. */
-static void keep_ranked(kg_chain *chain, int64_t n_kept)
+/* Keep the candidates that rank by `by` at least as high as `last`. */
+static void keep_down_to(kg_chain *chain, const float *by, kg_rank last)
 {
-  if (n_kept == chain->n) return;
-  for (int64_t i = 0; i < n_kept; i++) chain->room[i] &= UINT32_MAX; /* the index, inverted: descending = ids ascend */
-  kg_rank_sort(chain->room, chain->room + n_kept, (size_t)n_kept);
-  for (int64_t i = 0; i < n_kept; i++) move_down(chain, i, kg_rank_index(chain->room[i]));
+  const kg_vector *vector = kg_vector_get();
+  const float below = nextafterf(by[kg_rank_index(last)], -INFINITY);
+  int64_t n_kept = 0;
+  for (int64_t at = 0; at < chain->n;) {
+    at += vector->find_above(by + at, chain->n - at, below); /* skips blocks; what it finds is looked at exactly */
+    const int64_t end = at + KG_VECTOR_BLOCK < chain->n ? at + KG_VECTOR_BLOCK : chain->n;
+    for (; at < end; at++) {
+      const bool is_kept = kg_rank_make(by[at], (uint32_t)at) >= last;
+      move_down(chain, n_kept, at); /* what is not kept is overwritten by the next: no branch that nobody can predict */
+      n_kept += is_kept;
+    }
+  }
   keep_first(chain, n_kept);
+}
+
+static int make_room(kg_chain *chain, size_t n_room, kg_error *err)
+{
+  void *room = chain->room;
+  if (!kg_grow(&room, &chain->n_room, n_room, sizeof *chain->room))
+    return kg_fail_memory(err, n_room * sizeof *chain->room, "ranking candidates");
+  chain->room = room;
+  return KG_OK;
 }
 
 /* The k best positions of `by`, into chain->room. */
 static int rank_top(kg_chain *chain, const float *by, int64_t k, kg_error *err)
 {
-  const size_t n_room = kg_rank_room(chain->n, k);
-  void *room = chain->room;
-  if (!kg_grow(&room, &chain->n_room, n_room, sizeof *chain->room))
-    return kg_fail_memory(err, n_room * sizeof *chain->room, "ranking candidates");
-  chain->room = room;
-  kg_rank_top(by, chain->n, k, chain->room);
+  const int status = make_room(chain, kg_rank_room(chain->n, k), err);
+  if (!status) kg_rank_top(by, chain->n, k, chain->room);
+  return status;
+}
+
+/* A sum of weights, in the order of ranks, that is to be reached (is_draw: exceeded). */
+typedef struct goal {
+  double mass;
+  bool is_draw;
+} goal;
+
+static bool is_reached(goal wanted, double mass) { return wanted.is_draw ? mass > wanted.mass : mass >= wanted.mass; }
+
+/* Walk down room[0..n), which follows on candidates of `mass`. True: *last reaches the goal. False: *last is the last
+ * one with any weight. */
+static bool walk(const kg_chain *chain, int64_t n, double mass, goal wanted, kg_rank *last)
+{
+  for (int64_t i = 0; i < n; i++) {
+    const float weight = chain->weights[kg_rank_index(chain->room[i])];
+    if (!i || weight > 0) *last = chain->room[i];
+    mass += weight;
+    if (is_reached(wanted, mass)) return true;
+  }
+  return false;
+}
+
+static uint32_t bucket_of(float by) { return kg_rank_key(by) >> BUCKET_SHIFT; }
+
+/* For flat distributions, where ranking would mean to sort most of the vocabulary: sum the weights in buckets of like
+ * values, and rank only the bucket in which the goal lies. */
+static int walk_buckets(kg_chain *chain, const float *by, goal wanted, kg_rank *last, kg_error *err)
+{
+  memset(chain->bucket_mass, 0, sizeof chain->bucket_mass);
+  memset(chain->bucket_count, 0, sizeof chain->bucket_count);
+  for (int64_t i = 0; i < chain->n; i++) {
+    chain->bucket_mass[bucket_of(by[i])] += chain->weights[i];
+    chain->bucket_count[bucket_of(by[i])]++;
+  }
+  double mass = 0, mass_before = 0;
+  uint32_t bucket = 0; /* the goal's; where rounding keeps the sum of all below it, the last one with any weight */
+  for (uint32_t b = N_BUCKETS; b-- > 0 && !is_reached(wanted, mass);) {
+    if (chain->bucket_mass[b] == 0) continue;
+    bucket = b;
+    mass_before = mass;
+    mass += chain->bucket_mass[b];
+  }
+  const size_t n_in = chain->bucket_count[bucket];
+  const int status = make_room(chain, 2 * n_in, err);
+  if (status) return status;
+  kg_rank *next = chain->room;
+  for (int64_t i = 0; i < chain->n; i++)
+    if (bucket_of(by[i]) == bucket) *next++ = kg_rank_make(by[i], (uint32_t)i);
+  kg_rank_sort(chain->room, chain->room + n_in, n_in);
+  walk(chain, (int64_t)n_in, mass_before, wanted, last);
   return KG_OK;
 }
 
-/* Rank by `by` as far as needed until the sum of weights is at least `target` (is_draw: more than that), and put the
- * number of them into *n_ranked. Few candidates hold most of the mass, so ranking starts small and grows. */
-static int rank_mass(kg_chain *chain, const float *by, double target, bool is_draw, int64_t *n_ranked, kg_error *err)
+/* The last candidate, in the order of `by`, of the shortest run that reaches the goal. */
+static int find_goal(kg_chain *chain, const float *by, goal wanted, kg_rank *last, kg_error *err)
 {
-  for (int64_t k = FIRST_RANKED;; k *= RANKED_GROWTH) {
-    if (k > chain->n) k = chain->n;
-    const int status = rank_top(chain, by, k, err);
-    if (status) return status;
-    double mass = 0;
-    for (int64_t i = 0; i < k; i++) {
-      mass += chain->weights[kg_rank_index(chain->room[i])];
-      if (is_draw ? mass <= target : mass < target) continue;
-      *n_ranked = i + 1;
-      return KG_OK;
-    }
-    if (k == chain->n) break;
+  for (int64_t k = RANKED_FIRST; k <= RANKED_MOST; k *= RANKED_MOST / RANKED_FIRST) {
+    const int64_t n_ranked = k < chain->n ? k : chain->n;
+    const int status = rank_top(chain, by, n_ranked, err);
+    if (status || walk(chain, n_ranked, 0, wanted, last) || n_ranked == chain->n) return status;
   }
-  *n_ranked = chain->n; /* only rounding keeps the sum of all below the target */
-  return KG_OK;
+  return walk_buckets(chain, by, wanted, last, err);
 }
 
 static int best_logit(const kg_chain *chain, float *max, kg_error *err)
@@ -288,7 +352,7 @@ static int keep_top_k(kg_chain *chain, int32_t k, kg_error *err)
 {
   if (k <= 0 || k >= chain->n) return KG_OK;
   const int status = rank_top(chain, chain->x, k, err);
-  if (!status) keep_ranked(chain, k);
+  if (!status) keep_down_to(chain, chain->x, chain->room[k - 1]);
   return status;
 }
 
@@ -296,10 +360,10 @@ static int keep_top_p(kg_chain *chain, float p, kg_error *err)
 {
   if (p == 1) return KG_OK;
   double total;
-  int64_t n_kept;
+  kg_rank last;
   int status = weigh(chain, &total, NULL, err);
-  if (!status) status = rank_mass(chain, chain->x, (double)p * total, false, &n_kept, err);
-  if (!status) keep_ranked(chain, n_kept);
+  if (!status) status = find_goal(chain, chain->x, (goal){(double)p * total, false}, &last, err);
+  if (!status) keep_down_to(chain, chain->x, last);
   return status;
 }
 
@@ -332,15 +396,15 @@ static int keep_typical(kg_chain *chain, float p, kg_error *err)
   if (p == 1) return KG_OK;
   float max;
   double total, mean;
-  int64_t n_kept;
+  kg_rank last;
   int status = best_logit(chain, &max, err);
   if (!status) status = weigh(chain, &total, &mean, err);
   if (status) return status;
   /* With d = x - max: -log(p) = log(total) - d and the entropy is log(total) - mean, so they differ by |d - mean|. */
   const float mean_d = (float)mean;
   for (int64_t i = 0; i < chain->n; i++) chain->order[i] = -fabsf(chain->x[i] - max - mean_d);
-  status = rank_mass(chain, chain->order, (double)p * total, false, &n_kept, err);
-  if (!status) keep_ranked(chain, n_kept);
+  status = find_goal(chain, chain->order, (goal){(double)p * total, false}, &last, err);
+  if (!status) keep_down_to(chain, chain->order, last);
   return status;
 }
 
@@ -359,8 +423,8 @@ static int apply_penalties(kg_chain *chain, const kg_stage *stage, int64_t n_voc
   const int32_t *tokens = kg_sequence_tokens(sequence);
   for (int32_t i = first; i < n_tokens; i++)
     if (tokens[i] < 0 || tokens[i] >= n_vocab)
-      return kg_fail(err, KG_ERR_ARGUMENT, "penalties: token %d at position %d is outside the vocabulary of %lld", tokens[i], i,
-                     (long long)n_vocab);
+      return kg_fail(err, KG_ERR_ARGUMENT, "penalties: token %d at position %d is outside the vocabulary of %lld",
+                     tokens[i], i, (long long)n_vocab);
   for (int32_t i = first; i < n_tokens; i++) chain->counts[tokens[i]]++;
   for (int32_t i = first; i < n_tokens; i++) {
     const int32_t count = chain->counts[tokens[i]];
@@ -431,8 +495,7 @@ static int load(kg_chain *chain, const kg_tensor *logits, kg_error *err)
   if (!status) status = kg_tensor_read(logits, 0, n, chain->x, err);
   if (status) return status;
   const int64_t n_nan = kg_vector_get()->count_nan(chain->x, n);
-  if (n_nan)
-    return kg_fail(err, KG_ERR_NUMERIC, "%lld of %lld logits are NaN", (long long)n_nan, (long long)n);
+  if (n_nan) return kg_fail(err, KG_ERR_NUMERIC, "%lld of %lld logits are NaN", (long long)n_nan, (long long)n);
   if (kg_vector_get()->max(chain->x, n) == INFINITY) prefer_infinite(chain->x, n);
   chain->n = n;
   chain->is_full = true;
@@ -444,7 +507,8 @@ static int run(kg_chain *chain, const kg_tensor *logits, const kg_sequence *sequ
 {
   int status = load(chain, logits, err);
   const int64_t n_vocab = chain->n;
-  for (size_t i = 0; !status && i < chain->n_stages; i++) status = apply(chain, &chain->stages[i], n_vocab, sequence, err);
+  for (size_t i = 0; !status && i < chain->n_stages; i++)
+    status = apply(chain, &chain->stages[i], n_vocab, sequence, err);
   return status ? status : weigh(chain, total, NULL, err);
 }
 
@@ -458,12 +522,10 @@ int kg_chain_pick(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequenc
     return KG_OK;
   }
   if (!sequence) return kg_fail(err, KG_ERR_ARGUMENT, "a draw needs a sequence");
-  int64_t n_ranked;
-  status = rank_mass(chain, chain->x, kg_sequence_uniform(sequence) * total, true, &n_ranked, err);
-  if (status) return status;
-  while (n_ranked > 1 && chain->weights[kg_rank_index(chain->room[n_ranked - 1])] == 0) n_ranked--;
-  *id = id_at(chain, kg_rank_index(chain->room[n_ranked - 1]));
-  return KG_OK;
+  kg_rank drawn;
+  status = find_goal(chain, chain->x, (goal){kg_sequence_uniform(sequence) * total, true}, &drawn, err);
+  if (!status) *id = id_at(chain, kg_rank_index(drawn));
+  return status;
 }
 
 int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *ids, float *probs,

@@ -5,8 +5,8 @@
  * +inf come in, they win: their ids are equally likely and all others are banned. "Probability" in a stage is the
  * softmax over the candidates that are left when it runs. Candidates are ranked by logit, ties by the lower id, always.
  * History for the penalties is read from the sequence's timeline.
- * The draw: with u = kg_sequence_uniform, the first candidate in rank order at which the sum of probabilities exceeds u.
- * Where one candidate is left, no number is drawn.
+ * The draw: with u = kg_sequence_uniform, the first candidate in rank order at which the sum of probabilities exceeds
+ * u. Where one candidate is left, no number is drawn.
  * KG_ERR_NUMERIC: a logit is NaN (the message counts them), nothing is left, or the logits overflow. */
 #ifndef KG_SAMPLER_H
 #define KG_SAMPLER_H
@@ -27,12 +27,12 @@ typedef enum kg_stage_kind {
   /* Keep those with a probability >= value * the best one's. 0 to 1. (Nguyen et al.: "Turning Up the Heat: Min-p
    * Sampling for Creative and Coherent LLM Outputs", 2024) */
   KG_STAGE_MIN_P,
-  /* Order by |-log(probability) - entropy|, ties by the lower id; keep the shortest run whose probabilities sum to value
-   * or more, at least one; 1 keeps all. 0 to 1. (Meister et al.: "Locally Typical Sampling", 2022) */
+  /* Order by |-log(probability) - entropy|, ties by the lower id; keep the shortest run whose probabilities sum to
+   * value or more, at least one; 1 keeps all. 0 to 1. (Meister et al.: "Locally Typical Sampling", 2022) */
   KG_STAGE_TYPICAL,
-  /* For each id among the last last_n tokens (-1: all) of the timeline, with its count there: a positive logit is divided
-   * by `repeat`, another multiplied (Keskar et al.: "CTRL", 2019); then frequency * count and, once, presence are
-   * subtracted. repeat 1e-3 to 1e3; the others -1e3 to 1e3. */
+  /* For each id among the last last_n tokens (-1: all) of the timeline, with its count there: a positive logit is
+   * divided by `repeat`, another multiplied (Keskar et al.: "CTRL", 2019); then frequency * count and, once, presence
+   * are subtracted. repeat 1e-3 to 1e3; the others -1e3 to 1e3. */
   KG_STAGE_PENALTIES,
   /* Add bias_values to the logits of bias_ids: -1e6 to 1e6, or -inf, which bans. An id outside the vocabulary is an
    * error when the chain is used. */

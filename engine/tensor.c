@@ -35,10 +35,7 @@ static int new_host_buffer(int64_t n, bool zeroed, kg_buffer **out, kg_error *er
   return KG_OK;
 }
 
-int kg_host_buffer_new(int64_t n, kg_buffer **out, kg_error *err)
-{
-  return new_host_buffer(n, true, out, err);
-}
+int kg_host_buffer_new(int64_t n, kg_buffer **out, kg_error *err) { return new_host_buffer(n, true, out, err); }
 
 kg_buffer *kg_buffer_ref(kg_buffer *buffer)
 {
@@ -53,10 +50,7 @@ void kg_buffer_unref(kg_buffer *buffer)
 
 /* ---- operations on the host ---- */
 
-static float *floats(const kg_buffer *b, int64_t at)
-{
-  return (float *)b->data + at;
-}
+static float *floats(const kg_buffer *b, int64_t at) { return (float *)b->data + at; }
 
 static int check_span(const kg_buffer *b, int64_t at, int64_t n, kg_error *err)
 {
@@ -203,8 +197,8 @@ static int host_entropy(const kg_buffer *b, int64_t at, int64_t n, double *out, 
   const float *p = floats(b, at);
   const float min = vector->min(p, n);
   if (min < 0)
-    return kg_fail(err, KG_ERR_ARGUMENT, "entropy wants probabilities, but one is %g (take the softmax of logits first)",
-                   (double)min);
+    return kg_fail(err, KG_ERR_ARGUMENT,
+                   "entropy wants probabilities, but one is %g (take the softmax of logits first)", (double)min);
   double sum, p_log_p;
   vector->entropy_sums(p, n, &sum, &p_log_p);
   if (sum == 0) return kg_fail(err, KG_ERR_ARGUMENT, "entropy wants probabilities, but their sum is 0");
@@ -298,7 +292,8 @@ int kg_tensor_like(const kg_tensor *tensor, bool copy, kg_tensor **out, kg_error
   if (status) return status;
   const int64_t n = kg_tensor_count(tensor);
   const kg_tensor_ops *ops = tensor->buffer->ops;
-  status = copy ? ops->copy(made->buffer, 0, tensor->buffer, tensor->at, n, err) : ops->fill(made->buffer, 0, n, 0, err);
+  status =
+      copy ? ops->copy(made->buffer, 0, tensor->buffer, tensor->at, n, err) : ops->fill(made->buffer, 0, n, 0, err);
   if (status)
     kg_tensor_free(made);
   else

@@ -17,11 +17,11 @@ typedef struct kg_vector {
   void (*divide)(float *x, int64_t n, float divisor);                        /* x = x / divisor */
   void (*add)(float *x, const float *o, int64_t n, float factor);            /* x += factor * o */
   void (*mul)(float *x, const float *o, int64_t n);                          /* x *= o */
-  float (*max)(const float *x, int64_t n);                                   /* NaNs skipped; -inf when nothing is left */
-  float (*min)(const float *x, int64_t n);                                   /* NaNs skipped; +inf when nothing is left */
+  float (*max)(const float *x, int64_t n);                                   /* NaNs skipped; of nothing: -inf */
+  float (*min)(const float *x, int64_t n);                                   /* NaNs skipped; of nothing: +inf */
   double (*sum)(const float *x, int64_t n);
   int64_t (*find)(const float *x, int64_t n, float value);                   /* first equal one, or n */
-  int64_t (*find_above)(const float *x, int64_t n, float value);             /* start of the first block with one above, or n */
+  int64_t (*find_above)(const float *x, int64_t n, float value);             /* first block with one above, or n */
   int64_t (*count_nan)(const float *x, int64_t n);
   /* The sum of e = exp(x - max) for max >= every x; e below 2.7e-38 is 0. `out` gets e unless it is NULL (it may be x).
    * `moment`, unless NULL, gets the sum of e * (x - max). A NaN in x makes both NaN. */

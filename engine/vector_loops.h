@@ -1,5 +1,5 @@
-/* vector_loops.h - the body of vector.c for one instruction set; included once for each. The includer defines LANES (floats
- * in a register), NAME of the variant, and FN(name), which makes names unique. Not for use elsewhere, hence no guard. */
+/* vector_loops.h - the body of vector.c for one instruction set; included once for each. The includer defines LANES
+ * (floats in a register), NAME of the variant, and FN(name), which makes names unique. No guard: not for use elsewhere. */
 
 enum { FN(PARTS) = KG_VECTOR_BLOCK / LANES };
 
@@ -59,7 +59,7 @@ static inline float FN(tree_sum)(const vf acc[FN(PARTS)])
 /* e^x for x <= 0, within 2 ulp: 2^n * e^r with |r| <= ln(2) / 2; the coefficients are those of Moshier's Cephes. */
 static inline vf FN(exp)(vf x)
 {
-  const vf shifted = x * 1.44269504088896341f + 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer in the low bits */
+  const vf shifted = x * 1.44269504088896341f + 12582912.0f; /* + 1.5 * 2^23 leaves an integer in the low bits */
   const vf n = shifted - 12582912.0f;
   const vf r = x - n * 0.693359375f - n * -2.12194440e-4f;
   vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;

@@ -556,13 +556,18 @@ describe("kigo.sample", function()
       local chain <close> = sample.from_options(options)
       return chain:candidates(t)
     end
-    assert.equal(5, #left())
-    assert.equal(5, #left { max = 10 })
+    assert.same({ 3, 4, 2, 1 }, left()) -- min_p 0.05
+    assert.same({ 3, 4, 2, 1 }, left { max = 10 })
+    assert.equal(5, #left { top_k = 0 })
+    local cool <close> = sample.from_options { top_k = 2 }
+    local _, probs = cool:candidates(t)
+    assert.is_true(math.abs(probs[2] / probs[1] - math.exp(-0.5 / 0.8)) < 1e-5)
     assert.same({ 3 }, left { temp = 0, top_k = 3 })
     assert.same({ 3, 4, 2 }, left { temp = 0.7, top_k = 3 })
     assert.same({ 3, 4 }, left { top_p = 0.7, min_p = 0.1 })
     assert.same({ 4 }, left { temp = 0, bias = { [3] = -math.huge } })
-    assert.equal(5, #left { repeat_penalty = 1.1, repeat_last = -1, frequency_penalty = 0.1, presence_penalty = 0.1 })
+    assert.equal(5, #left { top_k = 0, repeat_penalty = 1.1, repeat_last = -1, frequency_penalty = 0.1,
+                            presence_penalty = 0.1 })
     assert.error(function() sample.from_options { temp = -1 } end)
     assert.error(function() sample.from_options { repeat_penalty = -1 } end)
     assert.error(function() sample.from_options(3) end)

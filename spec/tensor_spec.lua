@@ -417,6 +417,13 @@ describe("kigo.Tensor", function()
     assert.is_true(most < 3 * 100)
   end)
 
+  it("takes methods in Lua", function()
+    local Tensor = require "kigo.tensor"
+    function Tensor:mean() return self:sum() / #self end
+    assert.equal(2, core.tensor({ 1, 2, 3 }):mean())
+    Tensor.mean = nil
+  end)
+
   it("refuses everything when it is closed", function()
     local t = core.tensor { 1, 2 }
     t:close()

@@ -91,19 +91,22 @@ function sample.dist() return { kind = "dist" } end
 function sample.chain(stages) return assert(core.chain(stages)) end
 
 ---@class kigo.SampleOptions
----@field temp? number               0: greedy; 1 unless given
+---@field temp? number               0: greedy; 0.8 unless given
 ---@field top_k? integer             0: all
 ---@field top_p? number
----@field min_p? number
+---@field min_p? number              0.05 where no other filter is given
 ---@field typical? number
 ---@field repeat_penalty? number
 ---@field frequency_penalty? number
 ---@field presence_penalty? number
----@field repeat_last? integer      how many tokens back the penalties look (64 unless given; -1: all)
+---@field repeat_last? integer       how many tokens back the penalties look (64 unless given; -1: all)
 ---@field bias? table<integer, number>
 
----The chain for plain options, with its stages in the usual order: penalties, bias, top_k, typical, top_p, min_p, temp.
----Fields that are not about sampling are ignored: callers pass their own options through.
+local DEFAULT_TEMP, DEFAULT_MIN_P = 0.8, 0.05
+
+---The chain for plain options: penalties and bias, then the filters on the model's own distribution (top_k, typical,
+---top_p, min_p), then the temperature on what they leave. Fields that are not about sampling are ignored: callers pass
+---their own options through.
 ---@param options? kigo.SampleOptions
 ---@return kigo.Chain
 function sample.from_options(options)
@@ -118,13 +121,15 @@ function sample.from_options(options)
   if options.bias then add(sample.bias(options.bias)) end
   if options.temp == 0 then
     add(sample.greedy())
-  else
-    if options.top_k then add(sample.top_k(options.top_k)) end
-    if options.typical then add(sample.typical(options.typical)) end
-    if options.top_p then add(sample.top_p(options.top_p)) end
-    if options.min_p then add(sample.min_p(options.min_p)) end
-    if options.temp then add(sample.temp(options.temp)) end
+    return sample.chain(stages)
   end
+  local min_p = options.min_p
+  if not (min_p or options.top_k or options.top_p or options.typical) then min_p = DEFAULT_MIN_P end
+  if options.top_k then add(sample.top_k(options.top_k)) end
+  if options.typical then add(sample.typical(options.typical)) end
+  if options.top_p then add(sample.top_p(options.top_p)) end
+  if min_p then add(sample.min_p(min_p)) end
+  add(sample.temp(options.temp or DEFAULT_TEMP))
   return sample.chain(stages)
 end
 
