@@ -556,10 +556,10 @@ describe("kigo.sample", function()
       local chain <close> = sample.from_options(options)
       return chain:candidates(t)
     end
-    assert.same({ 3, 4, 2, 1 }, left()) -- min_p 0.05
-    assert.same({ 3, 4, 2, 1 }, left { max = 10 })
+    assert.equal(5, #left())
+    assert.equal(5, #left { max = 10 })
     assert.equal(5, #left { top_k = 0 })
-    local cool <close> = sample.from_options { top_k = 2 }
+    local cool <close> = sample.from_options { top_k = 2, temp = 0.8 }
     local _, probs = cool:candidates(t)
     assert.is_true(math.abs(probs[2] / probs[1] - math.exp(-0.5 / 0.8)) < 1e-5)
     assert.same({ 3 }, left { temp = 0, top_k = 3 })

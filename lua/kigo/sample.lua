@@ -91,10 +91,10 @@ function sample.dist() return { kind = "dist" } end
 function sample.chain(stages) return assert(core.chain(stages)) end
 
 ---@class kigo.SampleOptions
----@field temp? number               0: greedy; 0.8 unless given
+---@field temp? number               0: greedy; 1 unless given
 ---@field top_k? integer             0: all
 ---@field top_p? number
----@field min_p? number              0.05 where no other filter is given
+---@field min_p? number
 ---@field typical? number
 ---@field repeat_penalty? number
 ---@field frequency_penalty? number
@@ -102,11 +102,8 @@ function sample.chain(stages) return assert(core.chain(stages)) end
 ---@field repeat_last? integer       how many tokens back the penalties look (64 unless given; -1: all)
 ---@field bias? table<integer, number>
 
-local DEFAULT_TEMP, DEFAULT_MIN_P = 0.8, 0.05
-
 ---The chain for plain options: penalties and bias, then the filters on the model's own distribution (top_k, typical,
----top_p, min_p), then the temperature on what they leave. Fields that are not about sampling are ignored: callers pass
----their own options through.
+---top_p, min_p), then the temperature on what they leave. Only what is given is there: defaults are the caller's.
 ---@param options? kigo.SampleOptions
 ---@return kigo.Chain
 function sample.from_options(options)
@@ -123,13 +120,11 @@ function sample.from_options(options)
     add(sample.greedy())
     return sample.chain(stages)
   end
-  local min_p = options.min_p
-  if not (min_p or options.top_k or options.top_p or options.typical) then min_p = DEFAULT_MIN_P end
   if options.top_k then add(sample.top_k(options.top_k)) end
   if options.typical then add(sample.typical(options.typical)) end
   if options.top_p then add(sample.top_p(options.top_p)) end
-  if min_p then add(sample.min_p(min_p)) end
-  add(sample.temp(options.temp or DEFAULT_TEMP))
+  if options.min_p then add(sample.min_p(options.min_p)) end
+  if options.temp then add(sample.temp(options.temp)) end
   return sample.chain(stages)
 end
 
