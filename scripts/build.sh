@@ -1,6 +1,7 @@
 #!/bin/sh
 # build.sh [PACKAGE...] - install what is missing (Debian's packages, when allowed) and build kigo into build/.
-# haiku.sh and test.sh call it; test.sh names the packages that only development needs.
+# haiku.sh and test.sh call it; test.sh names the packages that only development needs and asks, by
+# KIGO_BUILD_SANITIZED=1, for a sanitized build in build-sanitized/ too.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -54,8 +55,8 @@ build() { # build FOLDER [CMAKE OPTION...]: quiet unless something goes wrong
 }
 
 [ -x build/kigo ] || echo "Building kigo (the first time takes about a minute) ..." >&2
-build build ${KIGO_CMAKE_OPTIONS-}
+build build
 if [ -n "${KIGO_BUILD_SANITIZED-}" ]; then
   [ -x build-sanitized/kigo ] || echo "Building kigo with AddressSanitizer and UndefinedBehaviorSanitizer ..." >&2
-  build build-sanitized ${KIGO_CMAKE_OPTIONS-} -DKIGO_SANITIZE=ON
+  build build-sanitized -DKIGO_SANITIZE=ON -DKIGO_WERROR=ON
 fi
