@@ -394,8 +394,9 @@ typedef void (*product)(const uint8_t *group, int64_t n_blocks, const uint8_t *p
     shape##_product(KG_##type, n, group, n_blocks, panel, rows, row0, out);                                            \
   }
 
-/* A panel is cut into the largest of these that fit: more rows than registers hold would spill. */
-#if KG_LANES == 16
+/* A panel is cut into the largest of these that fit: more rows than registers hold would spill. A sanitized build does
+ * with the small ones, which unroll the same code: the large ones take minutes to instrument. */
+#if KG_LANES == 16 && !defined(__SANITIZE_ADDRESS__)
 #define PRODUCTS(shape, type)                                                                                          \
   PRODUCT(shape, type, 1) PRODUCT(shape, type, 2) PRODUCT(shape, type, 4) PRODUCT(shape, type, 8) PRODUCT(shape, type, 16)
 #define ROWS(type) {product_##type##_1, product_##type##_2, product_##type##_4, product_##type##_8, product_##type##_16}
