@@ -25,12 +25,13 @@ describe("kigo.step", function()
       it("do not depend on how the prompt is cut: chunks of " .. chunk, function()
         local model <close> = model_with { chunk = chunk }
         local seq <close> = model:sequence {}
-        seq:feed(prefix(600))
-        assert.equal(own[600], seq.logits:bytes())
-        seq:feed(slice(601, 604)) -- crosses nothing, then a single token
-        assert.equal(own[604], seq.logits:bytes())
-        seq:push(long[605])
-        assert.equal(own[605], seq.logits:bytes())
+        local n = chunk < 10 and 150 or 600
+        seq:feed(prefix(n))
+        assert.equal(own[n], seq.logits:bytes())
+        seq:feed(slice(n + 1, n + 4)) -- crosses nothing, then a single token
+        assert.equal(own[n + 4], seq.logits:bytes())
+        seq:push(long[n + 5])
+        assert.equal(own[n + 5], seq.logits:bytes())
         local rows = tiny.oracle(model, prefix(130))
         for i = 1, 130 do assert.equal(own[i], rows[i]) end
       end)
