@@ -142,6 +142,19 @@ describe("kigo.step", function()
     describe("results on " .. device.name, function() describe_results(device.options) end)
   end
 
+  it("does not depend on the number of threads", function()
+    local own = tiny.reference(long, { device = "cpu", threads = 1 })
+    for _, threads in ipairs { 2, 3, 5 } do
+      local model <close> = tiny.model { device = "cpu", threads = threads, chunk = 100 }
+      local seq <close> = model:sequence {}
+      seq:feed(prefix(250))
+      for i = 251, 260 do
+        assert.equal(own[i - 1], seq.logits:bytes())
+        seq:push(long[i])
+      end
+    end
+  end)
+
   describe("the reference models give the same bits", function()
     local models = require "spec.model_fixtures"
 

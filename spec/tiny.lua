@@ -139,7 +139,7 @@ end
 ---What bitwise results are checked on: options of models.
 tiny.devices = {
   { name = "reference", options = { device = "reference" } },
-  { name = "cpu", options = { device = "cpu", threads = 2 } },
+  { name = "cpu", options = { device = "cpu", threads = 1 } },
   { name = "cpu with a float16 cache", options = { device = "cpu", threads = 1, kv = "f16" } },
 }
 
