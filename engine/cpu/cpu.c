@@ -25,7 +25,10 @@ static void cpu_release(kg_executable *exe)
   kg_free(exe->row_page);
   kg_free(exe->row_slot);
   kg_free(exe->blocks);
+  kg_free(exe->spans);
+  kg_free(exe->wanted);
   kg_free(exe->traces);
+  kg_free(exe->trace_of);
   kg_free(exe);
 }
 
@@ -48,7 +51,7 @@ static int build_programs(kg_executable *exe, kg_error *err)
   if (!weights) return kg_fail_memory(err, (size_t)exe->n_weights * sizeof *weights, "the table of weights");
   for (int32_t i = 0; i < exe->n_weights; i++)
     if (exe->weights[i].is_matrix) weights[i] = &exe->weights[i].packed;
-  kg_program_input input = {.plan = exe->plan, .kernels = exe->kernels, .weights = weights, .chunk = exe->chunk};
+  kg_program_input input = {.plan = exe->plan, .kernels = exe->kernels, .weights = weights, .max_rows = exe->pass_rows};
   int code = kg_program_build(&input, &exe->fused, err);
   input.traced = true;
   if (!code) code = kg_program_build(&input, &exe->traced, err);
@@ -56,26 +59,32 @@ static int build_programs(kg_executable *exe, kg_error *err)
   return code;
 }
 
-/* Bytes that one worker needs at a time: rows of a stage and a learned position, or attention, or a tile of the head. */
+static size_t padded_bytes(size_t n)
+{
+  return (n + KG_ALIGNMENT - 1) / KG_ALIGNMENT * KG_ALIGNMENT;
+}
+
+/* Two rows of the widest matrix: a learned position, or the two terms of a row. */
+static size_t spare_bytes(const kg_executable *exe)
+{
+  int64_t width = 0;
+  for (int32_t i = 0; i < exe->n_weights; i++)
+    if (exe->weights[i].is_matrix && exe->weights[i].packed.cols > width) width = exe->weights[i].packed.cols;
+  return 2 * (size_t)kg_padded(width) * sizeof(float);
+}
+
+/* Bytes that one worker needs beside that: rows of a stage, or attention, or tiles of products and of the head. */
 static size_t worker_bytes(const kg_executable *exe)
 {
   size_t most = exe->fused.local_bytes > exe->traced.local_bytes ? exe->fused.local_bytes : exe->traced.local_bytes;
-  int64_t width = 0;
-  for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
-    const kg_op *op = kg_plan_op(exe->plan, i);
-    if (op->kind != KG_OP_EMBED || op->w[1] == KG_NONE) continue;
-    const int64_t n = kg_padded(kg_plan_value(exe->plan, op->out)->width);
-    if (n > width) width = n;
-  }
-  most += (size_t)width * sizeof(float);
   for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
     const int32_t head_dim = kg_plan_layer(exe->plan, i)->u.attention.head_dim;
     const size_t bytes = (size_t)kg_attention_scratch(head_dim) * sizeof(float);
     if (bytes > most) most = bytes;
   }
-  const size_t tile = (size_t)exe->fused.tail_rows * KG_HEAD_GROUPS * KG_GROUP * sizeof(float);
-  if (tile > most) most = tile;
-  return (most + KG_ALIGNMENT - 1) / KG_ALIGNMENT * KG_ALIGNMENT;
+  const size_t tiles = KG_TILE_FLOATS + (size_t)exe->fused.tail_rows * KG_HEAD_GROUPS * KG_GROUP;
+  if (tiles * sizeof(float) > most) most = tiles * sizeof(float);
+  return padded_bytes(most);
 }
 
 static size_t lay_out_angles(kg_executable *exe)
@@ -86,7 +95,7 @@ static size_t lay_out_angles(kg_executable *exe)
     size_t used = 0;
     for (size_t r = 0; r < programs[p]->n_rotations; r++) {
       *at++ = used;
-      used += (size_t)exe->chunk * 2 * (size_t)programs[p]->rotations[r]->n_dims;
+      used += (size_t)exe->pass_rows * 2 * (size_t)programs[p]->rotations[r]->n_dims;
     }
     if (used > floats) floats = used;
   }
@@ -95,9 +104,10 @@ static size_t lay_out_angles(kg_executable *exe)
 
 static int allocate(kg_executable *exe, kg_error *err)
 {
-  const size_t rows = (size_t)exe->chunk;
+  const size_t rows = (size_t)exe->pass_rows, n_values = (size_t)kg_plan_value_count(exe->plan);
   const size_t arena = exe->fused.arena_bytes > exe->traced.arena_bytes ? exe->fused.arena_bytes : exe->traced.arena_bytes;
-  exe->worker_bytes = worker_bytes(exe);
+  exe->spare_bytes = spare_bytes(exe);
+  exe->worker_bytes = worker_bytes(exe) + exe->spare_bytes;
   exe->angle_offsets = kg_alloc_array(exe->fused.n_rotations + exe->traced.n_rotations, sizeof *exe->angle_offsets);
   exe->arena = kg_alloc_aligned(arena, KG_ALIGNMENT);
   exe->worker_memory = kg_alloc_aligned((size_t)kg_pool_size(exe->pool) * exe->worker_bytes, KG_ALIGNMENT);
@@ -107,12 +117,15 @@ static int allocate(kg_executable *exe, kg_error *err)
   exe->row_page = kg_alloc_array(rows, sizeof *exe->row_page);
   exe->row_slot = kg_alloc_array(rows, sizeof *exe->row_slot);
   exe->blocks = kg_alloc_array(rows, sizeof *exe->blocks);
-  exe->traces = kg_alloc_array((size_t)kg_plan_value_count(exe->plan), sizeof *exe->traces);
+  exe->spans = kg_alloc_array(rows, sizeof *exe->spans);
+  exe->wanted = kg_alloc_array(rows, sizeof *exe->wanted);
+  exe->traces = kg_alloc_array(n_values, sizeof *exe->traces);
+  exe->trace_of = kg_alloc_array(n_values, sizeof *exe->trace_of);
   if (exe->angle_offsets) exe->angles = kg_alloc_aligned(lay_out_angles(exe) * sizeof *exe->angles, KG_ALIGNMENT);
   if (!exe->angles || !exe->arena || !exe->worker_memory || !exe->identity || !exe->tail_source || !exe->tail_wanted ||
-      !exe->row_page || !exe->row_slot || !exe->blocks || !exe->traces)
+      !exe->row_page || !exe->row_slot || !exe->blocks || !exe->spans || !exe->wanted || !exe->traces || !exe->trace_of)
     return kg_fail_memory(err, arena, "intermediate results");
-  for (int32_t i = 0; i < exe->chunk; i++) exe->identity[i] = i;
+  for (int32_t i = 0; i < exe->pass_rows; i++) exe->identity[i] = i;
   return KG_OK;
 }
 
@@ -123,6 +136,7 @@ static int cpu_compile(const kg_plan *plan, const kg_backend_options *options, k
   if (!exe) return kg_fail_memory(err, sizeof *exe, "the cpu backend");
   exe->plan = plan;
   exe->chunk = options->chunk;
+  exe->pass_rows = options->chunk < KG_PASS_ROWS ? options->chunk : KG_PASS_ROWS;
   exe->half = options->kv_type == KG_KV_F16;
   int code = kg_kernels_find(options->variant, &exe->kernels, err);
   if (!code) code = kg_pool_new(options->n_threads, &exe->pool, err);
@@ -149,10 +163,53 @@ static int check_buffer(const kg_buffer *buffer, int64_t at, int64_t n, const ch
                  (long long)at, (long long)buffer->n);
 }
 
+/* Rows [row0, row1) of a batch as a batch of their own, in the executable's arrays. */
+static kg_batch part_of(kg_executable *exe, const kg_batch *batch, int32_t row0, int32_t row1)
+{
+  kg_batch part = {.n_rows = row1 - row0,
+                   .tokens = batch->tokens + row0,
+                   .positions = batch->positions + row0,
+                   .spans = exe->spans,
+                   .wanted = exe->wanted,
+                   .n_traces = batch->n_traces,
+                   .traces = exe->traces};
+  for (int32_t s = 0; s < batch->n_spans; s++) {
+    const kg_span *span = &batch->spans[s];
+    const int32_t first = span->row > row0 ? span->row : row0;
+    const int32_t end = span->row + span->n_rows < row1 ? span->row + span->n_rows : row1;
+    if (first >= end) continue;
+    exe->spans[part.n_spans++] = (kg_span){
+        .row = first - row0, .n_rows = end - first, .pos = span->pos + first - span->row, .pages = span->pages};
+  }
+  for (int32_t i = 0; i < batch->n_wanted; i++) {
+    if (batch->wanted[i].row < row0 || batch->wanted[i].row >= row1) continue;
+    exe->wanted[part.n_wanted] = batch->wanted[i];
+    exe->wanted[part.n_wanted++].row -= row0;
+  }
+  for (int32_t i = 0; i < batch->n_traces; i++) {
+    exe->traces[i] = batch->traces[i];
+    exe->traces[i].at += (int64_t)row0 * kg_plan_value(exe->plan, batch->traces[i].value)->width;
+  }
+  return part;
+}
+
+/* Parts one after the other: the later rows find the keys and values of the earlier ones in the cache. */
+static void run_parts(kg_executable *exe, const kg_batch *batch)
+{
+  for (int32_t row = 0; row < batch->n_rows; row += exe->pass_rows) {
+    const int32_t end = batch->n_rows - row < exe->pass_rows ? batch->n_rows : row + exe->pass_rows;
+    const kg_batch part = part_of(exe, batch, row, end);
+    kg_cpu_run(exe, &part);
+  }
+}
+
 static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
   int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
+  if (code) return code;
   const int64_t n_rows = batch->n_rows, vocab = kg_plan_vocab_size(exe->plan);
+  if (batch->n_traces > kg_plan_value_count(exe->plan))
+    return kg_fail(err, KG_ERR_ARGUMENT, "%d traces of %d values", batch->n_traces, kg_plan_value_count(exe->plan));
   for (int32_t i = 0; i < batch->n_wanted && !code; i++)
     code = check_buffer(batch->wanted[i].buffer, batch->wanted[i].at, vocab, "logits", err);
   for (int32_t i = 0; i < batch->n_traces && !code; i++) {
@@ -160,7 +217,7 @@ static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
     const kg_value *value = kg_plan_value(exe->plan, trace->value);
     code = check_buffer(trace->buffer, trace->at, n_rows * value->width, value->name, err);
   }
-  if (!code) kg_cpu_run(exe, batch);
+  if (!code) run_parts(exe, batch);
   return code;
 }
 

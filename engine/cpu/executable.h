@@ -8,8 +8,11 @@
 #include "vector_ops.h"
 
 enum {
+  KG_PASS_ROWS = 256,  /* most rows that go through all stages together: larger batches are cut, to keep memory small */
   KG_SPLIT_ROWS = 8,   /* runs of at most this many rows spread the splits of attention over the threads */
   KG_HEAD_GROUPS = 32, /* weight groups of the head whose results stand together before they are copied out */
+  KG_TILE_ROWS = 64,   /* rows whose products stand in a tile until their terms are added */
+  KG_TILE_FLOATS = 32 << 10,
   KG_ALIGNMENT = 64
 };
 
@@ -38,7 +41,8 @@ struct kg_executable {
   const kg_kernels *kernels;
   const kg_vector_ops *vector;
   kg_pool *pool;
-  int32_t chunk;
+  int32_t chunk;     /* most rows in a batch */
+  int32_t pass_rows; /* and in a pass */
 
   kg_cpu_weight *weights; /* by weight index */
   int32_t n_weights;
@@ -50,7 +54,8 @@ struct kg_executable {
   float *angles;            /* [rotation][row][cosines n_dims, sines n_dims] */
   size_t *angle_offsets;    /* by rotation of either program: floats from the start of angles */
   unsigned char *worker_memory;
-  size_t worker_bytes;      /* of each worker: local rows, attention scratch or tile of the head, whichever is largest */
+  size_t worker_bytes;      /* of each worker: local rows, attention scratch or tiles, whichever is largest; then `spare` */
+  size_t spare_bytes;       /* rows for use within one operation */
 
   bool half;                /* cache elements are binary16 */
   kg_cache_layer *layers;
@@ -63,14 +68,18 @@ struct kg_executable {
   int32_t n_splits;           /* room of `partials` */
   int32_t block_rows;         /* rows that attention takes together */
 
-  /* of the current run, by row */
+  kg_span *spans;            /* the part of a batch that is in the current pass: at most pass_rows each */
+  kg_wanted *wanted;
+  kg_trace *traces;          /* at most one per value */
+
+  /* of the current pass, by row */
   int32_t *identity;         /* 0, 1, 2, ... */
   int32_t *tail_source;      /* batch row of each row of the tail */
   int32_t *tail_wanted;      /* its index in batch->wanted, or -1 */
   unsigned char **row_page;  /* page and slot of the row's position */
   int32_t *row_slot;
   kg_row_block *blocks;
-  const kg_trace **traces;   /* by value: the trace of it, or NULL */
+  const kg_trace **trace_of; /* by value: the trace of it, or NULL */
 };
 
 /* weights.c */
@@ -83,7 +92,7 @@ void kg_cpu_cache_close(kg_executable *exe);
 int kg_cpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err);
 int kg_cpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
 
-/* stages.c: the batch has been checked */
+/* stages.c: at most pass_rows rows, which have been checked */
 void kg_cpu_run(kg_executable *exe, const kg_batch *batch);
 
 #endif

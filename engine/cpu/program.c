@@ -120,7 +120,7 @@ static int packed_place(builder *b, int32_t place, int64_t cols, int32_t weight,
       *out = (int32_t)i;
       return KG_OK;
     }
-  int code = new_place(b, kg_activation_bytes(format, b->max_rows, cols), out);
+  int code = new_place(b, kg_terms_bytes(format, b->max_rows, cols), out);
   if (code) return code;
   p->places[*out].of = place;
   p->places[*out].format = format;
@@ -206,11 +206,11 @@ static int add_mixture(builder *b, const kg_op *op)
       m.x_packed[1] = m.x_packed[0];
       continue;
     }
-    if ((code = new_place(b, kg_activation_bytes(formats[i], panels * KG_PANEL, gate->cols), &m.x_packed[i]))) return code;
+    if ((code = new_place(b, kg_terms_bytes(formats[i], panels * KG_PANEL, gate->cols), &m.x_packed[i]))) return code;
     p->places[m.x_packed[i]].format = formats[i];
   }
   const kg_activation_format format = kernels->format(down->type);
-  if ((code = new_place(b, kg_activation_bytes(format, panels * KG_PANEL, down->cols), &m.packed))) return code;
+  if ((code = new_place(b, kg_terms_bytes(format, panels * KG_PANEL, down->cols), &m.packed))) return code;
   p->places[m.packed].format = format;
   p->mixtures[index] = m;
 
@@ -564,7 +564,7 @@ static int build(builder *b)
     b->n_head = find_head(b, tail);
   }
   const bool stored = b->n_head == b->n_ops;
-  p->body_rows = b->in->chunk;
+  p->body_rows = b->in->max_rows;
   p->tail_rows = stored ? TAIL_ROWS_STORED : TAIL_ROWS;
   if (p->tail_rows > p->body_rows) p->tail_rows = p->body_rows;
 

@@ -72,7 +72,7 @@ typedef struct kg_mixture {
   int32_t slots;    /* int32 [n_pairs]: where a pair stands in `pairs` */
   int32_t bounds;   /* int32 [n_experts + 1]: first slot of each expert */
   int32_t x;        /* row inputs */
-  int32_t x_packed[2]; /* of gate, of up: per expert, at a multiple of whole panels */
+  int32_t x_packed[2]; /* of gate, of up: per expert, at a whole panel */
   int32_t gate, up; /* float [slot] */
   int32_t packed;   /* activations for the down product, per expert */
   int32_t down;     /* float [slot] */
@@ -109,12 +109,26 @@ typedef struct kg_program {
   size_t arena_bytes, local_bytes;
 } kg_program;
 
+/* Activations of 8 bits come as two rows each, the rounded one and what rounding left over, whose products are added: the
+ * error of one alone is as large as that of 8-bit weights, and visible in the logits. A panel holds the first terms of
+ * its rows, then the second ones. */
+static inline int32_t kg_terms(kg_activation_format format)
+{
+  return format == KG_ACTIVATION_Q8 ? 2 : 1;
+}
+
+/* Bytes of n_rows rows with their terms. For whole panels, also the distance from their start. */
+static inline size_t kg_terms_bytes(kg_activation_format format, int64_t n_rows, int64_t cols)
+{
+  return kg_activation_bytes(format, kg_terms(format) * n_rows, cols);
+}
+
 /* What the builder must know of the executable. */
 typedef struct kg_program_input {
   const kg_plan *plan;
   const kg_kernels *kernels;
   const kg_packed *const *weights; /* by weight index; NULL for vectors */
-  int32_t chunk;
+  int32_t max_rows; /* of a pass */
   bool traced;
 } kg_program_input;
 

@@ -47,6 +47,12 @@ static const float *vector_of(const pass *p, int32_t weight)
   return weight == KG_NONE ? NULL : p->run->exe->weights[weight].vector;
 }
 
+/* Two rows of any width that an operation may use while it runs. */
+static float *spare_rows(const pass *p)
+{
+  return (float *)(p->memory + p->run->exe->worker_bytes - p->run->exe->spare_bytes);
+}
+
 /* ---- row operations ---- */
 
 static float *angles_of(const kg_executable *exe, const kg_program *program, int32_t rotation, int32_t batch_row)
@@ -80,7 +86,7 @@ static void embed(const pass *p, const kg_row_op *op, int32_t batch_row, float *
   const kg_batch *batch = p->run->batch;
   exe->kernels->dequantize_row(&exe->weights[op->op->w[0]].packed, 0, batch->tokens[batch_row], out);
   if (op->op->w[1] == KG_NONE) return;
-  float *position = (float *)(p->memory + exe->worker_bytes) - kg_padded(op->width); /* the end of it is free */
+  float *position = spare_rows(p);
   exe->kernels->dequantize_row(&exe->weights[op->op->w[1]].packed, 0, batch->positions[batch_row], position);
   exe->vector->add(out, position, out, op->width);
 }
@@ -167,6 +173,25 @@ static void mix(const pass *p, const kg_mixture *m, int32_t row, int64_t width, 
     p->run->exe->vector->add_scaled(out, row_data(p, m->down, slots[i]), shares[i], width);
 }
 
+/* Store a row among the packed activations of n_rows rows. A quantizer that is given a stride of 0 and the row's
+ * address reads it for any row number. */
+static void pack_row(const pass *p, kg_activation_format format, const float *x, int32_t n_rows, int64_t cols,
+                     int32_t row, void *packed)
+{
+  const kg_executable *exe = p->run->exe;
+  if (kg_terms(format) == 1) {
+    exe->kernels->quantize(format, x, 0, n_rows, cols, row, row + 1, packed);
+    return;
+  }
+  enum { ROWS = KG_PANEL / 2 };
+  float *first = spare_rows(p), *second = first + kg_padded(cols);
+  const int32_t panel = row / ROWS, in_panel = n_rows - panel * ROWS < ROWS ? n_rows - panel * ROWS : ROWS;
+  const int32_t at = panel * KG_PANEL + row % ROWS;
+  exe->vector->split_terms(x, cols, first, second);
+  exe->kernels->quantize(format, first, 0, 2 * n_rows, cols, at, at + 1, packed);
+  exe->kernels->quantize(format, second, 0, 2 * n_rows, cols, at + in_panel, at + in_panel + 1, packed);
+}
+
 static float *wanted_logits(const pass *p, int32_t row)
 {
   if (p->wanted[row] < 0) return NULL;
@@ -205,12 +230,9 @@ static void run_row_op(const pass *p, const kg_row_op *op, int32_t row)
   case KG_ROW_SCALE: vector->scale(a, op->op->u.scale, out, op->width); break;
   case KG_ROW_SOFTCAP: vector->softcap(a, op->op->u.scale, out, op->width); break;
   case KG_ROW_SLICE: memcpy(out, a + op->op->u.slice, (size_t)op->width * sizeof *out); break;
-  case KG_ROW_QUANTIZE: {
-    /* One row at a time: a stride of 0 and the row's address serve for any row number. */
-    exe->kernels->quantize(place_at(p, op->out)->format, a, 0, p->n_rows, op->width, row, row + 1,
-                           place_data(p, op->out));
+  case KG_ROW_QUANTIZE:
+    pack_row(p, place_at(p, op->out)->format, a, p->n_rows, op->width, row, place_data(p, op->out));
     break;
-  }
   case KG_ROW_ROUTE: route(p, &p->run->program->mixtures[op->index], row); break;
   case KG_ROW_MIX: mix(p, &p->run->program->mixtures[op->index], row, op->width, out); break;
   case KG_ROW_LOGITS: {
@@ -219,7 +241,7 @@ static void run_row_op(const pass *p, const kg_row_op *op, int32_t row)
     break;
   }
   case KG_ROW_TRACE: {
-    const kg_trace *trace = exe->traces[op->value];
+    const kg_trace *trace = exe->trace_of[op->value];
     if (trace) memcpy((float *)trace->buffer->data + trace->at + batch_row * op->width, a, (size_t)op->width * sizeof *a);
     break;
   }
@@ -233,6 +255,58 @@ static void run_rows(const pass *p, const kg_stage *stage, int64_t row, int64_t 
 }
 
 /* ---- products ---- */
+
+/* The address that makes a product write its first column, which is row `first` of the weight, to `tile`. */
+static float *before_tile(float *tile, int64_t first)
+{
+  return (float *)((uintptr_t)tile - (uintptr_t)first * sizeof *tile);
+}
+
+/* Groups [group0, group1) of a product whose x stands in two terms: the terms are multiplied as rows of their own, in
+ * blocks that stay in the second-level cache, and added on the way out. */
+static void multiply_terms(const pass *p, const kg_matmul *whole, int64_t group0, int64_t group1)
+{
+  enum { RESIDENT_BYTES = 256 << 10 }; /* of weights, while blocks of rows pass */
+  const kg_executable *exe = p->run->exe;
+  const kg_packed *weight = whole->weight;
+  float *tile = (float *)p->memory;
+  const int64_t block_rows = whole->n_rows < KG_TILE_ROWS ? whole->n_rows : KG_TILE_ROWS;
+  int64_t step = KG_TILE_FLOATS / (2 * block_rows * KG_GROUP);
+  if (whole->n_rows > block_rows && step > (int64_t)(RESIDENT_BYTES / weight->group_bytes))
+    step = (int64_t)(RESIDENT_BYTES / weight->group_bytes);
+  if (step < 1) step = 1;
+  for (int64_t group = group0; group < group1; group += step) {
+    const int64_t end = group + step < group1 ? group + step : group1, column = group * KG_GROUP;
+    const int64_t width = (end - group) * KG_GROUP, left = weight->rows - column, n = left < width ? left : width;
+    for (int64_t row = 0; row < whole->n_rows; row += block_rows) {
+      const int64_t n_rows = whole->n_rows - row < block_rows ? whole->n_rows - row : block_rows;
+      const kg_matmul m = {.weight = weight,
+                           .plane = whole->plane,
+                           .x = (const char *)whole->x + kg_terms_bytes(KG_ACTIVATION_Q8, row, weight->cols),
+                           .n_rows = 2 * n_rows,
+                           .out = before_tile(tile, column),
+                           .out_stride = width};
+      exe->kernels->matmul(&m, group, end);
+      for (int64_t i = 0; i < n_rows; i++) {
+        enum { ROWS = KG_PANEL / 2 };
+        const int64_t panel = i / ROWS, in_panel = n_rows - panel * ROWS < ROWS ? n_rows - panel * ROWS : ROWS;
+        const float *first = tile + (panel * KG_PANEL + i % ROWS) * width;
+        exe->vector->sum_terms(first, first + in_panel * width, whole->bias ? whole->bias + column : NULL,
+                               whole->residual ? whole->residual + (row + i) * whole->residual_stride + column : NULL,
+                               whole->out + (row + i) * whole->out_stride + column, n);
+      }
+    }
+  }
+}
+
+static void multiply(const pass *p, const kg_matmul *m, int64_t group0, int64_t group1)
+{
+  const kg_kernels *kernels = p->run->exe->kernels;
+  if (kg_terms(kernels->format(m->weight->type)) == 2)
+    multiply_terms(p, m, group0, group1);
+  else
+    kernels->matmul(m, group0, group1);
+}
 
 static void run_products(const pass *p, const kg_stage *stage, int64_t item, int64_t end)
 {
@@ -254,7 +328,7 @@ static void run_products(const pass *p, const kg_stage *stage, int64_t item, int
       m.residual = row_data(p, product->residual, 0);
       m.residual_stride = place_at(p, product->residual)->stride;
     }
-    exe->kernels->matmul(&m, group0, group1);
+    multiply(p, &m, group0, group1);
   }
 }
 
@@ -266,7 +340,7 @@ static void run_head(const pass *p, const kg_stage *stage, int64_t item, int64_t
   const kg_product *product = &p->run->program->products[stage->first];
   const kg_packed *weight = &exe->weights[product->weight].packed;
   enum { WIDTH = KG_HEAD_GROUPS * KG_GROUP };
-  float *tile = (float *)p->memory;
+  float *tile = (float *)p->memory + KG_TILE_FLOATS;
   for (; item < end; item += KG_HEAD_GROUPS) {
     const int64_t group1 = item + KG_HEAD_GROUPS < end ? item + KG_HEAD_GROUPS : end, first = item * KG_GROUP;
     const int64_t n = (group1 * KG_GROUP < weight->rows ? group1 * KG_GROUP : weight->rows) - first;
@@ -274,10 +348,9 @@ static void run_head(const pass *p, const kg_stage *stage, int64_t item, int64_t
                          .x = place_data(p, product->x),
                          .n_rows = p->n_rows,
                          .bias = vector_of(p, product->bias),
-                         /* where weight row 0 would be: the product writes rows of these groups only */
-                         .out = (float *)((uintptr_t)tile - (uintptr_t)first * sizeof *tile),
+                         .out = before_tile(tile, first),
                          .out_stride = WIDTH};
-    exe->kernels->matmul(&m, item, group1);
+    multiply(p, &m, item, group1);
     for (int32_t row = 0; row < p->n_rows; row++) {
       float *logits = wanted_logits(p, row), *from = tile + (int64_t)row * WIDTH;
       if (!logits) continue;
@@ -381,7 +454,7 @@ static void *expert_packed(const pass *p, const kg_mixture *m, int32_t place, in
   const int32_t *bounds = place_data(p, m->bounds);
   int64_t panels = 0;
   for (int32_t e = 0; e < expert; e++) panels += (bounds[e + 1] - bounds[e] + KG_PANEL - 1) / KG_PANEL;
-  const size_t panel_bytes = kg_activation_bytes(place_at(p, place)->format, KG_PANEL, cols);
+  const size_t panel_bytes = kg_terms_bytes(place_at(p, place)->format, KG_PANEL, cols);
   return (unsigned char *)place_data(p, place) + (size_t)panels * panel_bytes;
 }
 
@@ -390,12 +463,12 @@ static int32_t expert_of(const pass *p, const kg_mixture *m, int32_t slot)
   return ((const int32_t *)place_data(p, m->chosen))[((const int32_t *)place_data(p, m->pairs))[slot]];
 }
 
-static void pack_row(const pass *p, const kg_mixture *m, int32_t place, int64_t cols, int32_t slot, const float *row)
+static void pack_pair(const pass *p, const kg_mixture *m, int32_t place, int64_t cols, int32_t slot, const float *row)
 {
   const int32_t *bounds = place_data(p, m->bounds);
   const int32_t expert = expert_of(p, m, slot), at = slot - bounds[expert];
-  p->run->exe->kernels->quantize(place_at(p, place)->format, row, 0, bounds[expert + 1] - bounds[expert], cols, at,
-                                 at + 1, expert_packed(p, m, place, cols, expert));
+  pack_row(p, place_at(p, place)->format, row, bounds[expert + 1] - bounds[expert], cols, at,
+           expert_packed(p, m, place, cols, expert));
 }
 
 static void pairs_in(const pass *p, const kg_mixture *m, int64_t slot, int64_t end)
@@ -404,8 +477,8 @@ static void pairs_in(const pass *p, const kg_mixture *m, int64_t slot, int64_t e
   const int32_t *pairs = place_data(p, m->pairs);
   for (; slot < end; slot++) {
     const float *x = row_data(p, m->x, pairs[slot] / m->op->u.moe.n_used);
-    pack_row(p, m, m->x_packed[0], cols, (int32_t)slot, x);
-    if (m->x_packed[1] != m->x_packed[0]) pack_row(p, m, m->x_packed[1], cols, (int32_t)slot, x);
+    pack_pair(p, m, m->x_packed[0], cols, (int32_t)slot, x);
+    if (m->x_packed[1] != m->x_packed[0]) pack_pair(p, m, m->x_packed[1], cols, (int32_t)slot, x);
   }
 }
 
@@ -415,7 +488,7 @@ static void pairs_act(const pass *p, const kg_mixture *m, int64_t slot, int64_t 
   for (; slot < end; slot++) {
     float *gate = row_data(p, m->gate, slot);
     p->run->exe->vector->act(&m->op->u.moe.act, gate, row_data(p, m->up, slot), gate, cols);
-    pack_row(p, m, m->packed, cols, (int32_t)slot, gate);
+    pack_pair(p, m, m->packed, cols, (int32_t)slot, gate);
   }
 }
 
@@ -436,7 +509,7 @@ static void expert_product(const pass *p, const kg_mixture *m, int which, int32_
                              .bias = biases ? biases + expert * weight->rows : NULL,
                              .out = row_data(p, out, bounds[expert]),
                              .out_stride = place_at(p, out)->stride};
-  exe->kernels->matmul(&product, group0, group1);
+  multiply(p, &product, group0, group1);
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -583,7 +656,7 @@ void kg_cpu_run(kg_executable *exe, const kg_batch *batch)
   run r = {.exe = exe, .batch = batch, .program = batch->n_traces ? &exe->traced : &exe->fused};
   prepare_rows(&r);
   prepare_tail(&r);
-  for (int32_t i = 0; i < batch->n_traces; i++) exe->traces[batch->traces[i].value] = &batch->traces[i];
+  for (int32_t i = 0; i < batch->n_traces; i++) exe->trace_of[batch->traces[i].value] = &batch->traces[i];
   kg_pool_run(exe->pool, run_job, &r);
-  for (int32_t i = 0; i < batch->n_traces; i++) exe->traces[batch->traces[i].value] = NULL;
+  for (int32_t i = 0; i < batch->n_traces; i++) exe->trace_of[batch->traces[i].value] = NULL;
 }

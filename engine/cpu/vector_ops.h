@@ -56,6 +56,11 @@ typedef struct kg_vector_ops {
   void (*add)(const float *a, const float *b, float *out, int64_t n);
   void (*add_scaled)(float *sum, const float *x, float factor, int64_t n); /* sum += factor * x */
   void (*scale)(const float *x, float factor, float *out, int64_t n);
+  /* x = first + second: first are multiples of max|x| / 127 per 32 numbers; n a multiple of 32 */
+  void (*split_terms)(const float *x, int64_t n, float *first, float *second);
+  /* out = first + second [+ bias] [+ residual], in this order; second, bias and residual may be NULL */
+  void (*sum_terms)(const float *first, const float *second, const float *bias, const float *residual, float *out,
+                    int64_t n);
   void (*softcap)(const float *x, float cap, float *out, int64_t n);
   /* `cosines` and `sines`: [n_dims] for each rotated channel, the sign of the rotation in the sines */
   void (*rope)(const kg_rope_params *params, const float *x, const float *cosines, const float *sines, float *out);
