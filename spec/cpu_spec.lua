@@ -69,7 +69,7 @@ describe("the cpu backend", function()
         for _, variant in ipairs(core.cpu_variants()) do
           local whole
           for _, chunk in ipairs { 512, 1, 7, 17 } do
-            local options = { device = "cpu", variant = variant, chunk = chunk }
+            local options = { device = "cpu", variant = variant, chunk = chunk, threads = 1 }
             local model <close> = model_fixtures.open(fixture.path, options)
             local logits <close> = assert(model:logits(prompt))
             whole = whole or logits:bytes()

@@ -12,7 +12,8 @@
 #include "alloc.h"
 #include "error.h"
 
-enum { LINE = 64, MAX_THREADS = 1024, SPIN_NS = 1000 * 1000, SPINS_PER_LOOK = 64 };
+enum { LINE = 64, MAX_THREADS = 1024, IDLE_SPIN_NS = 1000 * 1000, BARRIER_SPIN_NS = 50 * 1000,
+       SPINS_PER_LOOK = 64 };
 
 /* What one worker writes, on cache lines of its own. */
 typedef struct worker_state {
@@ -57,7 +58,7 @@ static int64_t now_ns(void)
 }
 
 /* Spin until *value is not `old`. With more threads than cores the one that is waited for may need this core, so
- * after SPIN_NS the wait goes on with yields. */
+ * after BARRIER_SPIN_NS the wait goes on with yields. */
 static void wait_change(const atomic_int *value, int old)
 {
   int64_t deadline = 0;
@@ -67,15 +68,15 @@ static void wait_change(const atomic_int *value, int old)
       pause_cpu();
     }
     const int64_t now = now_ns();
-    if (!deadline) deadline = now + SPIN_NS;
+    if (!deadline) deadline = now + BARRIER_SPIN_NS;
     if (now > deadline) sched_yield();
   }
 }
 
-/* Wait for a job after number `seen`: spin for SPIN_NS, then sleep. */
+/* Wait for a job after number `seen`: spin for IDLE_SPIN_NS, then sleep. */
 static void wait_job(kg_pool *pool, int seen)
 {
-  const int64_t deadline = now_ns() + SPIN_NS;
+  const int64_t deadline = now_ns() + IDLE_SPIN_NS;
   do
     for (int i = 0; i < SPINS_PER_LOOK; i++) {
       if (atomic_load_explicit(&pool->epoch, memory_order_acquire) != seen) return;
