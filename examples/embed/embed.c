@@ -1,7 +1,7 @@
 /* embed.c - kigo in a C program: Lua loads the model (an architecture is a Lua file), C runs the loop.
  *
  * usage: embed MODEL.gguf [TEXT]       prints TEXT and 32 more tokens, each the likeliest
- * build: cc embed.c -I/path/to/kigo/engine -L/path/to/kigo/build -lkigo -llua5.4     (or: cmake --build build -t embed) */
+ * build: cc embed.c -I/path/to/kigo/engine -L/path/to/kigo/build -lkigo -llua5.4 */
 #include <kigo.h>
 #include <lauxlib.h>
 #include <lua.h>
@@ -29,7 +29,7 @@ static int likeliest(kg_sequence *sequence, int32_t *id, kg_error *err)
   return rc;
 }
 
-/* Feed the text, then choose and show 32 tokens. */
+/* Feed the text, choose 32 tokens, and show the whole timeline. */
 static int complete(kg_model *model, const kg_tokenizer *tokenizer, const char *text, kg_error *err)
 {
   kg_sequence *sequence = NULL;
@@ -43,10 +43,11 @@ static int complete(kg_model *model, const kg_tokenizer *tokenizer, const char *
     int32_t id;
     rc = likeliest(sequence, &id, err);
     if (rc || kg_tokenizer_is_end(tokenizer, id)) break;
-    rc = kg_tokenizer_decode(tokenizer, &id, 1, 0, &shown, err);
-    if (!rc) rc = kg_sequence_feed(sequence, &id, 1, err);
+    rc = kg_sequence_feed(sequence, &id, 1, err);
   }
-  if (!rc) printf("%s%.*s\n", text, (int)shown.size, shown.data ? shown.data : "");
+  if (!rc)
+    rc = kg_tokenizer_decode(tokenizer, kg_sequence_tokens(sequence), (size_t)kg_sequence_pos(sequence), 0, &shown, err);
+  if (!rc) printf("%.*s\n", (int)shown.size, shown.data);
   kg_bytes_deinit(&shown);
   kg_tokens_deinit(&ids);
   kg_sequence_free(sequence);
