@@ -60,8 +60,8 @@ static int check_span(const kg_batch *batch, int32_t s, int32_t row, int32_t n_p
                    batch->n_rows);
   for (int32_t i = 0; i < span->n_rows; i++)
     if (batch->positions[row + i] != span->pos + i)
-      return kg_fail(err, KG_ERR_ARGUMENT, "row %d: position %d, span %d says %d", row + i, batch->positions[row + i], s,
-                     span->pos + i);
+      return kg_fail(err, KG_ERR_ARGUMENT, "row %d: position %d, span %d says %d", row + i, batch->positions[row + i],
+                     s, span->pos + i);
   for (int32_t p = 0; p <= (span->pos + span->n_rows - 1) / KG_PAGE; p++)
     if (span->pages[p] < 0 || span->pages[p] >= n_pages)
       return kg_fail(err, KG_ERR_ARGUMENT, "span %d: page %d of %d", s, span->pages[p], n_pages);

@@ -33,6 +33,7 @@ static int read_bandwidth(lua_State *L)
 
 void kg_bind_cpu(lua_State *L)
 {
-  static const luaL_Reg functions[] = {{"cpu_variants", cpu_variants}, {"read_bandwidth", read_bandwidth}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {
+      {"cpu_variants", cpu_variants}, {"read_bandwidth", read_bandwidth}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -25,8 +25,8 @@ int kg_cpu_cache_open(kg_executable *exe, kg_error *err)
     layer->key_bytes = (size_t)a->head_dim * KG_PAGE * element;
     layer->head_bytes = layer->key_bytes + (size_t)kg_padded(a->head_dim) * KG_PAGE * element;
     size_t bytes;
-    if (!kg_mul_size(layer->head_bytes, (size_t)a->n_kv_heads, &bytes) ||
-        !kg_align_size(bytes, KG_ALIGNMENT, &bytes) || !kg_add_size(exe->page_bytes, bytes, &exe->page_bytes))
+    if (!kg_mul_size(layer->head_bytes, (size_t)a->n_kv_heads, &bytes) || !kg_align_size(bytes, KG_ALIGNMENT, &bytes) ||
+        !kg_add_size(exe->page_bytes, bytes, &exe->page_bytes))
       return kg_fail_memory(err, SIZE_MAX, "a cache page");
     const int64_t floats = (int64_t)a->n_heads * kg_partial_floats(a->head_dim);
     if (floats > exe->partial_row_floats) exe->partial_row_floats = floats;

@@ -59,10 +59,7 @@ static int build_programs(kg_executable *exe, kg_error *err)
   return code;
 }
 
-static size_t padded_bytes(size_t n)
-{
-  return (n + KG_ALIGNMENT - 1) / KG_ALIGNMENT * KG_ALIGNMENT;
-}
+static size_t padded_bytes(size_t n) { return (n + KG_ALIGNMENT - 1) / KG_ALIGNMENT * KG_ALIGNMENT; }
 
 /* Two rows of the widest matrix: a learned position, or the two terms of a row. */
 static size_t spare_bytes(const kg_executable *exe)
@@ -90,7 +87,8 @@ static size_t worker_bytes(const kg_executable *exe)
 static size_t lay_out_angles(kg_executable *exe)
 {
   size_t floats = 0, *at = exe->angle_offsets;
-  const kg_program *programs[] = {&exe->fused, &exe->traced}; /* one table each, at the same place: one runs at a time */
+  const kg_program *programs[] = {&exe->fused,
+                                  &exe->traced}; /* one table each, at the same place: one runs at a time */
   for (size_t p = 0; p < 2; p++) {
     size_t used = 0;
     for (size_t r = 0; r < programs[p]->n_rotations; r++) {
@@ -105,7 +103,8 @@ static size_t lay_out_angles(kg_executable *exe)
 static int allocate(kg_executable *exe, kg_error *err)
 {
   const size_t rows = (size_t)exe->pass_rows, n_values = (size_t)kg_plan_value_count(exe->plan);
-  const size_t arena = exe->fused.arena_bytes > exe->traced.arena_bytes ? exe->fused.arena_bytes : exe->traced.arena_bytes;
+  const size_t arena =
+      exe->fused.arena_bytes > exe->traced.arena_bytes ? exe->fused.arena_bytes : exe->traced.arena_bytes;
   exe->spare_bytes = spare_bytes(exe);
   exe->worker_bytes = worker_bytes(exe) + exe->spare_bytes;
   exe->angle_offsets = kg_alloc_array(exe->fused.n_rotations + exe->traced.n_rotations, sizeof *exe->angle_offsets);
@@ -223,10 +222,7 @@ static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 
 /* ---- looking into weights ---- */
 
-static size_t cpu_weight_bytes(const kg_executable *exe, int32_t weight)
-{
-  return exe->weights[weight].n_bytes;
-}
+static size_t cpu_weight_bytes(const kg_executable *exe, int32_t weight) { return exe->weights[weight].n_bytes; }
 
 static int check_range(const kg_executable *exe, int32_t weight, size_t at, size_t n, kg_error *err)
 {

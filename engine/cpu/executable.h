@@ -54,7 +54,7 @@ struct kg_executable {
   float *angles;            /* [rotation][row][cosines n_dims, sines n_dims] */
   size_t *angle_offsets;    /* by rotation of either program: floats from the start of angles */
   unsigned char *worker_memory;
-  size_t worker_bytes;      /* of each worker: local rows, attention scratch or tiles, whichever is largest; then `spare` */
+  size_t worker_bytes;      /* of each worker: for local rows, attention or tiles, whichever is largest; then spare */
   size_t spare_bytes;       /* rows for use within one operation */
 
   bool half;                /* cache elements are binary16 */

@@ -12,8 +12,7 @@
 #include "alloc.h"
 #include "error.h"
 
-enum { LINE = 64, MAX_THREADS = 1024, IDLE_SPIN_NS = 1000 * 1000, BARRIER_SPIN_NS = 50 * 1000,
-       SPINS_PER_LOOK = 64 };
+enum { LINE = 64, MAX_THREADS = 1024, IDLE_SPIN_NS = 1000 * 1000, BARRIER_SPIN_NS = 50 * 1000, SPINS_PER_LOOK = 64 };
 
 /* What one worker writes, on cache lines of its own. */
 typedef struct worker_state {
@@ -27,14 +26,14 @@ typedef struct worker_state {
 
 struct kg_pool {
   int32_t n;
-  int32_t n_started;        /* workers 1 .. n_started have a thread */
+  int32_t n_started; /* workers 1 .. n_started have a thread */
   worker_state *workers;
   kg_pool_job job;
   void *arg;
-  alignas(LINE) atomic_int epoch;    /* counts jobs; a worker waits for the next number */
-  alignas(LINE) atomic_int arrived;  /* barrier: workers there */
-  alignas(LINE) atomic_int sense;    /* barrier: flips when all are there */
-  alignas(LINE) atomic_int running;  /* workers 1.. that have not finished the job */
+  alignas(LINE) atomic_int epoch;   /* counts jobs; a worker waits for the next number */
+  alignas(LINE) atomic_int arrived; /* barrier: workers there */
+  alignas(LINE) atomic_int sense;   /* barrier: flips when all are there */
+  alignas(LINE) atomic_int running; /* workers 1.. that have not finished the job */
   alignas(LINE) atomic_int n_parked;
   atomic_bool stop;
   pthread_mutex_t mutex;
@@ -185,10 +184,7 @@ void kg_pool_free(kg_pool *pool)
   kg_free(pool);
 }
 
-int32_t kg_pool_size(const kg_pool *pool)
-{
-  return pool->n;
-}
+int32_t kg_pool_size(const kg_pool *pool) { return pool->n; }
 
 /* ---- jobs ---- */
 

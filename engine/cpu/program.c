@@ -7,9 +7,11 @@
 #include "error.h"
 #include "vector_ops.h"
 
-enum { TAIL_ROWS = 64, /* rows of a tail pass when the logits go straight to where they are wanted */
-       TAIL_ROWS_STORED = 16, /* when the logits stand in the arena first */
-       ALIGNMENT = 64 };
+enum {
+  TAIL_ROWS = 64,        /* rows of a tail pass when the logits go straight to where they are wanted */
+  TAIL_ROWS_STORED = 16, /* when the logits stand in the arena first */
+  ALIGNMENT = 64
+};
 
 /* Something to schedule: ready when its inputs are. */
 typedef enum node_kind { NODE_ROW, NODE_PRODUCT, NODE_HEAD, NODE_ATTENTION, NODE_MIXTURE } node_kind;
@@ -19,12 +21,12 @@ enum { NODE_PLACES = 3 };
 typedef struct node {
   node_kind kind;
   bool done;
-  int32_t reads[NODE_PLACES];  /* must be ready before; KG_NONE where unused */
-  int32_t makes;               /* is ready afterwards, or KG_NONE */
-  int32_t touches;             /* is written to, but not ready afterwards, or KG_NONE */
+  int32_t reads[NODE_PLACES]; /* must be ready before; KG_NONE where unused */
+  int32_t makes;              /* is ready afterwards, or KG_NONE */
+  int32_t touches;            /* is written to, but not ready afterwards, or KG_NONE */
   kg_row_op row;
   kg_product product;
-  int32_t index;               /* op of an attention, mixture */
+  int32_t index; /* op of an attention, mixture */
 } node;
 
 typedef struct builder {
@@ -38,22 +40,20 @@ typedef struct builder {
   int32_t n_head;    /* ops [n_head, n_ops) are the head with its scalings; n_ops: not fused */
   node *nodes;
   size_t n_nodes, nodes_room;
-  int32_t max_rows;  /* of the section that is being built */
+  int32_t max_rows; /* of the section that is being built */
   kg_error *err;
 } builder;
 
 /* ---- growing the lists ---- */
 
-static int no_memory(const builder *b)
-{
-  return kg_fail_memory(b->err, sizeof(node), "the stages of the plan");
-}
+static int no_memory(const builder *b) { return kg_fail_memory(b->err, sizeof(node), "the stages of the plan"); }
 
 static int new_place(builder *b, size_t n_bytes, int32_t *out)
 {
   kg_program *p = b->program;
   if (!kg_grow((void **)&p->places, &p->places_room, p->n_places + 1, sizeof *p->places)) return no_memory(b);
-  p->places[p->n_places] = (kg_place){.n_bytes = (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, .first = -1, .last = -1, .of = KG_NONE};
+  p->places[p->n_places] =
+      (kg_place){.n_bytes = (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, .first = -1, .last = -1, .of = KG_NONE};
   *out = (int32_t)p->n_places++;
   return KG_OK;
 }
@@ -91,7 +91,8 @@ static int new_row(builder *b, kg_row_kind kind, const kg_op *op, int32_t in0, i
   node *n;
   const int code = new_node(b, NODE_ROW, &n);
   if (code) return code;
-  n->row = (kg_row_op){.kind = kind, .op = op, .in = {in0, in1}, .out = out, .value = op ? op->out : KG_NONE, .width = width};
+  n->row = (kg_row_op){
+      .kind = kind, .op = op, .in = {in0, in1}, .out = out, .value = op ? op->out : KG_NONE, .width = width};
   n->reads[0] = in0;
   n->reads[1] = in1;
   n->makes = out;
@@ -137,7 +138,8 @@ static int add_product(builder *b, int32_t op_index)
   const bool is_head = b->n_head <= op_index;
   int32_t x, packed, out = KG_NONE, residual = KG_NONE;
   int code;
-  if ((code = value_place(b, op->in[0], &x)) || (code = packed_place(b, x, weight->cols, op->w[0], &packed))) return code;
+  if ((code = value_place(b, op->in[0], &x)) || (code = packed_place(b, x, weight->cols, op->w[0], &packed)))
+    return code;
   if (adding != KG_NONE) {
     const kg_op *add = kg_plan_op(b->plan, adding);
     const int32_t other = add->in[0] == op->out ? add->in[1] : add->in[0];
@@ -147,8 +149,12 @@ static int add_product(builder *b, int32_t op_index)
   }
   node *n;
   if ((code = new_node(b, is_head ? NODE_HEAD : NODE_PRODUCT, &n))) return code;
-  n->product = (kg_product){
-      .weight = op->w[0], .bias = op->w[1], .x = packed, .residual = residual, .out = out, .n_groups = weight->n_groups};
+  n->product = (kg_product){.weight = op->w[0],
+                            .bias = op->w[1],
+                            .x = packed,
+                            .residual = residual,
+                            .out = out,
+                            .n_groups = weight->n_groups};
   n->reads[0] = packed;
   n->reads[1] = residual;
   n->makes = out;
@@ -246,10 +252,13 @@ static int find_rotation(builder *b, const kg_rope_params *rope, int32_t *out)
 
 static int add_row(builder *b, const kg_op *op)
 {
-  static const struct { kg_op_kind op; kg_row_kind row; int n_inputs; } kinds[] = {
-      {KG_OP_EMBED, KG_ROW_EMBED, 0}, {KG_OP_NORM, KG_ROW_NORM, 1},       {KG_OP_ROPE, KG_ROW_ROPE, 1},
-      {KG_OP_GLU, KG_ROW_ACT, 2},     {KG_OP_ACT, KG_ROW_ACT, 1},         {KG_OP_ADD, KG_ROW_ADD, 2},
-      {KG_OP_SCALE, KG_ROW_SCALE, 1}, {KG_OP_SOFTCAP, KG_ROW_SOFTCAP, 1}, {KG_OP_SLICE, KG_ROW_SLICE, 1}};
+  static const struct {
+    kg_op_kind op;
+    kg_row_kind row;
+    int n_inputs;
+  } kinds[] = {{KG_OP_EMBED, KG_ROW_EMBED, 0}, {KG_OP_NORM, KG_ROW_NORM, 1},       {KG_OP_ROPE, KG_ROW_ROPE, 1},
+               {KG_OP_GLU, KG_ROW_ACT, 2},     {KG_OP_ACT, KG_ROW_ACT, 1},         {KG_OP_ADD, KG_ROW_ADD, 2},
+               {KG_OP_SCALE, KG_ROW_SCALE, 1}, {KG_OP_SOFTCAP, KG_ROW_SOFTCAP, 1}, {KG_OP_SLICE, KG_ROW_SLICE, 1}};
   for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
     if (kinds[i].op != op->kind) continue;
     int32_t in[2] = {KG_NONE, KG_NONE}, out;
@@ -258,7 +267,8 @@ static int add_row(builder *b, const kg_op *op)
       if ((code = value_place(b, op->in[j], &in[j]))) return code;
     if ((code = value_place(b, op->out, &out))) return code;
     node *n;
-    if ((code = new_row(b, kinds[i].row, op, in[0], in[1], out, kg_plan_value(b->plan, op->out)->width, &n))) return code;
+    if ((code = new_row(b, kinds[i].row, op, in[0], in[1], out, kg_plan_value(b->plan, op->out)->width, &n)))
+      return code;
     return op->kind == KG_OP_ROPE ? find_rotation(b, &op->u.rope, &n->row.index) : KG_OK;
   }
   return kg_fail(b->err, KG_ERR_UNSUPPORTED, "the cpu backend has no operation \"%s\"", kg_op_name(op->kind));
@@ -276,10 +286,17 @@ static int add_op(builder *b, int32_t index)
     return KG_OK;
   }
   switch (op->kind) {
-  case KG_OP_LINEAR: code = add_product(b, index); break;
-  case KG_OP_ATTENTION: code = add_attention(b, index); break;
-  case KG_OP_MOE: code = add_mixture(b, op); break;
-  default: code = add_row(b, op);
+  case KG_OP_LINEAR:
+    code = add_product(b, index);
+    break;
+  case KG_OP_ATTENTION:
+    code = add_attention(b, index);
+    break;
+  case KG_OP_MOE:
+    code = add_mixture(b, op);
+    break;
+  default:
+    code = add_row(b, op);
   }
   if (code || !b->in->traced) return code;
   node *n;
@@ -408,8 +425,8 @@ static int schedule_products(builder *b, bool *progress)
     if ((n->kind != NODE_PRODUCT && n->kind != NODE_HEAD) || !is_ready(b, n)) continue;
     if (n->kind == NODE_HEAD && stage) continue; /* the head has a stage of its own */
     int code;
-    if (!stage && (code = new_stage(b, n->kind == NODE_HEAD ? KG_STAGE_HEAD : KG_STAGE_PRODUCTS,
-                                    (int32_t)p->n_products, &stage)))
+    if (!stage &&
+        (code = new_stage(b, n->kind == NODE_HEAD ? KG_STAGE_HEAD : KG_STAGE_PRODUCTS, (int32_t)p->n_products, &stage)))
       return code;
     if (!kg_grow((void **)&p->products, &p->products_room, p->n_products + 1, sizeof *p->products)) return no_memory(b);
     p->products[p->n_products++] = n->product;
@@ -431,7 +448,7 @@ static int schedule_mixture(builder *b, node *n)
                                         KG_STAGE_EXPERTS_DOWN};
   kg_program *p = b->program;
   const kg_mixture *m = &p->mixtures[n->index];
-  const int32_t places[] = {m->chosen, m->pairs, m->slots, m->bounds, m->x,    m->x_packed[0],
+  const int32_t places[] = {m->chosen,      m->pairs, m->slots, m->bounds, m->x,   m->x_packed[0],
                             m->x_packed[1], m->gate,  m->up,    m->packed, m->down};
   for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
     kg_stage *stage;
@@ -581,7 +598,8 @@ static int build(builder *b)
     if ((code = add_op(b, i))) return code;
   if (stored) {
     const int32_t logits = kg_plan_logits(b->plan);
-    if ((code = new_row(b, KG_ROW_LOGITS, NULL, b->place_of[logits], KG_NONE, KG_NONE, kg_plan_vocab_size(b->plan), NULL)))
+    if ((code =
+             new_row(b, KG_ROW_LOGITS, NULL, b->place_of[logits], KG_NONE, KG_NONE, kg_plan_vocab_size(b->plan), NULL)))
       return code;
   }
   if ((code = schedule(b))) return code;

@@ -1,6 +1,6 @@
 /* program.h - a plan turned into stages for the CPU backend. A stage is work that all threads share, with a barrier
- * behind it: a series of row-wise operations (each row goes through all of them on one thread), a group of matrix products
- * that read the same or independent inputs, attention, a step of a mixture of experts. Its second part, the tail, runs
+ * behind it: a series of row-wise operations (each row goes through all of them on one thread), a group of
+ * matrix products that read the same or independent inputs, attention, a step of a mixture of experts. Its second part, the tail, runs
  * on the wanted rows alone, in blocks.
  *
  * There are two programs of a plan: the fused one, and the traced one in which every value of the plan stands in memory
@@ -109,8 +109,8 @@ typedef struct kg_program {
   size_t arena_bytes, local_bytes;
 } kg_program;
 
-/* Activations of 8 bits come as two rows each, the rounded one and what rounding left over, whose products are added: the
- * error of one alone is as large as that of 8-bit weights, and visible in the logits. A panel holds the first terms of
+/* Activations of 8 bits come as two rows each, the rounded one and what rounding left over, whose products are added:
+ * the error of one alone is as large as that of 8-bit weights, and visible in the logits. A panel holds the first terms of
  * its rows, then the second ones. */
 static inline int32_t kg_terms(kg_activation_format format)
 {

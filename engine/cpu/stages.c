@@ -10,10 +10,10 @@ typedef struct run {
   kg_executable *exe;
   const kg_program *program;
   const kg_batch *batch;
-  int32_t n_blocks;  /* of attention */
-  int32_t n_tail;    /* rows that go through the tail */
-  int32_t n_splits;  /* of the longest sequence here */
-  bool is_split;     /* attention: splits are items of their own, joined by KG_ROW_COMBINE */
+  int32_t n_blocks; /* of attention */
+  int32_t n_tail;   /* rows that go through the tail */
+  int32_t n_splits; /* of the longest sequence here */
+  bool is_split;    /* attention: splits are items of their own, joined by KG_ROW_COMBINE */
 } run;
 
 /* One pass over the body or over a block of the tail, as one worker sees it. */
@@ -26,10 +26,7 @@ typedef struct pass {
   unsigned char *memory; /* of the worker */
 } pass;
 
-static const kg_place *place_at(const pass *p, int32_t index)
-{
-  return &p->run->program->places[index];
-}
+static const kg_place *place_at(const pass *p, int32_t index) { return &p->run->program->places[index]; }
 
 static void *place_data(const pass *p, int32_t index)
 {
@@ -102,15 +99,9 @@ static void write_cache(const pass *p, const kg_row_op *op, int32_t row)
 }
 
 /* Floats between the rows and between the splits of exe->partials in this run. */
-static int64_t split_stride(const kg_attention_params *a)
-{
-  return a->n_heads * kg_partial_floats(a->head_dim);
-}
+static int64_t split_stride(const kg_attention_params *a) { return a->n_heads * kg_partial_floats(a->head_dim); }
 
-static int64_t row_stride(const run *r, const kg_attention_params *a)
-{
-  return r->n_splits * split_stride(a);
-}
+static int64_t row_stride(const run *r, const kg_attention_params *a) { return r->n_splits * split_stride(a); }
 
 static int32_t first_split(const kg_attention_params *a, int32_t pos)
 {
@@ -208,8 +199,12 @@ static void run_row_op(const pass *p, const kg_row_op *op, int32_t row)
   float *out = is_float_out ? row_data(p, op->out, row) : NULL;
   const float *a = op->in[0] != KG_NONE && place_at(p, op->in[0])->is_rows ? row_data(p, op->in[0], row) : NULL;
   switch (op->kind) {
-  case KG_ROW_ANGLES: fill_angles(p, batch_row); break;
-  case KG_ROW_EMBED: embed(p, op, batch_row, out); break;
+  case KG_ROW_ANGLES:
+    fill_angles(p, batch_row);
+    break;
+  case KG_ROW_EMBED:
+    embed(p, op, batch_row, out);
+    break;
   case KG_ROW_GATHER:
     memcpy(out, row_data(p, op->in[0], batch_row), (size_t)op->width * sizeof *out);
     break;
@@ -221,20 +216,36 @@ static void run_row_op(const pass *p, const kg_row_op *op, int32_t row)
     vector->rope(&op->op->u.rope, a, cosines, cosines + op->op->u.rope.n_dims, out);
     break;
   }
-  case KG_ROW_CACHE: write_cache(p, op, row); break;
-  case KG_ROW_COMBINE: combine(p, op, row, out); break;
+  case KG_ROW_CACHE:
+    write_cache(p, op, row);
+    break;
+  case KG_ROW_COMBINE:
+    combine(p, op, row, out);
+    break;
   case KG_ROW_ACT:
     vector->act(&op->op->u.act, a, op->in[1] == KG_NONE ? NULL : row_data(p, op->in[1], row), out, op->width);
     break;
-  case KG_ROW_ADD: vector->add(a, row_data(p, op->in[1], row), out, op->width); break;
-  case KG_ROW_SCALE: vector->scale(a, op->op->u.scale, out, op->width); break;
-  case KG_ROW_SOFTCAP: vector->softcap(a, op->op->u.scale, out, op->width); break;
-  case KG_ROW_SLICE: memcpy(out, a + op->op->u.slice, (size_t)op->width * sizeof *out); break;
+  case KG_ROW_ADD:
+    vector->add(a, row_data(p, op->in[1], row), out, op->width);
+    break;
+  case KG_ROW_SCALE:
+    vector->scale(a, op->op->u.scale, out, op->width);
+    break;
+  case KG_ROW_SOFTCAP:
+    vector->softcap(a, op->op->u.scale, out, op->width);
+    break;
+  case KG_ROW_SLICE:
+    memcpy(out, a + op->op->u.slice, (size_t)op->width * sizeof *out);
+    break;
   case KG_ROW_QUANTIZE:
     pack_row(p, place_at(p, op->out)->format, a, p->n_rows, op->width, row, place_data(p, op->out));
     break;
-  case KG_ROW_ROUTE: route(p, &p->run->program->mixtures[op->index], row); break;
-  case KG_ROW_MIX: mix(p, &p->run->program->mixtures[op->index], row, op->width, out); break;
+  case KG_ROW_ROUTE:
+    route(p, &p->run->program->mixtures[op->index], row);
+    break;
+  case KG_ROW_MIX:
+    mix(p, &p->run->program->mixtures[op->index], row, op->width, out);
+    break;
   case KG_ROW_LOGITS: {
     float *logits = wanted_logits(p, row);
     if (logits) memcpy(logits, a, (size_t)op->width * sizeof *logits);
@@ -242,7 +253,8 @@ static void run_row_op(const pass *p, const kg_row_op *op, int32_t row)
   }
   case KG_ROW_TRACE: {
     const kg_trace *trace = exe->trace_of[op->value];
-    if (trace) memcpy((float *)trace->buffer->data + trace->at + batch_row * op->width, a, (size_t)op->width * sizeof *a);
+    if (trace)
+      memcpy((float *)trace->buffer->data + trace->at + batch_row * op->width, a, (size_t)op->width * sizeof *a);
     break;
   }
   }
@@ -552,11 +564,14 @@ static int64_t item_count(const pass *p, const kg_stage *stage)
   const kg_moe_params *moe = &m->op->u.moe;
   switch (stage->kind) {
   case KG_STAGE_PAIRS_IN:
-  case KG_STAGE_PAIRS_ACT: return (int64_t)p->n_rows * moe->n_used;
+  case KG_STAGE_PAIRS_ACT:
+    return (int64_t)p->n_rows * moe->n_used;
   case KG_STAGE_EXPERTS_UP:
     return moe->n_experts * (exe->weights[m->op->w[0]].packed.n_groups + exe->weights[m->op->w[1]].packed.n_groups);
-  case KG_STAGE_EXPERTS_DOWN: return moe->n_experts * exe->weights[m->op->w[2]].packed.n_groups;
-  default: return 1;
+  case KG_STAGE_EXPERTS_DOWN:
+    return moe->n_experts * exe->weights[m->op->w[2]].packed.n_groups;
+  default:
+    return 1;
   }
 }
 
@@ -575,17 +590,34 @@ static void run_stage(const pass *p, const kg_stage *stage)
   const int64_t n_items = item_count(p, stage);
   const kg_mixture *m = stage->kind >= KG_STAGE_SORT ? &p->run->program->mixtures[stage->first] : NULL;
   kg_phase phase = kg_phase_begin(pool, p->worker, n_items, grain_of(p, stage, n_items));
-  for (int64_t item, end; kg_phase_next(&phase, &item, &end);)
-    switch (stage->kind) {
-    case KG_STAGE_ROWS: run_rows(p, stage, item, end); break;
-    case KG_STAGE_PRODUCTS: run_products(p, stage, item, end); break;
-    case KG_STAGE_HEAD: run_head(p, stage, item, end); break;
-    case KG_STAGE_ATTENTION: run_attention(p, stage, item, end); break;
-    case KG_STAGE_SORT: sort_pairs(p, m); break;
-    case KG_STAGE_PAIRS_IN: pairs_in(p, m, item, end); break;
-    case KG_STAGE_EXPERTS_UP: experts_up(p, m, item, end); break;
-    case KG_STAGE_PAIRS_ACT: pairs_act(p, m, item, end); break;
-    case KG_STAGE_EXPERTS_DOWN: experts_down(p, m, item, end); break;
+  for (int64_t item, end; kg_phase_next(&phase, &item, &end);) switch (stage->kind) {
+    case KG_STAGE_ROWS:
+      run_rows(p, stage, item, end);
+      break;
+    case KG_STAGE_PRODUCTS:
+      run_products(p, stage, item, end);
+      break;
+    case KG_STAGE_HEAD:
+      run_head(p, stage, item, end);
+      break;
+    case KG_STAGE_ATTENTION:
+      run_attention(p, stage, item, end);
+      break;
+    case KG_STAGE_SORT:
+      sort_pairs(p, m);
+      break;
+    case KG_STAGE_PAIRS_IN:
+      pairs_in(p, m, item, end);
+      break;
+    case KG_STAGE_EXPERTS_UP:
+      experts_up(p, m, item, end);
+      break;
+    case KG_STAGE_PAIRS_ACT:
+      pairs_act(p, m, item, end);
+      break;
+    case KG_STAGE_EXPERTS_DOWN:
+      experts_down(p, m, item, end);
+      break;
     }
   kg_pool_barrier(pool, p->worker);
 }

@@ -50,7 +50,8 @@ static inline int64_t kg_attention_scratch(int32_t head_dim)
 
 typedef struct kg_vector_ops {
   /* (x - mean) / sqrt(variance + epsilon) * scale + bias, per group; bias may be NULL */
-  void (*norm)(const kg_norm_params *params, const float *x, const float *scale, const float *bias, float *out, int64_t n);
+  void (*norm)(const kg_norm_params *params, const float *x, const float *scale, const float *bias, float *out,
+               int64_t n);
   /* act(gate) * up; up NULL: act(gate) */
   void (*act)(const kg_act *act, const float *gate, const float *up, float *out, int64_t n);
   void (*add)(const float *a, const float *b, float *out, int64_t n);

@@ -87,7 +87,8 @@ typedef struct packing {
 static int report(packing *p, size_t n_bytes)
 {
   p->done += (int64_t)n_bytes;
-  if (!p->options->progress || !p->options->progress(p->options->progress_user, "load", p->done, p->total)) return KG_OK;
+  if (!p->options->progress || !p->options->progress(p->options->progress_user, "load", p->done, p->total))
+    return KG_OK;
   return kg_fail(p->err, KG_ERR_CANCELLED, "loading was cancelled");
 }
 
