@@ -516,7 +516,7 @@ static size_t find_offset(const kg_place *places, const int32_t *placed, size_t 
   return at;
 }
 
-/* Give every place an offset, largest lifetimes' order being that of the stages. */
+/* Give every place an offset: local ones in the workers' memory, stage by stage, the others in the arena. */
 static int lay_out(builder *b)
 {
   kg_program *p = b->program;
