@@ -251,9 +251,19 @@ int kg_gguf_writer_commit(kg_gguf_writer *w, kg_error *err)
   return KG_OK;
 }
 
+/* The file takes its name by renaming, which would replace a device by a file, and fail on a folder after all the work. */
+static int check_place(const char *path, kg_error *err)
+{
+  struct stat info;
+  if (stat(path, &info) || S_ISREG(info.st_mode)) return KG_OK;
+  return kg_fail(err, KG_ERR_IO, "%s: is %s, not a file", path, S_ISDIR(info.st_mode) ? "a directory" : "a device");
+}
+
 int kg_gguf_writer_open(const char *path, kg_gguf_writer **out, kg_error *err)
 {
   static const char suffix[] = ".XXXXXX";
+  const int code = check_place(path, err);
+  if (code) return code;
   const size_t length = strlen(path);
   kg_gguf_writer *w = kg_alloc_array(1, sizeof *w);
   if (!w) return kg_fail_memory(err, sizeof *w, "a file writer");
@@ -269,10 +279,10 @@ int kg_gguf_writer_open(const char *path, kg_gguf_writer **out, kg_error *err)
   memcpy(temporary + length, suffix, sizeof suffix);
   w->fd = mkostemp(temporary, O_CLOEXEC);
   if (w->fd < 0) {
-    const int code = kg_fail(err, KG_ERR_IO, "%s: cannot create: %s", path, strerror(errno));
+    kg_fail(err, KG_ERR_IO, "%s: cannot create: %s", path, strerror(errno));
     kg_free(temporary);
     kg_gguf_writer_close(w);
-    return code;
+    return KG_ERR_IO;
   }
   w->temporary = temporary;
   *out = w;

@@ -1,10 +1,13 @@
 /* main.c - the program: a stand-alone Lua 5.4 with the module inside. `kigo script.lua args` runs a script,
  * `kigo COMMAND ...` runs lua/kigo/cli.lua. It exports Lua's symbols, so that C modules load. */
 #define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
 #include <lauxlib.h>
 #include <limits.h>
 #include <lua.h>
 #include <lualib.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +55,38 @@ static void find_library(lua_State *L)
   }
 }
 
+static bool ends_with(const char *text, const char *end)
+{
+  const size_t n = strlen(text), n_end = strlen(end);
+  return n >= n_end && !strcmp(text + n - n_end, end);
+}
+
+/* A first argument that is a file and no command: Lua's ending or a folder before it. Not a model, which is a likely
+ * slip: the command line explains that one. */
+static bool is_script(const char *argument)
+{
+  return ends_with(argument, ".lua") || (strchr(argument, '/') && !ends_with(argument, ".gguf"));
+}
+
+/* A standard stream that was closed would lend its number to the next file opened, and a model would be read as text
+ * or written over. Reading from the replacement ends at once, writing to it fails. */
+static void fill_closed_streams(void)
+{
+  for (int fd = 0; fd <= 2; fd++) {
+    if (fcntl(fd, F_GETFD) < 0) (void)!open("/dev/null", O_RDONLY);
+  }
+}
+
+/* Output that was lost (a full disk, a closed stream) is a failure, whatever the command thinks of its own work. */
+static bool output_arrived(void)
+{
+  errno = 0;
+  const bool failed_before = ferror(stdout);
+  if (!fflush(stdout) && !failed_before) return true;
+  fprintf(stderr, "kigo: standard output: %s\n", errno ? strerror(errno) : "not everything could be written");
+  return false;
+}
+
 static int traceback(lua_State *L)
 {
   const char *message = luaL_tolstring(L, 1, NULL);
@@ -70,16 +105,19 @@ static int run(lua_State *L)
   lua_pop(L, 1);
   find_library(L);
 
-  const size_t length = argc > 1 ? strlen(argv[1]) : 0;
-  const int is_script = length && ((length > 4 && !strcmp(argv[1] + length - 4, ".lua")) || strchr(argv[1], '/'));
+  const bool script = argc > 1 && is_script(argv[1]);
   lua_createtable(L, argc, 0); /* arg as in lua(1): the script is 0, or the program when there is none */
   for (int i = 0; i < argc; i++) {
     lua_pushstring(L, argv[i]);
-    lua_rawseti(L, -2, i - is_script);
+    lua_rawseti(L, -2, i - script);
   }
   lua_setglobal(L, "arg");
-  if (is_script) {
-    if (luaL_loadfile(L, argv[1])) return lua_error(L);
+  if (script) {
+    if (luaL_loadfile(L, argv[1])) { /* the message names the file and the line: no traceback */
+      fprintf(stderr, "kigo: %s\n", lua_tostring(L, -1));
+      lua_pushinteger(L, EXIT_FAILURE);
+      return 1;
+    }
     for (int i = 2; i < argc; i++) lua_pushstring(L, argv[i]);
     lua_call(L, argc - 2, 0);
     lua_pushinteger(L, 0);
@@ -96,6 +134,7 @@ static int run(lua_State *L)
 
 int main(int argc, char **argv)
 {
+  fill_closed_streams();
   lua_State *L = lua_newstate(lua_alloc, NULL);
   if (!L) {
     fputs("kigo: out of memory\n", stderr);
@@ -111,5 +150,6 @@ int main(int argc, char **argv)
   else
     status = (int)lua_tointeger(L, -1);
   lua_close(L);
+  if (!output_arrived() && !status) status = EXIT_FAILURE;
   return status;
 }

@@ -36,6 +36,11 @@ local function usage_error(message, hint)
 end
 
 local function unknown_command(name)
+  if name:find "%.gguf$" then
+    return usage_error(("%s is a model: say what to do with it"):format(name),
+      ("kigo run %s, kigo chat %s ...; kigo --help lists the commands"):format(name, name))
+  end
+  if name:sub(1, 1) == "-" then return usage_error("unknown option " .. name, "kigo --help tells more") end
   return usage_error(("unknown command %q"):format(name), "kigo --help lists the commands")
 end
 

@@ -13,17 +13,20 @@ local function parse_ids(text, vocab_size)
   return ids
 end
 
----Write a file whole or not at all.
-local function write_file(path, bytes)
+---Open the file before the long work, so that a place that cannot be written to costs none.
+local function open_output(path)
   local file, message = io.open(path, "wb")
-  if not file then common.fail(message) end
-  local written
-  written, message = file:write(bytes)
+  return file or common.fail(message)
+end
+
+---Write everything; a file that cannot take it is left empty, not half full. It is not removed: it may be a device.
+local function write_all(path, file, bytes)
+  local written, message = file:write(bytes)
   local closed, why = file:close()
-  if not (written and closed) then
-    os.remove(path)
-    common.fail(("%s: %s"):format(path, message or why))
-  end
+  if written and closed then return end
+  local empty = io.open(path, "wb")
+  if empty then empty:close() end
+  common.fail(("%s: %s"):format(path, message or why))
 end
 
 return {
@@ -39,8 +42,9 @@ return {
     local model <close> = common.load(arguments[1], options, { tokenizer = false })
     model:set_progress(progress.line())
     local ids = parse_ids(options.tokens, model.vocab_size)
+    local file <close> = open_output(options.out)
     local logits <close> = common.call(model.logits, model, ids)
-    write_file(options.out, logits:bytes())
+    write_all(options.out, file, logits:bytes())
     io.stderr:write(("%s: float32 [%d, %d]\n"):format(options.out, #ids, model.vocab_size))
     return 0
   end,
