@@ -79,6 +79,8 @@ describe("kigo.cli", function()
         { { "run", "m.gguf", "-n", "many" }, "many" }, { { "logits", "m.gguf" }, "--tokens" },
         { { "inspect", "a", "b" }, '"b"' }, { { "logits", stories(), "--tokens", "1,x", "--out", "/dev/null" }, '"x"' },
         { { "logits", stories(), "--tokens", "1,512", "--out", "/dev/null" }, "512" },
+        { { "run", "m.gguf", "-n", "0" }, "-n:" }, { { "run", "m.gguf", "--tokens=0" }, "--tokens:" },
+        { { "m.gguf" }, "kigo run m.gguf" }, { { "./m.gguf" }, "kigo run ./m.gguf" }, { { "--runn" }, "option --runn" },
       } do
         local status, out, err = run(case[1])
         assert.equal(2, status, table.concat(case[1], " ") .. "\n" .. err)
@@ -98,6 +100,10 @@ describe("kigo.cli", function()
         { "logits", stories(), "--tokens", "1", "--out", "/nonexistent/x" },
         { "run", stories(), "-n", "64", "--ctx", "32" },
         { "run", stories(), "--prompt", ("a "):rep(500), "--ctx", "32" },
+        { "run", stories(), "--ctx", "1" }, { "bench", stories(), "--prompt-tokens", "513" },
+        { "run", "/tmp" }, { "run", "README.md" }, { "tokenize", "/tmp" },
+        { "make-model", "/tmp", "--like", "tiny" }, { "make-model", "/dev/null", "--like", "tiny" },
+        { "/nonexistent.lua" }, { "/tmp" },
       } do
         local status, out, err = run(case)
         assert.equal(1, status, table.concat(case, " ") .. "\n" .. err)
@@ -105,6 +111,21 @@ describe("kigo.cli", function()
         assert.truthy(err:find "^kigo: [^\n]+\n$", err)
       end
       os.remove(empty)
+    end)
+
+    it("reports output that got lost", function()
+      for _, words in ipairs { "--help", "inspect " .. support.haiku_model, "run " .. quote(stories()) .. " -n 4" } do
+        for _, lost in ipairs { ">/dev/full", ">&-" } do
+          local _, _, status = os.execute(("%s %s %s 2>/dev/null"):format(quote(support.program), words, lost))
+          assert.equal(1, status, words .. lost)
+        end
+      end
+    end)
+
+    it("does not mistake a file for a stream that is closed", function()
+      local pipe = io.popen(("%s tokenize %s --ids <&- 2>&1"):format(quote(support.program), support.haiku_model))
+      assert.equal("\n", pipe:read "a")
+      pipe:close()
     end)
 
     it("runs scripts", function()
@@ -184,6 +205,15 @@ describe("kigo.cli", function()
     end)
   end)
 
+  describe("logits, where they cannot be written,", function()
+    it("fails, and leaves a device alone", function()
+      local status, _, err = run { "logits", stories(), "--tokens", "1,2", "--out", "/dev/full" }
+      assert.equal(1, status)
+      assert.truthy(err:find("/dev/full", 1, true))
+      assert(io.open("/dev/full", "rb")):close()
+    end)
+  end)
+
   describe("inspect", function()
     it("shows metadata, tensors and sums", function()
       local status, out = run { "inspect", support.haiku_model }
@@ -248,6 +278,13 @@ describe("kigo.cli", function()
         ("a very long question "):rep(40) .. "\nWrite a haiku.\n")
       assert.equal(0, status)
       assert.truthy(err:find("/reset", 1, true))
+    end)
+
+    it("takes commands with any line end, and says which ones it does not know", function()
+      local status, out, err = run({ "chat", support.haiku_model }, "/foo\r\n/reset \r\n\r\n/exit\r\nnever\n")
+      assert.equal(0, status)
+      assert.equal("", out)
+      assert.truthy(err:find("/foo", 1, true))
     end)
   end)
 

@@ -116,11 +116,23 @@ local function measure_load(path, options, repeats)
   return median(seconds), model
 end
 
+---The context that the measurements need; a failure is thrown where the model's is smaller.
+local function context(path, n_prompt, n)
+  local gguf <close> = select(2, timed(kigo.open_gguf, path))
+  local wanted = math.max(n_prompt, n + 1)
+  local limit = gguf:get((gguf:get "general.architecture" or "") .. ".context_length")
+  if math.type(limit) == "integer" and wanted > limit then
+    error({ message = ("%s: a prefill of %d tokens and a decode of %d do not fit into its context of %d"):format(path,
+      n_prompt, n, limit), code = core.err.FULL }, 0)
+  end
+  return wanted
+end
+
 ---The figures, filled in as they are measured.
 local function run(path, options)
   local n_prompt, n, repeats = options.prompt_tokens or 512, options.tokens or 128, options.repeats or 5
   local load = check.pick(options.load or {}, { device = "", variant = "", threads = "", kv = "", progress = "" })
-  load.ctx = (options.load or {}).ctx or math.max(n_prompt, n + 1)
+  load.ctx = (options.load or {}).ctx or context(path, n_prompt, n)
   local load_s, opened = measure_load(path, load, repeats)
   local model <close> = opened
   local about = { model = path, file_bytes = model.gguf:bytes(), parameters = model.gguf:parameters(),

@@ -12,7 +12,7 @@ local function note(...) io.stderr:write(...) end
 local function read_line(interactive)
   if interactive then note "> " end
   local line = io.read "l"
-  if line then return line end
+  if line then return (line:gsub("\r$", "")) end
   if core.interrupted() then
     note("\n", HELP)
     return ""
@@ -25,7 +25,7 @@ local function explain(message, code)
   if code == core.err.CANCELLED then
     note "(stopped)\n"
   elseif code == core.err.FULL then
-    note("the context is full: ", message, "\n/reset starts over; --ctx N makes room for more\n")
+    note(message, "\n/reset starts over; --ctx N makes room for more\n")
   else
     return nil, message, code
   end
@@ -52,6 +52,28 @@ local function answer(chat, line)
   return true
 end
 
+-- What a line that is a slash and a word asks for; each returns true, or nil, message, code.
+local COMMANDS = {
+  ["/reset"] = function(chat) return chat:reset() end,
+  ["/help"] = function()
+    note(HELP)
+    return true
+  end,
+}
+
+---Do what a line asks for: a command, or words for the model.
+local function take(chat, line)
+  local word = line:match "^(/%a+)%s*$"
+  if word then
+    local command = COMMANDS[word]
+    if command then return command(chat) end
+    note("there is no ", word, ": ", HELP)
+    return true
+  end
+  if line:find "%S" then return answer(chat, line) end
+  return true
+end
+
 ---Talk until the input ends or /exit. In a pipe every input line is a turn, and only the answers go to standard output.
 ---@param chat kigo.Conversation
 ---@return true?           nil when the engine failed
@@ -65,14 +87,8 @@ function terminal.chat(chat)
   local done, message, code = true, nil, nil
   while done do
     local line = read_line(interactive)
-    if not line or line == "/exit" then break end
-    if line == "/reset" then
-      done, message, code = chat:reset()
-    elseif line == "/help" then
-      note(HELP)
-    elseif line:find "%S" then
-      done, message, code = answer(chat, line)
-    end
+    if not line or line:find "^/exit%s*$" then break end
+    done, message, code = take(chat, line)
   end
   chat.model:set_progress(nil)
   core.catch_interrupts(false)

@@ -8,13 +8,13 @@ return {
   summary = "measure speed and memory of a model on this machine",
   arguments = { min = 1, max = 1 },
   options = common.join({
-    { name = "json", help = "the figures as JSON, in bytes and seconds" },
+    { name = "json", help = "print the figures as JSON, in bytes and seconds" },
     { name = "prompt-tokens", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
-      help = "of the prefill (512)" },
+      help = "tokens of the prefill (default 512)" },
     { name = "tokens", short = "n", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
-      help = "of the decode (128)" },
+      help = "tokens of the decode (default 128)" },
     { name = "repeat", type = "integer", argument = "N", min = 1, max = 1000,
-      help = "runs, of which the median counts (5)" },
+      help = "runs, of which the median counts (default 5)" },
   }, common.load_options),
   notes = "The share of the bandwidth counts the weights that a token reads, by their size in the file, and its cache.",
   run = function(options, arguments)

@@ -37,13 +37,16 @@ end
 local load_names = { device = true, variant = true, threads = true, ctx = true, kv = true }
 
 common.load_options = {
-  { name = "device", type = "string", argument = "D", help = "auto (default), cpu or reference" },
+  { name = "device", type = "string", argument = "D",
+    help = "where to compute: auto (default), cpu, or reference (slow and exact)" },
   { name = "variant", type = "string", argument = "V",
-    help = "instruction set of the CPU backend (default: the best)" },
-  { name = "threads", type = "integer", argument = "N", min = 1, max = 1024, help = "default: one per core" },
+    help = "instruction set of the CPU backend (default: the best that works here)" },
+  { name = "threads", type = "integer", argument = "N", min = 1, max = 1024,
+    help = "threads to compute with (default: one per core)" },
   { name = "ctx", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
-    help = "positions of the context" },
-  { name = "kv", type = "string", argument = "TYPE", help = "type of the key/value cache: auto (default), f32 or f16" },
+    help = "tokens the context holds (default: what the model was made for, at most 4096)" },
+  { name = "kv", type = "string", argument = "TYPE",
+    help = "type of the key/value cache: auto (default), f32 or f16" },
 }
 
 ---The options of kigo.load that were given, and a progress line on a terminal.
@@ -57,7 +60,7 @@ function common.loading(options, extra)
   return wanted
 end
 
----Load the model named on the command line
+---Load the model named on the command line.
 ---@param path string
 ---@param options table      parsed command-line options
 ---@param extra? table       more options of kigo.load
@@ -71,7 +74,8 @@ end
 common.sample_options = {
   { name = "temp", type = "number", argument = "T", min = 0, max = 100,
     help = "temperature (default 0.8); 0 is greedy" },
-  { name = "top-k", type = "integer", argument = "K", min = 1, max = 2 ^ 31 - 1 | 0, help = "keep the K best" },
+  { name = "top-k", type = "integer", argument = "K", min = 0, max = 2 ^ 31 - 1 | 0,
+    help = "keep the K best; 0 keeps all" },
   { name = "top-p", type = "number", argument = "P", min = 0, max = 1, help = "keep the best that reach P together" },
   { name = "min-p", type = "number", argument = "P", min = 0, max = 1,
     help = "keep those with P times the best one's probability (0.05 if no other filter is given)" },
@@ -81,7 +85,8 @@ common.sample_options = {
   { name = "repeat-last", type = "integer", argument = "N", min = -1, max = common.MAX_TOKENS,
     help = "tokens that count as repetition (default 64; -1: all)" },
   { name = "stop", type = "string", argument = "TEXT", many = true, help = "end before this text; may be repeated" },
-  { name = "seed", type = "integer", argument = "S", help = "of the random numbers (default: another one each time)" },
+  { name = "seed", type = "integer", argument = "S",
+    help = "seed of the random numbers (default: another one each time)" },
 }
 
 local generate_names = { temp = true, top_k = true, top_p = true, min_p = true, typical = true, repeat_penalty = true,

@@ -86,7 +86,7 @@ return {
   name = "inspect", usage = "FILE [--json]",
   summary = "show a model file's metadata, tensors and sizes",
   arguments = { min = 1, max = 1 },
-  options = { { name = "json", help = "as JSON" } },
+  options = { { name = "json", help = "print all of it as JSON" } },
   run = function(options, arguments)
     local gguf <close> = common.try(kigo.open_gguf(arguments[1]))
     local about = describe(gguf)

@@ -30,17 +30,17 @@ local function find(command, field, name)
   end
 end
 
----The value of a text, or nil and what is wrong with it.
-local function parse_value(option, text)
+---The value of a text, or nil and what is wrong with it. `spelled`: the option as the user wrote it.
+local function parse_value(option, spelled, text)
   if not option.type then return true end
   if option.type == "string" then return text end
   local value = tonumber(text)
   if option.type == "integer" then value = text:find "^[+-]?%d+$" and math.tointeger(value) or nil end
   if not value or value ~= value then
-    return nil, ("--%s: %s expected, got %q"):format(option.name, option.type, text)
+    return nil, ("%s: %s expected, got %q"):format(spelled, option.type, text)
   end
   if (option.min and value < option.min) or (option.max and value > option.max) then
-    return nil, ("--%s: %s is outside %s to %s"):format(option.name, text, option.min or "-inf", option.max or "inf")
+    return nil, ("%s: %s is outside %s to %s"):format(spelled, text, option.min or "-inf", option.max or "inf")
   end
   return value
 end
@@ -105,7 +105,7 @@ function options.parse(command, arguments)
         i = i + 1
         if not text then return nil, ("%s: a value is missing"):format(argument) end
       end
-      local value, message = parse_value(option, text)
+      local value, message = parse_value(option, argument:match "^[^=]+", text)
       if value == nil then return nil, message end
       store(result, option, value)
     end

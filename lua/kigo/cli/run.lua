@@ -37,7 +37,8 @@ return {
     model:set_progress(progress.line())
     feed(seq, options.prompt or "")
     local generate = common.sampling(options)
-    generate.max = options.tokens or math.max(1, math.min(DEFAULT_TOKENS, model.context - seq:pos()))
+    local room = model.context - seq:pos()
+    generate.max = options.tokens or (room > 0 and math.min(DEFAULT_TOKENS, room) or nil)
     generate.on_text = write
     local t0 = kigo.now()
     local result = common.call(seq.generate, seq, generate)
