@@ -5,6 +5,10 @@
 
 #include "error.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 size_t kg_activation_bytes(kg_activation_format format, int64_t n_rows, int64_t cols)
 {
   if (format == KG_ACTIVATION_Q8) return (size_t)n_rows * (size_t)(cols / KG_BLOCK) * KG_Q8_ROW_BYTES;
@@ -21,17 +25,32 @@ typedef struct choice {
 
 enum { N_VARIANTS = 5 };
 
+#if defined(__x86_64__)
+/* Sets that __builtin_cpu_supports does not know in every compiler. Both need what "avx2" asks of the system, no more. */
+static bool has_f16c(void)
+{
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+
+static bool has_avxvnni(void)
+{
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
+}
+#endif
+
 /* From the plainest to the best. */
 static void list_choices(choice out[N_VARIANTS])
 {
   memset(out, 0, N_VARIANTS * sizeof *out);
   out[0] = (choice){kg_kernels_generic, true};
 #if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vnni");
   out[1] = (choice){kg_kernels_avx2, avx2};
-  out[2] = (choice){kg_kernels_avxvnni, avx2 && __builtin_cpu_supports("avxvnni")};
+  out[2] = (choice){kg_kernels_avxvnni, avx2 && has_avxvnni()};
   out[3] = (choice){kg_kernels_avx512vnni, avx512};
   out[4] = (choice){kg_kernels_avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")};
 #endif

@@ -29,21 +29,24 @@ typedef struct traits {
   bool halves; /* scales for 16 columns */
   bool minima; /* value = scale * code + min; otherwise scale * (code - offset) */
   int offset;  /* of the codes as `unpack` leaves them */
+  int run;     /* steps that are added at once: KG_RUN(largest code), within the columns of one scale */
 } traits;
 
 KG_INLINE traits traits_of(kg_type type)
 {
   switch (type) {
-  case KG_Q4_0: return (traits){.offset = 8};
+  case KG_Q4_0: return (traits){.offset = 8, .run = KG_RUN(15)};
   case KG_Q5_0:
-  case KG_MXFP4: return (traits){.offset = 16};
+  case KG_MXFP4: return (traits){.offset = 16, .run = KG_RUN(31)};
   case KG_Q8_0:
   case KG_IQ4_NL:
-  case KG_IQ4_XS: return (traits){.wide = true, .offset = KG_WIDE_OFFSET};
-  case KG_Q2_K: return (traits){.halves = true, .minima = true};
-  case KG_Q3_K: return (traits){.halves = true, .offset = 4};
-  case KG_Q6_K: return (traits){.halves = true, .offset = 32};
-  default: return (traits){.minima = true}; /* Q4_1, Q5_1, Q4_K, Q5_K */
+  case KG_IQ4_XS: return (traits){.wide = true, .offset = KG_WIDE_OFFSET, .run = 1};
+  case KG_Q2_K: return (traits){.halves = true, .minima = true, .run = KG_RUN(31)};
+  case KG_Q3_K: return (traits){.halves = true, .offset = 4, .run = KG_RUN(31)};
+  case KG_Q6_K: return (traits){.halves = true, .offset = 32, .run = KG_RUN(63)};
+  case KG_Q4_1:
+  case KG_Q4_K: return (traits){.minima = true, .run = KG_RUN(15)};
+  default: return (traits){.minima = true, .run = KG_RUN(31)}; /* Q5_1, Q5_K */
   }
 }
 
@@ -214,9 +217,10 @@ KG_INLINE kg_vi start(const traits t, const uint8_t *fields, int rows, int half)
   return t.offset == 16 ? kg_vi_add(times_8, times_8) : times_8;
 }
 
-KG_INLINE kg_vi dot(const traits t, kg_vi acc, kg_vi codes, kg_vi x)
+/* t.run steps of one row. */
+KG_INLINE kg_vi dot(const traits t, kg_vi acc, const kg_vi *codes, const uint8_t *x)
 {
-  return t.wide ? kg_vi_dot_wide(acc, codes, x) : kg_vi_dot(acc, codes, x);
+  return t.wide ? kg_vi_dot_wide(acc, codes[0], kg_vi_broadcast(x)) : kg_vi_dot_run(acc, codes, x, t.run);
 }
 
 /* The products of a block with one activation row, in integers; [1]: of columns 16 to 31 where the type has halves. */
@@ -250,26 +254,27 @@ KG_INLINE void add_block(const traits t, const block *w, int n, const uint8_t *c
     if (t.halves) products[i].of[1] = start(t, fields + 4 * i, rows, 1);
   }
 #pragma GCC unroll 8
-  for (int s = 0; s < STEPS; s++)
+  for (int s = 0; s < STEPS; s += t.run)
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
       const int half = t.halves ? s / 4 : 0;
-      products[i].of[half] = dot(t, products[i].of[half], w->codes[s], kg_vi_broadcast(codes + KG_BLOCK * i + 4 * s));
+      products[i].of[half] = dot(t, products[i].of[half], w->codes + s, codes + KG_BLOCK * i + 4 * s);
     }
 #pragma GCC unroll 4
   for (int i = 0; i < n; i++) acc[i][part] = scale_sums(t, w, &products[i], fields + 4 * i, rows, acc[i][part]);
 }
 
-/* Activation rows whose sums run side by side: as many as registers are left for. Measured. */
+/* Activation rows whose sums run side by side, as many as registers are left for: measured. */
 KG_INLINE int rows_at_once(kg_type type)
 {
-  const bool planes = type == KG_Q5_0 || type == KG_Q5_1 || type == KG_Q5_K;
-  return planes || traits_of(type).halves ? 2 : MOST_AT_ONCE;
+  const bool crowded = type == KG_Q5_0 || type == KG_Q5_1 || type == KG_Q5_K || traits_of(type).halves;
+  return KG_LANES == 16 && !crowded ? MOST_AT_ONCE : 2;
 }
 
-/* n (a constant) rows of a panel of `rows`, from row0, with one group: sums to out[n][KG_GROUP]. */
-KG_INLINE void block_product(kg_type type, int n, const uint8_t *group, int64_t n_blocks, const uint8_t *panel, int rows,
-                             int row0, float *out)
+/* n (a constant) rows of a panel of `rows`, from row0, with `parts` vectors of a group, from vector part0: sums to
+ * out[n][KG_GROUP]. */
+KG_INLINE void block_pass(kg_type type, int n, int part0, int parts, const uint8_t *group, int64_t n_blocks,
+                          const uint8_t *panel, int rows, int row0, float *out)
 {
   const kg_layout layout = kg_layout_of(type);
   const traits t = traits_of(type);
@@ -278,7 +283,7 @@ KG_INLINE void block_product(kg_type type, int n, const uint8_t *group, int64_t 
 #pragma GCC unroll 16
   for (int i = 0; i < n; i++)
 KG_UNROLL_PARTS
-    for (int part = 0; part < PARTS; part++) acc[i][part] = kg_vf_set(0);
+    for (int part = 0; part < parts; part++) acc[i][part] = kg_vf_set(0);
 
   const uint8_t *x = panel + KG_BLOCK * row0, *fields = panel + KG_BLOCK * rows + 4 * row0;
   const ptrdiff_t x_step = (ptrdiff_t)KG_Q8_ROW_BYTES * rows;
@@ -286,13 +291,13 @@ KG_UNROLL_PARTS
     const uint8_t *codes = group + layout.head_bytes;
     const int in_unit = n_blocks < layout.unit_blocks ? (int)n_blocks : layout.unit_blocks;
     for (int b = 0; b < in_unit; b++, codes += layout.block_bytes, x += x_step, fields += x_step) {
-      /* ask for what comes some blocks later, heads included */
+      /* Ask for what comes some blocks later; one line more than a block has, for the heads. */
 #pragma GCC unroll 10
-        for (int line = 0; line <= layout.block_bytes; line += 64) kg_prefetch(codes + PREFETCH_BYTES + line);
+      for (int line = 0; line <= layout.block_bytes; line += 64) kg_prefetch(codes + PREFETCH_BYTES + line);
 KG_UNROLL_PARTS
-      for (int part = 0; part < PARTS; part++) {
+      for (int part = 0; part < parts; part++) {
         block w;
-        unpack(type, group, codes, b, part * KG_LANES, &w);
+        unpack(type, group, codes, b, (part0 + part) * KG_LANES, &w);
 #pragma GCC unroll 16
         for (int i = 0; i < n; i += at_once)
           add_block(t, &w, n - i < at_once ? n - i : at_once, x + KG_BLOCK * i, fields + 4 * i, rows, part, acc + i);
@@ -304,7 +309,15 @@ KG_UNROLL_PARTS
 #pragma GCC unroll 16
   for (int i = 0; i < n; i++)
 KG_UNROLL_PARTS
-    for (int part = 0; part < PARTS; part++) kg_vf_store(out + KG_GROUP * i + KG_LANES * part, acc[i][part]);
+    for (int part = 0; part < parts; part++) kg_vf_store(out + KG_GROUP * i + KG_LANES * (part0 + part), acc[i][part]);
+}
+
+KG_INLINE void block_product(kg_type type, int n, const uint8_t *group, int64_t n_blocks, const uint8_t *panel, int rows,
+                             int row0, float *out)
+{
+  const int parts = KG_LANES == 8 && n > 1 ? 1 : PARTS; /* half a group at a time where there are 16 registers */
+  for (int part0 = 0; part0 < PARTS; part0 += parts)
+    block_pass(type, n, part0, parts, group, n_blocks, panel, rows, row0, out);
 }
 
 /* ---- products of float types ---- */
@@ -400,9 +413,12 @@ typedef void (*product)(const uint8_t *group, int64_t n_blocks, const uint8_t *p
 #define PRODUCTS(shape, type)                                                                                          \
   PRODUCT(shape, type, 1) PRODUCT(shape, type, 2) PRODUCT(shape, type, 4) PRODUCT(shape, type, 8) PRODUCT(shape, type, 16)
 #define ROWS(type) {product_##type##_1, product_##type##_2, product_##type##_4, product_##type##_8, product_##type##_16}
-#else
+#elif KG_LANES == 8
 #define PRODUCTS(shape, type) PRODUCT(shape, type, 1) PRODUCT(shape, type, 2) PRODUCT(shape, type, 4)
 #define ROWS(type) {product_##type##_1, product_##type##_2, product_##type##_4}
+#else
+#define PRODUCTS(shape, type) PRODUCT(shape, type, 1) PRODUCT(shape, type, 2)
+#define ROWS(type) {product_##type##_1, product_##type##_2}
 #endif
 
 enum { N_SIZES = 5 }; /* 1, 2, 4, 8, 16; sizes without a function are NULL */

@@ -3,7 +3,8 @@
  *
  * kg_vi_dot(acc, w, x) adds to each 32-bit lane the four products of its bytes: w unsigned, x signed, exact (x within
  * -127 to 127). Weights of more than 6 bits go through kg_vi_dot_wide, whose operand kg_vi_wide made from unsigned
- * bytes; it computes with (byte - 128 + KG_WIDE_OFFSET), because only some sets multiply all unsigned bytes exactly. */
+ * bytes; it computes with (byte - 128 + KG_WIDE_OFFSET), because only some sets multiply all unsigned bytes exactly.
+ * kg_vi_dot_run adds several steps at once, KG_RUN(largest weight) at most: less work where products are 16 bits wide. */
 #ifndef KG_SIMD_H
 #define KG_SIMD_H
 
@@ -135,10 +136,23 @@ KG_INLINE kg_vi kg_vi_dot_wide(kg_vi acc, kg_vi w, kg_vi x) { return _mm256_dpbu
 #define KG_SIMD_NAME "avx2"
 #define KG_WIDE_OFFSET 0
 
-/* maddubs saturates at 16 bits: 2 * 63 * 127 and, below, 2 * 128 * 127 stay under it. */
+/* maddubs saturates at 16 bits, which 2 * 63 * 127 and 2 * 128 * 127 are under; so are 8 times 2 * 15 * 127, and so on. */
+#define KG_RUN(largest) ((largest) <= 15 ? 8 : (largest) <= 31 ? 4 : (largest) <= 63 ? 2 : 1)
+
 KG_INLINE kg_vi kg_vi_dot(kg_vi acc, kg_vi w, kg_vi x)
 {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+}
+KG_INLINE kg_vi kg_vi_dot_run(kg_vi acc, const kg_vi *w, const uint8_t *x, int n)
+{
+  __m256i sum = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int s = 0; s < n; s++) {
+    int32_t word;
+    memcpy(&word, x + 4 * s, sizeof word);
+    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[s], _mm256_set1_epi32(word)));
+  }
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
 }
 KG_INLINE kg_vi kg_vi_wide(kg_vi w) { return _mm256_xor_si256(w, _mm256_set1_epi8(-128)); }
 KG_INLINE kg_vi kg_vi_dot_wide(kg_vi acc, kg_vi w, kg_vi x)
@@ -277,5 +291,14 @@ KG_INLINE kg_vf kg_vf_broadcast(const void *p)
   memcpy(&x, p, sizeof x);
   return kg_vf_set(x);
 }
+
+#if !defined(KG_RUN)
+#define KG_RUN(largest) 1
+KG_INLINE kg_vi kg_vi_dot_run(kg_vi acc, const kg_vi *w, const uint8_t *x, int n)
+{
+  for (int s = 0; s < n; s++) acc = kg_vi_dot(acc, w[s], kg_vi_broadcast(x + 4 * s));
+  return acc;
+}
+#endif
 
 #endif
