@@ -70,6 +70,26 @@ describe("kernels", function()
     return math.tointeger(down)
   end
 
+  ---First and last bytes of what is not a code in a block.
+  local scale_bytes = {
+    Q4_0 = { { 1, 2 } }, Q4_1 = { { 1, 4 } }, Q5_0 = { { 1, 2 } }, Q5_1 = { { 1, 4 } }, Q8_0 = { { 1, 2 } },
+    Q2_K = { { 1, 16 }, { 81, 84 } }, Q3_K = { { 97, 110 } }, Q4_K = { { 1, 16 } }, Q5_K = { { 1, 16 } },
+    Q6_K = { { 193, 210 } }, IQ4_NL = { { 1, 2 } }, IQ4_XS = { { 1, 8 } }, MXFP4 = { { 1, 1 } },
+  }
+
+  ---The blocks with all codes made of one byte, the scales kept.
+  local function with_codes(type_name, blocks, byte)
+    local size, parts = types[type_name].block_bytes, {}
+    for at = 0, #blocks - 1, size do
+      local block = byte:rep(size)
+      for _, range in ipairs(scale_bytes[type_name]) do
+        block = block:sub(1, range[1] - 1) .. blocks:sub(at + range[1], at + range[2]) .. block:sub(range[2] + 1)
+      end
+      parts[#parts + 1] = block
+    end
+    return table.concat(parts)
+  end
+
   ---What the kernels make of 32 activations x[at + 1 ...]: codes, scale.
   local function quantize_block(x, at)
     local largest, codes = 0, {}
@@ -168,6 +188,19 @@ describe("kernels", function()
             check(case, product(case))
           end
         end)
+
+        if scale_bytes[type_name] then
+          it("multiplies the extreme codes of " .. type_name .. " exactly", function()
+            for _, byte in ipairs { "\xff", "\x00", "\x80", "\x7f" } do
+              for _, sign in ipairs { 1, -1 } do
+                local case = case_of(type_name, variant, 0, 16, COLS, 1)
+                case.w = with_codes(type_name, case.w, byte)
+                case.x = string.pack("<f", sign):rep(COLS)
+                check(case, product(case))
+              end
+            end
+          end)
+        end
 
         it("gives the same bits for " .. type_name .. " whatever is computed together", function()
           local n = 33
