@@ -3,19 +3,35 @@
 -- proxy each fail at one of the questions below.
 local core = require "kigo.core"
 local numbers = require "kigo.numbers"
+local sample = require "kigo.sample"
 local syllables = require "kigo.syllables"
 
 local haiku = {}
 
--- Topics that the bundled model was trained on; any other model has its own opinion of them.
+-- Topics that the bundled model knows well; any other model has its own opinion of them.
 haiku.topics = {
-  "the autumn moon", "falling leaves", "wild geese in flight", "the first frost", "mist over the fields", "spring rain",
-  "a frog in the pond", "a cup of tea", "a mountain path", "a lighthouse in fog", "the last train", "a sleeping cat",
-  "a GPU at midnight", "Lua and its moon", "the blinking cursor",
+  "a dog at the door", "a snail after rain", "morning birdsong", "ripe persimmons", "an apple orchard",
+  "mist over the fields", "a kernel launch", "the fans of a server", "a crowd of small threads", "the quarry",
+  "clouds below the peak", "a storm at night", "a bridge in the rain", "the first drops", "a mosquito net",
+  "a night swim", "a summer storm",
 }
 
----Sampling of every answer: warm enough that another seed gives another poem, cool enough that the word comes.
-haiku.sampling = { temp = 1, min_p = 0.5, max = 64 }
+local MAX_TOKENS = 64
+
+---The sampler of one haiku: its first token is drawn boldly, so that another seed begins another poem, the rest among
+---what the model finds likely, so that the poem keeps to its form.
+---@return kigo.Sampler
+function haiku.sampler()
+  local bold = sample.chain { sample.min_p(haiku.bold), sample.dist() }
+  local steady = sample.chain { sample.min_p(haiku.steady), sample.dist() }
+  local begun = false
+  return function(logits, seq)
+    local pick = begun and steady or bold
+    begun = true
+    return pick(logits, seq)
+  end
+end
+haiku.bold, haiku.steady = 0.05, 0.5
 
 ---What is asked of the model.
 ---@param topic string
@@ -116,14 +132,18 @@ end
 
 ---Ask a model for a haiku and count the engine's work.
 ---@param model kigo.Model
----@param question { topic: string, word: string, nonce: string, seed: integer }
+---@param question { topic: string, word: string, nonce: string, seed: integer, greedy: boolean? }
 ---@return kigo.haiku.Answer?
 ---@return string? message
 ---@return integer? code
 function haiku.ask(model, question)
   local before = model:stats()
-  local options = { seed = question.seed }
-  for name, value in pairs(haiku.sampling) do options[name] = value end
+  local options = { seed = question.seed, max = MAX_TOKENS }
+  if question.greedy then
+    options.temp = 0
+  else
+    options.sample = haiku.sampler()
+  end
   local result, message, code = model:chat(haiku.messages(question.topic, question.word, question.nonce), options)
   if not result then return nil, message, code end
   local after = model:stats()
@@ -150,10 +170,15 @@ function Check:nonce() return ("%08x"):format(self.env.random() & 0xffffffff) en
 
 ---An answer whose text and work both pass. The whole check has one retry, for a word that is missing: from another
 ---seed, and with a new nonce where none is given.
-function Check:poem(word, what, nonce, seed)
+---@param word string
+---@param what string        for the reason of a failure
+---@param question { nonce: string?, seed: integer, greedy: boolean? }
+---@return kigo.haiku.Answer
+function Check:poem(word, what, question)
+  local seed = question.seed
   while true do
-    local answer, message = haiku.ask(self.model, { topic = self.topic, word = word, nonce = nonce or self:nonce(),
-      seed = seed })
+    local answer, message = haiku.ask(self.model, { topic = self.topic, word = word,
+      nonce = question.nonce or self:nonce(), seed = seed, greedy = question.greedy })
     demand(answer, "%s: %s", what, message)
     local worked, why_not = haiku.judge_work(answer, self.model.tokenizer)
     demand(worked, "%s: %s", what, why_not)
@@ -168,7 +193,7 @@ end
 function Check:current()
   while true do
     local minute = self.env.clock()
-    local answer = self:poem(numbers.word(minute), "the haiku of this minute", nil, self.seed)
+    local answer = self:poem(numbers.word(minute), "the haiku of this minute", { seed = self.seed })
     answer.minute = minute
     if self.env.clock() == minute then return answer end
     demand(self.retries > 0, "the minute flipped twice while the haiku was written")
@@ -178,16 +203,16 @@ end
 
 ---The same question, to the letter, from another seed.
 function Check:another_seed(first)
-  local second = self:poem(first.word, "another seed", first.nonce, first.seed + 1)
+  local second = self:poem(first.word, "another seed", { nonce = first.nonce, seed = first.seed + 1 })
   demand(second.text ~= first.text, "another seed gives the same haiku")
 end
 
----Two other minutes, each with its own word and without the first one's.
+---Two other minutes, each with its own word and without the first one's. Only the word counts here: no draw.
 function Check:other_minutes(first)
   local step = 1 + self.env.random() % 29
   for i = 1, 2 do
     local word = numbers.word((first.minute + i * step) % 60)
-    local answer = self:poem(word, 'the word "' .. word .. '"', nil, self.seed)
+    local answer = self:poem(word, 'the word "' .. word .. '"', { seed = self.seed, greedy = true })
     demand(haiku.occurrences(first.word, answer.text) == 0, 'asked for "%s", the model still says "%s"', word,
       first.word)
   end
