@@ -293,7 +293,7 @@ end
 ---@return string?
 function haiku.bundled_model()
   local here = package.searchpath("kigo.haiku", package.path) or ""
-  local root = here:match "^(.*)lua/kigo/haiku%.lua$" or "./"
+  local root = (here:match "^(.*)lua/kigo/haiku%.lua$" or "./"):gsub("[^/.]+/%.%./$", "")
   local path = root .. "examples/haiku-model/kigo-haiku-4m-q8_0.gguf"
   local file = io.open(path, "rb")
   if not file then return nil end

@@ -93,7 +93,10 @@ function Generation:__close()
   if self.made_pick then self.pick:close() end
 end
 
-local function with_traceback(value) return debug.traceback(tostring(value), 2) end
+---Errors that are no strings are left as they are: their owner wants to know them again.
+local function with_traceback(value)
+  return type(value) == "string" and debug.traceback(value, 2) or value
+end
 
 ---Call a function of the user's: its error reaches our caller with a traceback. The sequence is at its last token.
 local function call(f, ...)
