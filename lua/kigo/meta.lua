@@ -1,6 +1,7 @@
 ---@meta kigo.core
 -- meta.lua - the classes and functions that engine/bind_*.c makes, for the language server; nothing runs it.
--- The methods that Lua adds stand where they are written: kigo.model, kigo.sequence.
+-- The methods that Lua adds stand where they are written: kigo.model, kigo.sequence; tensors and plans
+-- have files of their own: kigo.tensor, kigo.graph.
 
 ---@class kigo.err
 ---@field ARGUMENT integer     the caller's mistake
@@ -62,28 +63,6 @@
 ---@field add fun(self, id: integer): string
 ---@field finish fun(self): string
 ---@field copy fun(self): kigo.Stream
----@field close fun(self)
-
--- ---- tensors ----
-
----@class kigo.Tensor
----@field [integer] number
----@field shape fun(self): integer, ...
----@field argmax fun(self): integer, number
----@field topk fun(self, k: integer): integer[], number[]
----@field softmax fun(self): kigo.Tensor
----@field log_softmax fun(self): kigo.Tensor
----@field entropy fun(self): number
----@field sum fun(self): number
----@field min fun(self): number
----@field max fun(self): number
----@field mul_ fun(self, by: number|kigo.Tensor): kigo.Tensor
----@field add_ fun(self, what: number|kigo.Tensor, factor: number?): kigo.Tensor
----@field fill_ fun(self, value: number, ids: integer[]?): kigo.Tensor
----@field clone fun(self): kigo.Tensor
----@field totable fun(self): table
----@field row fun(self, i: integer): kigo.Tensor
----@field bytes fun(self): string
 ---@field close fun(self)
 
 -- ---- models and sequences ----
