@@ -1,18 +1,6 @@
-/* bind_cpu.c - what benchmarks and specs ask of the processor itself. */
+/* bind_cpu.c - what benchmarks ask of the processor itself. */
 #include "bind.h"
-#include "cpu/matmul.h"
 #include "cpu/pool.h"
-
-/* core.cpu_variants() -> array of the instruction sets that run here, from "generic" to the best */
-static int cpu_variants(lua_State *L)
-{
-  lua_newtable(L);
-  for (int i = 0; kg_kernels_at(i); i++) {
-    lua_pushstring(L, kg_kernels_at(i)->name);
-    lua_rawseti(L, -2, i + 1);
-  }
-  return 1;
-}
 
 /* core.read_bandwidth(threads, megabytes) -> bytes per second that the threads together read from memory: the best of
  * several passes. threads 0: one per core. */
@@ -33,7 +21,6 @@ static int read_bandwidth(lua_State *L)
 
 void kg_bind_cpu(lua_State *L)
 {
-  static const luaL_Reg functions[] = {
-      {"cpu_variants", cpu_variants}, {"read_bandwidth", read_bandwidth}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"read_bandwidth", read_bandwidth}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -364,7 +364,7 @@ typedef struct callback {
   bool raised; /* its error is on top of the stack */
 } callback;
 
-/* function(what, done, total): returning false cancels, an error too and is raised again by make_model */
+/* function(what, done, total): returning true cancels, an error too and is raised again by make_model */
 static int call_progress(void *user, const char *what, int64_t done, int64_t total)
 {
   callback *c = user;
@@ -375,7 +375,7 @@ static int call_progress(void *user, const char *what, int64_t done, int64_t tot
   lua_pushinteger(L, total);
   c->raised = lua_pcall(L, 3, 1, 0) != LUA_OK;
   if (c->raised) return 1;
-  const bool cancelled = lua_isboolean(L, -1) && !lua_toboolean(L, -1);
+  const bool cancelled = lua_toboolean(L, -1);
   lua_pop(L, 1);
   return cancelled;
 }

@@ -6,11 +6,7 @@ local haiku = require "kigo.haiku"
 local model <close> = assert(kigo.load(arg[1] or haiku.bundled_model()))
 local ids = model.tokenizer:encode "Write a haiku about wild geese in flight."
 
-local names = {}
-for _, name in ipairs(model:values()) do
-  if name:find "^blk%.%d+%.out$" then names[#names + 1] = name end
-end
-local values = assert(model:trace(ids, names))
+local values, names = assert(model:trace(ids, "blk.*.out"))
 for _, name in ipairs(names) do
   local last = values[name]:row(#ids - 1)
   print(("%-12s largest %8.3f   smallest %8.3f"):format(name, last:max(), last:min()))

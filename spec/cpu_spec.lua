@@ -11,7 +11,7 @@ describe("the cpu backend", function()
 
   -- The README asks for 1e-3 and 1e-4 with float32 weights, 0.6 and 0.06 with 8-bit activations. Ours have two terms:
   -- what is left is the rounding of keys and values to half precision.
-  for _, variant in ipairs(core.cpu_variants()) do
+  for _, variant in ipairs(core.kernel_variants()) do
     describe("as " .. variant, function()
       model_fixtures.declare({ device = "cpu", variant = variant }, 1e-4, 1e-5, FLOAT)
       model_fixtures.declare({ device = "cpu", variant = variant, threads = 2 }, 0.02, 2e-3, QUANTIZED)
@@ -66,7 +66,7 @@ describe("the cpu backend", function()
         local fixture = model_fixtures.get(name)
         local prompt = {}
         for _ = 1, 2 do table.move(fixture.prompt, 1, #fixture.prompt, #prompt + 1, prompt) end
-        for _, variant in ipairs(core.cpu_variants()) do
+        for _, variant in ipairs(core.kernel_variants()) do
           local whole
           for _, chunk in ipairs { 512, 1, 7, 17 } do
             local options = { device = "cpu", variant = variant, chunk = chunk, threads = 1 }
@@ -109,7 +109,7 @@ describe("the cpu backend", function()
 
     it("over several splits of attention, for every variant", function()
       local expected = logits_of { device = "reference" }
-      for _, variant in ipairs(core.cpu_variants()) do
+      for _, variant in ipairs(core.kernel_variants()) do
         local max, relative = model_fixtures.difference(logits_of { device = "cpu", variant = variant }, expected)
         assert.is_true(max < 1e-4 and relative < 1e-5, ("%s: %g, %g"):format(variant, max, relative))
       end
@@ -169,7 +169,7 @@ describe("the cpu backend", function()
   end)
 
   it("names its variants and refuses others", function()
-    local variants = core.cpu_variants()
+    local variants = core.kernel_variants()
     assert.equal("generic", variants[1])
     local model <close> = tiny.model { device = "cpu", variant = "generic", threads = 1 }
     local stats = model:stats()

@@ -226,6 +226,21 @@ describe("kigo.model", function()
       end)
     end)
 
+    it("takes patterns, and a function for what to keep", function()
+      require "kigo.model"
+      local model <close> = tiny.model {}
+      local ids = tiny.ids(5)
+      local values, found = assert(model:trace(ids, "blk.*.out"))
+      assert.same({ "blk.0.out", "blk.1.out" }, found)
+      local sums = assert(model:trace(ids, { "blk.1.out", "embd" }, function(x, name) return name .. x:sum() end))
+      assert.equal("blk.1.out" .. values["blk.1.out"]:sum(), sums["blk.1.out"])
+      assert.is_nil(sums["blk.0.out"])
+      assert.equal("embd", select(2, assert(model:trace(ids, { "blk.1.out", "embd" })))[1])
+      assert.has_error(function() model:trace(ids, "blk.?.out") end)
+      assert.has_error(function() model:trace(ids, "blk") end)
+      assert.error_matches(function() model:trace(ids, "embd", function() error "mine" end) end, "mine")
+    end)
+
     it("knows its values", function()
       local model <close> = tiny.model {}
       local values = model:values()

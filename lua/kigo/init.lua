@@ -49,7 +49,7 @@ local kigo = {
 ---@field chunk? integer     most rows per forward pass
 ---@field kv? string         type of the key/value cache: "f32", "f16" or "auto"
 ---@field tokenizer? boolean false: load without one (model.tokenizer is nil), for work on ids alone
----@field progress? fun(what: string, done: integer, total: integer): boolean?  called while loading; true cancels
+---@field progress? kigo.Progress  called while loading and during long steps; true cancels
 local load_options = {
   device = "string", variant = "string", threads = "integer", ctx = "integer", pool = "integer", chunk = "integer",
   kv = "string", tokenizer = "boolean", progress = "function",

@@ -1,113 +1,643 @@
 ---@meta kigo.core
--- meta.lua - the classes and functions that engine/bind_*.c makes, for the language server; nothing runs it.
--- The methods that Lua adds stand where they are written: kigo.model, kigo.sequence; tensors and plans
--- have files of their own: kigo.tensor, kigo.graph.
+-- meta.lua - what engine/bind_*.c offers to Lua, described for the language server; nothing of it is run. Methods that
+-- are Lua are described where they stand: lua/kigo/model.lua, sequence.lua, init.lua. spec/meta_spec.lua compares this
+-- file with the engine name by name.
+--
+-- Handles (Gguf, Tokenizer, Stream, Plan, Model, Sequence, Tensor, Chain) have close(), are to-be-closed variables
+-- and raise when they are used after it. Fallible functions return nil, message, code; the caller's mistakes raise.
+-- luacheck: ignore 212 241
+
+---@class kigo.core
+---@field version string
+---@field err kigo.err
+---@field classes table<string, table>   the method tables; Lua files add to Model and Sequence
+local core = {}
 
 ---@class kigo.err
----@field ARGUMENT integer     the caller's mistake
+---@field ARGUMENT integer     a mistake of the caller's that could not raise
 ---@field MEMORY integer       out of memory
----@field IO integer           the system refused: missing file, read error
+---@field IO integer           the system refused: a missing file, a read error
 ---@field FORMAT integer       a file or text is malformed
 ---@field UNSUPPORTED integer  well formed, but nothing here can handle it
----@field FULL integer         the context or the page pool is full
+---@field FULL integer         the context or the pool is full
 ---@field DEVICE integer       a device or its driver failed
 ---@field NUMERIC integer      logits that are not numbers, or nothing left to draw from
----@field CANCELLED integer    a progress function asked to stop
+---@field CANCELLED integer    the progress function asked to stop
 
----@alias kigo.Progress fun(what: string, done: integer, total: integer): boolean?
+-- ---- model files ----
 
--- ---- files ----
+---An open model file: metadata and the tensor table; no weights are read.
+---@class kigo.Gguf
+local Gguf = {}
+
+---Open a file, or the first one of a split model; everything in it is checked before anything points into it.
+---@param path string
+---@return kigo.Gguf?
+---@return string? message
+---@return integer? code
+function core.open_gguf(path) end
+
+---The same for bytes in memory.
+---@param bytes string
+---@param name string   what messages call it
+---@return kigo.Gguf?
+---@return string? message
+---@return integer? code
+function core.parse_gguf(bytes, name) end
+
+---@param key string
+---@return string|number|boolean|any[]|nil value   nil when the file has no such key
+function Gguf:get(key) end
+
+---@param key string
+---@return any[]?
+---@return string? message   the key is missing, or no array
+---@return integer? code
+function Gguf:array(key) end
+
+---@class kigo.GgufEntry
+---@field key string
+---@field type string        "u32", "string" ...; of an array, its elements'
+---@field count integer
+---@field is_array boolean
+
+---@return kigo.GgufEntry[] entries   in file order
+function Gguf:entries() end
 
 ---@class kigo.TensorInfo
 ---@field name string
 ---@field type string
----@field shape integer[]  file order: shape[1] is the row length
+---@field shape integer[]   shape[1] is the length of a row
 ---@field bytes integer
----@field offset integer
+---@field offset integer    in the data section
+---@field file integer      of a split model
 
----@class kigo.Gguf
----@field get fun(self, key: string): any                   nil when absent
----@field array fun(self, key: string): table?, string?, integer?
----@field entries fun(self): { key: string, type: string, count: integer, is_array: boolean }[]
----@field tensors fun(self): kigo.TensorInfo[]
----@field tensor fun(self, name: string): kigo.TensorInfo?
----@field values fun(self, name: string, max: integer?): number[]?, string?, integer?
----@field path fun(self): string
----@field version fun(self): integer
----@field files fun(self): integer
----@field bytes fun(self): integer
----@field parameters fun(self): integer
----@field close fun(self)
+---@return kigo.TensorInfo[] tensors   in file order
+function Gguf:tensors() end
+
+---@param name string
+---@return kigo.TensorInfo?
+function Gguf:tensor(name) end
+
+---A tensor's numbers, dequantized.
+---@param name string
+---@param max? integer   more than this many raise; default 65,536
+---@return number[]?
+---@return string? message
+---@return integer? code
+function Gguf:values(name, max) end
+
+---The tensor will not be read soon, its memory may go; reading it again is allowed.
+---@param name string
+function Gguf:release(name) end
+
+---@return string
+function Gguf:path() end
+---@return integer
+function Gguf:version() end
+---@return integer n   files of the model
+function Gguf:files() end
+---@return integer n   bytes of all files
+function Gguf:bytes() end
+---@return integer n   numbers in all tensors
+function Gguf:parameters() end
+
+---@return true?
+---@return string? message   a file was changed since it was opened
+---@return integer? code
+function Gguf:check_unchanged() end
+
+function Gguf:close() end
+
+---@param type string        a tensor type in any case: "q8_0"
+---@param blocks string
+---@return string float32    raw numbers
+function core.dequantize(type, blocks) end
+
+---@param type string
+---@param float32 string     raw numbers, whole blocks of them
+---@return string? blocks
+---@return string? message   a type that cannot be written
+---@return integer? code
+function core.quantize(type, float32) end
+
+---@return table<string, { block_size: integer, block_bytes: integer, computable: boolean }>
+function core.types() end
+
+---@class kigo.MakeModelOptions
+---@field like? string       a shape: "qwen2.5-0.5b" (default), "qwen2.5-1.5b", "qwen2.5-7b" or "tiny"
+---@field type? string       of the matrices; default "q8_0"
+---@field seed? integer      the same seed gives the same file; default 1
+---@field progress? kigo.Progress
+
+---Write a model of a known shape with random weights.
+---@param path string
+---@param options? kigo.MakeModelOptions
+---@return string? path
+---@return string? message
+---@return integer? code
+function core.make_model(path, options) end
 
 -- ---- text ----
 
+---A vocabulary: text to ids and back. Ids are 0-based as in the file.
 ---@class kigo.Tokenizer
----@field bos integer?
+---@field bos integer?       id that begins a text; nil where there is none
 ---@field eos integer?
 ---@field size integer
----@field model string
----@field pre string?
----@field add_bos boolean
----@field encode fun(self, input: string|kigo.Segment[], options: { bos: boolean? }?): integer[]?, string?, integer?
----@field decode fun(self, ids: integer[], options: { control: boolean? }?): string
----@field piece fun(self, id: integer): string
----@field is_end fun(self, id: integer): boolean
----@field is_control fun(self, id: integer): boolean
----@field control fun(self, text: string): integer?
----@field close fun(self)
+---@field model string       "gpt2" or "llama"
+---@field pre string?        pre-tokenizer
+---@field add_bos boolean    the file asks for BOS before a text
+local Tokenizer = {}
 
+---@param gguf kigo.Gguf   may be closed afterwards
+---@return kigo.Tokenizer?
+---@return string? message
+---@return integer? code
+function core.tokenizer(gguf) end
+
+---Strings and text segments are plain text, whatever they spell; only control segments become control tokens.
+---@param text string|kigo.Segment[]
+---@param options? { bos: boolean? }   bos: begin as the file asks for; default false
+---@return integer[]? ids
+---@return string? message
+---@return integer? code
+function Tokenizer:encode(text, options) end
+
+---@param ids integer[]
+---@param options? { control: boolean? }   control: spell control tokens out; default false
+---@return string? bytes   may end within a UTF-8 character; kigo.stream never shows half of one
+---@return string? message
+---@return integer? code
+function Tokenizer:decode(ids, options) end
+
+---@param id integer
+---@return string bytes   of one token, control tokens spelled out
+function Tokenizer:piece(id) end
+
+---@param id integer
+---@return boolean   does it end an answer?
+function Tokenizer:is_end(id) end
+
+---@param id integer
+---@return boolean
+function Tokenizer:is_control(id) end
+
+---@param text string
+---@return integer?   id of the control token that is spelled so
+function Tokenizer:control(text) end
+
+function Tokenizer:close() end
+
+---Ids to text that may be shown: it holds back half UTF-8 characters and what may become a stop string.
 ---@class kigo.Stream
----@field stopped boolean
----@field reason "stop"|"end"|nil
----@field text string             everything shown so far
----@field add fun(self, id: integer): string
----@field finish fun(self): string
----@field copy fun(self): kigo.Stream
----@field close fun(self)
+---@field stopped boolean            a stop string or an end token came
+---@field reason "stop"|"end"|nil    which of them
+---@field text string                all that was shown
+local Stream = {}
+
+---@class kigo.StreamOptions
+---@field stop? string[]     texts that end it; they are not shown
+---@field after? integer     the token before the first one, where a text goes on
+
+---@param tokenizer kigo.Tokenizer
+---@param options? kigo.StreamOptions
+---@return kigo.Stream?
+---@return string? message
+---@return integer? code
+function core.stream(tokenizer, options) end
+
+---@param id integer
+---@return string? text   to show now, maybe ""
+---@return string? message
+---@return integer? code
+function Stream:add(id) end
+
+---@return string? text   what was held back
+---@return string? message
+---@return integer? code
+function Stream:finish() end
+
+---@return kigo.Stream?   in the same state
+---@return string? message
+---@return integer? code
+function Stream:copy() end
+
+function Stream:close() end
+
+-- ---- tensors ----
+
+---Float32 numbers where they were computed: logits, traced values. Ids, rows and columns are 0-based; the lists that
+---methods return are Lua lists. Methods with a trailing underscore work in place and return the tensor itself.
+---Never loop over a vocabulary in Lua: a whole-tensor method takes a hundredth of the time.
+---
+---NaN ranks below everything, ties go to the lower id; elsewhere NaN spreads as in arithmetic.
+---@class kigo.Tensor
+---@operator len: integer
+---@field [integer] number|kigo.Tensor  one number of a row, or a row (a view) of more dimensions
+local Tensor = {}
+
+---@param numbers number[]|table[]   one row, or nested lists
+---@return kigo.Tensor?
+---@return string? message
+---@return integer? code
+function core.tensor(numbers) end
+
+---@param n integer
+---@param ... integer   more dimensions
+---@return kigo.Tensor?
+---@return string? message
+---@return integer? code
+function core.zeros(n, ...) end
+
+---@return integer ...   sizes, outermost first
+function Tensor:shape() end
+---Of one row.
+---@return integer id
+---@return number value
+function Tensor:argmax() end
+---@param k integer
+---@return integer[] ids      of the k best, best first
+---@return number[] values
+function Tensor:topk(k) end
+---Each row (last dimension) for itself.
+---@return kigo.Tensor probabilities
+function Tensor:softmax() end
+---@return kigo.Tensor logarithms   of the probabilities
+function Tensor:log_softmax() end
+---@return number nats   of one row of probabilities
+function Tensor:entropy() end
+---Over all elements, as are min and max.
+---@return number
+function Tensor:sum() end
+---@return number
+function Tensor:min() end
+---@return number
+function Tensor:max() end
+---@param factor number|kigo.Tensor   of the same shape, or one row for all rows
+---@return kigo.Tensor self
+function Tensor:mul_(factor) end
+---@param addend number|kigo.Tensor
+---@param factor? number              adds factor * addend; default 1
+---@return kigo.Tensor self
+function Tensor:add_(addend, factor) end
+---@param value number
+---@param ids? integer[]   these of a row instead of everything
+---@return kigo.Tensor self
+function Tensor:fill_(value, ids) end
+---@return kigo.Tensor
+function Tensor:clone() end
+---@param i integer
+---@return kigo.Tensor row   a view: it changes with the tensor
+function Tensor:row(i) end
+---@return table numbers   nested lists; more than 65,536 numbers raise
+function Tensor:totable() end
+---@return string float32  raw numbers, row by row
+function Tensor:bytes() end
+---Early; the collector does it otherwise.
+function Tensor:close() end
+
+-- ---- sampling ----
+
+---A sampler made of stages: `pick(logits, sequence)` returns an id, or nil, message, code when the logits are not
+---numbers or nothing is left to draw from. The draw depends on the logits, the timeline, its seed and position only.
+---@class kigo.Chain
+---@overload fun(logits: kigo.Tensor, seq: kigo.Sequence): integer?, string?, integer?
+local Chain = {}
+
+---@param stages kigo.Stage[]
+---@return kigo.Chain?
+---@return string? message
+---@return integer? code
+function core.chain(stages) end
+
+---What the stages leave, best first.
+---@param logits kigo.Tensor
+---@param seq? kigo.Sequence   nil: there is no history
+---@return integer[]? ids
+---@return number[]|string probabilities   or the message
+---@return integer? code
+function Chain:candidates(logits, seq) end
+
+function Chain:close() end
+
+---Random numbers of a sequence: a function of its seed, its position and how often was drawn there.
+---@class kigo.Rng
+local Rng = {}
+
+---@return number   in [0, 1)
+function Rng:uniform() end
+---@param n integer
+---@return integer   in 1 to n
+function Rng:integer(n) end
+---@param weights number[]   need not add up to 1
+---@return integer index     1-based, drawn in proportion to them
+function Rng:choose(weights) end
 
 -- ---- models and sequences ----
 
----@class kigo.Stats
----@field device string
----@field variant string
----@field weight_bytes integer
----@field kv_bytes integer
----@field n_threads integer
----@field n_tokens_evaluated integer
----@field n_steps integer
+---Called during long work; true cancels it.
+---@alias kigo.Progress fun(what: string, done: integer, total: integer): boolean?
 
+---The forward pass as a list of operations (engine/plan.h). kigo.graph fills it, scripts look at it. Values and weights
+---are ids here; kigo.Graph makes objects of them.
+---@class kigo.Plan
+local Plan = {}
+
+---@param gguf kigo.Gguf
+---@return kigo.Plan?
+---@return string? message
+---@return integer? code
+function core.plan(gguf) end
+
+-- Building; each operation's method returns the id of its value, or nil, message, code. kigo.Graph describes the
+-- parameters.
+
+---@param tensor_name string
+---@param cols? integer     nil: any
+---@param rows? integer
+---@param planes? integer
+---@return integer? weight
+---@return string? message
+---@return integer? code
+function Plan:weight(tensor_name, cols, rows, planes) end
+---@param tensor_name string
+---@return boolean
+function Plan:has_weight(tensor_name) end
+---@param name string
+---@param rows integer         weight
+---@param positions? integer   weight of learned positions
+---@return integer? value
+function Plan:embed(name, rows, positions) end
+---@param name string
+---@param x integer
+---@param scale integer
+---@param bias integer?
+---@param parameters kigo.NormParameters
+---@return integer? value
+function Plan:norm(name, x, scale, bias, parameters) end
+---@param name string
+---@param x integer
+---@param weight integer
+---@param bias? integer
+---@return integer? value
+function Plan:linear(name, x, weight, bias) end
+---@param name string
+---@param x integer
+---@param parameters table   kigo.RopeParameters and heads
+---@return integer? value
+function Plan:rope(name, x, parameters) end
+---@param name string
+---@param q integer
+---@param k integer
+---@param v integer
+---@param sinks integer?
+---@param parameters kigo.AttentionParameters
+---@return integer? value
+function Plan:attention(name, q, k, v, sinks, parameters) end
+---@param name string
+---@param gate integer
+---@param up integer
+---@param act kigo.Act
+---@return integer? value
+function Plan:glu(name, gate, up, act) end
+---@param name string
+---@param x integer
+---@param act kigo.Act
+---@return integer? value
+function Plan:act(name, x, act) end
+---@param name string
+---@param x integer
+---@param router integer
+---@param weights table<string, integer>   gate, up, down; gate_bias, up_bias, down_bias where there are some
+---@param parameters kigo.MoeParameters
+---@return integer? value
+function Plan:moe(name, x, router, weights, parameters) end
+---@param name string
+---@param a integer
+---@param b integer
+---@return integer? value
+function Plan:add(name, a, b) end
+---@param name string
+---@param x integer
+---@param factor number
+---@return integer? value
+function Plan:scale(name, x, factor) end
+---@param name string
+---@param x integer
+---@param cap number
+---@return integer? value
+function Plan:softcap(name, x, cap) end
+---@param name string
+---@param x integer
+---@param first integer   column
+---@param width integer
+---@return integer? value
+function Plan:slice(name, x, first, width) end
+---@param value integer
+---@param name string
+---@return integer? value
+function Plan:rename(value, name) end
+---@param logits integer
+---@param context_length integer
+---@return true?
+---@return string? message
+---@return integer? code
+function Plan:finish(logits, context_length) end
+
+-- Reading.
+
+---@return table[] ops   kind, out, width, inputs, weights and parameters of every operation
+function Plan:ops() end
+---@return string[] names   in order of computation
+function Plan:value_names() end
+---@param id integer
+---@return { name: string, width: integer, producer: integer, last_use: integer }   the last two: 0-based operations
+function Plan:value(id) end
+---@return { name: string, type: string, cols: integer, rows: integer, planes: integer, bytes: integer }[]
+function Plan:weights() end
+---@return { vocab_size: integer, context_length: integer, layers: integer, tail: integer, logits: string? }
+function Plan:info() end
+
+function Plan:close() end
+
+---A model compiled for a device. Fields that a script sets are its own.
 ---@class kigo.Model
 ---@field vocab_size integer
----@field context integer
+---@field context integer     positions that a sequence may hold
 ---@field device string
----@field sequence fun(self, options: { seed: integer? }?): kigo.Sequence?, string?, integer?
----@field step fun(self, sequences: kigo.Sequence[]): true?, string?, integer?
----@field logits fun(self, ids: integer[]): kigo.Tensor?, string?, integer?
----@field trace fun(self, ids: integer[], names: string[]): table<string, kigo.Tensor>?, string?, integer?
----@field values fun(self): string[]
----@field stats fun(self): kigo.Stats
----@field scramble fun(self, prefix: string, seed: integer): integer?, string?, integer?
----@field set_progress fun(self, progress: kigo.Progress?)
----@field close fun(self)
+local Model = {}
 
----@class kigo.Rng
----@field uniform fun(self): number
----@field integer fun(self, n: integer): integer
----@field choose fun(self, weights: number[]): integer
+---kigo.load does all of it. The plan's handle is closed on success, its file stays open.
+---@param plan kigo.Plan
+---@param options? kigo.load.Options   without `tokenizer`
+---@return kigo.Model?
+---@return string? message
+---@return integer? code
+function core.model(plan, options) end
 
----@class kigo.Mark
+---A new timeline.
+---@param options? { seed: integer? }   seed: of its random numbers; default 0
+---@return kigo.Sequence?   a to-be-closed handle
+---@return string? message
+---@return integer? code
+function Model:sequence(options) end
 
+---Evaluate what all of them wait for, in shared forward passes.
+---@param sequences kigo.Sequence[]
+---@return true?
+---@return string? message
+---@return integer? code
+function Model:step(sequences) end
+
+---The logits after every position, on a sequence of its own.
+---@param ids integer[]
+---@return kigo.Tensor? logits   [#ids, vocab_size]
+---@return string? message
+---@return integer? code
+function Model:logits(ids) end
+
+---@return string[] names   of all values, in order of computation
+function Model:values() end
+
+---@class kigo.ModelStats
+---@field device string
+---@field variant string               instruction set
+---@field weight_bytes integer         of packed weights
+---@field kv_bytes integer
+---@field n_threads integer
+---@field n_tokens_evaluated integer   since loading
+---@field n_steps integer              forward passes
+---@field n_sequences integer
+---@field n_pages_used integer         of the key/value cache
+
+---@return kigo.ModelStats
+function Model:stats() end
+
+---Permute the bytes of all weights whose names begin so: a model that knows nothing any more, for tests.
+---@param prefix string
+---@param seed? integer
+---@return integer? n   weights
+---@return string? message
+---@return integer? code
+function Model:scramble(prefix, seed) end
+
+---@param progress kigo.Progress?   called between the passes of long steps
+function Model:set_progress(progress) end
+
+---No new work; open sequences go on, and the model is released with the last of them.
+function Model:close() end
+
+---A timeline of tokens. feed and push append and check, the forward pass runs when logits are asked for.
 ---@class kigo.Sequence
----@field model kigo.Model
----@field logits kigo.Tensor   after the last token; steps when tokens are pending, raises on failure
+---@field logits kigo.Tensor   after the last token; evaluates what is pending, and raises when that fails
 ---@field rng kigo.Rng
----@field state table          the script's own; mark, rewind and fork copy it, one level
----@field push fun(self, id: integer): integer?, string?, integer?
----@field step fun(self): true?, string?, integer?
----@field pos fun(self): integer
----@field tokens fun(self): integer[]
----@field seed fun(self): integer
----@field mark fun(self): kigo.Mark
----@field rewind fun(self, to: kigo.Mark|integer): integer
----@field fork fun(self, options: { seed: integer? }?): kigo.Sequence?, string?, integer?
----@field close fun(self)
+---@field state table          yours: mark, rewind and fork copy it, one level deep
+---@field model kigo.Model
+local Sequence = {}
+
+---@param id integer
+---@return integer? pos   after the token
+---@return string? message
+---@return integer? code
+function Sequence:push(id) end
+
+---@return integer
+function Sequence:pos() end
+---@return integer[] ids
+function Sequence:tokens() end
+---@return integer
+function Sequence:seed() end
+
+---Evaluate what is pending.
+---@return true?
+---@return string? message
+---@return integer? code
+function Sequence:step() end
+
+---@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds
+function Sequence:mark() end
+
+---A mark brings random numbers and state back too; a position leaves the state alone, and drawing starts anew there.
+---@param to kigo.Mark|integer
+---@return integer? pos
+---@return string? message
+---@return integer? code
+function Sequence:rewind(to) end
+
+---A second timeline with the same past, whose cache pages are shared.
+---@param options? { seed: integer? }   default: the same seed
+---@return kigo.Sequence?   a to-be-closed handle
+---@return string? message
+---@return integer? code
+function Sequence:fork(options) end
+
+function Sequence:close() end
+
+---A place to rewind to, on every timeline that begins with the same tokens.
+---@class kigo.Mark
+---@field pos integer
+
+-- ---- the machine ----
+
+---@return number seconds   on a monotonic clock
+function core.now() end
+---@param on boolean   true: Ctrl-C sets a flag instead of ending the program
+function core.catch_interrupts(on) end
+---@return boolean   was Ctrl-C pressed since the last call?
+function core.interrupted() end
+---@param n integer   at most 256
+---@return string?
+---@return string? message
+---@return integer? code
+function core.random_bytes(n) end
+---@param fd integer   0, 1, 2: the standard streams
+---@return boolean
+function core.is_terminal(fd) end
+---@param code integer
+---@return string   "full" for kigo.err.FULL
+function core.error_name(code) end
+---@return string[] names   of the instruction sets that run here, from "generic" to the best
+function core.kernel_variants() end
+---@param threads integer     0: one per core
+---@param megabytes integer
+---@return number? bytes_per_s   that they read from memory together
+---@return string? message
+---@return integer? code
+function core.read_bandwidth(threads, megabytes) end
+
+---The generator that sequences draw from.
+---@param seed integer
+---@param pos integer
+---@param draw integer
+---@return number   in [0, 1)
+function core.uniform(seed, pos, draw) end
+
+-- ---- for specs ----
+
+---The generator's raw function (Philox 4x32-10): key and counter words in, four words out.
+---@return integer, integer, integer, integer
+function core.philox(k0, k1, c0, c1, c2, c3) end
+---Make an allocation fail.
+---@param nth integer         counted from now; 0: none
+---@param for_ever boolean    and all after it
+function core.alloc_inject(nth, for_ever) end
+---@return integer live
+---@return integer calls
+function core.alloc_counts() end
+---@param case table   engine/bind_kernels.c
+---@return string? float32
+---@return string? message
+---@return integer? code
+function core.test_matmul(case) end
+---@param case table
+---@return string? float32
+---@return string? message
+---@return integer? code
+function core.test_packed_row(case) end
+---@param variant string
+---@param float32 string
+---@return string? bytes   nil where the processor does not run the variant
+function core.vector_digest(variant, float32) end
+
+return core

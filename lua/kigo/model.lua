@@ -11,6 +11,49 @@ local template = require "kigo.template"
 ---@field tokenizer kigo.Tokenizer?
 local Model = core.classes.Model
 
+local trace_names = Model.trace
+
+---"blk.*.out" as a pattern of Lua's: "*" stands for any characters, everything else for itself.
+local function to_lua_pattern(pattern)
+  return "^" .. pattern:gsub("[^%w_*]", "%%%0"):gsub("%*", ".*") .. "$"
+end
+
+---The values of the model that the patterns name, in order of computation; a pattern that names none raises.
+local function matching_values(model, patterns)
+  if type(patterns) == "string" then patterns = { patterns } end
+  if type(patterns) ~= "table" then error("trace: names or patterns expected, got " .. type(patterns), 3) end
+  local all, wanted, names = model:values(), {}, {}
+  for _, pattern in ipairs(patterns) do
+    if type(pattern) ~= "string" then error("trace: names or patterns expected, got " .. type(pattern), 3) end
+    local lua_pattern, found = to_lua_pattern(pattern), false
+    for i, name in ipairs(all) do
+      if name:find(lua_pattern) then wanted[i], found = true, true end
+    end
+    if not found then error(("trace: the model has no value %q; model:values() lists them"):format(pattern), 3) end
+  end
+  for i, name in ipairs(all) do
+    if wanted[i] then names[#names + 1] = name end
+  end
+  return names
+end
+
+---Look inside: the values of the forward pass over these tokens, on a sequence of its own.
+---@param ids integer[]
+---@param patterns string|string[]   names of values; "*" stands for any characters: "blk.*.out"
+---@param f? fun(value: kigo.Tensor, name: string): any   what to keep of each value; default: the value itself
+---@return table<string, any>? values  by name; a value is a tensor [#ids, width]
+---@return string[]|string names       those that were named, in order of computation; or the message
+---@return integer? code
+function Model:trace(ids, patterns, f)
+  local names = matching_values(self, patterns)
+  local values, message, code = trace_names(self, ids, names)
+  if not values then return nil, message, code end
+  if f then
+    for _, name in ipairs(names) do values[name] = f(values[name], name) end
+  end
+  return values, names
+end
+
 ---The model's chat template, or a format by name.
 ---@param name? string
 ---@return kigo.Template?

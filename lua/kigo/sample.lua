@@ -15,14 +15,6 @@ local sample = {}
 ---@field presence? number
 ---@field values? table<integer, number>
 
----A sampler made of stages: `pick(logits, sequence)` returns an id, or nil, message, code when the logits are not
----numbers or nothing is left to draw from. The draw depends on the logits, the timeline, its seed and position only.
----`candidates` gives the ids that the stages leave, best first, and their probabilities.
----@class kigo.Chain
----@operator call(kigo.Tensor): integer
----@field candidates fun(self: kigo.Chain, logits: kigo.Tensor, seq?: kigo.Sequence): integer[]?, number[]|string
----@field close fun(self: kigo.Chain)
-
 ---@alias kigo.Sampler kigo.Chain|fun(logits: kigo.Tensor, seq: kigo.Sequence): integer
 
 ---Logits divided by `value` (1e-6 to 1e6); 0 keeps the best candidate alone.

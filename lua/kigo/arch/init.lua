@@ -10,16 +10,6 @@ local hyperparameters = require "kigo.hyperparameters"
 
 local arch = {}
 
----The forward pass as a list of operations (engine/plan.h), made by arch.build; core.model takes it. Scripts look at
----it; kigo.graph fills it.
----@class kigo.Plan
----@field ops fun(self: kigo.Plan): table[] kind, out, width, inputs, weights and parameters of every operation
----@field value_names fun(self: kigo.Plan): string[] in order of computation
----@field value fun(self: kigo.Plan, id: integer): table name, width, producer and last_use (0-based operations)
----@field weights fun(self: kigo.Plan): table[] name, type, cols, rows, planes, bytes
----@field info fun(self: kigo.Plan): table vocab_size, context_length, layers, tail, logits
----@field close fun(self: kigo.Plan)
-
 ---A declared architecture.
 ---@class kigo.Family
 ---@field name string
