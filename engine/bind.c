@@ -107,6 +107,20 @@ double kg_opt_number_field(lua_State *L, int index, const char *field, double fa
   return value;
 }
 
+void kg_check_fields(lua_State *L, int index, const char *const *allowed)
+{
+  if (lua_isnoneornil(L, index)) return;
+  luaL_checktype(L, index, LUA_TTABLE);
+  lua_pushnil(L);
+  while (lua_next(L, index)) {
+    lua_pop(L, 1);
+    const char *field = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : NULL;
+    const char *const *known = allowed;
+    while (*known && (!field || strcmp(*known, field))) known++;
+    if (!*known) luaL_error(L, "%s: no such option", field ? field : luaL_tolstring(L, -1, NULL));
+  }
+}
+
 const char *kg_opt_string_field(lua_State *L, int index, const char *field, const char *fallback)
 {
   if (!push_field(L, index, field)) return fallback;

@@ -45,6 +45,8 @@ int kg_raise(lua_State *L, const kg_error *err);
 /* An integer argument or table field within [min, max], or an error that names it. */
 int64_t kg_check_int(lua_State *L, int index, const char *name, int64_t min, int64_t max);
 /* Field of the options table at index (may be nil or absent): the value or the default, range-checked, named in errors. */
+/* Options at index: nil, or a table with fields of this list (NULL-terminated). A misspelt one must not be ignored. */
+void kg_check_fields(lua_State *L, int index, const char *const *allowed);
 int64_t kg_opt_int_field(lua_State *L, int index, const char *field, int64_t fallback, int64_t min, int64_t max);
 double kg_opt_number_field(lua_State *L, int index, const char *field, double fallback, double min, double max);
 const char *kg_opt_string_field(lua_State *L, int index, const char *field, const char *fallback); /* stays valid while the table does */

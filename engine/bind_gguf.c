@@ -387,6 +387,8 @@ static int make_model(lua_State *L)
   kg_error err;
   const char *file_path = luaL_checkstring(L, 1);
   lua_settop(L, 2);
+  static const char *const fields[] = {"like", "type", "seed", "progress", NULL};
+  kg_check_fields(L, 2, fields);
   const char *like = kg_opt_string_field(L, 2, "like", "qwen2.5-0.5b");
   lua_pushstring(L, kg_opt_string_field(L, 2, "type", "q8_0"));
   const kg_type type = check_type(L, -1);

@@ -108,6 +108,8 @@ static int open_model(lua_State *L)
   kg_plan *plan = kg_check_open(L, 1, KG_CLASS_PLAN);
   kg_handle *plan_handle = lua_touserdata(L, 1);
   lua_settop(L, 2);
+  static const char *const fields[] = {"device", "variant", "threads", "ctx", "pool", "chunk", "kv", "progress", NULL};
+  kg_check_fields(L, 2, fields);
   kg_model_options options = {.device = kg_opt_string_field(L, 2, "device", "auto"),
                               .variant = kg_opt_string_field(L, 2, "variant", NULL),
                               .n_threads = (int32_t)kg_opt_int_field(L, 2, "threads", 0, 0, INT32_MAX),
@@ -235,7 +237,9 @@ void kg_collect_sequences(lua_State *L, int model_index)
 /* model:sequence{seed = 0} -> Sequence */
 static int model_sequence(lua_State *L)
 {
+  static const char *const fields[] = {"seed", NULL};
   kg_model *model = check_model(L, 1);
+  kg_check_fields(L, 2, fields);
   const int64_t seed = kg_opt_int_field(L, 2, "seed", 0, INT64_MIN, INT64_MAX);
   kg_handle *handle = kg_push_sequence(L, 1);
   kg_sequence *sequence = NULL;

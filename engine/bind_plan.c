@@ -36,18 +36,11 @@ static const char *check_name(lua_State *L, int index, const char *role)
   return name;
 }
 
-/* The table at index has fields of this list only (NULL-terminated): a misspelt parameter must not be ignored. */
+/* Parameters: they must be there, and kg_check_fields must know them. */
 static void check_fields(lua_State *L, int index, const char *const *allowed)
 {
   luaL_checktype(L, index, LUA_TTABLE);
-  lua_pushnil(L);
-  while (lua_next(L, index)) {
-    lua_pop(L, 1);
-    const char *field = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : NULL;
-    const char *const *known = allowed;
-    while (*known && (!field || strcmp(*known, field))) known++;
-    if (!*known) luaL_error(L, "%s: no such parameter", field ? field : luaL_tolstring(L, -1, NULL));
-  }
+  kg_check_fields(L, index, allowed);
 }
 
 static void need_field(lua_State *L, int index, const char *field)

@@ -192,7 +192,9 @@ static int rewind_sequence(lua_State *L)
 /* seq:fork{seed = its own} -> Sequence, or nil, message, code: shares the past; seq.state is copied */
 static int fork_sequence(lua_State *L)
 {
+  static const char *const fields[] = {"seed", NULL};
   const kg_sequence *sequence = kg_check_sequence(L, 1);
+  kg_check_fields(L, 2, fields);
   const int64_t fork_seed = kg_opt_int_field(L, 2, "seed", (int64_t)kg_sequence_seed(sequence), INT64_MIN, INT64_MAX);
   lua_getiuservalue(L, 1, MODEL);
   kg_handle *handle = kg_push_sequence(L, -1);

@@ -113,7 +113,9 @@ static kg_string *check_stops(lua_State *L, size_t *n)
 static int stream_new(lua_State *L)
 {
   const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  static const char *const fields[] = {"stop", "after", NULL};
   lua_settop(L, 2);
+  kg_check_fields(L, 2, fields);
   const int32_t after = (int32_t)kg_opt_int_field(L, 2, "after", -1, 0, INT32_MAX);
   if (lua_istable(L, 2))
     lua_getfield(L, 2, "stop");

@@ -88,7 +88,9 @@ static kg_segment *check_segments(lua_State *L, int index, size_t *n)
 /* tokenizer:encode(text or segments, {bos = false}) -> ids */
 static int encode(lua_State *L)
 {
+  static const char *const fields[] = {"bos", NULL};
   const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  kg_check_fields(L, 3, fields);
   const unsigned flags = kg_opt_bool_field(L, 3, "bos", false) ? KG_ENCODE_BOS : 0;
   size_t n;
   const kg_segment *segments = check_segments(L, 2, &n);
@@ -103,7 +105,9 @@ static int encode(lua_State *L)
 /* tokenizer:decode(ids, {control = false}) -> bytes */
 static int decode(lua_State *L)
 {
+  static const char *const fields[] = {"control", NULL};
   const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  kg_check_fields(L, 3, fields);
   const unsigned flags = kg_opt_bool_field(L, 3, "control", false) ? KG_DECODE_CONTROL : 0;
   size_t n;
   const int32_t *ids = kg_check_ids(L, 2, &n);

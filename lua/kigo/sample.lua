@@ -78,9 +78,8 @@ function sample.greedy() return { kind = "greedy" } end
 function sample.dist() return { kind = "dist" } end
 
 ---A sampler of these stages, in this order. The engine checks every field and names the stage in its error.
----@param stages kigo.Stage[]
----@return kigo.Chain
-function sample.chain(stages) return assert(core.chain(stages)) end
+---@type fun(stages: kigo.Stage[]): kigo.Chain?, string?, integer?
+sample.chain = core.chain
 
 ---@class kigo.SampleOptions
 ---@field temp? number               0: greedy; 1 unless given
@@ -110,14 +109,14 @@ function sample.from_options(options)
   if options.bias then add(sample.bias(options.bias)) end
   if options.temp == 0 then
     add(sample.greedy())
-    return sample.chain(stages)
+    return assert(core.chain(stages))
   end
   if options.top_k then add(sample.top_k(options.top_k)) end
   if options.typical then add(sample.typical(options.typical)) end
   if options.top_p then add(sample.top_p(options.top_p)) end
   if options.min_p then add(sample.min_p(options.min_p)) end
   if options.temp then add(sample.temp(options.temp)) end
-  return sample.chain(stages)
+  return assert(core.chain(stages))
 end
 
 return sample

@@ -9,6 +9,7 @@ local ROLES = { system = true, user = true, assistant = true, tool = true }
 ---@field plain_tools boolean      a tool's message is a turn like the others
 local ChatML = {}
 ChatML.__index = ChatML
+ChatML.__name = "kigo.ChatML"
 
 local chatml = { name = "chatml" }
 
