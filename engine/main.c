@@ -25,14 +25,17 @@ static void *lua_alloc(void *user, void *block, size_t old_size, size_t new_size
   return NULL;
 }
 
-/* Add the folder's modules to package.path, before the system's. */
+/* Add the folder's modules, C ones too (a bundle has some), to the search paths, before the system's. */
 static void add_path(lua_State *L, const char *folder)
 {
   lua_getglobal(L, "package");
   lua_getfield(L, -1, "path");
   lua_pushfstring(L, "%s/?.lua;%s/?/init.lua;%s", folder, folder, lua_tostring(L, -1));
   lua_setfield(L, -3, "path");
-  lua_pop(L, 2);
+  lua_getfield(L, -2, "cpath");
+  lua_pushfstring(L, "%s/?.so;%s", folder, lua_tostring(L, -1));
+  lua_setfield(L, -4, "cpath");
+  lua_pop(L, 3);
 }
 
 /* The Lua library stands beside the program: ../lua in the source tree and in a bundle, ../share/lua/5.4 installed. */

@@ -25,6 +25,7 @@ describe("examples", function()
 
   -- A Lua without sanitizers cannot load a sanitized module.
   it("run in a Lua of your own #unsanitized", function()
+    if not os.execute "command -v lua5.4 >/dev/null" then return pending "there is no lua5.4 here" end
     local folder = kigo:match "^(.*)/" or "."
     local output = succeeds(('LUA_CPATH="%s/?.so;;" lua5.4 examples/06-host.lua'):format(folder))
     assert.is_truthy(output:find("in Lua 5.4 on cpu", 1, true))

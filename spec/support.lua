@@ -9,8 +9,9 @@ local function exists(path)
   return file ~= nil
 end
 
----The reference data beside the project, or nil: specs that need it are then pending, never passed.
-support.shared = exists("../shared/fixtures/README.md") and "../shared" or nil
+---The reference data beside the project (inside, in a bundle), or nil: what needs it is then pending, never passed.
+support.shared = exists("../shared/fixtures/README.md") and "../shared"
+  or exists("shared/fixtures/README.md") and "shared" or nil
 
 -- busted gives `pending` to spec files as a global, not to modules: find it in the spec that called us.
 local function pend(reason)
