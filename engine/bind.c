@@ -139,6 +139,30 @@ bool kg_opt_bool_field(lua_State *L, int index, const char *field, bool fallback
   return value;
 }
 
+/* ---- calling Lua ---- */
+
+int kg_call_progress(lua_State *L)
+{
+  const kg_progress_call *call = lua_touserdata(L, 2);
+  lua_settop(L, 1);
+  lua_pushstring(L, call->what);
+  lua_pushinteger(L, call->done);
+  lua_pushinteger(L, call->total);
+  lua_call(L, 3, 1);
+  return 1;
+}
+
+int kg_call_at_rest(lua_State *L, lua_CFunction f)
+{
+  const bool was_running = lua_gc(L, LUA_GCISRUNNING);
+  lua_pushcfunction(L, f);
+  lua_insert(L, 1);
+  lua_gc(L, LUA_GCSTOP);
+  const int status = lua_pcall(L, lua_gettop(L) - 1, LUA_MULTRET, 0);
+  if (was_running) lua_gc(L, LUA_GCRESTART);
+  return status ? lua_error(L) : lua_gettop(L);
+}
+
 /* ---- token ids ---- */
 
 int32_t *kg_check_ids(lua_State *L, int index, size_t *n)

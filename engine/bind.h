@@ -1,8 +1,9 @@
 /* bind.h - what the Lua bindings share. One file per object (bind_<object>.c), no logic of their own.
  *
  * Shape of every binding: the userdata is made closed with its metatable, then the resource is acquired, so an error in
- * between leaks nothing; every method goes through kg_check_open; parents are kept alive in user values. Caller's
- * mistakes raise at the Lua caller's line; the world's faults return nil, message, code. */
+ * between leaks nothing; every method goes through kg_check_open; parents are kept alive in user values. Whatever makes
+ * a Lua value may run finalizers, and those may close any handle: the object is taken from its handle after the last such
+ * call. Caller's mistakes raise at the Lua caller's line; the world's faults return nil, message, code. */
 #ifndef KG_BIND_H
 #define KG_BIND_H
 
@@ -51,6 +52,18 @@ int64_t kg_opt_int_field(lua_State *L, int index, const char *field, int64_t fal
 double kg_opt_number_field(lua_State *L, int index, const char *field, double fallback, double min, double max);
 const char *kg_opt_string_field(lua_State *L, int index, const char *field, const char *fallback); /* stays valid while the table does */
 bool kg_opt_bool_field(lua_State *L, int index, const char *field, bool fallback);
+
+/* For progress functions, which are called while C owns things: pcall (kg_call_progress, function, light userdata of the
+ * call) -> what the function returns. Pushing the arguments may run out of memory. */
+typedef struct kg_progress_call {
+  const char *what;
+  int64_t done, total;
+} kg_progress_call;
+int kg_call_progress(lua_State *L);
+
+/* Call f with all arguments while the collector rests: for readers that push many values between looks at their object,
+ * which a finalizer might close. f raises for want of memory only. */
+int kg_call_at_rest(lua_State *L, lua_CFunction f);
 
 /* A Lua array of token ids as a userdata-held buffer (garbage collected), pushed on the stack; *n ids. Every element
  * must be an integer that fits int32; the error names the index. */

@@ -97,6 +97,7 @@ static void parse_bias(lua_State *L, int index, place at, kg_stage *stage)
   float *numbers = (float *)(ids + n);
   size_t i = 0;
   for (lua_pushnil(L); lua_next(L, values); lua_pop(L, 1), i++) {
+    if (i == n) luaL_error(L, "stage %I (bias): values: a finalizer has changed them", at.number);
     if (!lua_isinteger(L, -2) || lua_tointeger(L, -2) < 0 || lua_tointeger(L, -2) > INT32_MAX)
       luaL_error(L, "stage %I (bias): values: '%s' is not a token id", at.number, luaL_tolstring(L, -2, NULL));
     if (lua_type(L, -1) != LUA_TNUMBER)
@@ -108,7 +109,7 @@ static void parse_bias(lua_State *L, int index, place at, kg_stage *stage)
   lua_remove(L, values);
   stage->bias_ids = ids;
   stage->bias_values = numbers;
-  stage->n_bias = (int32_t)n;
+  stage->n_bias = (int32_t)i;
 }
 
 static void parse_stage(lua_State *L, int index, place at, kg_stage *stage)
@@ -174,16 +175,17 @@ static int pick(lua_State *L)
 /* pick:candidates(logits, seq) -> ids, probs: best first; seq may be nil, there is no history then */
 static int candidates(lua_State *L)
 {
-  kg_chain *chain = kg_check_open(L, 1, KG_CLASS_CHAIN);
-  const kg_tensor *logits = kg_check_tensor(L, 2);
-  kg_sequence *sequence = optional_sequence(L, 3);
-  const int64_t n_vocab = kg_tensor_count(logits);
+  lua_settop(L, 3);
+  kg_check_open(L, 1, KG_CLASS_CHAIN);
+  const int64_t n_vocab = kg_tensor_count(kg_check_tensor(L, 2));
   const int32_t capacity = n_vocab < INT32_MAX ? (int32_t)n_vocab : INT32_MAX;
   int32_t *ids = lua_newuserdatauv(L, (size_t)capacity * (sizeof *ids + sizeof(float)) + 1, 0);
   float *probs = (float *)(ids + capacity);
   int32_t n;
   kg_error err;
-  if (kg_chain_candidates(chain, logits, sequence, ids, probs, capacity, &n, &err)) return kg_push_error(L, &err);
+  if (kg_chain_candidates(kg_check_open(L, 1, KG_CLASS_CHAIN), kg_check_tensor(L, 2), optional_sequence(L, 3), ids,
+                          probs, capacity, &n, &err))
+    return kg_push_error(L, &err);
   kg_push_ids(L, ids, (size_t)n);
   lua_createtable(L, n, 0);
   for (int32_t i = 0; i < n; i++) {

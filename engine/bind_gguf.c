@@ -86,8 +86,7 @@ static void push_array(lua_State *L, const kg_gguf_entry *entry)
   }
 }
 
-/* gguf:get(key) -> string | number | boolean | array, or nil when absent */
-static int get(lua_State *L)
+static int push_value(lua_State *L)
 {
   const kg_gguf *gguf = kg_check_gguf(L, 1);
   const kg_gguf_entry *entry = kg_gguf_find(gguf, luaL_checkstring(L, 2));
@@ -98,6 +97,14 @@ static int get(lua_State *L)
   else
     push_element(L, entry, 0);
   return 1;
+}
+
+/* gguf:get(key) -> string | number | boolean | array, or nil when absent */
+static int get(lua_State *L)
+{
+  kg_check_gguf(L, 1);
+  luaL_checkstring(L, 2);
+  return kg_call_at_rest(L, push_value);
 }
 
 /* gguf:array(key) -> array, or nil, message, code when it is absent or no array */
@@ -111,8 +118,7 @@ static int array(lua_State *L)
     kg_fail(&err, KG_ERR_FORMAT, "%s: key %s is %s", kg_gguf_path(gguf), key, entry ? "not an array" : "missing");
     return kg_push_error(L, &err);
   }
-  push_array(L, entry);
-  return 1;
+  return kg_call_at_rest(L, push_value);
 }
 
 static void set_integer(lua_State *L, const char *field, lua_Integer value)
@@ -133,8 +139,7 @@ static void set_boolean(lua_State *L, const char *field, bool value)
   lua_setfield(L, -2, field);
 }
 
-/* gguf:entries() -> array of { key, type, count, is_array } in file order */
-static int entries(lua_State *L)
+static int push_entries(lua_State *L)
 {
   const kg_gguf *gguf = kg_check_gguf(L, 1);
   const size_t n = kg_gguf_entry_count(gguf);
@@ -150,6 +155,13 @@ static int entries(lua_State *L)
     lua_rawseti(L, -2, (lua_Integer)i + 1);
   }
   return 1;
+}
+
+/* gguf:entries() -> array of { key, type, count, is_array } in file order */
+static int entries(lua_State *L)
+{
+  kg_check_gguf(L, 1);
+  return kg_call_at_rest(L, push_entries);
 }
 
 /* ---- tensors ---- */
@@ -175,8 +187,7 @@ static void push_tensor_info(lua_State *L, const kg_gguf_tensor *tensor)
   lua_setfield(L, -2, "shape");
 }
 
-/* gguf:tensors() -> array of { name, type, shape, bytes, offset, file } in file order; shape[1] is the row length */
-static int tensors(lua_State *L)
+static int push_tensors(lua_State *L)
 {
   const kg_gguf *gguf = kg_check_gguf(L, 1);
   const size_t n = kg_gguf_tensor_count(gguf);
@@ -188,8 +199,14 @@ static int tensors(lua_State *L)
   return 1;
 }
 
-/* gguf:tensor(name) -> its description, or nil */
-static int tensor_info(lua_State *L)
+/* gguf:tensors() -> array of { name, type, shape, bytes, offset, file } in file order; shape[1] is the row length */
+static int tensors(lua_State *L)
+{
+  kg_check_gguf(L, 1);
+  return kg_call_at_rest(L, push_tensors);
+}
+
+static int push_tensor(lua_State *L)
 {
   const kg_gguf_tensor *tensor = kg_gguf_tensor_find(kg_check_gguf(L, 1), luaL_checkstring(L, 2));
   if (tensor)
@@ -197,6 +214,14 @@ static int tensor_info(lua_State *L)
   else
     lua_pushnil(L);
   return 1;
+}
+
+/* gguf:tensor(name) -> its description, or nil */
+static int tensor_info(lua_State *L)
+{
+  kg_check_gguf(L, 1);
+  luaL_checkstring(L, 2);
+  return kg_call_at_rest(L, push_tensor);
 }
 
 /* gguf:values(name, max = 65536) -> array of the tensor's values as float32 */
@@ -220,6 +245,7 @@ static int values(lua_State *L)
     return kg_push_error(L, &err);
   }
   float *out = lua_newuserdatauv(L, (size_t)n * sizeof *out, 0);
+  kg_check_gguf(L, 1); /* still open, so the tensor is there */
   info->dequantize(tensor->data, n / info->block_size, out);
   lua_createtable(L, (int)n, 0);
   for (int64_t i = 0; i < n; i++) {
@@ -364,16 +390,17 @@ typedef struct callback {
   bool raised; /* its error is on top of the stack */
 } callback;
 
-/* function(what, done, total): returning true cancels, an error too and is raised again by make_model */
+/* function(what, done, total): returning true cancels, an error too and is raised again by make_model. Nothing here
+ * may raise: the writer stands between us and Lua. */
 static int call_progress(void *user, const char *what, int64_t done, int64_t total)
 {
   callback *c = user;
   lua_State *L = c->L;
+  kg_progress_call call = {what, done, total};
+  lua_pushcfunction(L, kg_call_progress);
   lua_pushvalue(L, c->index);
-  lua_pushstring(L, what);
-  lua_pushinteger(L, done);
-  lua_pushinteger(L, total);
-  c->raised = lua_pcall(L, 3, 1, 0) != LUA_OK;
+  lua_pushlightuserdata(L, &call);
+  c->raised = lua_pcall(L, 2, 1, 0) != LUA_OK;
   if (c->raised) return 1;
   const bool cancelled = lua_toboolean(L, -1);
   lua_pop(L, 1);

@@ -33,23 +33,6 @@ kg_model *kg_lua_to_model(lua_State *L, int index)
 
 /* ---- progress ---- */
 
-typedef struct progress_call {
-  const char *what;
-  int64_t done, total;
-} progress_call;
-
-/* (function, progress_call) -> what the function returns. Protected: it may run out of memory. */
-static int call_progress(lua_State *L)
-{
-  const progress_call *call = lua_touserdata(L, 2);
-  lua_settop(L, 1);
-  lua_pushstring(L, call->what);
-  lua_pushinteger(L, call->done);
-  lua_pushinteger(L, call->total);
-  lua_call(L, 3, 1);
-  return 1;
-}
-
 static int add_traceback(lua_State *L)
 {
   if (lua_type(L, 1) == LUA_TSTRING) luaL_traceback(L, L, lua_tostring(L, 1), 1);
@@ -62,9 +45,9 @@ static int on_progress(void *user, const char *what, int64_t done, int64_t total
   model_box *box = user;
   lua_State *L = box->L;
   if (!L) return 0;
-  progress_call call = {what, done, total};
+  kg_progress_call call = {what, done, total};
   lua_pushcfunction(L, add_traceback);
-  lua_pushcfunction(L, call_progress);
+  lua_pushcfunction(L, kg_call_progress);
   lua_pushvalue(L, box->progress_index);
   lua_pushlightuserdata(L, &call);
   box->progress_failed = lua_pcall(L, 2, 1, -4) != LUA_OK;
@@ -105,8 +88,7 @@ void kg_end_step(lua_State *L, int model_index)
  * returning true and is called during long steps too. */
 static int open_model(lua_State *L)
 {
-  kg_plan *plan = kg_check_open(L, 1, KG_CLASS_PLAN);
-  kg_handle *plan_handle = lua_touserdata(L, 1);
+  kg_check_open(L, 1, KG_CLASS_PLAN);
   lua_settop(L, 2);
   static const char *const fields[] = {"device", "variant", "threads", "ctx", "pool", "chunk", "kv", "progress", NULL};
   kg_check_fields(L, 2, fields);
@@ -133,6 +115,8 @@ static int open_model(lua_State *L)
 
   kg_error err;
   kg_model *model = NULL;
+  kg_handle *plan_handle = lua_touserdata(L, 1);
+  kg_plan *plan = kg_check_open(L, 1, KG_CLASS_PLAN);
   kg_begin_step(L, 3);
   plan_handle->object = NULL; /* out of the progress function's reach */
   const int status = kg_model_open_take(plan, &options, &model, &err);
@@ -156,7 +140,7 @@ void kg_release_model(lua_State *L, int model_index)
 
 static int collect_model(lua_State *L)
 {
-  model_box *box = lua_touserdata(L, 1);
+  model_box *box = luaL_checkudata(L, 1, KG_CLASS_MODEL);
   if (box->handle.object) box->closing = box->handle.object;
   box->handle.object = NULL;
   kg_release_model(L, 1);
@@ -238,13 +222,13 @@ void kg_collect_sequences(lua_State *L, int model_index)
 static int model_sequence(lua_State *L)
 {
   static const char *const fields[] = {"seed", NULL};
-  kg_model *model = check_model(L, 1);
+  check_model(L, 1);
   kg_check_fields(L, 2, fields);
   const int64_t seed = kg_opt_int_field(L, 2, "seed", 0, INT64_MIN, INT64_MAX);
   kg_handle *handle = kg_push_sequence(L, 1);
   kg_sequence *sequence = NULL;
   kg_error err;
-  if (kg_sequence_new(model, (uint64_t)seed, &sequence, &err)) return kg_push_error(L, &err);
+  if (kg_sequence_new(check_model(L, 1), (uint64_t)seed, &sequence, &err)) return kg_push_error(L, &err);
   handle->object = sequence;
   return 1;
 }
@@ -299,11 +283,12 @@ static int push_rows(lua_State *L, kg_model *model, int64_t n, int64_t width, kg
   return status;
 }
 
-/* Push a sequence of its own with the ids on it. */
-static int push_fed(lua_State *L, kg_model *model, const int32_t *ids, size_t n, kg_handle **out, kg_error *err)
+/* Push a sequence of its own with the ids on it: the model lives as long as that. */
+static int push_fed(lua_State *L, const int32_t *ids, size_t n, kg_model **model_out, kg_handle **out, kg_error *err)
 {
   kg_sequence *sequence = NULL;
   kg_handle *handle = *out = kg_push_sequence(L, 1);
+  kg_model *model = *model_out = check_model(L, 1);
   const int status = kg_sequence_new(model, 0, &sequence, err);
   if (status) return status;
   handle->object = sequence;
@@ -334,14 +319,15 @@ static const int32_t *check_some_ids(lua_State *L, int index, size_t *n)
 /* model:logits(ids) -> Tensor [n, vocab], or nil, message, code: after every position, on a sequence of its own */
 static int model_logits(lua_State *L)
 {
-  kg_model *model = check_model(L, 1);
+  kg_model *model;
+  check_model(L, 1);
   lua_settop(L, 2);
   size_t n;
   const int32_t *ids = check_some_ids(L, 2, &n);
   kg_handle *handle;
   kg_tensor *logits = NULL;
   kg_error err;
-  int status = push_fed(L, model, ids, n, &handle, &err);
+  int status = push_fed(L, ids, n, &model, &handle, &err);
   if (!status) status = push_rows(L, model, (int64_t)n, kg_model_vocab_size(model), &logits, &err);
   const bool stepped = !status;
   if (stepped) status = step_once(L, model, handle, logits->buffer, NULL, 0, &err);
@@ -353,40 +339,51 @@ static int model_logits(lua_State *L)
 /* model:trace(ids, names) -> {name = Tensor [n, width]}, or nil, message, code */
 static int model_trace(lua_State *L)
 {
-  kg_model *model = check_model(L, 1);
-  const kg_plan *plan = kg_model_plan(model);
+  kg_model *model;
+  check_model(L, 1);
   luaL_checktype(L, 3, LUA_TTABLE);
   lua_settop(L, 3);
   size_t n;
   const int32_t *ids = check_some_ids(L, 2, &n);
-  const lua_Integer n_traces = (lua_Integer)lua_rawlen(L, 3);
-  kg_step_trace *traces = lua_newuserdatauv(L, (size_t)n_traces * sizeof *traces + 1, 0);
-  for (lua_Integer i = 0; i < n_traces; i++) {
-    if (lua_rawgeti(L, 3, i + 1) != LUA_TSTRING) return luaL_error(L, "names: strings expected");
-    traces[i] = (kg_step_trace){.value = kg_plan_value_find(plan, lua_tostring(L, -1))};
-    if (traces[i].value == KG_NONE) return luaL_error(L, "the model has no value \"%s\"", lua_tostring(L, -1));
-    lua_pop(L, 1);
-  }
+  const lua_Integer n_names = (lua_Integer)lua_rawlen(L, 3);
+  kg_step_trace *traces = lua_newuserdatauv(L, (size_t)n_names * sizeof *traces + 1, 0);
   kg_handle *handle;
   kg_error err;
-  int status = push_fed(L, model, ids, n, &handle, &err);
-  lua_newtable(L);
-  for (lua_Integer i = 0; i < n_traces && !status; i++) {
-    const kg_value *value = kg_plan_value(plan, traces[i].value);
+  int status = push_fed(L, ids, n, &model, &handle, &err);
+  const kg_plan *plan = kg_model_plan(model);
+  lua_newtable(L); /* holds the tensors while the step writes to them: a name that comes twice has one tensor */
+  size_t n_traces = 0;
+  for (lua_Integer i = 0; i < n_names && !status; i++) {
+    if (lua_rawgeti(L, 3, i + 1) != LUA_TSTRING) {
+      let_go(handle);
+      return luaL_error(L, "names: strings expected");
+    }
+    kg_step_trace *trace = &traces[n_traces];
+    *trace = (kg_step_trace){.value = kg_plan_value_find(plan, lua_tostring(L, -1))};
+    if (trace->value == KG_NONE) {
+      let_go(handle);
+      return luaL_error(L, "the model has no value \"%s\"", lua_tostring(L, -1));
+    }
+    lua_pushvalue(L, -1);
+    if (lua_rawget(L, -3) != LUA_TNIL) {
+      lua_pop(L, 2);
+      continue;
+    }
+    lua_pop(L, 1);
     kg_tensor *tensor = NULL;
-    status = push_rows(L, model, (int64_t)n, value->width, &tensor, &err);
-    if (!status) traces[i].buffer = tensor->buffer;
-    lua_setfield(L, -2, value->name);
+    status = push_rows(L, model, (int64_t)n, kg_plan_value(plan, trace->value)->width, &tensor, &err);
+    if (!status) trace->buffer = tensor->buffer;
+    lua_rawset(L, -3);
+    n_traces++;
   }
   const bool stepped = !status;
-  if (stepped) status = step_once(L, model, handle, NULL, traces, (size_t)n_traces, &err);
+  if (stepped) status = step_once(L, model, handle, NULL, traces, n_traces, &err);
   let_go(handle);
   if (stepped) kg_end_step(L, 1);
   return status ? kg_push_error(L, &err) : 1;
 }
 
-/* model:values() -> names of all values, in the order they are computed */
-static int model_values(lua_State *L)
+static int push_value_names(lua_State *L)
 {
   const kg_plan *plan = kg_model_plan(check_model(L, 1));
   const int32_t n = kg_plan_value_count(plan);
@@ -396,6 +393,13 @@ static int model_values(lua_State *L)
     lua_rawseti(L, -2, i + 1);
   }
   return 1;
+}
+
+/* model:values() -> names of all values, in the order they are computed */
+static int model_values(lua_State *L)
+{
+  check_model(L, 1);
+  return kg_call_at_rest(L, push_value_names);
 }
 
 static void set_integer(lua_State *L, const char *field, int64_t value)
@@ -410,6 +414,7 @@ static int model_get_stats(lua_State *L)
   const kg_model *model = check_model(L, 1);
   kg_model_stats stats;
   kg_model_get_stats(model, &stats);
+  const int32_t n_sequences = kg_model_sequence_count(model), n_pages_used = kg_kv_pages_used(kg_model_kv(model));
   lua_newtable(L);
   lua_pushstring(L, stats.device);
   lua_setfield(L, -2, "device");
@@ -420,8 +425,8 @@ static int model_get_stats(lua_State *L)
   set_integer(L, "n_threads", stats.n_threads);
   set_integer(L, "n_tokens_evaluated", stats.n_tokens_evaluated);
   set_integer(L, "n_steps", stats.n_steps);
-  set_integer(L, "n_sequences", kg_model_sequence_count(model));
-  set_integer(L, "n_pages_used", kg_kv_pages_used(kg_model_kv(model)));
+  set_integer(L, "n_sequences", n_sequences);
+  set_integer(L, "n_pages_used", n_pages_used);
   return 1;
 }
 

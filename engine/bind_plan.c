@@ -124,13 +124,13 @@ static int push_result(lua_State *L, int code, int32_t id, const kg_error *err)
 /* core.plan(gguf) -> Plan */
 static int new_plan(lua_State *L)
 {
-  kg_gguf *gguf = kg_check_gguf(L, 1);
+  kg_check_gguf(L, 1);
   kg_handle *handle = kg_push_handle(L, KG_CLASS_PLAN, 1);
   lua_pushvalue(L, 1);
   lua_setiuservalue(L, -2, 1);
   kg_error err;
   kg_plan *plan;
-  if (kg_plan_new(gguf, &plan, &err)) return kg_push_error(L, &err);
+  if (kg_plan_new(kg_check_gguf(L, 1), &plan, &err)) return kg_push_error(L, &err);
   handle->object = plan;
   return 1;
 }
@@ -170,14 +170,14 @@ static int plan_embed(lua_State *L)
 static int plan_norm(lua_State *L)
 {
   static const char *const fields[] = {"epsilon", "groups", "subtract_mean", NULL};
-  kg_plan *plan = check_plan(L);
+  check_plan(L);
   check_fields(L, 6, fields);
   const kg_norm_params params = {.epsilon = need_float(L, 6, "epsilon"),
                                  .groups = (int32_t)kg_opt_int_field(L, 6, "groups", 1, 1, KG_PLAN_MAX_WIDTH),
                                  .subtract_mean = kg_opt_bool_field(L, 6, "subtract_mean", false)};
   kg_error err;
   int32_t out = KG_NONE;
-  const int code = kg_plan_norm(plan, check_name(L, 2, "name"), check_id(L, 3, "x"), check_id(L, 4, "scale"),
+  const int code = kg_plan_norm(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "x"), check_id(L, 4, "scale"),
                                 opt_id(L, 5, "bias"), &params, &out, &err);
   return push_result(L, code, out, &err);
 }
@@ -213,7 +213,7 @@ static const float *push_freqs(lua_State *L, int index, int32_t n)
 static int plan_rope(lua_State *L)
 {
   static const char *const fields[] = {"style", "heads", "head_dim", "dims", "inverse_freqs", "magnitude", NULL};
-  kg_plan *plan = check_plan(L);
+  check_plan(L);
   check_fields(L, 4, fields);
   need_field(L, 4, "style");
   kg_rope_params params = {
@@ -225,7 +225,7 @@ static int plan_rope(lua_State *L)
   params.inverse_freqs = push_freqs(L, 4, params.n_dims / 2);
   kg_error err;
   int32_t out = KG_NONE;
-  const int code = kg_plan_rope(plan, check_name(L, 2, "name"), check_id(L, 3, "x"), &params, &out, &err);
+  const int code = kg_plan_rope(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "x"), &params, &out, &err);
   return push_result(L, code, out, &err);
 }
 
@@ -234,7 +234,7 @@ static int plan_rope(lua_State *L)
 static int plan_attention(lua_State *L)
 {
   static const char *const fields[] = {"heads", "kv_heads", "head_dim", "scale", "softcap", "window", NULL};
-  kg_plan *plan = check_plan(L);
+  check_plan(L);
   check_fields(L, 7, fields);
   kg_attention_params params = {.n_heads = need_int(L, 7, "heads", 1, KG_PLAN_MAX_WIDTH),
                                 .n_kv_heads = need_int(L, 7, "kv_heads", 1, KG_PLAN_MAX_WIDTH),
@@ -244,7 +244,7 @@ static int plan_attention(lua_State *L)
   params.scale = opt_float(L, 7, "scale", 1 / sqrt(params.head_dim));
   kg_error err;
   int32_t out = KG_NONE;
-  const int code = kg_plan_attention(plan, check_name(L, 2, "name"), check_id(L, 3, "q"), check_id(L, 4, "k"),
+  const int code = kg_plan_attention(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "q"), check_id(L, 4, "k"),
                                      check_id(L, 5, "v"), opt_id(L, 6, "sinks"), &params, &out, &err);
   return push_result(L, code, out, &err);
 }
@@ -277,7 +277,7 @@ static int plan_moe(lua_State *L)
 {
   static const char *const roles[] = {"gate", "up", "down", "gate_bias", "up_bias", "down_bias", NULL};
   static const char *const fields[] = {"experts", "used", "gate", "normalize", "scale", "act", NULL};
-  kg_plan *plan = check_plan(L);
+  check_plan(L);
   check_fields(L, 5, roles);
   check_fields(L, 6, fields);
   int32_t weights[KG_OP_WEIGHTS];
@@ -296,7 +296,7 @@ static int plan_moe(lua_State *L)
   params.act = check_act(L, lua_gettop(L));
   kg_error err;
   int32_t out = KG_NONE;
-  const int code = kg_plan_moe(plan, check_name(L, 2, "name"), check_id(L, 3, "x"), check_id(L, 4, "router"), weights,
+  const int code = kg_plan_moe(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "x"), check_id(L, 4, "router"), weights,
                                &params, &out, &err);
   return push_result(L, code, out, &err);
 }
@@ -453,8 +453,7 @@ static void set_params(lua_State *L, const kg_op *op)
   }
 }
 
-/* plan:ops() -> array of { kind =, out = name, width =, inputs = { names }, weights = { names }, parameters ... } */
-static int plan_ops(lua_State *L)
+static int push_ops(lua_State *L)
 {
   const kg_plan *plan = check_plan(L);
   lua_createtable(L, kg_plan_op_count(plan), 0);
@@ -483,8 +482,14 @@ static int plan_ops(lua_State *L)
   return 1;
 }
 
-/* plan:value_names() -> array of names, in order of computation; value ids are 0-based positions in it */
-static int plan_value_names(lua_State *L)
+/* plan:ops() -> array of { kind =, out = name, width =, inputs = { names }, weights = { names }, parameters ... } */
+static int plan_ops(lua_State *L)
+{
+  check_plan(L);
+  return kg_call_at_rest(L, push_ops);
+}
+
+static int push_value_names(lua_State *L)
 {
   const kg_plan *plan = check_plan(L);
   lua_createtable(L, kg_plan_value_count(plan), 0);
@@ -495,11 +500,17 @@ static int plan_value_names(lua_State *L)
   return 1;
 }
 
-/* plan:value(id) -> { name =, width =, producer =, last_use = }; the last two are 0-based operations */
-static int plan_value(lua_State *L)
+/* plan:value_names() -> array of names, in order of computation; value ids are 0-based positions in it */
+static int plan_value_names(lua_State *L)
+{
+  check_plan(L);
+  return kg_call_at_rest(L, push_value_names);
+}
+
+static int push_value(lua_State *L)
 {
   const kg_plan *plan = check_plan(L);
-  const kg_value *value = kg_plan_value(plan, (int32_t)kg_check_int(L, 2, "value", 0, kg_plan_value_count(plan) - 1));
+  const kg_value *value = kg_plan_value(plan, (int32_t)lua_tointeger(L, 2));
   lua_newtable(L);
   set_string(L, "name", value->name);
   set_int(L, "width", value->width);
@@ -508,8 +519,14 @@ static int plan_value(lua_State *L)
   return 1;
 }
 
-/* plan:weights() -> array of { name =, type =, cols =, rows =, planes =, bytes = } that the plan uses */
-static int plan_weights(lua_State *L)
+/* plan:value(id) -> { name =, width =, producer =, last_use = }; the last two are 0-based operations */
+static int plan_value(lua_State *L)
+{
+  kg_check_int(L, 2, "value", 0, kg_plan_value_count(check_plan(L)) - 1);
+  return kg_call_at_rest(L, push_value);
+}
+
+static int push_weights(lua_State *L)
 {
   const kg_plan *plan = check_plan(L);
   lua_createtable(L, kg_plan_weight_count(plan), 0);
@@ -527,9 +544,14 @@ static int plan_weights(lua_State *L)
   return 1;
 }
 
-/* plan:info() -> { vocab_size =, context_length =, layers =, tail =, logits = name|nil }; the first two are 0 and the
- * last is nil until the plan is finished */
-static int plan_info(lua_State *L)
+/* plan:weights() -> array of { name =, type =, cols =, rows =, planes =, bytes = } that the plan uses */
+static int plan_weights(lua_State *L)
+{
+  check_plan(L);
+  return kg_call_at_rest(L, push_weights);
+}
+
+static int push_info(lua_State *L)
 {
   const kg_plan *plan = check_plan(L);
   lua_newtable(L);
@@ -540,6 +562,14 @@ static int plan_info(lua_State *L)
   const int32_t logits = kg_plan_logits(plan);
   if (logits != KG_NONE) set_string(L, "logits", kg_plan_value(plan, logits)->name);
   return 1;
+}
+
+/* plan:info() -> { vocab_size =, context_length =, layers =, tail =, logits = name|nil }; the first two are 0 and the
+ * last is nil until the plan is finished */
+static int plan_info(lua_State *L)
+{
+  check_plan(L);
+  return kg_call_at_rest(L, push_info);
 }
 
 /* ---- the class ---- */

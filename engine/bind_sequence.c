@@ -35,7 +35,7 @@ kg_handle *kg_push_sequence(lua_State *L, int model_index)
 
 static int collect_sequence(lua_State *L)
 {
-  kg_handle *handle = lua_touserdata(L, 1);
+  kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_SEQUENCE);
   if (!handle->object) return 0;
   kg_sequence_free(handle->object);
   handle->object = NULL;
@@ -75,9 +75,10 @@ static int push_pos(lua_State *L, const kg_sequence *sequence)
 /* seq:feed(ids) -> pos, or nil, message, code: append tokens; all or nothing */
 static int feed(lua_State *L)
 {
-  kg_sequence *sequence = kg_check_sequence(L, 1);
+  kg_check_sequence(L, 1);
   size_t n;
   const int32_t *ids = kg_check_ids(L, 2, &n);
+  kg_sequence *sequence = kg_check_sequence(L, 1);
   kg_error err;
   return kg_sequence_feed(sequence, ids, n, &err) ? kg_push_error(L, &err) : push_pos(L, sequence);
 }
@@ -96,12 +97,18 @@ static int pos(lua_State *L)
   return push_pos(L, kg_check_sequence(L, 1));
 }
 
-/* seq:tokens() -> ids on the timeline */
-static int tokens(lua_State *L)
+static int push_tokens(lua_State *L)
 {
   const kg_sequence *sequence = kg_check_sequence(L, 1);
   kg_push_ids(L, kg_sequence_tokens(sequence), (size_t)kg_sequence_pos(sequence));
   return 1;
+}
+
+/* seq:tokens() -> ids on the timeline */
+static int tokens(lua_State *L)
+{
+  kg_check_sequence(L, 1);
+  return kg_call_at_rest(L, push_tokens);
 }
 
 static int seed(lua_State *L)
@@ -151,8 +158,9 @@ static void copy_table(lua_State *L)
 /* seq:mark() -> mark: position, random numbers drawn there, and a copy of seq.state */
 static int make_mark(lua_State *L)
 {
-  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  kg_check_sequence(L, 1);
   mark *made = lua_newuserdatauv(L, sizeof *made, 1);
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
   made->pos = kg_sequence_pos(sequence);
   made->hash = kg_sequence_hash(sequence, made->pos);
   made->n_draws = kg_sequence_draws(sequence);
@@ -163,12 +171,13 @@ static int make_mark(lua_State *L)
   return 1;
 }
 
-static int rewind_to_mark(lua_State *L, kg_sequence *sequence, const mark *to)
+static int rewind_to_mark(lua_State *L, const mark *to)
 {
-  if (to->pos > kg_sequence_pos(sequence) || to->hash != kg_sequence_hash(sequence, to->pos))
-    return luaL_error(L, "the mark at %d is not of this timeline: its tokens differ", (int)to->pos);
   lua_getiuservalue(L, 2, 1);
   copy_table(L); /* the mark stays good for another rewind */
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  if (to->pos > kg_sequence_pos(sequence) || to->hash != kg_sequence_hash(sequence, to->pos))
+    return luaL_error(L, "the mark at %d is not of this timeline: its tokens differ", (int)to->pos);
   kg_error err;
   if (kg_sequence_rewind(sequence, to->pos, &err)) return kg_push_error(L, &err);
   kg_sequence_set_draws(sequence, to->n_draws);
@@ -183,7 +192,7 @@ static int rewind_sequence(lua_State *L)
   kg_sequence *sequence = kg_check_sequence(L, 1);
   lua_settop(L, 2);
   const mark *to = luaL_testudata(L, 2, CLASS_MARK);
-  if (to) return rewind_to_mark(L, sequence, to);
+  if (to) return rewind_to_mark(L, to);
   const int32_t target = (int32_t)kg_check_int(L, 2, "pos", 0, kg_sequence_pos(sequence));
   kg_error err;
   return kg_sequence_rewind(sequence, target, &err) ? kg_push_error(L, &err) : push_pos(L, sequence);
@@ -193,9 +202,9 @@ static int rewind_sequence(lua_State *L)
 static int fork_sequence(lua_State *L)
 {
   static const char *const fields[] = {"seed", NULL};
-  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  const int64_t own_seed = (int64_t)kg_sequence_seed(kg_check_sequence(L, 1));
   kg_check_fields(L, 2, fields);
-  const int64_t fork_seed = kg_opt_int_field(L, 2, "seed", (int64_t)kg_sequence_seed(sequence), INT64_MIN, INT64_MAX);
+  const int64_t fork_seed = kg_opt_int_field(L, 2, "seed", own_seed, INT64_MIN, INT64_MAX);
   lua_getiuservalue(L, 1, MODEL);
   kg_handle *handle = kg_push_sequence(L, -1);
   lua_getiuservalue(L, 1, STATE);
@@ -203,7 +212,7 @@ static int fork_sequence(lua_State *L)
   lua_setiuservalue(L, -2, STATE);
   kg_sequence *fork = NULL;
   kg_error err;
-  if (kg_sequence_fork(sequence, (uint64_t)fork_seed, &fork, &err)) return kg_push_error(L, &err);
+  if (kg_sequence_fork(kg_check_sequence(L, 1), (uint64_t)fork_seed, &fork, &err)) return kg_push_error(L, &err);
   handle->object = fork;
   return 1;
 }
@@ -232,13 +241,13 @@ static int push_logits(lua_State *L)
 {
   kg_error err;
   if (evaluate(L, &err)) return kg_raise(L, &err);
-  kg_sequence *sequence = kg_check_sequence(L, 1);
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
   lua_getiuservalue(L, 1, LOGITS);
   const kg_handle *cached = lua_touserdata(L, -1);
   const kg_tensor *tensor = cached ? cached->object : NULL;
   if (tensor && tensor->buffer == sequence->logits) return 1;
   kg_tensor **made = kg_push_tensor(L);
-  if (kg_sequence_logits(sequence, made, &err)) return kg_raise(L, &err);
+  if (kg_sequence_logits(kg_check_sequence(L, 1), made, &err)) return kg_raise(L, &err);
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, 1, LOGITS);
   return 1;

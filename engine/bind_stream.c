@@ -45,13 +45,13 @@ static int finish(lua_State *L)
 /* stream:copy() -> Stream in the same state */
 static int copy(lua_State *L)
 {
-  const kg_stream *stream = check_stream(L);
+  check_stream(L);
   kg_handle *handle = kg_push_handle(L, KG_CLASS_STREAM, 1);
   lua_getiuservalue(L, 1, 1);
   lua_setiuservalue(L, -2, 1);
   kg_stream *twin;
   kg_error err = {0};
-  if (kg_stream_copy(stream, &twin, &err)) return kg_push_error(L, &err);
+  if (kg_stream_copy(check_stream(L), &twin, &err)) return kg_push_error(L, &err);
   handle->object = twin;
   return 1;
 }
@@ -112,8 +112,8 @@ static kg_string *check_stops(lua_State *L, size_t *n)
 /* core.stream(tokenizer, {stop = {...}, after = id}) -> Stream; `after`: the token before the first one (stream.h) */
 static int stream_new(lua_State *L)
 {
-  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
   static const char *const fields[] = {"stop", "after", NULL};
+  kg_check_tokenizer(L, 1);
   lua_settop(L, 2);
   kg_check_fields(L, 2, fields);
   const int32_t after = (int32_t)kg_opt_int_field(L, 2, "after", -1, 0, INT32_MAX);
@@ -128,7 +128,7 @@ static int stream_new(lua_State *L)
   lua_setiuservalue(L, -2, 1);
   kg_stream *stream;
   kg_error err = {0};
-  if (kg_stream_new(tokenizer, stops, n, &stream, &err)) return kg_push_error(L, &err);
+  if (kg_stream_new(kg_check_tokenizer(L, 1), stops, n, &stream, &err)) return kg_push_error(L, &err);
   handle->object = stream;
   if (after >= 0 && kg_stream_follow(stream, after, &err)) return kg_push_error(L, &err);
   return 1;

@@ -141,21 +141,26 @@ static int zeros(lua_State *L)
   return kg_tensor_new(n_dims, shape, kg_push_tensor(L), &err) ? kg_push_error(L, &err) : 1;
 }
 
+/* A closed handle for a tensor of the size of the one at index 1. */
+static kg_tensor **push_like(lua_State *L)
+{
+  count_garbage(L, kg_tensor_count(kg_check_tensor(L, 1)));
+  return kg_push_tensor(L);
+}
+
 /* t:clone() -> Tensor */
 static int clone(lua_State *L)
 {
-  const kg_tensor *tensor = kg_check_tensor(L, 1);
   kg_error err;
-  count_garbage(L, kg_tensor_count(tensor));
-  return kg_tensor_like(tensor, true, kg_push_tensor(L), &err) ? kg_push_error(L, &err) : 1;
+  kg_tensor **made = push_like(L);
+  return kg_tensor_like(kg_check_tensor(L, 1), true, made, &err) ? kg_push_error(L, &err) : 1;
 }
 
 static int push_softmax(lua_State *L, bool log_wanted)
 {
-  const kg_tensor *tensor = kg_check_tensor(L, 1);
   kg_error err;
-  count_garbage(L, kg_tensor_count(tensor));
-  return kg_tensor_softmax(tensor, log_wanted, kg_push_tensor(L), &err) ? kg_push_error(L, &err) : 1;
+  kg_tensor **made = push_like(L);
+  return kg_tensor_softmax(kg_check_tensor(L, 1), log_wanted, made, &err) ? kg_push_error(L, &err) : 1;
 }
 
 /* t:softmax(), t:log_softmax() -> new Tensor; over the last dimension */
@@ -169,14 +174,15 @@ static int log_softmax(lua_State *L)
   return push_softmax(L, true);
 }
 
-static int push_row(lua_State *L, const kg_tensor *tensor, int64_t i)
+static int push_row(lua_State *L, int64_t i)
 {
   kg_error err;
+  kg_tensor **made = kg_push_tensor(L);
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
   const int64_t width = tensor->shape[0] ? kg_tensor_count(tensor) / tensor->shape[0] : 0;
-  return kg_tensor_view(tensor->buffer, tensor->at + i * width, tensor->n_dims - 1, tensor->shape + 1,
-                        kg_push_tensor(L), &err)
-             ? kg_push_error(L, &err)
-             : 1;
+  const int status =
+      kg_tensor_view(tensor->buffer, tensor->at + i * width, tensor->n_dims - 1, tensor->shape + 1, made, &err);
+  return status ? kg_push_error(L, &err) : 1;
 }
 
 static int64_t check_index(lua_State *L, const kg_tensor *tensor)
@@ -190,7 +196,7 @@ static int row(lua_State *L)
 {
   const kg_tensor *tensor = kg_check_tensor(L, 1);
   if (tensor->n_dims < 2) return luaL_error(L, "row: a tensor of one dimension has no rows");
-  return push_row(L, tensor, check_index(L, tensor));
+  return push_row(L, check_index(L, tensor));
 }
 
 /* ---- looking ---- */
@@ -220,11 +226,12 @@ static int argmax(lua_State *L)
 /* t:topk(k) -> ids, values, best first; all of them when k is larger than the tensor */
 static int topk(lua_State *L)
 {
-  const kg_tensor *tensor = check_vector(L, "topk");
   int64_t k = kg_check_int(L, 2, "k", 0, INT32_MAX);
-  if (k > tensor->shape[0]) k = tensor->shape[0];
+  const int64_t n = check_vector(L, "topk")->shape[0];
+  if (k > n) k = n;
   int32_t *ids = lua_newuserdatauv(L, (size_t)k * (sizeof *ids + sizeof(float)) + 1, 0);
   float *values = (float *)(ids + k);
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
   kg_error err;
   if (tensor->buffer->ops->topk(tensor->buffer, tensor->at, tensor->shape[0], k, ids, values, &err))
     return kg_push_error(L, &err);
@@ -304,20 +311,23 @@ static int totable(lua_State *L)
                         (lua_Integer)n, TABLE_MAX);
   float *numbers = lua_newuserdatauv(L, (size_t)n * sizeof *numbers + 1, 0);
   kg_error err;
+  int64_t dims[KG_TENSOR_DIMS];
+  tensor = kg_check_tensor(L, 1);
+  const int n_dims = tensor->n_dims;
+  memcpy(dims, tensor->shape, sizeof dims);
   if (kg_tensor_read(tensor, 0, n, numbers, &err)) return kg_push_error(L, &err);
-  push_table(L, tensor->shape, tensor->n_dims, numbers);
+  push_table(L, dims, n_dims, numbers);
   return 1;
 }
 
 /* t:bytes() -> raw little-endian float32 */
 static int bytes(lua_State *L)
 {
-  const kg_tensor *tensor = kg_check_tensor(L, 1);
-  const int64_t n = kg_tensor_count(tensor);
+  const int64_t n = kg_tensor_count(kg_check_tensor(L, 1));
   luaL_Buffer buffer;
   kg_error err;
   float *out = (float *)luaL_buffinitsize(L, &buffer, (size_t)n * sizeof *out);
-  if (kg_tensor_read(tensor, 0, n, out, &err)) return kg_push_error(L, &err);
+  if (kg_tensor_read(kg_check_tensor(L, 1), 0, n, out, &err)) return kg_push_error(L, &err);
   luaL_pushresultsize(&buffer, (size_t)n * sizeof *out);
   return 1;
 }
@@ -384,7 +394,7 @@ static int add_in_place(lua_State *L)
 /* t:fill_(value), t:fill_(value, ids) */
 static int fill_in_place(lua_State *L)
 {
-  kg_tensor *tensor = kg_check_tensor(L, 1);
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
   const float value = (float)luaL_checknumber(L, 2);
   kg_error err;
   int status;
@@ -394,6 +404,7 @@ static int fill_in_place(lua_State *L)
     check_vector(L, "fill_");
     size_t n;
     const int32_t *ids = kg_check_ids(L, 3, &n);
+    tensor = kg_check_tensor(L, 1);
     status = tensor->buffer->ops->fill_at(tensor->buffer, tensor->at, tensor->shape[0], ids, (int64_t)n, value, &err);
   }
   return finish_in_place(L, status, &err);
@@ -404,15 +415,15 @@ static int fill_in_place(lua_State *L)
 /* t[id] of one row is its number, of more a view of row id; other keys are methods */
 static int get(lua_State *L)
 {
-  const kg_tensor *tensor = kg_check_handle(L, 1, KG_CLASS_TENSOR)->object;
+  kg_check_handle(L, 1, KG_CLASS_TENSOR);
   if (lua_type(L, 2) != LUA_TNUMBER) {
     lua_pushvalue(L, 2);
     lua_rawget(L, lua_upvalueindex(1));
     return 1;
   }
-  tensor = kg_check_tensor(L, 1);
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
   const int64_t i = check_index(L, tensor);
-  if (tensor->n_dims > 1) return push_row(L, tensor, i);
+  if (tensor->n_dims > 1) return push_row(L, i);
   float value;
   kg_error err;
   if (kg_tensor_read(tensor, i, 1, &value, &err)) return kg_raise(L, &err);

@@ -89,14 +89,14 @@ static kg_segment *check_segments(lua_State *L, int index, size_t *n)
 static int encode(lua_State *L)
 {
   static const char *const fields[] = {"bos", NULL};
-  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  kg_check_tokenizer(L, 1);
   kg_check_fields(L, 3, fields);
   const unsigned flags = kg_opt_bool_field(L, 3, "bos", false) ? KG_ENCODE_BOS : 0;
   size_t n;
   const kg_segment *segments = check_segments(L, 2, &n);
   kg_tokens *ids = push_array(L, CLASS_TOKENS, sizeof *ids);
   kg_error err = {0};
-  if (kg_tokenizer_encode(tokenizer, segments, n, flags, ids, &err)) return kg_push_error(L, &err);
+  if (kg_tokenizer_encode(kg_check_tokenizer(L, 1), segments, n, flags, ids, &err)) return kg_push_error(L, &err);
   kg_push_ids(L, ids->ids, ids->n);
   kg_tokens_deinit(ids);
   return 1;
@@ -106,14 +106,14 @@ static int encode(lua_State *L)
 static int decode(lua_State *L)
 {
   static const char *const fields[] = {"control", NULL};
-  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  kg_check_tokenizer(L, 1);
   kg_check_fields(L, 3, fields);
   const unsigned flags = kg_opt_bool_field(L, 3, "control", false) ? KG_DECODE_CONTROL : 0;
   size_t n;
   const int32_t *ids = kg_check_ids(L, 2, &n);
   kg_bytes *bytes = push_array(L, CLASS_BYTES, sizeof *bytes);
   kg_error err = {0};
-  if (kg_tokenizer_decode(tokenizer, ids, n, flags, bytes, &err)) return kg_push_error(L, &err);
+  if (kg_tokenizer_decode(kg_check_tokenizer(L, 1), ids, n, flags, bytes, &err)) return kg_push_error(L, &err);
   lua_pushlstring(L, bytes->data ? bytes->data : "", bytes->size);
   kg_bytes_deinit(bytes);
   return 1;
@@ -225,11 +225,11 @@ static int release(lua_State *L)
 /* core.tokenizer(gguf) -> Tokenizer; the Gguf may be closed afterwards */
 static int tokenizer_open(lua_State *L)
 {
-  const kg_gguf *gguf = kg_check_gguf(L, 1);
+  kg_check_gguf(L, 1);
   kg_handle *handle = kg_push_handle(L, KG_CLASS_TOKENIZER, 0);
   kg_tokenizer *tokenizer;
   kg_error err = {0};
-  if (kg_tokenizer_open(gguf, &tokenizer, &err)) return kg_push_error(L, &err);
+  if (kg_tokenizer_open(kg_check_gguf(L, 1), &tokenizer, &err)) return kg_push_error(L, &err);
   handle->object = tokenizer;
   return 1;
 }

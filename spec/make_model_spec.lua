@@ -152,6 +152,26 @@ describe("make_model", function()
     assert.is_true(refused > 20)
   end)
 
+  it("leaves nothing behind when there is no memory to call the progress function", function()
+    local function progress() end
+    local before = left_behind()
+    local refused, n, reached = 0, 0, true
+    while reached do
+      n = n + 1
+      core.alloc_inject(n)
+      local calls = select(2, core.alloc_counts())
+      local ok, made = pcall(core.make_model, path, { like = "tiny", type = "q4_0", progress = progress })
+      reached = select(2, core.alloc_counts()) - calls >= n
+      core.alloc_inject(0)
+      if not (ok and made) then
+        refused = refused + 1
+        assert.equal(before, left_behind())
+      end
+      os.remove(path)
+    end
+    assert.is_true(refused > 20)
+  end)
+
   it("has the exact shape of Qwen2.5-0.5B #slow", function()
     assert(core.make_model(path, { like = "qwen2.5-0.5b", type = "q4_0" }))
     local gguf <close> = assert(core.open_gguf(path))

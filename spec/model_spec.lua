@@ -204,6 +204,24 @@ describe("kigo.model", function()
       assert.same(traced[1], traced[3])
     end)
 
+    it("takes a name that comes twice as one", function()
+      for _, device in ipairs { "reference", "cpu" } do
+        local progress = function() collectgarbage() end -- nothing that the step writes to may be garbage
+        local model <close> = tiny.model { device = device, threads = 1, chunk = 4, progress = progress }
+        local ids = tiny.ids(10)
+        local once, twice = model:trace(ids, { "embd" }), model:trace(ids, { "embd", "embd", "embd" })
+        assert.equal(once.embd:bytes(), twice.embd:bytes())
+      end
+    end)
+
+    it("leaves no sequence behind when a name is wrong", function()
+      local model <close> = tiny.model {}
+      for _, wrong in ipairs { "nonsense", 1 } do
+        assert.is_false((pcall(model.trace, model, { 1 }, { "embd", wrong })))
+        assert.equal(0, model:stats().n_sequences)
+      end
+    end)
+
     it("survives the failure of every allocation", function()
       local ids = tiny.ids(10)
       local expected

@@ -1,0 +1,113 @@
+-- Handles against the collector: a finalizer that runs in the middle of a call may close the object of that very call.
+-- The sanitized build sees what the plain one only may.
+describe("handles", function()
+  local core = require "kigo.core"
+  local tiny = require "spec.tiny"
+
+  -- Each makes a handle and says what to call while it is being closed.
+  local numbers = {}
+  for i = 1, 300 do numbers[i] = i end
+  local calls = {
+    ["tensor:clone"] = function() return core.tensor(numbers), function(t) t:clone() end end,
+    ["tensor:softmax"] = function() return core.tensor(numbers), function(t) t:softmax() end end,
+    ["tensor:topk"] = function() return core.tensor(numbers), function(t) t:topk(9) end end,
+    ["tensor:row"] = function() return core.zeros(30, 10), function(t) t:row(3) end end,
+    ["tensor[i]"] = function() return core.zeros(30, 10), function(t) return t[3] end end,
+    ["tensor:totable"] = function() return core.zeros(30, 10), function(t) t:totable() end end,
+    ["tensor:bytes"] = function() return core.zeros(30, 100), function(t) t:bytes() end end,
+    ["tensor:fill_"] = function() return core.zeros(301), function(t) t:fill_(1, numbers) end end,
+    ["chain:candidates"] = function()
+      local chain = core.chain {}
+      return core.tensor(numbers), function(t) chain:candidates(t) end
+    end,
+    ["sequence:feed"] = function(model)
+      local ids = tiny.ids(9)
+      return model:sequence {}, function(s) s:feed(ids) end
+    end,
+    ["sequence:fork"] = function(model) return model:sequence {}, function(s) s:fork() end end,
+    ["sequence:mark"] = function(model) return model:sequence {}, function(s) s:mark() end end,
+    ["sequence:tokens"] = function(model)
+      local s = model:sequence {}
+      s:feed(tiny.ids(9))
+      return s, function() s:tokens() end
+    end,
+    ["sequence:rewind"] = function(model)
+      local s = model:sequence {}
+      s.state = { 1, 2, 3 }
+      local mark = s:mark()
+      return s, function() s:rewind(mark) end
+    end,
+    ["sequence.logits"] = function(model)
+      local s = model:sequence {}
+      s:feed { 1 }
+      return s, function() return s.logits end
+    end,
+    ["model:sequence"] = function() return tiny.model {}, function(m) m:sequence() end end,
+    ["model:logits"] = function()
+      local ids = { 1, 2 }
+      return tiny.model {}, function(m) m:logits(ids) end
+    end,
+    ["model:trace"] = function()
+      local ids, names = { 1, 2 }, { "embd", "logits" }
+      return tiny.model {}, function(m) m:trace(ids, names) end
+    end,
+    ["model:values"] = function() return tiny.model {}, function(m) m:values() end end,
+    ["model:stats"] = function() return tiny.model {}, function(m) m:stats() end end,
+    ["gguf:get"] = function() return tiny.gguf(), function(g) g:get "general.architecture" end end,
+    ["gguf:entries"] = function() return tiny.gguf(), function(g) g:entries() end end,
+    ["gguf:tensors"] = function() return tiny.gguf(), function(g) g:tensors() end end,
+    ["gguf:tensor"] = function() return tiny.gguf(), function(g) g:tensor "output_norm.weight" end end,
+    ["gguf:values"] = function() return tiny.gguf(), function(g) g:values "output_norm.weight" end end,
+    ["core.plan"] = function() return tiny.gguf(), function(g) core.plan(g) end end,
+    ["plan:ops"] = function() return tiny.plan(), function(p) p:ops() end end,
+    ["plan:weights"] = function() return tiny.plan(), function(p) p:weights() end end,
+    ["plan:value_names"] = function() return tiny.plan(), function(p) p:value_names() end end,
+    ["plan:value"] = function() return tiny.plan(), function(p) p:value(3) end end,
+    ["plan:info"] = function() return tiny.plan(), function(p) p:info() end end,
+    ["core.model"] = function()
+      local options = { device = "reference" }
+      return tiny.plan(), function(p) core.model(p, options) end
+    end,
+  }
+
+  local pause, multiplier
+  before_each(function() -- a cycle at nearly every allocation
+    collectgarbage()
+    pause, multiplier = collectgarbage("setpause", 0), collectgarbage("setstepmul", 1000)
+  end)
+  after_each(function()
+    collectgarbage("setpause", pause)
+    collectgarbage("setstepmul", multiplier)
+  end)
+
+  for name, make in pairs(calls) do
+    it(name .. " bears that a finalizer closes its object meanwhile", function()
+      local model <close> = tiny.model {}
+      local live = core.alloc_counts()
+      for i = 1, 24 do
+        local handle, call = make(model)
+        setmetatable({}, { __gc = function() handle:close() end })
+        for _ = 1, i % 8 do local _ = {} end -- so that the collector comes at another place each time
+        local ok, message = pcall(call, handle)
+        if not ok then assert.matches("is closed", message) end
+        handle:close()
+      end
+      collectgarbage()
+      assert.is_true(live + 400 > core.alloc_counts()) -- Lua's own blocks are counted too
+    end)
+  end
+
+  it("have finalizers that check what they are called with", function()
+    local model <close> = tiny.model {}
+    local s <close> = model:sequence {}
+    local t <close> = core.zeros(4)
+    for _, handle in ipairs { model, s, t } do
+      local finalize = getmetatable(handle).__gc
+      for _, wrong in ipairs { 1, "text", {}, io.stdout, handle == t and s or t } do
+        assert.is_false((pcall(finalize, wrong)))
+      end
+    end
+    assert.equal(4, #t)
+    assert.equal(0, s:pos())
+  end)
+end)
