@@ -137,10 +137,10 @@ describe("the cpu backend", function()
   end)
 
   describe("takes a plan", function()
-    local gguf_bytes = require "spec.gguf_bytes"
+    local build = require "spec.gguf_build"
 
     -- Odd widths, operations between the last product and the logits, a product that two operations read.
-    local file = gguf_bytes.make({ ["general.architecture"] = "none" },
+    local file = build.random({ ["general.architecture"] = "none" },
       { { name = "embd", shape = { 33, 41 } }, { name = "w", shape = { 33, 33 } } })
     local function open(device)
       local gguf <close> = assert(core.parse_gguf(file, "spec"))

@@ -31,6 +31,17 @@ function build.array(key, type_name, values, count)
   return table.concat(parts)
 end
 
+---Metadata entries from rows { key, type name, value }; a table as value makes an array.
+---@param rows table[]
+---@return string[]
+function build.entries(rows)
+  local entries = {}
+  for i, row in ipairs(rows) do
+    entries[i] = (type(row[3]) == "table" and build.array or build.entry)(row[1], row[2], row[3])
+  end
+  return entries
+end
+
 ---@class spec.TensorRow
 ---@field name string
 ---@field dims integer[]
@@ -74,6 +85,54 @@ end
 ---@return string
 function build.f32(values)
   return string.pack("<" .. ("f"):rep(#values), table.unpack(values))
+end
+
+-- ---- whole files ----
+
+-- Numbers in [-1, 1) from a fixed sequence, so that every run sees the same model.
+local function noise()
+  local x = 1
+  return function()
+    x = (x * 1103515245 + 12345) % 2147483648
+    return x / 1073741824 - 1
+  end
+end
+
+-- Float32 values that keep the magnitude of what goes through a matrix; vectors are near 1.
+local function random_values(shape, next_noise)
+  local n, list = 1, {}
+  for _, dim in ipairs(shape) do n = n * dim end
+  for i = 1, n do
+    local x = next_noise()
+    list[i] = string.pack("<f", #shape == 1 and 1 + 0.2 * x or x * 2 / shape[1] ^ 0.5)
+  end
+  return table.concat(list)
+end
+
+-- Strings, booleans, integers (u32), floats (f32), or { type number, packed bytes }.
+local function plain_entry(key, value)
+  if type(value) == "string" then return build.entry(key, "string", value) end
+  if type(value) == "boolean" then return build.entry(key, "bool", value and 1 or 0) end
+  if type(value) == "table" then return string.pack("<s8I4", key, value[1]) .. value[2] end
+  return build.entry(key, math.type(value) == "integer" and "u32" or "f32", value)
+end
+
+---A file of float32 tensors with random numbers.
+---@param metadata table<string, any>
+---@param tensors { name: string, shape: integer[], type?: integer, bytes?: string }[] bytes: given data instead
+---@return string
+function build.random(metadata, tensors)
+  local entries, rows, data, offset, next_noise, keys = {}, {}, {}, 0, noise(), {}
+  for key in pairs(metadata) do keys[#keys + 1] = key end
+  table.sort(keys)
+  for i, key in ipairs(keys) do entries[i] = plain_entry(key, metadata[key]) end
+  for i, tensor in ipairs(tensors) do
+    rows[i] = { name = tensor.name, dims = tensor.shape, type = tensor.type, offset = offset }
+    local bytes = tensor.bytes or random_values(tensor.shape, next_noise)
+    data[i] = bytes .. ("\0"):rep(-#bytes % 32)
+    offset = offset + #data[i]
+  end
+  return build.file { entries = entries, tensors = rows, data = table.concat(data) }
 end
 
 return build

@@ -1,6 +1,6 @@
 describe("kigo.core.plan", function()
   local core = require "kigo.core"
-  local gguf_bytes = require "spec.gguf_bytes"
+  local gguf_build = require "spec.gguf_build"
   local FORMAT, UNSUPPORTED = core.err.FORMAT, core.err.UNSUPPORTED
 
   local tensors = {
@@ -13,7 +13,7 @@ describe("kigo.core.plan", function()
     { name = "down_bias", shape = { 32, 4 } }, { name = "deep", shape = { 4, 2, 2, 2 } },
     { name = "integers", shape = { 32 }, type = 26, bytes = ("\0"):rep(128) },
   }
-  local file = gguf_bytes.make({ ["general.architecture"] = "none" }, tensors)
+  local file = gguf_build.random({ ["general.architecture"] = "none" }, tensors)
   local gguf, plan, x, w
 
   before_each(function()

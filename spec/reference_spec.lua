@@ -1,7 +1,7 @@
 describe("the reference backend", function()
   local core = require "kigo.core"
   local families = require "spec.families"
-  local gguf_bytes = require "spec.gguf_bytes"
+  local build = require "spec.gguf_build"
   local model_fixtures = require "spec.model_fixtures"
   local support = require "spec.support"
   local REFERENCE = { device = "reference" }
@@ -34,7 +34,7 @@ describe("the reference backend", function()
       { name = "router", shape = { 32, 8 } }, { name = "experts", shape = { 32, 24, 8 } },
       { name = "down", shape = { 24, 32, 8 } },
     }
-    local file = gguf_bytes.make({ ["general.architecture"] = "none" }, tensors)
+    local file = build.random({ ["general.architecture"] = "none" }, tensors)
     local attention = { heads = 4, kv_heads = 2, head_dim = 8, window = 20 }
     local freqs = { 1, 0.1, 0.01, 0.001 }
     local rope = { style = "halves", heads = 4, head_dim = 8, inverse_freqs = freqs }

@@ -1,63 +1,31 @@
 -- tiny.lua - a very small random model made on the spot, with a plan written by hand: what the specs of sequences and
 -- steps run on. The second of its two layers sees a window of 20 positions.
 local core = require "kigo.core"
+local build = require "spec.gguf_build"
 
 local tiny = { vocab = 48, hidden = 32, heads = 2, kv_heads = 1, head_dim = 16, ffn = 40, layers = 2, context = 1024 }
 
----Numbers in [-1, 1) from a fixed sequence, so that every run sees the same model.
-local function noise()
-  local x = 1
-  return function()
-    x = (x * 1103515245 + 12345) % 2147483648
-    return x / 1073741824 - 1
-  end
-end
-
-local function shapes()
+local function tensors()
   local t, q, kv = tiny, tiny.heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim
-  local list = { { "token_embd.weight", t.hidden, t.vocab }, { "output_norm.weight", t.hidden, 1 } }
+  local list = { { name = "token_embd.weight", shape = { t.hidden, t.vocab } },
+    { name = "output_norm.weight", shape = { t.hidden } } }
   for i = 0, t.layers - 1 do
     for _, w in ipairs {
-      { "attn_norm", t.hidden, 1 }, { "attn_q", t.hidden, q }, { "attn_k", t.hidden, kv }, { "attn_v", t.hidden, kv },
-      { "attn_output", q, t.hidden }, { "ffn_norm", t.hidden, 1 }, { "ffn_gate", t.hidden, t.ffn },
+      { "attn_norm", t.hidden }, { "attn_q", t.hidden, q }, { "attn_k", t.hidden, kv }, { "attn_v", t.hidden, kv },
+      { "attn_output", q, t.hidden }, { "ffn_norm", t.hidden }, { "ffn_gate", t.hidden, t.ffn },
       { "ffn_up", t.hidden, t.ffn }, { "ffn_down", t.ffn, t.hidden },
     } do
-      list[#list + 1] = { ("blk.%d.%s.weight"):format(i, w[1]), w[2], w[3] }
+      list[#list + 1] = { name = ("blk.%d.%s.weight"):format(i, w[1]), shape = { w[2], w[3] } }
     end
   end
   return list
-end
-
-local function pack_string(s) return string.pack("<s8", s) end
-
----The bytes of the model as a GGUF file: float32 weights, no metadata but the architecture.
-local function gguf_bytes()
-  local header, data, offset, next_noise = {}, {}, 0, noise()
-  local list = shapes()
-  for i, w in ipairs(list) do
-    local name, cols, rows = w[1], w[2], w[3]
-    local is_vector = rows == 1
-    local dims = is_vector and string.pack("<I4I8", 1, cols) or string.pack("<I4I8I8", 2, cols, rows)
-    header[i] = pack_string(name) .. dims .. string.pack("<I4I8", 0, offset)
-    local values = {}
-    for j = 1, cols * rows do
-      local x = next_noise()
-      values[j] = string.pack("<f", is_vector and 1 + 0.2 * x or x * 2 / cols ^ 0.5)
-    end
-    local bytes = table.concat(values)
-    bytes = bytes .. ("\0"):rep(-#bytes % 32)
-    data[i], offset = bytes, offset + #bytes
-  end
-  local head = "GGUF" .. string.pack("<I4I8I8", 3, #list, 1) .. pack_string("general.architecture")
-    .. string.pack("<I4", 8) .. pack_string("tiny") .. table.concat(header)
-  return head .. ("\0"):rep(-#head % 32) .. table.concat(data)
 end
 
 local bytes
 
 ---@return userdata gguf
 function tiny.gguf()
-  bytes = bytes or gguf_bytes()
+  bytes = bytes or build.random({ ["general.architecture"] = "tiny" }, tensors())
   return assert(core.parse_gguf(bytes, "tiny"))
 end
 

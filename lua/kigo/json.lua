@@ -1,4 +1,6 @@
--- json.lua - plain data as JSON text, keys in order: for reports of the program, which needs no packages.
+-- json.lua - plain data as JSON text, keys in order, for the reports of the program. Not lua-cjson: the one that Debian
+-- has (2.1.0) rounds integers above 14 digits, cannot write an empty list, and lets bytes through that are no UTF-8;
+-- the metadata of a model file holds all three.
 local json = {}
 
 local ESCAPES = {
