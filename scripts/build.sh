@@ -3,7 +3,21 @@
 # haiku.sh and test.sh call it; test.sh names the packages that only development needs and asks, by
 # KIGO_BUILD_SANITIZED=1, for a sanitized build in build-sanitized/ too.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+trap 'exit 130' HUP INT TERM
+
+# quiet WHAT COMMAND...: run the command; only where it fails are its words shown.
+quiet() {
+  what=$1
+  shift
+  "$@" >"$log" 2>&1 && return
+  cat "$log" >&2
+  echo "kigo: $what failed; its words are above" >&2
+  exit 1
+}
 
 packages="gcc libc6-dev cmake make pkg-config liblua5.4-dev lua-cjson libutf8proc-dev $*"
 
@@ -31,27 +45,21 @@ if [ -n "$missing" ]; then
     exit 1
   fi
   echo "Installing:$missing" >&2
-  log=$(mktemp)
-  export DEBIAN_FRONTEND=noninteractive
-  if ! { $as_root apt-get update && $as_root $install; } >"$log" 2>&1; then
-    cat "$log" >&2
-    echo "kigo: apt-get failed; its words are above" >&2
-    exit 1
-  fi
-  rm -f "$log"
+  # Without a network the package lists that are there may do: what cannot be installed says so.
+  $as_root apt-get update >"$log" 2>&1 || cat "$log" >&2
+  # shellcheck disable=SC2086 # a command and a list of packages
+  quiet "installing packages" $as_root env DEBIAN_FRONTEND=noninteractive $install
 fi
 
 jobs=$(nproc 2>/dev/null || echo 2)
-build() { # build FOLDER [CMAKE OPTION...]: quiet unless something goes wrong
+build() { # build FOLDER [CMAKE OPTION...]
   folder=$1
   shift
-  log=$(mktemp)
-  if ! { cmake -S . -B "$folder" "$@" && cmake --build "$folder" -j "$jobs"; } >"$log" 2>&1; then
-    cat "$log" >&2
-    echo "kigo: the build in $folder failed; its words are above" >&2
-    exit 1
-  fi
-  rm -f "$log"
+  # A folder that was copied or moved remembers where it was configured, and CMake refuses it: begin anew.
+  configured=$(sed -n 's/^CMAKE_HOME_DIRECTORY:INTERNAL=//p' "$folder/CMakeCache.txt" 2>/dev/null || true)
+  [ -z "$configured" ] || [ "$configured" -ef . ] || rm -rf "$folder/CMakeCache.txt" "$folder/CMakeFiles"
+  quiet "configuring $folder" cmake -S . -B "$folder" "$@"
+  quiet "the build in $folder" cmake --build "$folder" -j "$jobs"
 }
 
 [ -x build/kigo ] || echo "Building kigo (the first time takes about a minute) ..." >&2

@@ -2,22 +2,24 @@
 # test.sh [BUSTED OPTIONS] - pass the tests: luacheck, the specs, and the core's specs again in a build with warnings as
 # errors, AddressSanitizer and UndefinedBehaviorSanitizer. The last line is "N passed, N failed".
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 KIGO_BUILD_SANITIZED=1 sh scripts/build.sh lua5.4 lua-busted lua-check
 
 passed=0
 failed=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+trap 'exit 130' HUP INT TERM
 
 specs() { # specs PROGRAM [BUSTED OPTIONS]: run busted inside the program, show its words, add its counts
   program=$1
   shift
-  log=$(mktemp)
   status=0
   KIGO="$program" "$program" /usr/bin/busted --output=plainTerminal "$@" >"$log" 2>&1 || status=$?
   cat "$log"
   summary=$(sed -n 's|^\([0-9]*\) success[a-z]* / \([0-9]*\) failure[s]* / \([0-9]*\) error[s]* / .*|\1 \2 \3|p' "$log" | tail -n 1)
-  rm -f "$log"
   # A run that ends without its summary, or badly with a clean one, crashed: that is a failure, never a pass.
+  # shellcheck disable=SC2086 # three numbers
   set -- ${summary:-0 0 1}
   bad=$(($2 + $3))
   if [ "$status" != 0 ] && [ "$bad" = 0 ]; then
