@@ -102,6 +102,11 @@ function Graph:has(name, ending)
   return self._plan:has_weight(self._prefix .. name .. "." .. (ending or "weight"))
 end
 
+-- The value of a new operation of the plan; the name comes first among the arguments.
+function Graph:_emit(kind, ...)
+  return new_value(self._plan, check(self._plan[kind](self._plan, ...)))
+end
+
 function Graph:_weight(name)
   return check(self._plan:weight(self._prefix .. name .. ".weight"))
 end
@@ -117,7 +122,7 @@ end
 ---@return kigo.Value
 function Graph:embed(name, positions)
   local table_id, positions_id = self:_weight(name), positions and self:_weight(positions)
-  return new_value(self._plan, check(self._plan:embed(self._prefix .. name, table_id, positions_id)))
+  return self:_emit("embed", self._prefix .. name, table_id, positions_id)
 end
 
 ---@class kigo.NormParameters
@@ -134,7 +139,7 @@ function Graph:norm(x, name, params)
   local id, full = id_of(self._plan, x, "x"), { epsilon = self.hp.norm_epsilon }
   for key, value in pairs(params or {}) do full[key] = value end
   local scale, bias = self:_weight(name), self:_bias(name)
-  return new_value(self._plan, check(self._plan:norm(self._prefix .. name, id, scale, bias, full)))
+  return self:_emit("norm", self._prefix .. name, id, scale, bias, full)
 end
 
 ---x times the transposed weight, plus the bias where the file has one.
@@ -145,7 +150,7 @@ end
 function Graph:linear(x, name, as)
   local id = id_of(self._plan, x, "x")
   local weight, bias = self:_weight(name), self:_bias(name)
-  return new_value(self._plan, check(self._plan:linear(self._prefix .. (as or name), id, weight, bias)))
+  return self:_emit("linear", self._prefix .. (as or name), id, weight, bias)
 end
 
 ---@class kigo.RopeParameters
@@ -168,7 +173,7 @@ function Graph:rope(x, params, name)
   local full = { heads = x.width // params.head_dim }
   for key, value in pairs(params) do full[key] = value end
   name = name and self._prefix .. name or x.name .. "_rope"
-  return new_value(self._plan, check(self._plan:rope(name, id, full)))
+  return self:_emit("rope", name, id, full)
 end
 
 ---@class kigo.AttentionParameters
@@ -190,7 +195,7 @@ function Graph:attention(q, k, v, params, name)
   local plan = self._plan
   local q_id, k_id, v_id = id_of(plan, q, "q"), id_of(plan, k, "k"), id_of(plan, v, "v")
   local sinks = self:has("attn_sinks") and self:_weight("attn_sinks") or nil
-  return new_value(plan, check(plan:attention(self._prefix .. (name or "attn_out"), q_id, k_id, v_id, sinks, params)))
+  return self:_emit("attention", self._prefix .. (name or "attn_out"), q_id, k_id, v_id, sinks, params)
 end
 
 ---An activation: "silu", "gelu" (tanh form), "gelu_erf", "relu", or a table for the clamped one of gpt-oss.
@@ -204,7 +209,7 @@ end
 ---@return kigo.Value
 function Graph:glu(act, gate, up, name)
   local gate_id, up_id = id_of(self._plan, gate, "gate"), id_of(self._plan, up, "up")
-  return new_value(self._plan, check(self._plan:glu(self._prefix .. (name or "ffn_act"), gate_id, up_id, act)))
+  return self:_emit("glu", self._prefix .. (name or "ffn_act"), gate_id, up_id, act)
 end
 
 ---act(x)
@@ -214,7 +219,7 @@ end
 ---@return kigo.Value
 function Graph:act(act, x, name)
   local id = id_of(self._plan, x, "x")
-  return new_value(self._plan, check(self._plan:act(self._prefix .. (name or "ffn_act"), id, act)))
+  return self:_emit("act", self._prefix .. (name or "ffn_act"), id, act)
 end
 
 ---@class kigo.MoeParameters
@@ -238,8 +243,7 @@ function Graph:moe(x, params, name)
     weights[role] = self:_weight("ffn_" .. role .. "_exps")
     weights[role .. "_bias"] = self:_bias("ffn_" .. role .. "_exps")
   end
-  return new_value(self._plan,
-    check(self._plan:moe(self._prefix .. (name or "ffn_moe"), id, router.id, weights, params)))
+  return self:_emit("moe", self._prefix .. (name or "ffn_moe"), id, router.id, weights, params)
 end
 
 ---x * factor
@@ -250,7 +254,7 @@ end
 function Graph:scale(x, factor, name)
   local id = id_of(self._plan, x, "x")
   name = name and self._prefix .. name or x.name .. "_scaled"
-  return new_value(self._plan, check(self._plan:scale(name, id, factor)))
+  return self:_emit("scale", name, id, factor)
 end
 
 ---cap * tanh(x / cap)
@@ -261,7 +265,7 @@ end
 function Graph:softcap(x, cap, name)
   local id = id_of(self._plan, x, "x")
   name = name and self._prefix .. name or x.name .. "_capped"
-  return new_value(self._plan, check(self._plan:softcap(name, id, cap)))
+  return self:_emit("softcap", name, id, cap)
 end
 
 ---Columns [first, first + width) of x: parts of a fused projection.
@@ -272,7 +276,7 @@ end
 ---@return kigo.Value
 function Graph:slice(x, first, width, name)
   local id = id_of(self._plan, x, "x")
-  return new_value(self._plan, check(self._plan:slice(self._prefix .. name, id, first, width)))
+  return self:_emit("slice", self._prefix .. name, id, first, width)
 end
 
 ---Name the result of a block "blk.i.out".

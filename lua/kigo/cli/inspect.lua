@@ -60,9 +60,8 @@ end
 local function megabytes(bytes) return ("%.1f MB"):format(bytes / 1e6) end
 
 local function write_table(about)
-  local n_files = type(about.files) == "table" and #about.files or about.files
-  io.write(("%s: GGUF version %d, %s file%s, %s, %s, %.1f M parameters\n\nmetadata\n"):format(about.path, about.version,
-    n_files, n_files == 1 and "" or "s", megabytes(about.bytes), about.architecture or "no architecture",
+  io.write(("%s: GGUF version %d, %d file%s, %s, %s, %.1f M parameters\n\nmetadata\n"):format(about.path, about.version,
+    about.files, about.files == 1 and "" or "s", megabytes(about.bytes), about.architecture or "no architecture",
     about.parameters / 1e6))
   for _, row in ipairs(about.metadata) do
     local kind = row.head and row.type .. "[]" or row.type
