@@ -7,14 +7,14 @@ describe("kigo.cli", function()
   local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
   -- Commands that compute do it on one thread here: tiny models gain nothing from more, and the machine may be busy.
-  local COMPUTES = { run = true, chat = true, bench = true, logits = true }
+  local COMPUTES = { run = 3, chat = 3, haiku = 1, bench = 3, logits = 3 } -- with so many arguments
 
   ---Run the program: exit status, standard output, standard error.
   local function run(arguments, input)
     local out, err, stdin = os.tmpname(), os.tmpname(), support.temporary(input or "")
     local words = {}
     for i, argument in ipairs(arguments) do words[i] = quote(argument) end
-    if COMPUTES[arguments[1]] and #arguments > 2 then words[#words + 1] = "--threads 1" end
+    if #arguments >= (COMPUTES[arguments[1]] or math.huge) then words[#words + 1] = "--threads 1" end
     local line = ("%s %s <%s >%s 2>%s"):format(quote(support.program), table.concat(words, " "), stdin, out, err)
     local _, _, status = os.execute(line)
     local texts = { support.read(out), support.read(err) }
