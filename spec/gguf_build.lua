@@ -80,13 +80,6 @@ function build.file(f)
   return head .. ("\0"):rep(-#head % alignment) .. (f.data or "")
 end
 
----Little-endian float32 numbers.
----@param values number[]
----@return string
-function build.f32(values)
-  return string.pack("<" .. ("f"):rep(#values), table.unpack(values))
-end
-
 -- ---- whole files ----
 
 -- Numbers in [-1, 1) from a fixed sequence, so that every run sees the same model.

@@ -26,7 +26,7 @@ describe("gguf", function()
         build.entry("split.count", "u16", fields.count or 2),
         build.entry("split.tensors.count", "i32", fields.n_tensors or 2),
       },
-      tensors = { { name = name, dims = { 2 } } }, data = fields.data or build.f32 { number, 7 },
+      tensors = { { name = name, dims = { 2 } } }, data = fields.data or support.pack_floats { number, 7 },
     }
   end
 
@@ -156,7 +156,7 @@ describe("gguf", function()
       local gguf <close> = assert(core.parse_gguf(build.file {
         entries = entries, alignment = 64,
         tensors = { { name = "a", dims = { 2 } }, { name = "b", dims = { 1, 1, 1, 2 }, offset = 64 } },
-        data = build.f32 { 1, 2 } .. ("\0"):rep(56) .. build.f32 { 3, 4 },
+        data = support.pack_floats { 1, 2 } .. ("\0"):rep(56) .. support.pack_floats { 3, 4 },
       }, "aligned"))
       assert.same({ 1, 2 }, gguf:values("a"))
       assert.same({ 3, 4 }, gguf:values("b"))
@@ -330,7 +330,7 @@ describe("gguf", function()
     it("is refused at each byte of a small file", function()
       local small = build.file {
         entries = { build.entry("a", "u8", 1), build.array("s", "string", { "x", "yz" }) },
-        tensors = { { name = "t", dims = { 2, 2 } } }, data = build.f32 { 1, 2, 3, 4 },
+        tensors = { { name = "t", dims = { 2, 2 } } }, data = support.pack_floats { 1, 2, 3, 4 },
       }
       for size = 1, #small - 1 do assert.is_false(check(small:sub(1, size))) end
       assert.is_true(check(small))

@@ -12,17 +12,7 @@ describe("kernels", function()
   local variants = core.kernel_variants()
   local ROWS, COLS = 24, 512 -- of the fixtures; rows 16 to 23 are random bytes
 
-  local function floats(bytes)
-    local values = {}
-    for i = 1, #bytes // 4 do values[i] = string.unpack("<f", bytes, 4 * i - 3) end
-    return values
-  end
-
-  local function pack_floats(values)
-    local parts = {}
-    for i, value in ipairs(values) do parts[i] = string.pack("<f", value) end
-    return table.concat(parts)
-  end
+  local floats, pack_floats = support.floats, support.pack_floats
 
   local function f32(value)
     return (string.unpack("<f", string.pack("<f", value)))
@@ -193,9 +183,9 @@ describe("kernels", function()
           it("multiplies the extreme codes of " .. type_name .. " exactly", function()
             for _, byte in ipairs { "\xff", "\x00", "\x80", "\x7f" } do
               for _, sign in ipairs { 1, -1 } do
-                local case = case_of(type_name, variant, 0, 16, COLS, 1)
+                local case = case_of(type_name, variant, 0, 16, COLS // 2, 1)
                 case.w = with_codes(type_name, case.w, byte)
-                case.x = string.pack("<f", sign):rep(COLS)
+                case.x = string.pack("<f", sign):rep(COLS // 2)
                 check(case, product(case))
               end
             end
@@ -237,11 +227,14 @@ describe("kernels", function()
           for row = 0, ROWS - 1 do
             local case = { type = type_name, cols = COLS, rows = ROWS, w = w, row = row, variant = variant, piece = 1 }
             local width = row_bytes(type_name, COLS)
-            local expected = floats(core.dequantize(type_name, w:sub(row * width + 1, (row + 1) * width)))
-            local got = floats(assert(core.test_packed_row(case)))
-            for i = 1, COLS do
-              local same = got[i] == expected[i] or (got[i] ~= got[i] and expected[i] ~= expected[i])
-              if not same then assert.equal(expected[i], got[i], ("row %d column %d"):format(row, i - 1)) end
+            local expected_bytes = core.dequantize(type_name, w:sub(row * width + 1, (row + 1) * width))
+            local got_bytes = assert(core.test_packed_row(case))
+            if got_bytes ~= expected_bytes then -- one NaN may have other bits than another
+              local expected, got = floats(expected_bytes), floats(got_bytes)
+              for i = 1, COLS do
+                local same = got[i] == expected[i] or (got[i] ~= got[i] and expected[i] ~= expected[i])
+                if not same then assert.equal(expected[i], got[i], ("row %d column %d"):format(row, i - 1)) end
+              end
             end
           end
         end)

@@ -1,5 +1,4 @@
 local core = require "kigo.core"
-local build = require "spec.gguf_build"
 local support = require "spec.support"
 
 describe("quant", function()
@@ -7,11 +6,7 @@ describe("quant", function()
     "BF16", "F16", "IQ4_NL", "IQ4_XS", "MXFP4", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K",
     "Q8_0",
   }
-  local function floats(bytes)
-    local values = {}
-    for i = 1, #bytes // 4 do values[i] = string.unpack("<f", bytes, i * 4 - 3) end
-    return values
-  end
+  local floats = support.floats
 
   describe("types", function()
     it("have the block sizes of the fixtures", function()
@@ -45,7 +40,7 @@ describe("quant", function()
     end
 
     it("leaves F32 as it is", function()
-      local bytes = build.f32 { 0, -0.0, 1e-45, math.huge, -math.huge }
+      local bytes = support.pack_floats { 0, -0.0, 1e-45, math.huge, -math.huge }
       assert.equal(bytes, core.dequantize("F32", bytes))
     end)
 
@@ -93,8 +88,8 @@ describe("quant", function()
     end)
 
     it("rounds halves to even", function()
-      local function half(value) return (string.unpack("<I2", core.quantize("F16", build.f32 { value }))) end
-      local function bf16(value) return (string.unpack("<I2", core.quantize("BF16", build.f32 { value }))) end
+      local function half(value) return (string.unpack("<I2", core.quantize("F16", support.pack_floats { value }))) end
+      local function bf16(value) return (string.unpack("<I2", core.quantize("BF16", support.pack_floats { value }))) end
       assert.equal(0x3c00, half(1 + 2.0 ^ -11))
       assert.equal(0x3c02, half(1 + 3 * 2.0 ^ -11))
       assert.equal(0x3c01, half(1 + 2.0 ^ -11 + 2.0 ^ -20))
@@ -161,7 +156,7 @@ describe("quant", function()
         for name in pairs(steps) do
           local values = {}
           for i = 1, 32 do values[i] = i == 20 and value or 1 end
-          assert.error(function() core.quantize(name, build.f32(values)) end)
+          assert.error(function() core.quantize(name, support.pack_floats(values)) end)
         end
       end
       assert.error(function() core.quantize("Q4_K", ("\0"):rep(1024)) end)

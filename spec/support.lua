@@ -56,14 +56,31 @@ function support.read_json(path)
   return cjson.decode(support.read(path))
 end
 
+local RUN = 128 -- numbers in one call of string.unpack
+local RUN_FORMAT = "<" .. ("f"):rep(RUN)
+
+---Little-endian float32 numbers.
+---@param bytes string
+---@return number[]
+function support.floats(bytes)
+  local values, n = {}, #bytes // 4
+  for at = 0, n - RUN, RUN do table.move({ string.unpack(RUN_FORMAT, bytes, at * 4 + 1) }, 1, RUN, at + 1, values) end
+  for i = #values + 1, n do values[i] = string.unpack("<f", bytes, i * 4 - 3) end
+  return values
+end
+
+---@param values number[]
+---@return string bytes
+function support.pack_floats(values)
+  local parts = {}
+  for i, value in ipairs(values) do parts[i] = string.pack("<f", value) end
+  return table.concat(parts)
+end
+
 ---Little-endian float32 numbers of a file.
 ---@param path string
 ---@return number[]
-function support.read_f32(path)
-  local bytes, values = support.read(path), {}
-  for i = 1, #bytes // 4 do values[i] = string.unpack("<f", bytes, i * 4 - 3) end
-  return values
-end
+function support.read_f32(path) return support.floats(support.read(path)) end
 
 ---Write bytes to a fresh temporary file and return its path.
 ---@param bytes string
