@@ -13,6 +13,7 @@
 #include "error.h"
 
 enum { LINE = 64, MAX_THREADS = 1024, IDLE_SPIN_NS = 1000 * 1000, BARRIER_SPIN_NS = 50 * 1000, SPINS_PER_LOOK = 64 };
+enum { LINES_PER_LOOK = 8 }; /* fetched ahead between two looks at the barrier */
 
 /* What one worker writes, on cache lines of its own. */
 typedef struct worker_state {
@@ -205,7 +206,18 @@ void kg_pool_run(kg_pool *pool, kg_pool_job job, void *arg)
     wait_change(&pool->running, left);
 }
 
-void kg_pool_barrier(kg_pool *pool, int32_t index)
+/* As wait_change, but fetch what is ahead first. */
+static void wait_fetching(const atomic_int *value, int old, kg_ahead *ahead)
+{
+  while (ahead->at < ahead->end) {
+    if (atomic_load_explicit(value, memory_order_acquire) != old) return;
+    for (int i = 0; i < LINES_PER_LOOK; i++) __builtin_prefetch(ahead->at + i * LINE, 0, 2);
+    ahead->at += LINES_PER_LOOK * LINE;
+  }
+  wait_change(value, old);
+}
+
+void kg_pool_barrier(kg_pool *pool, int32_t index, kg_ahead *ahead)
 {
   worker_state *worker = &pool->workers[index];
   const int32_t parity = worker->n_phases++ & 1;
@@ -216,7 +228,7 @@ void kg_pool_barrier(kg_pool *pool, int32_t index)
       atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
       atomic_store_explicit(&pool->sense, !sense, memory_order_release);
     } else {
-      wait_change(&pool->sense, sense);
+      wait_fetching(&pool->sense, sense, ahead);
     }
   }
   /* Everybody has left the phase before the barrier; its counters are used again two phases later. */

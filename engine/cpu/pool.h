@@ -21,8 +21,13 @@ int32_t kg_pool_size(const kg_pool *pool);
 /* Run job(arg, worker) on every worker and wait for all of them. */
 void kg_pool_run(kg_pool *pool, kg_pool_job job, void *arg);
 
-/* Inside a job: wait until every worker has come here. */
-void kg_pool_barrier(kg_pool *pool, int32_t worker);
+/* Memory that a worker reads soon: fetched into its cache while it waits, so that memory does not idle with it. */
+typedef struct kg_ahead {
+  const char *at, *end;
+} kg_ahead;
+
+/* Inside a job: wait until every worker has come here. What was fetched meanwhile is taken off *ahead. */
+void kg_pool_barrier(kg_pool *pool, int32_t worker, kg_ahead *ahead);
 
 /* Inside a job: share items [0, n_items) of one phase. Each worker owns a contiguous part, takes it in pieces of
  * `grain` items and afterwards helps the others. Between two phases of a job stands a kg_pool_barrier. Usage:

@@ -24,6 +24,7 @@ typedef struct pass {
   const int32_t *source; /* batch row of each row */
   const int32_t *wanted; /* in the tail: index in batch->wanted of each row, or -1 */
   unsigned char *memory; /* of the worker */
+  kg_ahead ahead;        /* weights of the next products that this worker has not fetched yet */
 } pass;
 
 static const kg_place *place_at(const pass *p, int32_t index) { return &p->run->program->places[index]; }
@@ -584,7 +585,23 @@ static int64_t grain_of(const pass *p, const kg_stage *stage, int64_t n_items)
   return most(n_items / (n_workers * 8), 1);
 }
 
-static void run_stage(const pass *p, const kg_stage *stage)
+/* With few rows, products are bound by memory: what a worker's part of them begins with is fetched while it waits for
+ * others that have a row of their own to work on. */
+static kg_ahead weights_ahead(const pass *p, const kg_stage *stage)
+{
+  const kg_executable *exe = p->run->exe;
+  const int64_t n_workers = kg_pool_size(exe->pool);
+  int64_t group = stage->n_groups * p->worker / n_workers;
+  if (p->n_rows > KG_SPLIT_ROWS) return (kg_ahead){NULL, NULL};
+  const kg_product *product = &p->run->program->products[stage->first];
+  while (group >= product->n_groups) group -= product++->n_groups;
+  const kg_packed *weight = &exe->weights[product->weight].packed;
+  const size_t left = (size_t)(weight->n_groups - group) * weight->group_bytes;
+  const char *at = (const char *)weight->data + (size_t)group * weight->group_bytes;
+  return (kg_ahead){at, at + (left < KG_AHEAD_BYTES ? left : KG_AHEAD_BYTES)};
+}
+
+static void run_stage(pass *p, const kg_stage *stage)
 {
   kg_pool *pool = p->run->exe->pool;
   const int64_t n_items = item_count(p, stage);
@@ -619,7 +636,20 @@ static void run_stage(const pass *p, const kg_stage *stage)
       experts_down(p, m, item, end);
       break;
     }
-  kg_pool_barrier(pool, p->worker);
+  kg_pool_barrier(pool, p->worker, &p->ahead);
+}
+
+/* Run stages [first, end), the weights of the next products always in view. */
+static void run_stages(pass *p, size_t first, size_t end)
+{
+  const kg_stage *stages = p->run->program->stages;
+  for (size_t i = first, next = first; i < end; i++) {
+    if (next <= i) {
+      for (next = i + 1; next < end && stages[next].kind != KG_STAGE_PRODUCTS && stages[next].kind != KG_STAGE_HEAD;) next++;
+      p->ahead = next < end ? weights_ahead(p, &stages[next]) : (kg_ahead){NULL, NULL};
+    }
+    run_stage(p, &stages[i]);
+  }
 }
 
 static void run_job(void *arg, int32_t worker)
@@ -632,12 +662,12 @@ static void run_job(void *arg, int32_t worker)
             .n_rows = r->batch->n_rows,
             .source = exe->identity,
             .memory = exe->worker_memory + (size_t)worker * exe->worker_bytes};
-  for (int32_t i = 0; i < program->n_body; i++) run_stage(&p, &program->stages[i]);
+  run_stages(&p, 0, (size_t)program->n_body);
   for (int32_t row = 0; row < r->n_tail; row += program->tail_rows) {
     p.n_rows = (int32_t)least(program->tail_rows, r->n_tail - row);
     p.source = exe->tail_source + row;
     p.wanted = exe->tail_wanted + row;
-    for (size_t i = (size_t)program->n_body; i < program->n_stages; i++) run_stage(&p, &program->stages[i]);
+    run_stages(&p, (size_t)program->n_body, program->n_stages);
   }
 }
 
