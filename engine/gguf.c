@@ -821,6 +821,12 @@ void kg_gguf_release_pages(const kg_gguf *gguf, const void *data, size_t n_bytes
   }
 }
 
+void kg_gguf_release_all_pages(const kg_gguf *gguf)
+{
+  for (size_t i = 0; i < gguf->n_files; i++)
+    if (gguf->files[i].fd >= 0) madvise((void *)(uintptr_t)gguf->files[i].bytes, gguf->files[i].n_bytes, MADV_DONTNEED);
+}
+
 int kg_gguf_check_unchanged(const kg_gguf *gguf, kg_error *err)
 {
   for (size_t i = 0; i < gguf->n_files; i++) {

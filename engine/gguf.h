@@ -69,6 +69,8 @@ int kg_gguf_get_array(const kg_gguf *gguf, const char *key, kg_gguf_type type, c
 /* Tell the system that this part of a tensor will not be read soon (its resident pages may go): called while packing,
  * so that packed and mapped weights never stand in memory together. Reading it again is allowed. */
 void kg_gguf_release_pages(const kg_gguf *gguf, const void *data, size_t n_bytes);
+/* The same of whole files, metadata included: megabytes where the vocabulary is large. */
+void kg_gguf_release_all_pages(const kg_gguf *gguf);
 
 /* Re-check size and modification time of the mapped files; KG_ERR_IO "model file changed: PATH" if they differ. */
 int kg_gguf_check_unchanged(const kg_gguf *gguf, kg_error *err);

@@ -76,7 +76,7 @@ def main():
     report("prefill", [run["prefill_tokens_per_s"] for run in ours], [run[0] for run in theirs])
     report("decode", [run["decode_tokens_per_s"] for run in ours], [run[1] for run in theirs])
     share = statistics.median(run["bandwidth_share"] for run in ours)
-    bandwidth = statistics.median(run["read_bandwidth_gb_per_s"] for run in ours)
+    bandwidth = statistics.median(run["bandwidth_bytes_per_s"] for run in ours) / 1e9
     print(f"decode reads at {100 * share:.0f} % of the {bandwidth:.1f} GB/s measured on the spot")
 
 

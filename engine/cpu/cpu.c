@@ -148,6 +148,7 @@ static int cpu_compile(const kg_plan *plan, const kg_backend_options *options, k
     cpu_release(exe);
     return code;
   }
+  kg_gguf_release_all_pages(kg_plan_gguf(plan));
   exe->vector = vector_ops_for(exe->kernels);
   *out = exe;
   return KG_OK;

@@ -8,7 +8,7 @@
 #include "vector_ops.h"
 
 enum {
-  KG_PASS_ROWS = 256,  /* most rows that go through all stages together: larger batches are cut, to keep memory small */
+  KG_PASS_ROWS = 192,  /* most rows that go through all stages together: larger batches are cut, to keep memory small */
   KG_AHEAD_BYTES = 256 << 10, /* of weights fetched before their products begin: a part of the second-level cache */
   KG_SPLIT_ROWS = 8,   /* runs of at most this many rows spread the splits of attention over the threads */
   KG_HEAD_GROUPS = 32, /* weight groups of the head whose results stand together before they are copied out */

@@ -94,26 +94,37 @@ local function decode(seq, n)
   return true
 end
 
-local function measure_decode(model, n, repeats)
-  local seconds = {}
-  for i = 1, repeats do
-    local seq <close> = select(2, timed(model.sequence, model, { seed = 1 }))
-    timed(seq.feed, seq, some_ids(1, model.vocab_size))
-    timed(seq.step, seq)
-    seconds[i] = timed(decode, seq, n)
-  end
-  return median(seconds)
+---Seconds for n tokens after the first one.
+local function measure_decode(model, n)
+  local seq <close> = select(2, timed(model.sequence, model, { seed = 1 }))
+  timed(seq.feed, seq, some_ids(1, model.vocab_size))
+  timed(seq.step, seq)
+  return (timed(decode, seq, n))
 end
 
----Load `repeats` times; the last model stays open.
-local function measure_load(path, options, repeats)
-  local seconds, model = {}, nil
-  for i = 1, repeats do
-    if model then model:close() end
+---Decode and read memory in turn, so that both see the same weather: machines share their memory with others.
+local function measure_decode_and_bandwidth(model, about)
+  local seconds, rates, shares = {}, {}, {}
+  local bytes = about.weight_bytes_per_token + about.kv_bytes_per_token
+  for i = 1, about.repeats do
+    seconds[i] = measure_decode(model, about.decode_tokens)
+    rates[i] = core.read_bandwidth(math.max(1, about.threads), BANDWIDTH_MB)
+    shares[i] = bytes * about.decode_tokens / seconds[i] / rates[i]
+  end
+  about.decode_tokens_per_s = about.decode_tokens / median(seconds)
+  about.decode_bytes_per_s = about.decode_tokens_per_s * bytes
+  about.bandwidth_bytes_per_s, about.bandwidth_share = median(rates), median(shares)
+end
+
+---Close the model and load it again and again; `seconds` holds what the first load took.
+local function measure_load(model, path, options, seconds, repeats)
+  for i = 2, repeats do
+    model:close()
     collectgarbage() -- the closed model's file goes with its handle
     seconds[i], model = timed(kigo.load, path, options)
   end
-  return median(seconds), model
+  model:close()
+  return median(seconds)
 end
 
 ---The context that the measurements need; a failure is thrown where the model's is smaller.
@@ -133,31 +144,22 @@ local function run(path, options)
   local n_prompt, n, repeats = options.prompt_tokens or 512, options.tokens or 128, options.repeats or 5
   local load = check.pick(options.load or {}, { device = "", variant = "", threads = "", kv = "", progress = "" })
   load.ctx = (options.load or {}).ctx or context(path, n_prompt, n)
-  local load_s, opened = measure_load(path, load, repeats)
+  local load_s, opened = timed(kigo.load, path, load)
   local model <close> = opened
+  local stats = model:stats()
   local about = { model = path, file_bytes = model.gguf:bytes(), parameters = model.gguf:parameters(),
-    repeats = repeats, prompt_tokens = n_prompt, decode_tokens = n, load_s = load_s }
+    device = stats.device, variant = stats.variant, threads = stats.n_threads, packed_bytes = stats.weight_bytes,
+    weight_bytes_per_token = bench.weight_bytes_per_token(model.gguf), repeats = repeats, prompt_tokens = n_prompt,
+    decode_tokens = n }
   local prefill_s
   prefill_s, about.logits_hash, about.kv_bytes = measure_prefill(model, some_ids(n_prompt, model.vocab_size), repeats)
-  local decode_s = measure_decode(model, n, repeats)
-  about.peak_bytes = bench.peak_memory() -- before the bandwidth's own buffer
-  local stats = model:stats()
-  about.device, about.variant, about.threads = stats.device, stats.variant, stats.n_threads
-  about.packed_bytes = stats.weight_bytes
-  about.prefill_tokens_per_s, about.decode_tokens_per_s = n_prompt / prefill_s, n / decode_s
-  about.weight_bytes_per_token = bench.weight_bytes_per_token(model.gguf)
+  about.prefill_tokens_per_s = n_prompt / prefill_s
   about.kv_bytes_per_token = math.floor(about.kv_bytes / n_prompt * n / 2)
+  measure_decode(model, n) -- warm up
+  about.peak_bytes = bench.peak_memory() -- of one model's load and use, before the bandwidth's own buffer
+  measure_decode_and_bandwidth(model, about)
+  about.load_s = measure_load(model, path, load, { load_s }, repeats)
   return about
-end
-
----The memory's read bandwidth with as many threads as the model had, and the share of it that decoding reached.
-local function add_bandwidth(about)
-  local rates = {}
-  for i = 1, about.repeats do rates[i] = core.read_bandwidth(math.max(1, about.threads), BANDWIDTH_MB) end
-  about.bandwidth_bytes_per_s = median(rates)
-  local bytes = about.weight_bytes_per_token + about.kv_bytes_per_token
-  about.decode_bytes_per_s = about.decode_tokens_per_s * bytes
-  about.bandwidth_share = about.decode_bytes_per_s / about.bandwidth_bytes_per_s
 end
 
 ---Measure a model file.
@@ -173,7 +175,6 @@ function bench.measure(path, options)
     if type(about) == "table" and about.message then return nil, about.message, about.code end
     error(about, 0)
   end
-  add_bandwidth(about)
   return about
 end
 
