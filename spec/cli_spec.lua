@@ -260,6 +260,15 @@ describe("kigo.cli", function()
       os.remove(path)
       assert.equal(2, (run { "make-model", path, "--like", "nothing" }))
     end)
+
+    it("leaves nothing behind when Ctrl-C stops it", function()
+      local folder = os.tmpname()
+      os.remove(folder)
+      assert(os.execute("mkdir " .. folder))
+      os.execute(("timeout -s INT 0.3 %s make-model %s/m.gguf --like qwen2.5-7b --type f32 2>/dev/null")
+        :format(quote(support.program), folder))
+      assert.is_true(os.execute("rmdir " .. folder)) -- which wants it empty
+    end)
   end)
 
   describe("chat", function()

@@ -4,12 +4,12 @@ local core = require "kigo.core"
 local progress = {}
 
 local DELAY, INTERVAL, WIDTH = 0.3, 0.1, 30 -- seconds, seconds, columns
-local LABELS = { load = "loading", prefill = "reading the prompt" }
+local LABELS = { load = "loading", prefill = "reading the prompt", write = "writing" }
 
----A callback for kigo.load and model:set_progress, or nil when standard error is not a terminal. Work that is done
----within a moment shows nothing; the line is wiped when the work is complete.
+---A callback for kigo.load, model:set_progress and core.make_model, or nil when standard error is not a terminal. Work
+---that is done within a moment shows nothing; the line is wiped when the work is complete.
 ---@param cancelled? fun(): boolean   asked at every call; true stops the work
----@return (fun(what: string, done: integer, total: integer): boolean?)?
+---@return kigo.Progress?
 function progress.line(cancelled)
   local shows = core.is_terminal(2)
   if not (shows or cancelled) then return nil end

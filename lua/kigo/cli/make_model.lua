@@ -16,8 +16,10 @@ return {
   },
   notes = "What such a model says is noise; how fast it says it is not.",
   run = function(options, arguments)
-    common.call(kigo.core.make_model, arguments[1], { like = options.like, type = options.type or "q8_0",
-      seed = options.seed or 1, progress = progress.line() })
+    local core = kigo.core
+    core.catch_interrupts(true) -- so that Ctrl-C leaves no half file behind
+    common.call(core.make_model, arguments[1], { like = options.like, type = options.type or "q8_0",
+      seed = options.seed or 1, progress = progress.line(core.interrupted) })
     return 0
   end,
 }
