@@ -229,6 +229,28 @@ describe("the cpu backend", function()
     assert.is_false(before:bytes() == after:bytes())
   end)
 
+  it("refuses to compute in a child process, where its threads are not, and closes there", function()
+    local library = support.temporary ""
+    finally(function() os.remove(library) end)
+    local include = "$(pkg-config --cflags lua5.4 2>/dev/null)"
+    if not os.execute(("cc -shared -fPIC %s -o %s spec/fixtures/forker.c 2>/dev/null"):format(include, library)) then
+      return pending "needs a C compiler and Lua's headers"
+    end
+    local forker = assert(package.loadlib(library, "luaopen_forker"))()
+    local model <close> = tiny.model { device = "cpu", threads = 2 }
+    local s <close> = model:sequence {}
+    s:feed { 1, 2 }
+    local child = forker.fork()
+    if child == 0 then
+      local done, _, code = s:step()
+      s:close()
+      model:close()
+      os.exit(not done and code == err.DEVICE and 7 or 8)
+    end
+    assert.equal(7, forker.wait(child))
+    assert.is_true(s:step())
+  end)
+
   it("measures how fast memory is read", function()
     local bandwidth = assert(core.read_bandwidth(1, 16))
     assert.is_true(bandwidth > 1e8 and bandwidth < 1e13)

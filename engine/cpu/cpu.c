@@ -207,6 +207,8 @@ static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
   int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
   if (code) return code;
+  if (!kg_pool_is_here(exe->pool))
+    return kg_fail(err, KG_ERR_DEVICE, "the model's threads stayed in the parent process: load it after the fork");
   const int64_t n_rows = batch->n_rows, vocab = kg_plan_vocab_size(exe->plan);
   if (batch->n_traces > kg_plan_value_count(exe->plan))
     return kg_fail(err, KG_ERR_ARGUMENT, "%d traces of %d values", batch->n_traces, kg_plan_value_count(exe->plan));

@@ -8,17 +8,24 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "alloc.h"
 #include "error.h"
 
-enum { LINE = 64, MAX_THREADS = 1024, IDLE_SPIN_NS = 1000 * 1000, BARRIER_SPIN_NS = 50 * 1000, SPINS_PER_LOOK = 64 };
-enum { LINES_PER_LOOK = 8 }; /* fetched ahead between two looks at the barrier */
+enum {
+  LINE = 64,
+  MAX_THREADS = 1024,
+  SPINS_PER_LOOK = 64,       /* at the clock */
+  SPIN_NS = 50 * 1000,       /* of waiting, before the first yield */
+  PATIENCE_NS = 1000 * 1000, /* of waiting, before a worker sleeps */
+  LINES_PER_LOOK = 8         /* fetched ahead between two looks at the barrier */
+};
 
 /* What one worker writes, on cache lines of its own. */
 typedef struct worker_state {
   alignas(LINE) atomic_llong taken[2]; /* items taken of this worker's part, by parity of the phase */
-  alignas(LINE) int32_t sense;         /* of the barrier; private to the worker */
+  alignas(LINE) unsigned sense;        /* of the barrier; private to the worker */
   int32_t n_phases;                    /* barriers passed in this job; private to the worker */
   int32_t index;
   pthread_t thread;
@@ -27,15 +34,17 @@ typedef struct worker_state {
 
 struct kg_pool {
   int32_t n;
+  int64_t spin_ns; /* of waiting before the first yield: none with more workers than cores */
   int32_t n_started; /* workers 1 .. n_started have a thread */
+  pid_t process;     /* whose threads they are */
   worker_state *workers;
   kg_pool_job job;
   void *arg;
-  alignas(LINE) atomic_int epoch;   /* counts jobs; a worker waits for the next number */
-  alignas(LINE) atomic_int arrived; /* barrier: workers there */
-  alignas(LINE) atomic_int sense;   /* barrier: flips when all are there */
-  alignas(LINE) atomic_int running; /* workers 1.. that have not finished the job */
-  alignas(LINE) atomic_int n_parked;
+  alignas(LINE) atomic_uint epoch;    /* counts jobs; a worker waits for the next number */
+  alignas(LINE) atomic_uint arrived;  /* barrier: workers there */
+  alignas(LINE) atomic_uint sense;    /* barrier: flips when all are there */
+  alignas(LINE) atomic_uint running;  /* workers 1.. that have not finished the job */
+  alignas(LINE) atomic_uint n_parked; /* asleep until epoch, sense or running changes */
   atomic_bool stop;
   pthread_mutex_t mutex;
   pthread_cond_t wake;
@@ -57,42 +66,31 @@ static int64_t now_ns(void)
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Spin until *value is not `old`. With more threads than cores the one that is waited for may need this core, so
- * after BARRIER_SPIN_NS the wait goes on with yields. */
-static void wait_change(const atomic_int *value, int old)
+/* Wait until *value is not `old`: spin, then yield, then sleep. With more threads than cores, or with other programs on
+ * them, the worker that is waited for may need this core. */
+static void wait_change(kg_pool *pool, const atomic_uint *value, unsigned old)
 {
-  int64_t deadline = 0;
-  while (atomic_load_explicit(value, memory_order_acquire) == old) {
+  int64_t start = 0, waited = 0;
+  while (waited < PATIENCE_NS) {
     for (int i = 0; i < SPINS_PER_LOOK; i++) {
       if (atomic_load_explicit(value, memory_order_acquire) != old) return;
       pause_cpu();
     }
     const int64_t now = now_ns();
-    if (!deadline) deadline = now + BARRIER_SPIN_NS;
-    if (now > deadline) sched_yield();
+    if (!start) start = now;
+    waited = now - start;
+    if (waited >= pool->spin_ns) sched_yield();
   }
-}
-
-/* Wait for a job after number `seen`: spin for IDLE_SPIN_NS, then sleep. */
-static void wait_job(kg_pool *pool, int seen)
-{
-  const int64_t deadline = now_ns() + IDLE_SPIN_NS;
-  do
-    for (int i = 0; i < SPINS_PER_LOOK; i++) {
-      if (atomic_load_explicit(&pool->epoch, memory_order_acquire) != seen) return;
-      pause_cpu();
-    }
-  while (now_ns() < deadline);
   pthread_mutex_lock(&pool->mutex);
-  atomic_fetch_add(&pool->n_parked, 1); /* before the look at epoch: post_job looks in the other order */
-  while (atomic_load(&pool->epoch) == seen) pthread_cond_wait(&pool->wake, &pool->mutex);
+  atomic_fetch_add(&pool->n_parked, 1); /* before the look at the value: wake_parked looks in the other order */
+  while (atomic_load(value) == old) pthread_cond_wait(&pool->wake, &pool->mutex);
   atomic_fetch_sub(&pool->n_parked, 1);
   pthread_mutex_unlock(&pool->mutex);
 }
 
-static void post_job(kg_pool *pool)
+/* After every change that somebody may wait for. They stand before it, sequentially consistent, for the reason above. */
+static void wake_parked(kg_pool *pool)
 {
-  atomic_fetch_add(&pool->epoch, 1);
   if (!atomic_load(&pool->n_parked)) return;
   pthread_mutex_lock(&pool->mutex);
   pthread_cond_broadcast(&pool->wake);
@@ -103,11 +101,12 @@ static void *worker_main(void *arg)
 {
   worker_state *self = arg;
   kg_pool *pool = self->pool;
-  for (int seen = 0;; seen++) {
-    wait_job(pool, seen);
+  for (unsigned seen = 0;; seen++) {
+    wait_change(pool, &pool->epoch, seen);
     if (atomic_load(&pool->stop)) return NULL;
     pool->job(pool->arg, self->index);
-    atomic_fetch_sub_explicit(&pool->running, 1, memory_order_release);
+    atomic_fetch_sub(&pool->running, 1);
+    wake_parked(pool);
   }
 }
 
@@ -153,6 +152,8 @@ int kg_pool_new(int32_t n_threads, kg_pool **out, kg_error *err)
   memset(pool, 0, sizeof *pool);
   memset(workers, 0, (size_t)n * sizeof *workers);
   pool->n = n;
+  pool->process = getpid();
+  pool->spin_ns = n > kg_pool_default_size() ? 0 : SPIN_NS;
   pool->workers = workers;
   pthread_mutex_init(&pool->mutex, NULL);
   pthread_cond_init(&pool->wake, NULL);
@@ -176,16 +177,21 @@ int kg_pool_new(int32_t n_threads, kg_pool **out, kg_error *err)
 void kg_pool_free(kg_pool *pool)
 {
   if (!pool) return;
-  atomic_store(&pool->stop, true);
-  post_job(pool);
-  for (int32_t i = 1; i <= pool->n_started; i++) pthread_join(pool->workers[i].thread, NULL);
-  pthread_cond_destroy(&pool->wake);
-  pthread_mutex_destroy(&pool->mutex);
+  if (kg_pool_is_here(pool)) { /* else there is nobody to wait for */
+    atomic_store(&pool->stop, true);
+    atomic_fetch_add(&pool->epoch, 1);
+    wake_parked(pool);
+    for (int32_t i = 1; i <= pool->n_started; i++) pthread_join(pool->workers[i].thread, NULL);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->mutex);
+  }
   kg_free(pool->workers);
   kg_free(pool);
 }
 
 int32_t kg_pool_size(const kg_pool *pool) { return pool->n; }
+
+bool kg_pool_is_here(const kg_pool *pool) { return pool->n == 1 || pool->process == getpid(); }
 
 /* ---- jobs ---- */
 
@@ -199,22 +205,23 @@ void kg_pool_run(kg_pool *pool, kg_pool_job job, void *arg)
     atomic_store_explicit(&worker->taken[0], 0, memory_order_relaxed);
     atomic_store_explicit(&worker->taken[1], 0, memory_order_relaxed);
   }
-  atomic_store(&pool->running, pool->n - 1);
-  if (pool->n > 1) post_job(pool);
+  atomic_store(&pool->running, (unsigned)pool->n - 1);
+  atomic_fetch_add(&pool->epoch, 1);
+  wake_parked(pool);
   job(arg, 0);
-  for (int left; (left = atomic_load_explicit(&pool->running, memory_order_acquire)) != 0;)
-    wait_change(&pool->running, left);
+  for (unsigned left; (left = atomic_load_explicit(&pool->running, memory_order_acquire)) != 0;)
+    wait_change(pool, &pool->running, left);
 }
 
 /* As wait_change, but fetch what is ahead first. */
-static void wait_fetching(const atomic_int *value, int old, kg_ahead *ahead)
+static void wait_fetching(kg_pool *pool, const atomic_uint *value, unsigned old, kg_ahead *ahead)
 {
   while (ahead->at < ahead->end) {
     if (atomic_load_explicit(value, memory_order_acquire) != old) return;
     for (int i = 0; i < LINES_PER_LOOK; i++) __builtin_prefetch(ahead->at + i * LINE, 0, 2);
     ahead->at += LINES_PER_LOOK * LINE;
   }
-  wait_change(value, old);
+  wait_change(pool, value, old);
 }
 
 void kg_pool_barrier(kg_pool *pool, int32_t index, kg_ahead *ahead)
@@ -222,13 +229,14 @@ void kg_pool_barrier(kg_pool *pool, int32_t index, kg_ahead *ahead)
   worker_state *worker = &pool->workers[index];
   const int32_t parity = worker->n_phases++ & 1;
   if (pool->n > 1) {
-    const int32_t sense = worker->sense;
+    const unsigned sense = worker->sense;
     worker->sense = !sense;
-    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == pool->n - 1) {
+    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == (unsigned)pool->n - 1) {
       atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-      atomic_store_explicit(&pool->sense, !sense, memory_order_release);
+      atomic_store(&pool->sense, !sense);
+      wake_parked(pool);
     } else {
-      wait_fetching(&pool->sense, sense, ahead);
+      wait_fetching(pool, &pool->sense, sense, ahead);
     }
   }
   /* Everybody has left the phase before the barrier; its counters are used again two phases later. */

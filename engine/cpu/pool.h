@@ -1,6 +1,6 @@
 /* pool.h - the threads that execute a model. They are made once; the caller of kg_pool_run is worker 0 and is never
- * pinned, the others stay on one core each while there are enough. Between jobs a worker spins for about a
- * millisecond, then sleeps. One job at a time. */
+ * pinned, the others stay on one core each while there are enough. Who waits, for a job or at a barrier, spins (where
+ * there are cores for all), then yields, and after about a millisecond sleeps. One job at a time. */
 #ifndef KG_CPU_POOL_H
 #define KG_CPU_POOL_H
 
@@ -17,6 +17,8 @@ int32_t kg_pool_default_size(void); /* cores this process may use */
 int kg_pool_new(int32_t n_threads, kg_pool **out, kg_error *err);
 void kg_pool_free(kg_pool *pool);
 int32_t kg_pool_size(const kg_pool *pool);
+/* Does the calling process have the threads? After a fork the child does not: it may free the pool, but not run jobs. */
+bool kg_pool_is_here(const kg_pool *pool);
 
 /* Run job(arg, worker) on every worker and wait for all of them. */
 void kg_pool_run(kg_pool *pool, kg_pool_job job, void *arg);
