@@ -195,6 +195,63 @@ static int candidates(lua_State *L)
   return 2;
 }
 
+static void set_number(lua_State *L, const char *field, float value)
+{
+  lua_pushnumber(L, (lua_Number)value);
+  lua_setfield(L, -2, field);
+}
+
+static void set_integer(lua_State *L, const char *field, int32_t value)
+{
+  lua_pushinteger(L, value);
+  lua_setfield(L, -2, field);
+}
+
+/* A table that core.chain takes for this stage. */
+static void push_stage(lua_State *L, const kg_stage *stage)
+{
+  const stage_kind *kind = stage_kinds;
+  while (kind->kind != (int)stage->kind) kind++;
+  lua_newtable(L);
+  lua_pushstring(L, kind->name);
+  lua_setfield(L, -2, "kind");
+  if (has_field(kind, "value")) set_number(L, "value", stage->value);
+  if (has_field(kind, "k")) set_integer(L, "k", stage->k);
+  if (has_field(kind, "values")) {
+    lua_newtable(L);
+    for (int32_t i = 0; i < stage->n_bias; i++) {
+      lua_pushnumber(L, (lua_Number)stage->bias_values[i]);
+      lua_rawseti(L, -2, stage->bias_ids[i]);
+    }
+    lua_setfield(L, -2, "values");
+  }
+  if (!has_field(kind, "repeat")) return;
+  set_integer(L, "last", stage->last_n);
+  set_number(L, "repeat", stage->repeat);
+  set_number(L, "frequency", stage->frequency);
+  set_number(L, "presence", stage->presence);
+}
+
+static int read_stages(lua_State *L)
+{
+  size_t n;
+  const kg_stage *stages = kg_chain_stages(kg_check_open(L, 1, KG_CLASS_CHAIN), &n);
+  lua_newtable(L);
+  for (size_t i = 0; i < n; i++) {
+    push_stage(L, &stages[i]);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+/* pick:stages() -> tables that make the same chain again */
+static int stages_of(lua_State *L)
+{
+  kg_check_open(L, 1, KG_CLASS_CHAIN);
+  lua_settop(L, 1);
+  return kg_call_at_rest(L, read_stages);
+}
+
 static int close_chain(lua_State *L)
 {
   kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_CHAIN);
@@ -211,7 +268,8 @@ static int to_string(lua_State *L)
 
 void kg_bind_chain(lua_State *L)
 {
-  static const luaL_Reg methods[] = {{"candidates", candidates}, {"close", close_chain}, {NULL, NULL}};
+  static const luaL_Reg methods[] = {
+      {"candidates", candidates}, {"stages", stages_of}, {"close", close_chain}, {NULL, NULL}};
   static const luaL_Reg metamethods[] = {
       {"__call", pick}, {"__gc", close_chain}, {"__close", close_chain}, {"__tostring", to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_CHAIN, methods, metamethods);

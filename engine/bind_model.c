@@ -420,6 +420,8 @@ static int model_get_stats(lua_State *L)
   lua_setfield(L, -2, "device");
   lua_pushstring(L, stats.variant);
   lua_setfield(L, -2, "variant");
+  lua_pushstring(L, stats.kv);
+  lua_setfield(L, -2, "kv");
   set_integer(L, "weight_bytes", (int64_t)stats.weight_bytes);
   set_integer(L, "kv_bytes", (int64_t)stats.kv_bytes);
   set_integer(L, "n_threads", stats.n_threads);

@@ -10,6 +10,7 @@
 #include "alloc.h"
 #include "bind.h"
 #include "random.h"
+#include "sha256.h"
 
 /* Set by the signal handler; a flag is all that a handler may touch. */
 static volatile sig_atomic_t interrupted_flag;
@@ -95,6 +96,30 @@ static int philox(lua_State *L)
   return 4;
 }
 
+/* core.sha256(bytes) -> 64 hexadecimal digits */
+static int sha256(lua_State *L)
+{
+  size_t n;
+  const char *bytes = luaL_checklstring(L, 1, &n);
+  kg_sha256 sha;
+  char hex[KG_SHA256_HEX];
+  kg_sha256_begin(&sha);
+  kg_sha256_add(&sha, bytes, n);
+  kg_sha256_end(&sha, hex);
+  lua_pushstring(L, hex);
+  return 1;
+}
+
+/* core.sha256_file(path) -> 64 hexadecimal digits, or nil, message, code */
+static int sha256_file(lua_State *L)
+{
+  char hex[KG_SHA256_HEX];
+  kg_error err;
+  if (kg_sha256_file(luaL_checkstring(L, 1), hex, &err)) return kg_push_error(L, &err);
+  lua_pushstring(L, hex);
+  return 1;
+}
+
 /* core.alloc_inject(nth, for_ever), core.alloc_counts() -> live, calls: for tests */
 static int alloc_inject(lua_State *L)
 {
@@ -111,10 +136,18 @@ static int alloc_counts(lua_State *L)
 
 void kg_bind_system(lua_State *L)
 {
-  static const luaL_Reg functions[] = {{"catch_interrupts", catch_interrupts}, {"interrupted", interrupted},
-                                       {"now", now},                           {"random_bytes", random_bytes},
-                                       {"is_terminal", is_terminal},           {"error_name", error_name},
-                                       {"philox", philox}, {"uniform", uniform},                   {"alloc_inject", alloc_inject},
-                                       {"alloc_counts", alloc_counts},         {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"catch_interrupts", catch_interrupts},
+                                       {"interrupted", interrupted},
+                                       {"now", now},
+                                       {"random_bytes", random_bytes},
+                                       {"is_terminal", is_terminal},
+                                       {"error_name", error_name},
+                                       {"philox", philox},
+                                       {"uniform", uniform},
+                                       {"alloc_inject", alloc_inject},
+                                       {"alloc_counts", alloc_counts},
+                                       {"sha256", sha256},
+                                       {"sha256_file", sha256_file},
+                                       {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -137,6 +137,7 @@ typedef int (*kg_progress)(void *user, const char *what, int64_t done, int64_t t
 typedef struct kg_model_stats {
   const char *device;         /* "cpu", "reference" */
   const char *variant;        /* instruction set or device name, for people */
+  const char *kv;             /* type of the key/value cache: "f32", "f16" */
   size_t weight_bytes;        /* packed weights held by the device */
   size_t kv_bytes;            /* page pool as allocated now */
   int32_t n_threads;          /* 0 where it does not apply */

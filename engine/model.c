@@ -14,6 +14,7 @@ struct kg_model {
   const kg_backend *backend;
   kg_executable *exe;
   kg_kv *kv;
+  kg_kv_type kv_type;
   int32_t context, chunk;
   int32_t n_sequences;
   bool is_stepping;
@@ -110,6 +111,7 @@ static int open_parts(kg_model *model, const kg_model_options *options, kg_error
   int status = kg_backend_find(options->device ? options->device : "auto", &model->backend, err);
   if (!status) status = choose_context(model->plan, options->context, &model->context, err);
   if (!status) status = choose_kv_type(model->plan, options->kv, &compile.kv_type, err);
+  model->kv_type = compile.kv_type;
   if (!status) status = scratch_init(&model->scratch, model->chunk, err);
   if (!status) status = model->backend->compile(model->plan, &compile, &model->exe, err);
   if (!status) status = kg_kv_new(model->backend, model->exe, max_pages, &model->kv, err);
@@ -160,7 +162,8 @@ int32_t kg_model_context(const kg_model *model)
 
 void kg_model_get_stats(const kg_model *model, kg_model_stats *out)
 {
-  *out = (kg_model_stats){.device = model->backend->name, .variant = ""};
+  *out = (kg_model_stats){
+      .device = model->backend->name, .variant = "", .kv = model->kv_type == KG_KV_F32 ? "f32" : "f16"};
   model->backend->get_stats(model->exe, out);
   out->n_tokens_evaluated = model->n_tokens_evaluated;
   out->n_steps = model->n_steps;

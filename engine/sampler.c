@@ -151,6 +151,12 @@ static void free_scratch(kg_chain *chain)
   chain->capacity = 0;
 }
 
+const kg_stage *kg_chain_stages(const kg_chain *chain, size_t *n)
+{
+  *n = chain->n_stages;
+  return chain->stages;
+}
+
 void kg_chain_free(kg_chain *chain)
 {
   if (!chain) return;

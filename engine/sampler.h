@@ -54,6 +54,9 @@ typedef struct kg_stage {
 int kg_chain_new(const kg_stage *stages, size_t n, kg_chain **out, kg_error *err);
 void kg_chain_free(kg_chain *chain);
 
+/* The chain's stages as they were given; borrowed. */
+const kg_stage *kg_chain_stages(const kg_chain *chain, size_t *n);
+
 /* The candidates that the stages leave, best first, with their probabilities: for tests and scripts. At most
  * `capacity` are written; *n is the full number. Nothing is drawn; without a sequence (NULL) there is no history. */
 int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *ids, float *probs,

@@ -111,6 +111,7 @@ end
 ---@field evaluated integer   tokens by which the engine's counter grew
 ---@field steps integer       forward passes by which it grew
 ---@field decode_s number     seconds between the first and the last token
+---@field receipt kigo.Receipt?   where it was asked for
 
 ---@class kigo.haiku.Environment  where the check gets its facts from; specs replace them
 ---@field clock fun(): integer            the current minute
@@ -118,22 +119,23 @@ end
 ---@field copy fun(): kigo.Model?, string?, integer?  loads the model a second time
 ---@field topic string?
 ---@field seed integer?
+---@field receipt boolean?                make a receipt of this minute's haiku
 
 ---Ask a model for a haiku and count the engine's work.
 ---@param model kigo.Model
----@param question { topic: string, word: string, nonce: string, seed: integer, greedy: boolean? }
+---@param question { topic: string, word: string, nonce: string, seed: integer, greedy: boolean?, receipt: boolean? }
 ---@return kigo.haiku.Answer?
 ---@return string? message
 ---@return integer? code
 function haiku.ask(model, question)
   local before = model:stats()
-  local options = { seed = question.seed }
+  local options = { seed = question.seed, receipt = question.receipt }
   for name, value in pairs(question.greedy and haiku.greedy or haiku.sampling) do options[name] = value end
   local result, message, code = model:chat(haiku.messages(question.topic, question.word, question.nonce), options)
   if not result then return nil, message, code end
   local after = model:stats()
   return {
-    text = result.text, ids = result.ids, reason = result.reason,
+    text = result.text, ids = result.ids, reason = result.reason, receipt = result.receipt,
     word = question.word, nonce = question.nonce, seed = question.seed, topic = question.topic,
     prompt_tokens = result.stats.prompt_tokens, decode_s = result.stats.decode_s,
     evaluated = after.n_tokens_evaluated - before.n_tokens_evaluated, steps = after.n_steps - before.n_steps,
@@ -157,13 +159,13 @@ function Check:nonce() return ("%08x"):format(self.env.random() & 0xffffffff) en
 ---seed, and with a new nonce where none is given.
 ---@param word string
 ---@param what string        for the reason of a failure
----@param question { nonce: string?, seed: integer, greedy: boolean? }
+---@param question { nonce: string?, seed: integer, greedy: boolean?, receipt: boolean? }
 ---@return kigo.haiku.Answer
 function Check:poem(word, what, question)
   local seed = question.seed
   while true do
     local answer, message = haiku.ask(self.model, { topic = self.topic, word = word,
-      nonce = question.nonce or self:nonce(), seed = seed, greedy = question.greedy })
+      nonce = question.nonce or self:nonce(), seed = seed, greedy = question.greedy, receipt = question.receipt })
     demand(answer, "%s: %s", what, message)
     local worked, why_not = haiku.judge_work(answer, self.model.tokenizer)
     demand(worked, "%s: %s", what, why_not)
@@ -178,8 +180,12 @@ end
 function Check:current()
   while true do
     local minute = self.env.clock()
-    local answer = self:poem(numbers.word(minute), "the haiku of this minute", { seed = self.seed })
+    local answer = self:poem(numbers.word(minute), "the haiku of this minute",
+      { seed = self.seed, receipt = self.env.receipt })
     answer.minute = minute
+    if answer.receipt then
+      answer.receipt.haiku = { topic = self.topic, word = answer.word, minute = minute, nonce = answer.nonce }
+    end
     if self.env.clock() == minute then return answer end
     demand(self.retries > 0, "the minute flipped twice while the haiku was written")
     self.retries = self.retries - 1
@@ -264,13 +270,14 @@ end
 
 ---The environment of a real check: the wall clock, the system's random bytes, and a second load by `load`.
 ---@param load fun(): kigo.Model?, string?, integer?
----@param options? { topic: string?, seed: integer? }
+---@param options? { topic: string?, seed: integer?, receipt: boolean? }
 ---@return kigo.haiku.Environment
 function haiku.environment(load, options)
   options = options or {}
   return {
     clock = function() return os.date("*t").min end,
     random = random_bits, copy = load, topic = options.topic, seed = options.seed,
+    receipt = options.receipt,
   }
 end
 

@@ -9,6 +9,7 @@
 local core = require "kigo.core"
 local arch = require "kigo.arch"
 local check = require "kigo.check"
+local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
 local template = require "kigo.template"
 require "kigo.model"    -- the scripted methods of kigo.Model
@@ -22,6 +23,7 @@ local kigo = {
   err = core.err,
   core = core,
   template = template,
+  receipt = receipt,
   -- tensors, text and time
   tensor = core.tensor,
   zeros = core.zeros,

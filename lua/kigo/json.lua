@@ -42,6 +42,13 @@ local function sorted_keys(value)
   return keys
 end
 
+local function is_number_list(list)
+  for _, item in ipairs(list) do
+    if type(item) ~= "number" then return false end
+  end
+  return #list > 0
+end
+
 local function table_text(value, indent)
   local parts, open, close = {}, "{", "}"
   if #value > 0 or getmetatable(value) == json.array_mt then
@@ -53,7 +60,8 @@ local function table_text(value, indent)
     end
   end
   if #parts == 0 then return open .. close end
-  if indent > 1 then return open .. table.concat(parts, ", ") .. close end -- deep ones on one line
+  local one_line = indent > 1 or is_number_list(value)
+  if one_line then return open .. table.concat(parts, ", ") .. close end
   local margin = "\n" .. ("  "):rep(indent + 1)
   return open .. margin .. table.concat(parts, "," .. margin) .. "\n" .. ("  "):rep(indent) .. close
 end

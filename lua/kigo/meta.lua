@@ -319,6 +319,10 @@ function core.chain(stages) end
 ---@return integer? code
 function Chain:candidates(logits, seq) end
 
+---What the chain is made of, with every field; numbers as the chain holds them (float32).
+---@return kigo.Stage[]
+function Chain:stages() end
+
 function Chain:close() end
 
 ---Random numbers of a sequence: a function of its seed, its position and how often was drawn there.
@@ -503,6 +507,7 @@ function Model:values() end
 ---@class kigo.ModelStats
 ---@field device string
 ---@field variant string               instruction set
+---@field kv string                    type of the key/value cache: "f32" or "f16"
 ---@field weight_bytes integer         of packed weights
 ---@field kv_bytes integer
 ---@field n_threads integer
@@ -614,6 +619,17 @@ function core.read_bandwidth(threads, megabytes) end
 function core.uniform(seed, pos, draw) end
 
 -- ---- for specs ----
+
+---SHA-256 (FIPS 180-4).
+---@param bytes string
+---@return string   64 hexadecimal digits
+function core.sha256(bytes) end
+
+---@param path string
+---@return string?   64 hexadecimal digits
+---@return string? message
+---@return integer? code
+function core.sha256_file(path) end
 
 ---The generator's raw function (Philox 4x32-10): key and counter words in, four words out.
 ---@return integer, integer, integer, integer

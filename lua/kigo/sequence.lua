@@ -2,6 +2,7 @@
 -- State has one home, C; this file adds methods to the class that engine/bind_sequence.c makes.
 local core = require "kigo.core"
 local check = require "kigo.check"
+local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
 
 ---@class kigo.Sequence
@@ -66,10 +67,11 @@ end
 ---@field max? integer            most tokens to sample; default: what the context still holds
 ---@field stop? string|string[]   texts that end the answer; they are not part of it
 ---@field logprobs? boolean       also report the log-probability of every sampled token
+---@field receipt? boolean        also make a receipt of it (lua/kigo/receipt.lua)
 ---@field on_text? fun(text: string, id: integer?): boolean?  called after every token with the text that may be shown
 ---now (maybe ""), and with what was held back at the end (id is nil); false ends the answer
 local generate_options = {
-  max = "integer", stop = "string|table", logprobs = "boolean", on_text = "callable",
+  max = "integer", stop = "string|table", logprobs = "boolean", receipt = "boolean", on_text = "callable",
 }
 for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
 
@@ -81,6 +83,7 @@ for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
 ---@field end_id integer?         the token that ended the answer, when reason is "end"; not on the timeline
 ---@field logprobs number[]?      of the ids, and of end_id when there is one
 ---@field mean_logprob number?
+---@field receipt kigo.Receipt?
 
 ---One answer in the making. `next` samples a token; `result` is what generate returns.
 ---@class kigo.Generation
@@ -124,7 +127,15 @@ local function start(seq, options)
   local timeline = seq:tokens()
   local out = assert(core.stream(need_tokenizer(model, 3), { stop = stop, after = timeline[#timeline] }))
   local pick, made_pick = sampler(options)
-  return setmetatable({
+  local recorder, message, code
+  if options.receipt then
+    recorder, message, code = receipt.recorder(seq, pick)
+    if not recorder then
+      out:close()
+      return nil, message, code
+    end
+  end
+  return setmetatable({ recorder = recorder,
     seq = seq, pick = pick, made_pick = made_pick, max = options.max or room, size = model.vocab_size, out = out,
     result = { text = "", ids = {}, n_tokens = 0, logprobs = options.logprobs and {} or nil },
   }, Generation)
@@ -136,6 +147,7 @@ function Generation:_sample()
   if not done then return nil, message, code end
   local logits = self.seq.logits
   local log_probs = self.result.logprobs and logits:log_softmax() -- before the sampler, which may work in place
+  if self.recorder then self.recorder:look(logits) end
   local id
   id, message, code = call(self.pick, logits, self.seq)
   if id == nil and math.type(code) == "integer" then return nil, message, code end
@@ -144,6 +156,7 @@ function Generation:_sample()
       :format(type(id) == "string" and ("%q"):format(id) or tostring(id), self.size - 1), 0)
   end
   if log_probs then table.insert(self.result.logprobs, log_probs[id]) end
+  if self.recorder then self.recorder:drew(id) end
   return id
 end
 
@@ -152,6 +165,7 @@ function Generation:_finish(reason)
   self.reason = reason
   local held = self.out:finish()
   local result = self.result
+  if self.recorder then result.receipt = self.recorder:finish(reason) end
   result.reason, result.text, result.n_tokens = reason, self.out.text, #result.ids
   if result.logprobs then
     local sum = 0

@@ -104,6 +104,9 @@ function common.seed(options)
   return options.seed or (string.unpack("<I4", assert(kigo.core.random_bytes(4))))
 end
 
+common.receipt_option = { name = "receipt", type = "string", argument = "FILE",
+  help = "write what it takes to compute the answer again (kigo verify FILE)" }
+
 ---One list of options after another.
 ---@param ... kigo.cli.Option[]
 ---@return kigo.cli.Option[]

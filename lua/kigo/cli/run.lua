@@ -29,6 +29,7 @@ return {
       help = "text to complete; without one: from BOS" },
     { name = "tokens", short = "n", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
       help = "most tokens to generate (default 128, or what the context holds)" },
+    common.receipt_option,
   }, common.sample_options, common.load_options),
   notes = "Only the generated text goes to standard output; everything else goes to standard error.",
   run = function(options, arguments)
@@ -39,12 +40,13 @@ return {
     local generate = common.sampling(options)
     local room = model.context - seq:pos()
     generate.max = options.tokens or (room > 0 and math.min(DEFAULT_TOKENS, room) or nil)
-    generate.on_text = write
+    generate.on_text, generate.receipt = write, options.receipt ~= nil
     local t0 = kigo.now()
     local result = common.call(seq.generate, seq, generate)
     if kigo.core.is_terminal(1) then io.stderr:write "\n" end
     io.stderr:write(("%d tokens after %d, %.2f s, seed %d, ended by: %s\n"):format(result.n_tokens,
       seq:pos() - result.n_tokens, kigo.now() - t0, seq:seed(), result.reason))
+    if options.receipt then common.try(kigo.receipt.write(options.receipt, result.receipt)) end
     return 0
   end,
 }

@@ -1,0 +1,109 @@
+#define _GNU_SOURCE
+#include "sha256.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "error.h"
+
+/* The first 32 bits of the fractional parts of the cube roots of the first 64 primes (FIPS 180-4, 4.2.2). */
+static const uint32_t round_constants[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+};
+
+static uint32_t rotate(uint32_t x, int n) { return x >> n | x << (32 - n); }
+
+static uint32_t big_endian(const uint8_t *bytes)
+{
+  return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
+}
+
+static void schedule(uint32_t w[64], const uint8_t block[64])
+{
+  for (int t = 0; t < 16; t++) w[t] = big_endian(block + 4 * t);
+  for (int t = 16; t < 64; t++) {
+    const uint32_t s0 = rotate(w[t - 15], 7) ^ rotate(w[t - 15], 18) ^ w[t - 15] >> 3;
+    const uint32_t s1 = rotate(w[t - 2], 17) ^ rotate(w[t - 2], 19) ^ w[t - 2] >> 10;
+    w[t] = s1 + w[t - 7] + s0 + w[t - 16];
+  }
+}
+
+/* One block into the state; letters as in the standard (6.2.2). */
+static void compress(uint32_t state[8], const uint8_t block[64])
+{
+  uint32_t w[64];
+  schedule(w, block);
+  uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+  uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
+  for (int t = 0; t < 64; t++) {
+    const uint32_t s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
+    const uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + round_constants[t] + w[t];
+    const uint32_t s0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
+    const uint32_t t2 = s0 + ((a & b) ^ (a & c) ^ (b & c));
+    h = g, g = f, f = e, e = d + t1;
+    d = c, c = b, b = a, a = t1 + t2;
+  }
+  state[0] += a, state[1] += b, state[2] += c, state[3] += d;
+  state[4] += e, state[5] += f, state[6] += g, state[7] += h;
+}
+
+void kg_sha256_begin(kg_sha256 *sha)
+{
+  /* of the square roots of the first 8 primes (5.3.3) */
+  *sha = (kg_sha256){
+      .state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19}};
+}
+
+void kg_sha256_add(kg_sha256 *sha, const void *bytes, size_t n)
+{
+  const uint8_t *at = bytes;
+  while (n) {
+    const size_t waiting = sha->n_bytes % 64;
+    const size_t room = 64 - waiting, taken = n < room ? n : room;
+    memcpy(sha->block + waiting, at, taken);
+    sha->n_bytes += taken;
+    at += taken;
+    n -= taken;
+    if (taken == room) compress(sha->state, sha->block);
+  }
+}
+
+void kg_sha256_end(kg_sha256 *sha, char hex[KG_SHA256_HEX])
+{
+  static const uint8_t padding[64] = {0x80};
+  const uint64_t n_bits = sha->n_bytes * 8;
+  const size_t waiting = sha->n_bytes % 64;
+  kg_sha256_add(sha, padding, (waiting < 56 ? 56 : 120) - waiting);
+  uint8_t length[8];
+  for (int i = 0; i < 8; i++) length[i] = (uint8_t)(n_bits >> (56 - 8 * i));
+  kg_sha256_add(sha, length, sizeof length);
+  for (int i = 0; i < 64; i++) hex[i] = "0123456789abcdef"[sha->state[i / 8] >> (28 - 4 * (i % 8)) & 15];
+  hex[64] = 0;
+}
+
+int kg_sha256_file(const char *path, char hex[KG_SHA256_HEX], kg_error *err)
+{
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return kg_fail(err, KG_ERR_IO, "%s: cannot open: %s", path, strerror(errno));
+  kg_sha256 sha;
+  kg_sha256_begin(&sha);
+  uint8_t piece[1 << 16];
+  ssize_t n;
+  while ((n = read(fd, piece, sizeof piece)) > 0 || (n < 0 && errno == EINTR)) {
+    if (n > 0) kg_sha256_add(&sha, piece, (size_t)n);
+  }
+  const int code = n < 0 ? errno : 0;
+  close(fd);
+  if (code) return kg_fail(err, KG_ERR_IO, "%s: cannot read: %s", path, strerror(code));
+  kg_sha256_end(&sha, hex);
+  return KG_OK;
+}
