@@ -408,13 +408,15 @@ describe("kigo.Tensor", function()
   end)
 
   it("collects dropped tensors before they fill the memory", function()
-    local t <close> = core.zeros(200000)
-    local before, most = core.alloc_counts(), 0
+    local t <close> = core.zeros(800000)
+    local before = core.alloc_counts()
+    t:softmax() -- 3.2 MB that nobody keeps
+    local each, most = core.alloc_counts() - before, 0
     for _ = 1, 300 do
-      t:softmax() -- 0.8 MB that nobody keeps
+      t:softmax()
       most = math.max(most, core.alloc_counts() - before)
     end
-    assert.is_true(most < 3 * 100)
+    assert.is_true(most < 150 * each, most) -- of 301; 256 MB are 84, however large Lua itself is by now
   end)
 
   it("takes methods in Lua", function()
