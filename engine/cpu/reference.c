@@ -13,7 +13,6 @@
 struct kg_executable {
   const kg_plan *plan;
   int32_t chunk;
-  int32_t max_positions;   /* of the shortest table of learned positions; KG_PLAN_MAX_CONTEXT where there is none */
   void **copies;           /* [weights] a weight's bytes once somebody wrote to them, else NULL: the file's */
   size_t *layer_at;        /* [layers] float offset of a layer in a page: keys [KG_PAGE][kv width], then values */
   size_t page_floats;
@@ -419,51 +418,9 @@ static int run_ops(run *r, kg_error *err)
   return write_logits(r, !all_rows && kg_plan_tail(plan) > 0, err);
 }
 
-/* The caller's promises, so that a bug elsewhere becomes an error and not a wild write. */
-static int check_rows(const kg_executable *exe, const kg_batch *batch, kg_error *err)
-{
-  if (batch->n_rows < 1 || batch->n_rows > exe->chunk)
-    return kg_fail(err, KG_ERR_ARGUMENT, "batch of %d rows, 1 to %d wanted", batch->n_rows, exe->chunk);
-  for (int32_t i = 0; i < batch->n_rows; i++)
-    if (batch->tokens[i] < 0 || batch->tokens[i] >= kg_plan_vocab_size(exe->plan) || batch->positions[i] < 0 ||
-        batch->positions[i] >= exe->max_positions)
-      return kg_fail(err, KG_ERR_ARGUMENT, "row %d: token %d of %d at position %d of %d", i, batch->tokens[i],
-                     kg_plan_vocab_size(exe->plan), batch->positions[i], exe->max_positions);
-  for (int32_t i = 0; i < batch->n_wanted; i++)
-    if (batch->wanted[i].row < 0 || batch->wanted[i].row >= batch->n_rows)
-      return kg_fail(err, KG_ERR_ARGUMENT, "wanted row %d of %d", batch->wanted[i].row, batch->n_rows);
-  for (int32_t i = 0; i < batch->n_traces; i++)
-    if (batch->traces[i].value < 0 || batch->traces[i].value >= kg_plan_value_count(exe->plan))
-      return kg_fail(err, KG_ERR_ARGUMENT, "trace of value %d of %d", batch->traces[i].value,
-                     kg_plan_value_count(exe->plan));
-  return KG_OK;
-}
-
-static int check_spans(const kg_executable *exe, const kg_batch *batch, kg_error *err)
-{
-  int32_t row = 0;
-  for (int32_t s = 0; s < batch->n_spans; s++) {
-    const kg_span *span = &batch->spans[s];
-    if (span->row != row || span->n_rows < 1 || span->n_rows > batch->n_rows - row)
-      return kg_fail(err, KG_ERR_ARGUMENT, "span %d: %d rows from %d in a batch of %d", s, span->n_rows, span->row,
-                     batch->n_rows);
-    for (int32_t i = 0; i < span->n_rows; i++)
-      if (batch->positions[row + i] != span->pos + i)
-        return kg_fail(err, KG_ERR_ARGUMENT, "row %d: position %d, span %d says %d", row + i, batch->positions[row + i],
-                       s, span->pos + i);
-    for (int32_t p = 0; p <= (span->pos + span->n_rows - 1) / KG_PAGE; p++)
-      if (span->pages[p] < 0 || span->pages[p] >= exe->n_pages)
-        return kg_fail(err, KG_ERR_ARGUMENT, "span %d: page %d of %d", s, span->pages[p], exe->n_pages);
-    row += span->n_rows;
-  }
-  if (row == batch->n_rows) return KG_OK;
-  return kg_fail(err, KG_ERR_ARGUMENT, "spans cover %d rows of %d", row, batch->n_rows);
-}
-
 static int reference_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
-  int code = check_rows(exe, batch, err);
-  if (!code) code = check_spans(exe, batch, err);
+  int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
   if (!code) code = kg_gguf_check_unchanged(kg_plan_gguf(exe->plan), err); /* the weights are read from the file */
   if (code) return code;
   const size_t n_values = (size_t)kg_plan_value_count(exe->plan);
@@ -498,18 +455,6 @@ static size_t all_weight_bytes(const kg_plan *plan)
   return sum;
 }
 
-static int32_t max_positions(const kg_plan *plan)
-{
-  int64_t max = KG_PLAN_MAX_CONTEXT;
-  for (int32_t i = 0; i < kg_plan_op_count(plan); i++) {
-    const kg_op *op = kg_plan_op(plan, i);
-    if (op->kind != KG_OP_EMBED || op->w[1] == KG_NONE) continue;
-    const int64_t rows = kg_plan_weight_at(plan, op->w[1])->rows;
-    if (rows < max) max = rows;
-  }
-  return (int32_t)max;
-}
-
 /* Where each layer stands in a page. The products stay small: 2^12 layers of 2 * KG_PAGE * 2^24 floats. */
 static void lay_out_pages(kg_executable *exe)
 {
@@ -530,7 +475,6 @@ static int reference_compile(const kg_plan *plan, const kg_backend_options *opti
     if (kg_plan_weight_at(plan, i)->cols > longest) longest = kg_plan_weight_at(plan, i)->cols;
   exe->plan = plan;
   exe->chunk = options->chunk;
-  exe->max_positions = max_positions(plan);
   exe->copies = kg_alloc_array((size_t)kg_plan_weight_count(plan), sizeof *exe->copies);
   exe->layer_at = kg_alloc_array((size_t)kg_plan_layer_count(plan), sizeof *exe->layer_at);
   exe->row = kg_alloc_array((size_t)longest, sizeof *exe->row);
