@@ -104,6 +104,19 @@ describe("kigo.receipt", function()
       end)
     end
 
+    it("holds from a GPU to the CPU backends and back #gpu", function()
+      local gpu, message = kigo.load(support.haiku_model, { device = "cuda:0" })
+      if not gpu then return pending(message) end
+      models["cuda:0"] = gpu
+      for seed = 1, 3 do
+        local r = record("cuda:0", { seed = seed })
+        assert.is_true(passes("cuda:0", r).bitwise)
+        passes("cpu", r)
+        passes("reference", r)
+        passes("cuda:0", record("reference", { seed = seed }))
+      end
+    end)
+
     it("holds for every sampler", function()
       for _, options in ipairs {
         { temp = 0 }, { temp = 1.5, top_k = 20 }, { top_p = 0.9, temp = 0.5 }, { typical = 0.8 },

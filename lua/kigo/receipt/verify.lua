@@ -128,26 +128,67 @@ function Verification:compare(row, seen)
   return largest
 end
 
-local function smallest_temperature(chain)
-  local smallest = 1
-  for _, one in ipairs(chain:stages()) do
-    if one.kind == "temp" and one.value > 0 then smallest = math.min(smallest, one.value) end
+---By how much the stages may stretch a difference between logits.
+local function gain_of(chain)
+  local gain = 1
+  for _, stage in ipairs(chain:stages()) do
+    if stage.kind == "temp" and stage.value > 0 then gain = gain * math.max(1, 1 / stage.value) end
+    if stage.kind == "penalties" then gain = gain * math.max(stage["repeat"], 1 / stage["repeat"]) end
   end
-  return smallest
+  return gain
 end
 
----Could the sampler have drawn the id from logits that differ from these by delta? Its share of the distribution must
----hold the seed's number, with room for what delta can do to sums of probabilities (their odds change by at most
----exp(2 delta / temperature)) and for a candidate at the edge of a filter.
-local function may_draw(chain, logits, seq, drawn, delta)
-  logits[drawn] = logits[drawn] + 2 * delta
+---Together, the shares that another one's place may change with: those within the factor of it.
+local function mass_near(shares, share, factor)
+  local sum = 0
+  for _, one in ipairs(shares) do
+    if one <= share * factor and one >= share / factor then sum = sum + one end
+  end
+  return sum
+end
+
+---Would the filters keep another number of candidates if the best one were a little better or worse?
+local function is_at_edge(chain, logits, seq, best, delta)
+  local value, counts = logits[best], {}
+  for i, change in ipairs { -2 * delta, 2 * delta } do
+    logits[best] = value + change
+    counts[i] = #(chain:candidates(logits, seq) or {})
+  end
+  logits[best] = value
+  return counts[1] ~= counts[2]
+end
+
+-- A share at the filters' edge below this is always allowed for; a greater one only where the edge is really near.
+local SMALL_SHARE = 0.05
+
+---Could the sampler have drawn the id from logits that differ from these by delta? The seed's number must fall to it,
+---with room for what such differences do: to sums of shares (their odds change by at most exp(2 delta)), to the order
+---of candidates that are nearly equal, and to who passes a filter.
+local function falls_to(drawn, chain, logits, seq, delta)
   local candidates, shares = chain:candidates(logits, seq)
   if not candidates then return false end
-  local room = 1 - math.exp(-4 * delta / smallest_temperature(chain)) + shares[#shares]
+  local factor, smallest = math.exp(4 * delta * gain_of(chain)), shares[#shares]
+  local room = 2 * (1 - 1 / factor) + 2 * (mass_near(shares, shares[1], factor) - shares[1])
+  if smallest < SMALL_SHARE or is_at_edge(chain, logits, seq, candidates[1], delta) then
+    room = room + 2 * mass_near(shares, smallest, factor)
+  end
   local u, below = core.uniform(seq:seed(), seq:pos(), 0), 0
   for i, candidate in ipairs(candidates) do
-    if candidate == drawn then return u >= below - room and u < below + shares[i] + room end
+    if candidate == drawn then
+      room = room + mass_near(shares, shares[i], factor) - shares[i]
+      return u >= below - room and u < below + shares[i] + room
+    end
     below = below + shares[i]
+  end
+  return false
+end
+
+---The id itself may be better or worse by as much: a filter may have dropped or kept it.
+local function may_draw(chain, logits, seq, drawn, delta)
+  local logit = logits[drawn]
+  for _, change in ipairs { 0, 2 * delta, -2 * delta } do
+    logits[drawn] = logit + change
+    if falls_to(drawn, chain, logits, seq, delta) then return true end
   end
   return false
 end
