@@ -8,15 +8,15 @@ KIGO_BUILD_SANITIZED=1 sh scripts/build.sh lua5.4 lua-busted lua-check
 passed=0
 failed=0
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+ended=$(mktemp)
+trap 'rm -f "$log" "$ended"' EXIT
 trap 'exit 130' HUP INT TERM
 
 specs() { # specs PROGRAM [BUSTED OPTIONS]: run busted inside the program, show its words, add its counts
   program=$1
   shift
-  status=0
-  KIGO="$program" "$program" /usr/bin/busted --output=plainTerminal "$@" >"$log" 2>&1 || status=$?
-  cat "$log"
+  { KIGO="$program" "$program" /usr/bin/busted --output=plainTerminal "$@" 2>&1 && echo 0 >"$ended" || echo $? >"$ended"; } | tee "$log"
+  status=$(cat "$ended")
   summary=$(sed -n 's|^\([0-9]*\) success[a-z]* / \([0-9]*\) failure[s]* / \([0-9]*\) error[s]* / .*|\1 \2 \3|p' "$log" | tail -n 1)
   # A run that ends without its summary, or badly with a clean one, crashed: that is a failure, never a pass.
   # shellcheck disable=SC2086 # three numbers

@@ -441,7 +441,7 @@ describe("gguf", function()
       assert.is_true(fail_each(function() return core.open_gguf(path) end) > 38) -- there is a name for each tensor
     end)
 
-    it("leaks nothing, once or for good", function()
+    it("leaks nothing, once or for good #unsanitized", function()
       local program = arg and arg[-1] or ""
       local folder = program:match("^(.*/)[^/]*$")
       local module = folder and io.open(folder .. "kigo.so", "rb")

@@ -378,12 +378,12 @@ static void place_node(builder *b, node *n, int32_t stage)
   n->done = true;
 }
 
-static int new_stage(builder *b, kg_stage_kind kind, int32_t first, kg_stage **out)
+static int new_stage(builder *b, kg_cpu_stage_kind kind, int32_t first, kg_cpu_stage **out)
 {
   kg_program *p = b->program;
   if (!kg_grow((void **)&p->stages, &p->stages_room, p->n_stages + 1, sizeof *p->stages)) return no_memory(b);
   *out = &p->stages[p->n_stages++];
-  **out = (kg_stage){.kind = kind, .first = first, .end = first, .in = KG_NONE, .out = KG_NONE};
+  **out = (kg_cpu_stage){.kind = kind, .first = first, .end = first, .in = KG_NONE, .out = KG_NONE};
   return KG_OK;
 }
 
@@ -391,14 +391,14 @@ static int new_stage(builder *b, kg_stage_kind kind, int32_t first, kg_stage **o
 static int schedule_rows(builder *b, bool *progress)
 {
   kg_program *p = b->program;
-  kg_stage *stage = NULL;
+  kg_cpu_stage *stage = NULL;
   for (bool again = true; again;) {
     again = false;
     for (size_t i = 0; i < b->n_nodes; i++) {
       node *n = &b->nodes[i];
       if (n->kind != NODE_ROW || !is_ready(b, n)) continue;
       int code;
-      if (!stage && (code = new_stage(b, KG_STAGE_ROWS, (int32_t)p->n_rows, &stage))) return code;
+      if (!stage && (code = new_stage(b, KG_CPU_STAGE_ROWS, (int32_t)p->n_rows, &stage))) return code;
       if (!kg_grow((void **)&p->rows, &p->rows_room, p->n_rows + 1, sizeof *p->rows)) return no_memory(b);
       p->rows[p->n_rows++] = n->row;
       stage->end = (int32_t)p->n_rows;
@@ -419,14 +419,15 @@ static int schedule_rows(builder *b, bool *progress)
 static int schedule_products(builder *b, bool *progress)
 {
   kg_program *p = b->program;
-  kg_stage *stage = NULL;
+  kg_cpu_stage *stage = NULL;
   for (size_t i = 0; i < b->n_nodes; i++) {
     node *n = &b->nodes[i];
     if ((n->kind != NODE_PRODUCT && n->kind != NODE_HEAD) || !is_ready(b, n)) continue;
     if (n->kind == NODE_HEAD && stage) continue; /* the head has a stage of its own */
     int code;
     if (!stage &&
-        (code = new_stage(b, n->kind == NODE_HEAD ? KG_STAGE_HEAD : KG_STAGE_PRODUCTS, (int32_t)p->n_products, &stage)))
+        (code = new_stage(b, n->kind == NODE_HEAD ? KG_CPU_STAGE_HEAD : KG_CPU_STAGE_PRODUCTS, (int32_t)p->n_products,
+                          &stage)))
       return code;
     if (!kg_grow((void **)&p->products, &p->products_room, p->n_products + 1, sizeof *p->products)) return no_memory(b);
     p->products[p->n_products++] = n->product;
@@ -444,14 +445,14 @@ static int schedule_products(builder *b, bool *progress)
 
 static int schedule_mixture(builder *b, node *n)
 {
-  static const kg_stage_kind steps[] = {KG_STAGE_SORT, KG_STAGE_PAIRS_IN, KG_STAGE_EXPERTS_UP, KG_STAGE_PAIRS_ACT,
-                                        KG_STAGE_EXPERTS_DOWN};
+  static const kg_cpu_stage_kind steps[] = {KG_CPU_STAGE_SORT, KG_CPU_STAGE_PAIRS_IN, KG_CPU_STAGE_EXPERTS_UP,
+                                            KG_CPU_STAGE_PAIRS_ACT, KG_CPU_STAGE_EXPERTS_DOWN};
   kg_program *p = b->program;
   const kg_mixture *m = &p->mixtures[n->index];
   const int32_t places[] = {m->chosen,      m->pairs, m->slots, m->bounds, m->x,   m->x_packed[0],
                             m->x_packed[1], m->gate,  m->up,    m->packed, m->down};
   for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
-    kg_stage *stage;
+    kg_cpu_stage *stage;
     const int code = new_stage(b, steps[i], n->index, &stage);
     if (code) return code;
     /* all of them live through all steps: simple, and nothing else stands in memory with them */
@@ -470,8 +471,8 @@ static int schedule_other(builder *b, bool *progress)
     if (n->kind == NODE_ROW || n->kind == NODE_PRODUCT || n->kind == NODE_HEAD || !is_ready(b, n)) continue;
     *progress = true;
     if (n->kind == NODE_MIXTURE) return schedule_mixture(b, n);
-    kg_stage *stage;
-    const int code = new_stage(b, KG_STAGE_ATTENTION, n->index, &stage);
+    kg_cpu_stage *stage;
+    const int code = new_stage(b, KG_CPU_STAGE_ATTENTION, n->index, &stage);
     if (code) return code;
     stage->in = n->reads[0];
     stage->out = n->touches;

@@ -78,23 +78,23 @@ typedef struct kg_mixture {
   int32_t down;     /* float [slot] */
 } kg_mixture;
 
-typedef enum kg_stage_kind {
-  KG_STAGE_ROWS,      /* row operations [first, end) */
-  KG_STAGE_PRODUCTS,  /* products [first, end) */
-  KG_STAGE_HEAD,      /* product `first` with out = the wanted logits; then the program's `post` */
-  KG_STAGE_ATTENTION, /* first: op index */
-  KG_STAGE_SORT, KG_STAGE_PAIRS_IN, KG_STAGE_EXPERTS_UP, KG_STAGE_PAIRS_ACT, KG_STAGE_EXPERTS_DOWN /* first: mixture */
-} kg_stage_kind;
+typedef enum kg_cpu_stage_kind {
+  KG_CPU_STAGE_ROWS,      /* row operations [first, end) */
+  KG_CPU_STAGE_PRODUCTS,  /* products [first, end) */
+  KG_CPU_STAGE_HEAD,      /* product `first` with out = the wanted logits; then the program's `post` */
+  KG_CPU_STAGE_ATTENTION, /* first: op index */
+  KG_CPU_STAGE_SORT, KG_CPU_STAGE_PAIRS_IN, KG_CPU_STAGE_EXPERTS_UP, KG_CPU_STAGE_PAIRS_ACT, KG_CPU_STAGE_EXPERTS_DOWN /* first: mixture */
+} kg_cpu_stage_kind;
 
-typedef struct kg_stage {
-  kg_stage_kind kind;
+typedef struct kg_cpu_stage {
+  kg_cpu_stage_kind kind;
   int32_t first, end;
   int32_t in, out; /* attention: places of q and of the result */
   int64_t n_groups; /* products: of all of them */
-} kg_stage;
+} kg_cpu_stage;
 
 typedef struct kg_program {
-  kg_stage *stages;
+  kg_cpu_stage *stages;
   kg_row_op *rows;
   kg_product *products;
   kg_mixture *mixtures;

@@ -261,7 +261,7 @@ static void run_row_op(const pass *p, const kg_row_op *op, int32_t row)
   }
 }
 
-static void run_rows(const pass *p, const kg_stage *stage, int64_t row, int64_t end)
+static void run_rows(const pass *p, const kg_cpu_stage *stage, int64_t row, int64_t end)
 {
   for (; row < end; row++)
     for (int32_t i = stage->first; i < stage->end; i++) run_row_op(p, &p->run->program->rows[i], (int32_t)row);
@@ -321,7 +321,7 @@ static void multiply(const pass *p, const kg_matmul *m, int64_t group0, int64_t 
     kernels->matmul(m, group0, group1);
 }
 
-static void run_products(const pass *p, const kg_stage *stage, int64_t item, int64_t end)
+static void run_products(const pass *p, const kg_cpu_stage *stage, int64_t item, int64_t end)
 {
   const kg_executable *exe = p->run->exe;
   int64_t before = 0; /* groups of the products so far */
@@ -347,7 +347,7 @@ static void run_products(const pass *p, const kg_stage *stage, int64_t item, int
 
 /* The head's results pass through a small tile on their way to where they are wanted: logits of all rows together would
  * be the largest intermediate result by far. */
-static void run_head(const pass *p, const kg_stage *stage, int64_t item, int64_t end)
+static void run_head(const pass *p, const kg_cpu_stage *stage, int64_t item, int64_t end)
 {
   const kg_executable *exe = p->run->exe;
   const kg_product *product = &p->run->program->products[stage->first];
@@ -392,7 +392,7 @@ static int64_t attention_items(const run *r, const kg_attention_params *a)
   return (int64_t)r->n_blocks * a->n_kv_heads * head_parts(a) * (r->is_split ? r->n_splits : 1);
 }
 
-static void run_attention(const pass *p, const kg_stage *stage, int64_t item, int64_t end)
+static void run_attention(const pass *p, const kg_cpu_stage *stage, int64_t item, int64_t end)
 {
   const run *r = p->run;
   const kg_executable *exe = r->exe;
@@ -554,22 +554,22 @@ static void experts_down(const pass *p, const kg_mixture *m, int64_t item, int64
 
 /* ---- stages ---- */
 
-static int64_t item_count(const pass *p, const kg_stage *stage)
+static int64_t item_count(const pass *p, const kg_cpu_stage *stage)
 {
   const kg_executable *exe = p->run->exe;
-  if (stage->kind == KG_STAGE_ROWS) return p->n_rows;
-  if (stage->kind == KG_STAGE_PRODUCTS || stage->kind == KG_STAGE_HEAD) return stage->n_groups;
-  if (stage->kind == KG_STAGE_ATTENTION)
+  if (stage->kind == KG_CPU_STAGE_ROWS) return p->n_rows;
+  if (stage->kind == KG_CPU_STAGE_PRODUCTS || stage->kind == KG_CPU_STAGE_HEAD) return stage->n_groups;
+  if (stage->kind == KG_CPU_STAGE_ATTENTION)
     return attention_items(p->run, &kg_plan_op(exe->plan, stage->first)->u.attention);
   const kg_mixture *m = &p->run->program->mixtures[stage->first];
   const kg_moe_params *moe = &m->op->u.moe;
   switch (stage->kind) {
-  case KG_STAGE_PAIRS_IN:
-  case KG_STAGE_PAIRS_ACT:
+  case KG_CPU_STAGE_PAIRS_IN:
+  case KG_CPU_STAGE_PAIRS_ACT:
     return (int64_t)p->n_rows * moe->n_used;
-  case KG_STAGE_EXPERTS_UP:
+  case KG_CPU_STAGE_EXPERTS_UP:
     return moe->n_experts * (exe->weights[m->op->w[0]].packed.n_groups + exe->weights[m->op->w[1]].packed.n_groups);
-  case KG_STAGE_EXPERTS_DOWN:
+  case KG_CPU_STAGE_EXPERTS_DOWN:
     return moe->n_experts * exe->weights[m->op->w[2]].packed.n_groups;
   default:
     return 1;
@@ -577,17 +577,17 @@ static int64_t item_count(const pass *p, const kg_stage *stage)
 }
 
 /* How many items a worker takes at once: few enough that the others can help at the end. */
-static int64_t grain_of(const pass *p, const kg_stage *stage, int64_t n_items)
+static int64_t grain_of(const pass *p, const kg_cpu_stage *stage, int64_t n_items)
 {
   const int64_t n_workers = kg_pool_size(p->run->exe->pool);
-  if (stage->kind == KG_STAGE_ATTENTION || stage->kind == KG_STAGE_SORT) return 1;
-  if (stage->kind == KG_STAGE_ROWS) return n_items >= 4 * KG_PANEL * n_workers ? KG_PANEL : 1;
+  if (stage->kind == KG_CPU_STAGE_ATTENTION || stage->kind == KG_CPU_STAGE_SORT) return 1;
+  if (stage->kind == KG_CPU_STAGE_ROWS) return n_items >= 4 * KG_PANEL * n_workers ? KG_PANEL : 1;
   return most(n_items / (n_workers * 8), 1);
 }
 
 /* With few rows, products are bound by memory: what a worker's part of them begins with is fetched while it waits for
  * others that have a row of their own to work on. */
-static kg_ahead weights_ahead(const pass *p, const kg_stage *stage)
+static kg_ahead weights_ahead(const pass *p, const kg_cpu_stage *stage)
 {
   const kg_executable *exe = p->run->exe;
   const int64_t n_workers = kg_pool_size(exe->pool);
@@ -601,51 +601,57 @@ static kg_ahead weights_ahead(const pass *p, const kg_stage *stage)
   return (kg_ahead){at, at + (left < KG_AHEAD_BYTES ? left : KG_AHEAD_BYTES)};
 }
 
-static void run_stage(pass *p, const kg_stage *stage)
+static void run_stage(pass *p, const kg_cpu_stage *stage)
 {
   kg_pool *pool = p->run->exe->pool;
   const int64_t n_items = item_count(p, stage);
-  const kg_mixture *m = stage->kind >= KG_STAGE_SORT ? &p->run->program->mixtures[stage->first] : NULL;
+  const kg_mixture *m = stage->kind >= KG_CPU_STAGE_SORT ? &p->run->program->mixtures[stage->first] : NULL;
   kg_phase phase = kg_phase_begin(pool, p->worker, n_items, grain_of(p, stage, n_items));
   for (int64_t item, end; kg_phase_next(&phase, &item, &end);) switch (stage->kind) {
-    case KG_STAGE_ROWS:
+    case KG_CPU_STAGE_ROWS:
       run_rows(p, stage, item, end);
       break;
-    case KG_STAGE_PRODUCTS:
+    case KG_CPU_STAGE_PRODUCTS:
       run_products(p, stage, item, end);
       break;
-    case KG_STAGE_HEAD:
+    case KG_CPU_STAGE_HEAD:
       run_head(p, stage, item, end);
       break;
-    case KG_STAGE_ATTENTION:
+    case KG_CPU_STAGE_ATTENTION:
       run_attention(p, stage, item, end);
       break;
-    case KG_STAGE_SORT:
+    case KG_CPU_STAGE_SORT:
       sort_pairs(p, m);
       break;
-    case KG_STAGE_PAIRS_IN:
+    case KG_CPU_STAGE_PAIRS_IN:
       pairs_in(p, m, item, end);
       break;
-    case KG_STAGE_EXPERTS_UP:
+    case KG_CPU_STAGE_EXPERTS_UP:
       experts_up(p, m, item, end);
       break;
-    case KG_STAGE_PAIRS_ACT:
+    case KG_CPU_STAGE_PAIRS_ACT:
       pairs_act(p, m, item, end);
       break;
-    case KG_STAGE_EXPERTS_DOWN:
+    case KG_CPU_STAGE_EXPERTS_DOWN:
       experts_down(p, m, item, end);
       break;
     }
   kg_pool_barrier(pool, p->worker, &p->ahead);
 }
 
+static bool is_products(const kg_cpu_stage *stage)
+{
+  return stage->kind == KG_CPU_STAGE_PRODUCTS || stage->kind == KG_CPU_STAGE_HEAD;
+}
+
 /* Run stages [first, end), the weights of the next products always in view. */
 static void run_stages(pass *p, size_t first, size_t end)
 {
-  const kg_stage *stages = p->run->program->stages;
+  const kg_cpu_stage *stages = p->run->program->stages;
   for (size_t i = first, next = first; i < end; i++) {
     if (next <= i) {
-      for (next = i + 1; next < end && stages[next].kind != KG_STAGE_PRODUCTS && stages[next].kind != KG_STAGE_HEAD;) next++;
+      next = i + 1;
+      while (next < end && !is_products(&stages[next])) next++;
       p->ahead = next < end ? weights_ahead(p, &stages[next]) : (kg_ahead){NULL, NULL};
     }
     run_stage(p, &stages[i]);
