@@ -23,6 +23,7 @@ program=${KIGO:-build/kigo}
 [ ! -e "$out" ] || [ -f "$out/bundle.txt" ] || die "$out is there, and no bundle: name another folder"
 rm -rf "$out"
 mkdir -p "$out/lib"
+echo "kigo, relocatable: ./kigo haiku   ./kigo run MODEL   ./kigo bench MODEL   ./test [BUSTED OPTIONS]" >"$out/bundle.txt"
 
 # The tree, so that specs and documents find what they name. The module and the host in C stand beside the program.
 cp -R lua spec scripts examples engine README.md LICENSE .busted "$out/"
@@ -90,8 +91,5 @@ KIGO=./kigo exec ./kigo scripts/busted.lua --output=plainTerminal "$@"
 EOT
 chmod +x "$out/test"
 
-{
-  echo "kigo, relocatable: ./kigo haiku   ./kigo run MODEL   ./kigo bench MODEL   ./test [BUSTED OPTIONS]"
-  "$out/kigo" --version
-} >"$out/bundle.txt"
+"$out/kigo" --version >>"$out/bundle.txt"
 echo "$out: $(du -sm "$out" | cut -f 1) MB" >&2
