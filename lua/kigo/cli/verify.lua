@@ -51,6 +51,13 @@ local function load_for(path, options, receipt)
   })
 end
 
+---What is not even a receipt gets its verdict too.
+local function malformed(options, message)
+  local report = { passed = false, problems = { message } }
+  io.write(options.json and json.encode(report) or "Receipt FAILED: " .. message, "\n")
+  return 1
+end
+
 return {
   name = "verify", usage = "RECEIPT [--model FILE] [--device D] [--tolerance X] ...",
   summary = "compute again what a receipt says, on any device",
@@ -63,7 +70,9 @@ return {
   }, common.load_options),
   notes = "The exit status is 0 when everything fits, 1 when it does not or cannot be computed.",
   run = function(options, arguments)
-    local receipt = common.try(kigo.receipt.read(arguments[1]))
+    local receipt, message, code = kigo.receipt.read(arguments[1])
+    if code == kigo.err.FORMAT then return malformed(options, message) end
+    common.try(receipt, message)
     local path = options.model or haiku.bundled_model() or common.fail "give --model FILE"
     local model <close> = load_for(path, options, receipt)
     local report = common.call(kigo.receipt.verify, model, receipt, { tolerance = options.tolerance })
