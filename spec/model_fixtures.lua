@@ -26,7 +26,7 @@ function model_fixtures.get(name, exact)
   local info = support.read_json(support.fixture("models/" .. name .. ".json"))
   local logits = exact == false and name .. ".llamacpp.logits.f32" or info.logits
   local path = support.fixture("models/" .. name .. ".gguf")
-  if name == "haiku" then path = support.shared .. "/haiku-model/kigo-haiku-4m-q8_0.gguf" end
+  if name == "haiku" then path = support.haiku_model end
   return { path = path, prompt = info.prompt, greedy = info.greedy,
     logits = support.read(support.fixture("models/" .. logits)) }
 end

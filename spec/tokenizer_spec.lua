@@ -115,8 +115,8 @@ describe("kigo.tokenizer", function()
     end)
 
     it("gives the prompt ids of the haiku model", function()
-      local tokenizer <close> = open((support.shared or "../shared") .. "/haiku-model/kigo-haiku-4m-q8_0.gguf")
       local reference = support.read_json(support.fixture("models/haiku.json"))
+      local tokenizer <close> = open(support.haiku_model)
       local segments = {}
       local rest = reference.prompt_text
       while #rest > 0 do
