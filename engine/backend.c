@@ -1,22 +1,54 @@
 #include "backend.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "error.h"
+#include "plugin.h"
 
-int kg_backend_find(const char *device, const kg_backend **out, kg_error *err)
+/* "cuda" or "cuda:N" */
+static bool parse_cuda(const char *name, int32_t *index)
 {
-  if (!strcmp(device, "cpu") || !strcmp(device, "auto")) {
-    *out = &kg_backend_cpu;
+  *index = 0;
+  if (strncmp(name, "cuda", 4)) return false;
+  if (!name[4]) return true;
+  if (name[4] != ':' || !name[5]) return false;
+  for (const char *c = name + 5; *c; c++) {
+    if (*c < '0' || *c > '9' || *index > 99) return false;
+    *index = *index * 10 + (*c - '0');
+  }
+  return true;
+}
+
+static int find_cuda(int32_t index, kg_device *out, kg_error *err)
+{
+  const kg_plugin *plugin;
+  int code = kg_plugin_find(&plugin, err);
+  if (!code) code = plugin->probe(index, err);
+  if (code) return code;
+  out->backend = plugin->backend;
+  out->index = index;
+  return KG_OK;
+}
+
+int kg_device_find(const char *name, kg_device *out, kg_error *err)
+{
+  int32_t index;
+  *out = (kg_device){.backend = &kg_backend_cpu};
+  if (!strcmp(name, "cpu")) return KG_OK;
+  if (!strcmp(name, "reference")) {
+    out->backend = &kg_backend_reference;
     return KG_OK;
   }
-  if (!strcmp(device, "reference")) {
-    *out = &kg_backend_reference;
+  if (parse_cuda(name, &index)) return find_cuda(index, out, err);
+  if (!strcmp(name, "auto")) {
+    kg_error reason;
+    if (find_cuda(0, out, &reason)) snprintf(out->note, sizeof out->note, "no GPU: %.240s", reason.message);
     return KG_OK;
   }
   char quoted[KG_QUOTE_MAX];
-  return kg_fail(err, KG_ERR_UNSUPPORTED, "device %s is not known here; there are: auto, cpu, reference",
-                 kg_quote(quoted, device, strlen(device)));
+  return kg_fail(err, KG_ERR_UNSUPPORTED, "device %s is not known here; there are: auto, cpu, reference, cuda, cuda:N",
+                 kg_quote(quoted, name, strlen(name)));
 }
 
 /* ---- checking batches ---- */

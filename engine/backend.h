@@ -18,6 +18,7 @@ typedef enum kg_kv_type { KG_KV_F32, KG_KV_F16 } kg_kv_type;
 
 typedef struct kg_backend_options {
   int32_t n_threads;      /* 0: one per available core */
+  int32_t device;         /* which GPU */
   int32_t chunk;          /* most rows in one run */
   kg_kv_type kv_type;
   const char *variant;    /* force an instruction set ("generic", "avx2", ...); NULL: the best there is */
@@ -86,7 +87,16 @@ extern const kg_backend kg_backend_cpu;       /* cpu/cpu.c */
  * KG_ERR_ARGUMENT instead of a wild write. */
 int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err);
 
-/* "reference" or "cpu" ("auto" is the best one there is); KG_ERR_UNSUPPORTED names the known ones. */
-int kg_backend_find(const char *device, const kg_backend **out, kg_error *err);
+/* What a device name means here. */
+typedef struct kg_device {
+  const kg_backend *backend;
+  int32_t index;          /* which GPU; 0 elsewhere */
+  char note[256];         /* why "auto" means the CPU, where a GPU was looked for; else empty */
+} kg_device;
+
+/* "reference", "cpu", "cuda", "cuda:N", or "auto": the first GPU where there is one that works, else the CPU. Other
+ * names: KG_ERR_UNSUPPORTED. A GPU that is asked for by name and cannot be used: KG_ERR_DEVICE, or
+ * KG_ERR_UNSUPPORTED where kigo was built without CUDA. */
+int kg_device_find(const char *name, kg_device *out, kg_error *err);
 
 #endif

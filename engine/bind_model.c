@@ -418,6 +418,8 @@ static int model_get_stats(lua_State *L)
   lua_newtable(L);
   lua_pushstring(L, stats.device);
   lua_setfield(L, -2, "device");
+  lua_pushstring(L, stats.note);
+  lua_setfield(L, -2, "note");
   lua_pushstring(L, stats.variant);
   lua_setfield(L, -2, "variant");
   lua_pushstring(L, stats.kv);

@@ -135,7 +135,8 @@ typedef struct kg_sequence kg_sequence;
 typedef int (*kg_progress)(void *user, const char *what, int64_t done, int64_t total);
 
 typedef struct kg_model_stats {
-  const char *device;         /* "cpu", "reference" */
+  const char *device;         /* "cpu", "reference", "cuda" */
+  const char *note;           /* why device "auto" is not a GPU; empty where it is one or was not asked for */
   const char *variant;        /* instruction set or device name, for people */
   const char *kv;             /* type of the key/value cache: "f32", "f16" */
   size_t weight_bytes;        /* packed weights held by the device */

@@ -11,7 +11,8 @@ enum { DEFAULT_CONTEXT = 4096, DEFAULT_CHUNK = 512, MAX_CHUNK = 16384, MAX_THREA
 
 struct kg_model {
   kg_plan *plan;
-  const kg_backend *backend;
+  kg_device device;
+  const kg_backend *backend; /* the device's, once it is known */
   kg_executable *exe;
   kg_kv *kv;
   kg_kv_type kv_type;
@@ -108,8 +109,11 @@ static int open_parts(kg_model *model, const kg_model_options *options, kg_error
                                 .progress = options->progress,
                                 .progress_user = options->progress_user};
   model->chunk = compile.chunk;
-  int status = kg_backend_find(options->device ? options->device : "auto", &model->backend, err);
-  if (!status) status = choose_context(model->plan, options->context, &model->context, err);
+  int status = kg_device_find(options->device ? options->device : "auto", &model->device, err);
+  if (status) return status;
+  model->backend = model->device.backend;
+  compile.device = model->device.index;
+  status = choose_context(model->plan, options->context, &model->context, err);
   if (!status) status = choose_kv_type(model->plan, options->kv, &compile.kv_type, err);
   model->kv_type = compile.kv_type;
   if (!status) status = scratch_init(&model->scratch, model->chunk, err);
@@ -162,8 +166,10 @@ int32_t kg_model_context(const kg_model *model)
 
 void kg_model_get_stats(const kg_model *model, kg_model_stats *out)
 {
-  *out = (kg_model_stats){
-      .device = model->backend->name, .variant = "", .kv = model->kv_type == KG_KV_F32 ? "f32" : "f16"};
+  *out = (kg_model_stats){.device = model->backend->name,
+                          .note = model->device.note,
+                          .variant = "",
+                          .kv = model->kv_type == KG_KV_F32 ? "f32" : "f16"};
   model->backend->get_stats(model->exe, out);
   out->n_tokens_evaluated = model->n_tokens_evaluated;
   out->n_steps = model->n_steps;

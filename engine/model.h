@@ -5,7 +5,7 @@
 #include "kv.h"
 
 typedef struct kg_model_options {
-  const char *device;       /* "auto", "cpu", "reference" */
+  const char *device;       /* "auto", "cpu", "reference", "cuda", "cuda:N" */
   const char *variant;      /* see kg_backend_options */
   int32_t n_threads;        /* 0: one per available core */
   int32_t context;          /* positions a sequence may hold; 0: what the file says, at most 4096 */

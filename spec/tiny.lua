@@ -111,6 +111,21 @@ tiny.devices = {
   { name = "cpu with a float16 cache", options = { device = "cpu", threads = 1, kv = "f16" } },
 }
 
+---Is there a GPU that works? What is checked on every device is checked there too then.
+---@type boolean
+tiny.has_gpu = (function()
+  local plan <close> = tiny.plan()
+  local model = core.model(plan, { device = "cuda" })
+  if model then model:close() end
+  return model ~= nil
+end)()
+
+if tiny.has_gpu then
+  for _, kv in ipairs { "f32", "f16" } do
+    table.insert(tiny.devices, { name = "cuda, cache " .. kv, options = { device = "cuda", kv = kv } })
+  end
+end
+
 ---The oracle's rows from a model of its own that takes everything in one pass.
 ---@param ids integer[]
 ---@param options table?

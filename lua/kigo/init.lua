@@ -43,7 +43,7 @@ local kigo = {
 }
 
 ---@class kigo.load.Options
----@field device? string     "auto" (default), "cpu" or "reference"
+---@field device? string     "auto" (default), "cpu", "reference", "cuda" or "cuda:N"
 ---@field variant? string    instruction set of the CPU backend; the best one by default
 ---@field threads? integer   default: one per available core
 ---@field ctx? integer       positions a sequence may hold; default: what the file says, at most 4096

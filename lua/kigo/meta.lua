@@ -506,7 +506,8 @@ function Model:values() end
 
 ---@class kigo.ModelStats
 ---@field device string
----@field variant string               instruction set
+---@field note string                  why "auto" is no GPU; empty where it is one, or another device was asked for
+---@field variant string               instruction set, or name of the GPU
 ---@field kv string                    type of the key/value cache: "f32" or "f16"
 ---@field weight_bytes integer         of packed weights
 ---@field kv_bytes integer

@@ -1,0 +1,88 @@
+#define _GNU_SOURCE /* dladdr */
+#include "plugin.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "alloc.h"
+#include "error.h"
+
+static const kg_plugin_host host = {
+    .alloc = kg_alloc,
+    .alloc_array = kg_alloc_array,
+    .realloc_array = kg_realloc_array,
+    .free = kg_free,
+    .plan_op_count = kg_plan_op_count,
+    .plan_op = kg_plan_op,
+    .plan_value_count = kg_plan_value_count,
+    .plan_value = kg_plan_value,
+    .plan_weight_count = kg_plan_weight_count,
+    .plan_weight_at = kg_plan_weight_at,
+    .plan_logits = kg_plan_logits,
+    .plan_vocab_size = kg_plan_vocab_size,
+    .plan_layer_count = kg_plan_layer_count,
+    .plan_layer = kg_plan_layer,
+    .plan_tail = kg_plan_tail,
+    .plan_gguf = kg_plan_gguf,
+    .release_pages = kg_gguf_release_pages,
+    .batch_check = kg_batch_check,
+    .host_buffer_new = kg_host_buffer_new,
+    .host_ops = &kg_host_tensor_ops,
+};
+
+/* The folder of the library or program that this code is part of, without the slash at its end. */
+static bool own_folder(char folder[PATH_MAX])
+{
+  Dl_info info;
+  char path[PATH_MAX];
+  if (!dladdr(&host, &info) || !info.dli_fname) return false;
+  const bool is_path = strchr(info.dli_fname, '/') != NULL; /* the program's name as it was typed may be none */
+  const char *name = is_path ? info.dli_fname : "/proc/self/exe";
+  const ssize_t n = readlink(name, path, sizeof path - 1);
+  if (n > 0)
+    path[n] = 0;
+  else if (is_path && strlen(name) < sizeof path)
+    strcpy(path, name);
+  else
+    return false;
+  if (path[0] != '/' && is_path) { /* a link beside its target, or a relative name */
+    if (strlen(name) >= sizeof path) return false;
+    strcpy(path, name);
+  }
+  char *slash = strrchr(path, '/');
+  if (!slash) return false;
+  *slash = 0;
+  strcpy(folder, path);
+  return true;
+}
+
+static int open_file(const char *path, const kg_plugin **out, kg_error *err)
+{
+  void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!library) return kg_fail(err, KG_ERR_DEVICE, "%s", dlerror());
+  kg_plugin_entry entry;
+  void *symbol = dlsym(library, KG_PLUGIN_ENTRY);
+  if (!symbol) return kg_fail(err, KG_ERR_DEVICE, "%s is no plug-in of kigo", path);
+  memcpy(&entry, &symbol, sizeof entry); /* ISO C knows no conversion between the two kinds of pointers */
+  const kg_plugin *plugin = entry(&host);
+  if (plugin->abi != KG_PLUGIN_ABI || plugin->page != KG_PAGE)
+    return kg_fail(err, KG_ERR_DEVICE, "%s belongs to another build of kigo (interface %d, pages of %d; here %d and %d)",
+                   path, plugin->abi, plugin->page, KG_PLUGIN_ABI, KG_PAGE);
+  *out = plugin;
+  return KG_OK;
+}
+
+int kg_plugin_find(const kg_plugin **out, kg_error *err)
+{
+  static const char *const places[] = {"", "/../lib", "/../.."}; /* beside; bin and lib; lib/lua/5.4 */
+  char folder[PATH_MAX], path[PATH_MAX + 32];
+  if (!own_folder(folder)) return kg_fail(err, KG_ERR_UNSUPPORTED, "the place of the program is unknown");
+  for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+    snprintf(path, sizeof path, "%s%s/libkigo_cuda.so", folder, places[i]);
+    if (!access(path, R_OK)) return open_file(path, out, err);
+  }
+  return kg_fail(err, KG_ERR_UNSUPPORTED, "libkigo_cuda.so is not beside the program: it was built without CUDA");
+}

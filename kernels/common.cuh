@@ -1,0 +1,70 @@
+/* common.cuh - device helpers of all kernels. Every sum has one order: results must not depend on the batch. The
+ * compiler fuses no multiply with an add by itself (-fmad=false); where fmaf stands, it is meant. */
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <math_constants.h>
+#include <stdint.h>
+
+#include "device.h"
+
+static __device__ __forceinline__ float warp_sum(float x)
+{
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
+/* NaNs are skipped. */
+static __device__ __forceinline__ float warp_max(float x)
+{
+  for (int step = 16; step; step >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+  return x;
+}
+
+/* Over a block of at most 1024 threads, all of which call it; the result is everywhere. */
+static __device__ __forceinline__ float block_sum(float x, float *shared /* [32] */)
+{
+  const int n_warps = blockDim.x / 32;
+  x = warp_sum(x);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  float sum = shared[0];
+  for (int w = 1; w < n_warps; w++) sum += shared[w];
+  return sum;
+}
+
+static __device__ __forceinline__ float block_max(float x, float *shared /* [32] */)
+{
+  const int n_warps = blockDim.x / 32;
+  x = warp_max(x);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  float max = shared[0];
+  for (int w = 1; w < n_warps; w++) max = fmaxf(max, shared[w]);
+  return max;
+}
+
+/* Column of a block of 32 that stands at position `at` of the activations' order (format.h), and back. */
+static __device__ __forceinline__ int column_of(int at)
+{
+  return at / 8 * 4 + (at & 3) + (at & 4) * 4;
+}
+
+static __device__ __forceinline__ int place_of(int column)
+{
+  return (column & 15) / 4 * 8 + (column & 3) + (column >> 4) * 4;
+}
+
+/* The power of two that brings numbers of this largest magnitude to [2^13, 2^14): f16 keeps 11 bits of everything
+ * above 2^-28 of the largest. Its inverse is exact. 1 for zero and for what is no number. */
+static __device__ __forceinline__ float half_scale(float max)
+{
+  if (!(max > 0) || max == CUDART_INF_F) return 1;
+  int exponent = 0;
+  frexpf(max, &exponent);
+  exponent = 14 - exponent;
+  return ldexpf(1, exponent < -120 ? -120 : exponent > 120 ? 120 : exponent);
+}

@@ -1,0 +1,242 @@
+/* cuda.c - the backend "cuda": compiling a plan for a GPU, and the interface of backend.h and plugin.h. */
+#include <stdio.h>
+#include <string.h>
+
+#include "executable.h"
+#include "vector_ops.h"
+
+static void cuda_release(kg_executable *exe)
+{
+  if (!exe) return;
+  if (exe->stream) {
+    (void)kg_stream_use(exe->stream, NULL);
+    (void)kg_stream_wait(exe->stream, "closing", NULL);
+  }
+  kg_gpu_forget_graphs(exe);
+  kg_gpu_cache_close(exe);
+  kg_program_deinit(&exe->fused);
+  kg_program_deinit(&exe->traced);
+  if (exe->meta_read) (void)cudaEventDestroy(exe->meta_read);
+  (void)cudaFree(exe->weight_block);
+  (void)cudaFree(exe->arena);
+  (void)cudaFree(exe->freqs);
+  (void)cudaFree(exe->meta);
+  (void)cudaFreeHost(exe->meta_host);
+  (void)cudaGetLastError();
+  kg_stream_unref(exe->stream);
+  kg_free(exe->weights);
+  kg_free(exe);
+}
+
+/* ---- compiling ---- */
+
+static int copy_freqs(kg_executable *exe, kg_error *err)
+{
+  kg_program *programs[] = {&exe->fused, &exe->traced};
+  size_t n = 0;
+  for (size_t p = 0; p < 2; p++)
+    for (size_t i = 0; i < programs[p]->n_rotations; i++) n += (size_t)programs[p]->rotations[i].params->n_dims / 2;
+  void *freqs;
+  int code = kg_cuda_alloc(n * sizeof(float), "rotations", &freqs, err);
+  if (code) return code;
+  float *at = exe->freqs = freqs;
+  for (size_t p = 0; p < 2; p++)
+    for (size_t i = 0; i < programs[p]->n_rotations && !code; i++) {
+      kg_rotation_place *r = &programs[p]->rotations[i];
+      const size_t count = (size_t)r->params->n_dims / 2;
+      r->freqs = at;
+      at += count;
+      code = kg_cuda_check(cudaMemcpyAsync(r->freqs, r->params->inverse_freqs, count * sizeof(float),
+                                           cudaMemcpyHostToDevice, exe->stream->handle),
+                           "rotations", err);
+    }
+  return code ? code : kg_stream_wait(exe->stream, "rotations", err);
+}
+
+static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
+static size_t place(size_t *end, size_t n_bytes)
+{
+  const size_t at = *end;
+  *end = (at + n_bytes + 255) / 256 * 256;
+  return at;
+}
+
+/* Behind the values: what the experts need, as the widest operation does. */
+static size_t lay_out_experts(kg_executable *exe, size_t at)
+{
+  size_t n_used = 0, hidden = 0, width = 0;
+  for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
+    const kg_op *op = kg_plan_op(exe->plan, i);
+    if (op->kind != KG_OP_MOE) continue;
+    n_used = max_size(n_used, (size_t)op->u.moe.n_used);
+    hidden = max_size(hidden, (size_t)exe->weights[op->w[0]].m.rows);
+    width = max_size(width, (size_t)exe->weights[op->w[2]].m.rows);
+  }
+  const size_t rows = !n_used ? 0 : max_size(KG_MOE_ROWS, n_used);
+  kg_moe_scratch *m = &exe->moe;
+  m->experts = place(&at, rows * 4);
+  m->weights = place(&at, rows * 4);
+  m->gate = place(&at, rows * hidden * 4);
+  m->up = place(&at, rows * hidden * 4);
+  m->half = place(&at, rows * (hidden + 31) / 32 * 32 * 2);
+  m->half_scale = place(&at, rows * 4);
+  m->down = place(&at, rows * width * 4);
+  return at;
+}
+
+static int allocate(kg_executable *exe, kg_error *err)
+{
+  const size_t values = max_size(exe->fused.arena_bytes, exe->traced.arena_bytes);
+  size_t begin = 0;
+  (void)place(&begin, values);
+  void *arena;
+  int code = kg_cuda_alloc(lay_out_experts(exe, begin), "intermediate results", &arena, err);
+  if (code) return code;
+  exe->arena = arena;
+  code = copy_freqs(exe, err);
+  if (!code)
+    code = kg_cuda_check(cudaEventCreateWithFlags(&exe->meta_read, cudaEventDisableTiming), "making an event", err);
+  return code;
+}
+
+static int name_device(kg_executable *exe, kg_error *err)
+{
+  struct cudaDeviceProp properties;
+  const int code = kg_cuda_check(cudaGetDeviceProperties(&properties, exe->stream->device), "asking the device", err);
+  if (!code)
+    snprintf(exe->variant, sizeof exe->variant, "%.80s, sm_%d%d", properties.name, properties.major, properties.minor);
+  return code;
+}
+
+static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err)
+{
+  if (kg_plan_logits(plan) == KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "the plan is not finished");
+  kg_executable *exe = kg_alloc_array(1, sizeof *exe);
+  if (!exe) return kg_fail_memory(err, sizeof *exe, "the cuda backend");
+  exe->plan = plan;
+  exe->chunk = options->chunk;
+  exe->pass_rows = options->chunk < KG_PASS_ROWS ? options->chunk : KG_PASS_ROWS;
+  exe->half = options->kv_type == KG_KV_F16;
+  int code = kg_stream_new(options->device, &exe->stream, err);
+  if (!code) code = name_device(exe, err);
+  if (!code) code = kg_gpu_cache_open(exe, err);
+  if (!code) code = kg_gpu_weights_open(exe, err);
+  if (!code) code = kg_program_build(exe, false, &exe->fused, err);
+  if (!code) code = kg_program_build(exe, true, &exe->traced, err);
+  if (!code) code = allocate(exe, err);
+  if (!code) code = kg_gpu_weights_pack(exe, options, err); /* last: everything before it is quick to fail */
+  if (code) {
+    cuda_release(exe);
+    return code;
+  }
+  *out = exe;
+  return KG_OK;
+}
+
+/* ---- running ---- */
+
+static int cuda_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
+{
+  int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
+  for (int32_t i = 0; i < batch->n_wanted && !code; i++)
+    code = kg_cuda_buffer_check(batch->wanted[i].buffer, batch->wanted[i].at, kg_plan_vocab_size(exe->plan), "logits", err);
+  for (int32_t i = 0; i < batch->n_traces && !code; i++) {
+    const kg_trace *trace = &batch->traces[i];
+    const kg_value *value = kg_plan_value(exe->plan, trace->value);
+    code = kg_cuda_buffer_check(trace->buffer, trace->at, (int64_t)batch->n_rows * value->width, value->name, err);
+  }
+  return code ? code : kg_gpu_run(exe, batch, err);
+}
+
+/* ---- looking into weights ---- */
+
+static size_t cuda_weight_bytes(const kg_executable *exe, int32_t weight) { return exe->weights[weight].n_bytes; }
+
+static int check_range(const kg_executable *exe, int32_t weight, size_t at, size_t n, kg_error *err)
+{
+  if (weight < 0 || weight >= exe->n_weights)
+    return kg_fail(err, KG_ERR_ARGUMENT, "weight %d of %d", weight, exe->n_weights);
+  const size_t n_bytes = exe->weights[weight].n_bytes;
+  if (at <= n_bytes && n <= n_bytes - at) return kg_stream_use(exe->stream, err);
+  return kg_fail(err, KG_ERR_ARGUMENT, "tensor %s: %zu bytes at %zu of %zu", kg_plan_weight_at(exe->plan, weight)->name,
+                 n, at, n_bytes);
+}
+
+static int cuda_weight_read(const kg_executable *exe, int32_t weight, size_t at, size_t n, void *out, kg_error *err)
+{
+  int code = check_range(exe, weight, at, n, err);
+  if (code || !n) return code;
+  code = kg_cuda_check(cudaMemcpyAsync(out, exe->weights[weight].data + at, n, cudaMemcpyDeviceToHost, exe->stream->handle),
+                       "reading weights", err);
+  return code ? code : kg_stream_wait(exe->stream, "reading weights", err);
+}
+
+static int cuda_weight_write(kg_executable *exe, int32_t weight, size_t at, size_t n, const void *in, kg_error *err)
+{
+  int code = check_range(exe, weight, at, n, err);
+  if (code || !n) return code;
+  code = kg_cuda_check(cudaMemcpyAsync(exe->weights[weight].data + at, in, n, cudaMemcpyHostToDevice, exe->stream->handle),
+                       "writing weights", err);
+  return code ? code : kg_stream_wait(exe->stream, "writing weights", err);
+}
+
+static int cuda_buffer_new(kg_executable *exe, int64_t n_floats, kg_buffer **out, kg_error *err)
+{
+  kg_buffer *buffer;
+  int code = kg_cuda_buffer_new(exe->stream, n_floats, &buffer, err);
+  if (code) return code;
+  code = kg_cuda_check(cudaMemsetAsync(buffer->data, 0, (size_t)n_floats * sizeof(float), exe->stream->handle),
+                       "clearing a tensor", err);
+  if (code)
+    buffer->release(buffer);
+  else
+    *out = buffer;
+  return code;
+}
+
+static const kg_backend cuda_backend;
+
+static void cuda_get_stats(const kg_executable *exe, kg_model_stats *out)
+{
+  out->device = cuda_backend.name;
+  out->variant = exe->variant;
+  out->weight_bytes = exe->weight_bytes;
+  out->kv_bytes = (size_t)exe->n_pages * exe->page_bytes;
+  out->n_threads = 0;
+}
+
+static const kg_backend cuda_backend = {.name = "cuda",
+                                        .compile = cuda_compile,
+                                        .release = cuda_release,
+                                        .run = cuda_run,
+                                        .kv_reserve = kg_gpu_cache_reserve,
+                                        .kv_copy = kg_gpu_cache_copy,
+                                        .weight_bytes = cuda_weight_bytes,
+                                        .weight_read = cuda_weight_read,
+                                        .weight_write = cuda_weight_write,
+                                        .buffer_new = cuda_buffer_new,
+                                        .get_stats = cuda_get_stats};
+
+/* ---- the plug-in ---- */
+
+static int probe(int32_t index, kg_error *err)
+{
+  int n = 0, major = 0;
+  int code = kg_cuda_check(cudaGetDeviceCount(&n), "looking for devices", err);
+  if (code) return KG_ERR_DEVICE;
+  if (index < 0 || index >= n) return kg_fail(err, KG_ERR_DEVICE, "there is no device cuda:%d, there are %d", index, n);
+  code = kg_cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "asking the device", err);
+  if (!code && major < 8)
+    return kg_fail(err, KG_ERR_DEVICE, "device cuda:%d is older than compute capability 8.0", index);
+  if (!code) code = kg_cuda_check(cudaSetDevice(index), "choosing the device", err);
+  return code ? code : kg_cuda_probe_kernels(err);
+}
+
+KG_API const kg_plugin *kg_plugin_open(const kg_plugin_host *host);
+
+const kg_plugin *kg_plugin_open(const kg_plugin_host *host)
+{
+  static const kg_plugin plugin = {KG_PLUGIN_ABI, KG_PAGE, &cuda_backend, probe};
+  kg_host_set(host);
+  return &plugin;
+}

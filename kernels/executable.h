@@ -1,0 +1,148 @@
+/* executable.h - a plan compiled for one GPU. Shared by cuda.c (life and interface), weights.c (packing), program.c (from
+ * operations to stages), run.c (running them) and cache.c (pages). */
+#ifndef KG_CUDA_EXECUTABLE_H
+#define KG_CUDA_EXECUTABLE_H
+
+#include "attention.h"
+#include "buffer.h"
+#include "host.h"
+#include "linear.h"
+#include "moe.h"
+#include "rows.h"
+
+enum {
+  KG_PASS_ROWS = 2048, /* most rows that go through all stages together */
+  KG_FEW_ROWS = 64,    /* most wanted rows that the plan's tail takes together; most rows of a graph, of a traced pass */
+  KG_GRAPHS = 64,      /* captured graphs that are kept */
+  KG_MOE_ROWS = 2048   /* rows of experts that are computed together */
+};
+
+typedef struct kg_cuda_weight {
+  kg_matrix m;         /* when used as a matrix */
+  float *vector;       /* all values as floats, when used as a norm, bias or sink */
+  bool is_matrix, is_vector;
+  unsigned char *data; /* in the block of weights: the matrix, then the vector */
+  size_t matrix_bytes, n_bytes;
+} kg_cuda_weight;
+
+/* The rows of a pass (0), or the wanted ones among them (1), on which the plan's tail runs. */
+typedef enum kg_side { KG_ALL_ROWS, KG_WANTED_ROWS, KG_SIDES } kg_side;
+
+typedef enum kg_stage_kind {
+  KG_STAGE_EMBED_ROWS,
+  KG_STAGE_GATHER,    /* a value's wanted rows */
+  KG_STAGE_NORM_ROWS, /* a norm and the f16 form of what it gives, each if wanted */
+  KG_STAGE_HALF,      /* the f16 form of a value */
+  KG_STAGE_LINEAR,    /* up to three products of one value; a gate; a residual */
+  KG_STAGE_ANGLES,    /* table of a rotation */
+  KG_STAGE_ROPE,
+  KG_STAGE_ATTENTION, /* rotations of q and k, cache write, attention */
+  KG_STAGE_MOE,
+  KG_STAGE_COLUMNS,
+  KG_STAGE_SCATTER    /* rows of the logits to where they are wanted */
+} kg_stage_kind;
+
+typedef struct kg_gpu_stage {
+  kg_stage_kind kind;
+  kg_side side;
+  const kg_op *op;                     /* what it computes; of several linears the first */
+  const kg_op *parts[KG_LINEAR_PARTS]; /* linear */
+  int32_t n_parts;
+  const kg_op *glu;                    /* linear: gated, or NULL */
+  int32_t residual;                    /* linear: value to add, or KG_NONE */
+  int32_t in[3], out;                  /* values */
+  bool to_logits;                      /* linear: rows go straight to where they are wanted */
+  int32_t rotation[2];                 /* of q and k or of the stage, index into rotations, or KG_NONE */
+} kg_gpu_stage;
+
+/* Where a value stands in the arena, on one side; SIZE_MAX: nowhere. */
+typedef struct kg_value_place {
+  size_t at;         /* float32 */
+  size_t half;       /* f16 form */
+  size_t half_scale; /* and its scales */
+} kg_value_place;
+
+/* One set of angles; its table stands in the arena. */
+typedef struct kg_rotation_place {
+  const kg_rope_params *params;
+  kg_side side;
+  size_t table;   /* in the arena */
+  float *freqs;   /* on the device */
+} kg_rotation_place;
+
+typedef struct kg_program {
+  kg_gpu_stage *stages;
+  size_t n_stages, stages_capacity;
+  kg_value_place *places[KG_SIDES]; /* [values] */
+  kg_rotation_place *rotations;
+  size_t n_rotations, rotations_capacity;
+  int32_t max_rows[KG_SIDES];
+  size_t arena_bytes;
+} kg_program;
+
+/* Experts of KG_MOE_ROWS rows: places in the arena's end. */
+typedef struct kg_moe_scratch {
+  size_t experts, weights, gate, up, half, half_scale, down, n_bytes;
+} kg_moe_scratch;
+
+/* Rows of a pass as the kernels read them, in one piece so that one copy brings it over. `capacity` rows: */
+typedef struct kg_meta_layout {
+  size_t tokens, positions, row_pages, wanted_rows, wanted_tokens, wanted_positions, out_rows, pages; /* bytes */
+} kg_meta_layout;
+
+typedef struct kg_graph {
+  int32_t n_rows, n_wanted, n_splits; /* what it was captured for; n_rows 0: free */
+  bool seen;                          /* ran once without being captured */
+  cudaGraphExec_t handle;
+} kg_graph;
+
+struct kg_executable {
+  const kg_plan *plan;
+  kg_stream *stream;
+  char variant[128];
+  int32_t chunk, pass_rows;
+  bool half;                /* cache elements are f16 */
+
+  kg_cuda_weight *weights;  /* by weight index */
+  int32_t n_weights;
+  unsigned char *weight_block;
+  size_t weight_bytes;
+
+  kg_program fused, traced;
+  unsigned char *arena;
+  kg_moe_scratch moe;
+  float *freqs;             /* of all rotations */
+
+  unsigned char *meta_host, *meta; /* pinned and on the device */
+  size_t meta_bytes;
+  cudaEvent_t meta_read;    /* the device has the last upload */
+
+  size_t *layer_at;         /* [layers] bytes from the start of a page */
+  size_t page_bytes;
+  unsigned char **pages;    /* by page id; host memory, device pointers */
+  int32_t n_pages;
+  struct kg_slab *slabs;
+  float *partials;          /* attention splits */
+  size_t partial_floats;    /* room */
+  size_t head_floats;       /* of a row's split: the widest attention's heads */
+
+  kg_graph graphs[KG_GRAPHS];
+  int32_t next_graph;
+};
+
+/* weights.c */
+int kg_gpu_weights_open(kg_executable *exe, kg_error *err);
+int kg_gpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err);
+/* program.c */
+int kg_program_build(kg_executable *exe, bool traced, kg_program *out, kg_error *err);
+void kg_program_deinit(kg_program *program);
+/* cache.c */
+int kg_gpu_cache_open(kg_executable *exe, kg_error *err);
+void kg_gpu_cache_close(kg_executable *exe);
+int kg_gpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err);
+int kg_gpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+/* run.c */
+int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err);
+void kg_gpu_forget_graphs(kg_executable *exe);
+
+#endif

@@ -1,0 +1,59 @@
+#include "host.h"
+
+/* The one global of the plug-in: written once, before its first object exists, with a constant of the host. */
+static const kg_plugin_host *the_host;
+
+const kg_plugin_host *kg_host(void) { return the_host; }
+void kg_host_set(const kg_plugin_host *host) { the_host = host; }
+
+void *kg_alloc(size_t n_bytes) { return the_host->alloc(n_bytes); }
+void *kg_alloc_array(size_t count, size_t size) { return the_host->alloc_array(count, size); }
+void *kg_realloc_array(void *block, size_t count, size_t size) { return the_host->realloc_array(block, count, size); }
+void kg_free(void *block) { the_host->free(block); }
+
+bool kg_grow(void **items, size_t *capacity, size_t need, size_t item_size)
+{
+  if (need <= *capacity) return true;
+  size_t wanted = *capacity + *capacity / 2;
+  if (wanted < need) wanted = need;
+  if (wanted < 8) wanted = 8;
+  void *grown = kg_realloc_array(*items, wanted, item_size);
+  if (!grown) return false;
+  *items = grown;
+  *capacity = wanted;
+  return true;
+}
+
+bool kg_add_size(size_t a, size_t b, size_t *out) { return !__builtin_add_overflow(a, b, out); }
+bool kg_mul_size(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
+
+bool kg_align_size(size_t n, size_t alignment, size_t *out)
+{
+  size_t padded;
+  if (!kg_add_size(n, alignment - 1, &padded)) return false;
+  *out = padded & ~(alignment - 1);
+  return true;
+}
+
+int32_t kg_plan_op_count(const kg_plan *plan) { return the_host->plan_op_count(plan); }
+const kg_op *kg_plan_op(const kg_plan *plan, int32_t index) { return the_host->plan_op(plan, index); }
+int32_t kg_plan_value_count(const kg_plan *plan) { return the_host->plan_value_count(plan); }
+const kg_value *kg_plan_value(const kg_plan *plan, int32_t index) { return the_host->plan_value(plan, index); }
+int32_t kg_plan_weight_count(const kg_plan *plan) { return the_host->plan_weight_count(plan); }
+const kg_weight *kg_plan_weight_at(const kg_plan *plan, int32_t index) { return the_host->plan_weight_at(plan, index); }
+int32_t kg_plan_logits(const kg_plan *plan) { return the_host->plan_logits(plan); }
+int32_t kg_plan_vocab_size(const kg_plan *plan) { return the_host->plan_vocab_size(plan); }
+int32_t kg_plan_layer_count(const kg_plan *plan) { return the_host->plan_layer_count(plan); }
+const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer) { return the_host->plan_layer(plan, layer); }
+int32_t kg_plan_tail(const kg_plan *plan) { return the_host->plan_tail(plan); }
+const kg_gguf *kg_plan_gguf(const kg_plan *plan) { return the_host->plan_gguf(plan); }
+
+void kg_gguf_release_pages(const kg_gguf *gguf, const void *data, size_t n_bytes)
+{
+  the_host->release_pages(gguf, data, n_bytes);
+}
+
+int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err)
+{
+  return the_host->batch_check(plan, batch, chunk, n_pages, err);
+}

@@ -1,0 +1,49 @@
+/* linear.h - products of packed weights with rows of activations. */
+#ifndef KG_CUDA_LINEAR_H
+#define KG_CUDA_LINEAR_H
+
+#include "format.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { KG_LINEAR_PARTS = 3 };
+
+typedef enum kg_cuda_act { KG_CUDA_SILU, KG_CUDA_GELU, KG_CUDA_GELU_ERF, KG_CUDA_RELU, KG_CUDA_SWIGLU_CLAMPED } kg_cuda_act;
+
+typedef struct kg_linear_part {
+  kg_matrix m;
+  const float *bias; /* [planes][rows] or NULL */
+  float *out;        /* [n][rows] */
+} kg_linear_part;
+
+/* out = x * W^T + bias + residual for up to three matrices of one type and width, or, gated: out of part 0 =
+ * act(gate) * up of parts 0 and 1. */
+typedef struct kg_linear_args {
+  kg_linear_part part[KG_LINEAR_PARTS];
+  int32_t n_parts;
+  bool gated;
+  int32_t act;
+  float act_limit, act_alpha;
+  int32_t n;                /* rows of x; with `planes`: rows of out */
+  const void *x;            /* F32: float [n][cols]; else f16 in the order of format.h, [n][32 n_blocks] */
+  const float *x_scale;     /* [n] what undoes the scale of x; not for F32 */
+  const float *residual;    /* [n][rows of part 0], or NULL; may be out */
+  float *const *out_rows;   /* [n] where part 0 goes instead of out, or NULL */
+  const int32_t *planes;    /* experts: [n] plane of each row of out, or NULL: plane 0 */
+  int32_t x_share;          /* experts: row i of out reads row i / x_share of x */
+} kg_linear_args;
+
+int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err);
+/* How many pieces the columns of a matrix are summed in: the same for all members of a launch. */
+int kg_cuda_linear_splits(const kg_matrix *m);
+
+/* Can two matrices of this type be multiplied gated? */
+bool kg_cuda_linear_gates(kg_type type);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,470 @@
+/* program.c - from the operations of a plan to stages: linears of one value together, gates and residuals with their
+ * products, rotations with attention, norms with the f16 form that products read; then places in the arena.
+ *
+ * A fused stage computes exactly what its operations compute one by one: every intermediate is a float32 number
+ * either way. So the traced program, which fuses nothing, gives the same bits. */
+#include <string.h>
+
+#include "executable.h"
+
+typedef struct builder {
+  kg_executable *exe;
+  kg_program *program;
+  bool traced;
+  int32_t n_ops, n_values, tail;
+  int32_t *n_uses;              /* [values] operations that read it */
+  bool *wants_float[KG_SIDES];  /* [values] is the float32 form read on this side? */
+  bool *wants_half[KG_SIDES];
+  bool *has_half[KG_SIDES];
+  bool *done;                   /* [ops] part of an earlier stage */
+  kg_error *err;
+} builder;
+
+static const kg_op *op_at(const builder *b, int32_t i) { return kg_plan_op(b->exe->plan, i); }
+static kg_side side_of(const builder *b, int32_t op) { return !b->traced && op >= b->tail ? KG_WANTED_ROWS : KG_ALL_ROWS; }
+static const kg_value *value_at(const builder *b, int32_t value) { return kg_plan_value(b->exe->plan, value); }
+static const kg_op *producer_of(const builder *b, int32_t value) { return op_at(b, value_at(b, value)->producer); }
+static const kg_matrix *matrix_of(const builder *b, int32_t weight) { return &b->exe->weights[weight].m; }
+
+/* ---- who reads what ---- */
+
+static void read_value(builder *b, int32_t op, int32_t value, bool as_half)
+{
+  if (value == KG_NONE) return;
+  const kg_side side = side_of(b, op);
+  b->n_uses[value]++;
+  (as_half ? b->wants_half : b->wants_float)[side][value] = true;
+  if (side_of(b, value_at(b, value)->producer) != side) b->wants_float[KG_ALL_ROWS][value] = b->wants_float[side][value] = true;
+}
+
+static void find_uses(builder *b)
+{
+  for (int32_t i = 0; i < b->n_ops; i++) {
+    const kg_op *op = op_at(b, i);
+    const bool product = op->kind == KG_OP_LINEAR || op->kind == KG_OP_MOE;
+    for (int j = 0; j < KG_OP_INPUTS; j++)
+      read_value(b, i, op->in[j], product && j == 0 && matrix_of(b, op->w[0])->type != KG_F32);
+  }
+  const int32_t logits = kg_plan_logits(b->exe->plan);
+  b->wants_float[b->traced ? KG_ALL_ROWS : KG_WANTED_ROWS][logits] = true;
+  for (int32_t v = 0; v < b->n_values && b->traced; v++) b->wants_float[KG_ALL_ROWS][v] = true;
+}
+
+/* ---- stages ---- */
+
+static kg_gpu_stage *add_stage(builder *b, kg_stage_kind kind, kg_side side, const kg_op *op)
+{
+  kg_program *p = b->program;
+  if (!kg_grow((void **)&p->stages, &p->stages_capacity, p->n_stages + 1, sizeof *p->stages)) {
+    kg_fail_memory(b->err, (p->n_stages + 1) * sizeof *p->stages, "the program");
+    return NULL;
+  }
+  kg_gpu_stage *stage = &p->stages[p->n_stages++];
+  *stage = (kg_gpu_stage){.kind = kind, .side = side, .op = op, .residual = KG_NONE, .in = {KG_NONE, KG_NONE, KG_NONE},
+                          .out = KG_NONE, .rotation = {KG_NONE, KG_NONE}};
+  if (op) {
+    memcpy(stage->in, op->in, sizeof stage->in);
+    stage->out = op->out;
+  }
+  return stage;
+}
+
+static int add_half(builder *b, kg_side side, int32_t value)
+{
+  if (b->has_half[side][value]) return KG_OK;
+  kg_gpu_stage *stage = add_stage(b, KG_STAGE_HALF, side, NULL);
+  if (!stage) return KG_ERR_MEMORY;
+  stage->in[0] = stage->out = value;
+  b->has_half[side][value] = true;
+  b->wants_float[side][value] = true;
+  return KG_OK;
+}
+
+static bool same_rotation(const kg_rope_params *a, const kg_rope_params *b)
+{
+  return a->n_dims == b->n_dims && a->magnitude == b->magnitude &&
+         !memcmp(a->inverse_freqs, b->inverse_freqs, (size_t)(a->n_dims / 2) * sizeof *a->inverse_freqs);
+}
+
+/* The table of these angles, made before its first use on this side; KG_NONE where memory is out. */
+static int32_t find_rotation(builder *b, kg_side side, const kg_rope_params *params)
+{
+  kg_program *p = b->program;
+  for (size_t i = 0; i < p->n_rotations; i++)
+    if (p->rotations[i].side == side && same_rotation(p->rotations[i].params, params)) return (int32_t)i;
+  if (!kg_grow((void **)&p->rotations, &p->rotations_capacity, p->n_rotations + 1, sizeof *p->rotations)) {
+    kg_fail_memory(b->err, (p->n_rotations + 1) * sizeof *p->rotations, "the program");
+    return KG_NONE;
+  }
+  kg_gpu_stage *stage = add_stage(b, KG_STAGE_ANGLES, side, NULL);
+  if (!stage) return KG_NONE;
+  p->rotations[p->n_rotations] = (kg_rotation_place){.params = params, .side = side};
+  stage->rotation[0] = (int32_t)p->n_rotations;
+  return (int32_t)p->n_rotations++;
+}
+
+/* ---- fusing ---- */
+
+/* A linear that may stand in one launch with `first`: the same input, type, width and summation order. */
+static bool is_like(const builder *b, const kg_op *first, const kg_op *op)
+{
+  const kg_matrix *m = matrix_of(b, first->w[0]), *n = matrix_of(b, op->w[0]);
+  return op->kind == KG_OP_LINEAR && op->in[0] == first->in[0] && m->type == n->type && m->cols == n->cols &&
+         kg_cuda_linear_splits(m) == kg_cuda_linear_splits(n);
+}
+
+/* The gate that reads this linear and another one like it, both alone; else NULL. */
+static const kg_op *find_gate(const builder *b, int32_t op_index)
+{
+  const kg_op *op = op_at(b, op_index);
+  if (b->n_uses[op->out] != 1 || !kg_cuda_linear_gates(matrix_of(b, op->w[0])->type)) return NULL;
+  const kg_op *glu = op_at(b, value_at(b, op->out)->last_use < b->n_ops ? value_at(b, op->out)->last_use : 0);
+  if (glu->kind != KG_OP_GLU || glu->in[0] == glu->in[1]) return NULL;
+  const int32_t gate = value_at(b, glu->in[0])->producer, up = value_at(b, glu->in[1])->producer;
+  if (op_at(b, gate)->kind != KG_OP_LINEAR || !is_like(b, op_at(b, gate), op_at(b, up)) || b->n_uses[glu->in[0]] != 1 ||
+      b->n_uses[glu->in[1]] != 1 || matrix_of(b, op_at(b, gate)->w[0])->rows != matrix_of(b, op_at(b, up)->w[0])->rows ||
+      side_of(b, gate) != side_of(b, up) || side_of(b, up) != side_of(b, value_at(b, glu->out)->producer))
+    return NULL;
+  return glu;
+}
+
+/* The sum that this linear alone goes to, its other part being there already; else NULL. */
+static const kg_op *find_sum(const builder *b, int32_t op_index)
+{
+  const kg_op *op = op_at(b, op_index);
+  const int32_t last = value_at(b, op->out)->last_use;
+  if (b->n_uses[op->out] != 1 || last >= b->n_ops) return NULL;
+  const kg_op *sum = op_at(b, last);
+  if (sum->kind != KG_OP_ADD || side_of(b, last) != side_of(b, op_index)) return NULL;
+  const int32_t other = sum->in[0] == op->out ? sum->in[1] : sum->in[0];
+  return value_at(b, other)->producer < op_index ? sum : NULL;
+}
+
+static void mark_done(builder *b, const kg_op *op) { b->done[value_at(b, op->out)->producer] = true; }
+
+static int add_linear(builder *b, int32_t op_index)
+{
+  const kg_op *op = op_at(b, op_index);
+  const kg_side side = side_of(b, op_index);
+  const bool is_float = matrix_of(b, op->w[0])->type == KG_F32;
+  if (!is_float && add_half(b, side, op->in[0])) return KG_ERR_MEMORY;
+  kg_gpu_stage *stage = add_stage(b, KG_STAGE_LINEAR, side, op);
+  if (!stage) return KG_ERR_MEMORY;
+  stage->parts[0] = op;
+  stage->n_parts = 1;
+  stage->to_logits = !b->traced && op->out == kg_plan_logits(b->exe->plan) && !b->n_uses[op->out];
+  if (b->traced || stage->to_logits) return KG_OK;
+  const kg_op *glu = is_float ? NULL : find_gate(b, op_index);
+  if (glu) {
+    stage->parts[0] = producer_of(b, glu->in[0]);
+    stage->parts[1] = producer_of(b, glu->in[1]);
+    stage->n_parts = 2;
+    stage->glu = glu;
+    stage->out = glu->out;
+    for (int i = 0; i < 2; i++) mark_done(b, stage->parts[i]);
+    mark_done(b, glu);
+    return KG_OK;
+  }
+  const kg_op *sum = find_sum(b, op_index);
+  if (sum) {
+    stage->residual = sum->in[0] == op->out ? sum->in[1] : sum->in[0];
+    stage->out = sum->out;
+    mark_done(b, sum);
+    return KG_OK;
+  }
+  const int32_t last = value_at(b, op->in[0])->last_use;
+  for (int32_t i = op_index + 1; i <= last && i < b->n_ops && !is_float && stage->n_parts < KG_LINEAR_PARTS; i++) {
+    const kg_op *next = op_at(b, i);
+    if (b->done[i] || next->kind != KG_OP_LINEAR || !is_like(b, op, next) || side_of(b, i) != side ||
+        next->out == kg_plan_logits(b->exe->plan) || find_gate(b, i) || find_sum(b, i))
+      continue;
+    stage->parts[stage->n_parts++] = next;
+    b->done[i] = true;
+  }
+  return KG_OK;
+}
+
+/* A rotation that only this attention reads is done by it. */
+static bool takes_rotation(const builder *b, int32_t value, kg_side side)
+{
+  const kg_op *rope = producer_of(b, value);
+  return !b->traced && rope->kind == KG_OP_ROPE && b->n_uses[value] == 1 &&
+         side_of(b, value_at(b, value)->producer) == side;
+}
+
+static int add_attention(builder *b, int32_t op_index)
+{
+  const kg_op *op = op_at(b, op_index);
+  const kg_side side = side_of(b, op_index);
+  int32_t rotation[2] = {KG_NONE, KG_NONE}, in[3] = {op->in[0], op->in[1], op->in[2]};
+  for (int i = 0; i < 2; i++) {
+    if (!takes_rotation(b, op->in[i], side)) continue;
+    const kg_op *rope = producer_of(b, op->in[i]);
+    rotation[i] = find_rotation(b, side, &rope->u.rope);
+    if (rotation[i] == KG_NONE) return KG_ERR_MEMORY;
+    in[i] = rope->in[0];
+  }
+  kg_gpu_stage *stage = add_stage(b, KG_STAGE_ATTENTION, side, op);
+  if (!stage) return KG_ERR_MEMORY;
+  memcpy(stage->in, in, sizeof in);
+  memcpy(stage->rotation, rotation, sizeof rotation);
+  return KG_OK;
+}
+
+static bool only_attention_turns(const builder *b, int32_t op_index)
+{
+  const kg_op *op = op_at(b, op_index);
+  const int32_t last = value_at(b, op->out)->last_use;
+  if (b->traced || b->n_uses[op->out] != 1 || last >= b->n_ops || op_at(b, last)->kind != KG_OP_ATTENTION) return false;
+  const kg_op *attention = op_at(b, last);
+  return attention->in[2] != op->out && side_of(b, last) == side_of(b, op_index);
+}
+
+static int add_op(builder *b, int32_t i)
+{
+  const kg_op *op = op_at(b, i);
+  const kg_side side = side_of(b, i);
+  kg_gpu_stage *stage;
+  int32_t rotation;
+  switch (op->kind) {
+  case KG_OP_EMBED: return add_stage(b, KG_STAGE_EMBED_ROWS, side, op) ? KG_OK : KG_ERR_MEMORY;
+  case KG_OP_NORM:
+    if (op->u.norm.groups == 1) b->has_half[side][op->out] = b->wants_half[side][op->out];
+    return add_stage(b, KG_STAGE_NORM_ROWS, side, op) ? KG_OK : KG_ERR_MEMORY;
+  case KG_OP_LINEAR: return add_linear(b, i);
+  case KG_OP_ROPE:
+    if (only_attention_turns(b, i)) { /* attention reads what this reads */
+      b->wants_float[side][op->in[0]] = true;
+      return KG_OK;
+    }
+    rotation = find_rotation(b, side, &op->u.rope);
+    stage = rotation == KG_NONE ? NULL : add_stage(b, KG_STAGE_ROPE, side, op);
+    if (!stage) return KG_ERR_MEMORY;
+    stage->rotation[0] = rotation;
+    return KG_OK;
+  case KG_OP_ATTENTION: return add_attention(b, i);
+  case KG_OP_MOE:
+    if (matrix_of(b, op->w[0])->type != KG_F32 && add_half(b, side, op->in[0])) return KG_ERR_MEMORY;
+    return add_stage(b, KG_STAGE_MOE, side, op) ? KG_OK : KG_ERR_MEMORY;
+  default: return add_stage(b, KG_STAGE_COLUMNS, side, op) ? KG_OK : KG_ERR_MEMORY;
+  }
+}
+
+/* The wanted rows of every value that the tail reads from before it. */
+static int add_gathers(builder *b)
+{
+  for (int32_t v = 0; v < b->n_values; v++) {
+    const kg_value *value = value_at(b, v);
+    if (value->producer >= b->tail || value->last_use < b->tail) continue;
+    kg_gpu_stage *stage = add_stage(b, KG_STAGE_GATHER, KG_WANTED_ROWS, NULL);
+    if (!stage) return KG_ERR_MEMORY;
+    stage->in[0] = stage->out = v;
+    b->wants_float[KG_ALL_ROWS][v] = b->wants_float[KG_WANTED_ROWS][v] = true;
+  }
+  return KG_OK;
+}
+
+static int add_stages(builder *b)
+{
+  const int32_t logits = kg_plan_logits(b->exe->plan);
+  for (int32_t i = 0; i < b->n_ops; i++) {
+    if (i == b->tail && i && !b->traced && add_gathers(b)) return KG_ERR_MEMORY;
+    if (!b->done[i] && add_op(b, i)) return KG_ERR_MEMORY;
+  }
+  for (size_t i = 0; i < b->program->n_stages; i++)
+    if (b->program->stages[i].to_logits) return KG_OK;
+  kg_gpu_stage *stage = add_stage(b, KG_STAGE_SCATTER, b->traced ? KG_ALL_ROWS : KG_WANTED_ROWS, NULL);
+  if (!stage) return KG_ERR_MEMORY;
+  stage->in[0] = stage->out = logits;
+  return KG_OK;
+}
+
+/* ---- places ---- */
+
+/* Memory of one form of one value, from the stage that writes it to the last that reads it. */
+typedef struct span {
+  size_t bytes, *place, *scale_place; /* a half's scales stand behind it */
+  size_t scale_at;
+  int32_t first, last;
+} span;
+
+typedef struct layout {
+  builder *b;
+  span *spans[KG_SIDES][2]; /* [values]; float and half */
+  span *live;               /* sorted by place */
+  size_t n_live, live_capacity;
+} layout;
+
+static void touch(span *s, int32_t stage)
+{
+  if (s->first < 0) s->first = stage;
+  s->last = stage;
+}
+
+static void touch_value(layout *l, kg_side side, bool half, int32_t value, int32_t stage)
+{
+  if (value != KG_NONE) touch(&l->spans[side][half][value], stage);
+}
+
+static bool reads_half(const builder *b, const kg_gpu_stage *stage)
+{
+  return (stage->kind == KG_STAGE_LINEAR || stage->kind == KG_STAGE_MOE) &&
+         matrix_of(b, stage->op->w[0])->type != KG_F32;
+}
+
+static void touch_stage(layout *l, int32_t i)
+{
+  const builder *b = l->b;
+  const kg_gpu_stage *stage = &b->program->stages[i];
+  const kg_side side = stage->side, from = stage->kind == KG_STAGE_GATHER ? KG_ALL_ROWS : side;
+  touch_value(l, from, reads_half(b, stage), stage->in[0], i);
+  if (stage->kind == KG_STAGE_GATHER) /* the tail may run several times, and gathers each time */
+    touch_value(l, from, false, stage->in[0], (int32_t)b->program->n_stages - 1);
+  for (int j = 1; j < 3; j++) touch_value(l, side, false, stage->in[j], i);
+  touch_value(l, side, false, stage->residual, i);
+  if (stage->kind == KG_STAGE_HALF) {
+    touch_value(l, side, true, stage->out, i);
+    return;
+  }
+  if (stage->kind == KG_STAGE_NORM_ROWS) {
+    if (b->has_half[side][stage->out]) touch_value(l, side, true, stage->out, i);
+    if (b->wants_float[side][stage->out] || !b->has_half[side][stage->out]) touch_value(l, side, false, stage->out, i);
+    return;
+  }
+  if (stage->to_logits) return;
+  touch_value(l, side, false, stage->out, i);
+  if (stage->kind == KG_STAGE_LINEAR && !stage->glu)
+    for (int j = 1; j < stage->n_parts; j++) touch_value(l, side, false, stage->parts[j]->out, i);
+}
+
+/* The lowest gap among the live spans. */
+static int place_span(layout *l, span *s)
+{
+  size_t at = 0, i = 0;
+  if (!kg_grow((void **)&l->live, &l->live_capacity, l->n_live + 1, sizeof *l->live))
+    return kg_fail_memory(l->b->err, (l->n_live + 1) * sizeof *l->live, "the program");
+  while (i < l->n_live && at + s->bytes > *l->live[i].place) {
+    const size_t end = *l->live[i].place + l->live[i].bytes;
+    at = end > at ? end : at;
+    i++;
+  }
+  memmove(l->live + i + 1, l->live + i, (l->n_live - i) * sizeof *l->live);
+  *s->place = at;
+  if (s->scale_place) *s->scale_place = at + s->scale_at;
+  l->live[i] = *s;
+  l->n_live++;
+  if (at + s->bytes > l->b->program->arena_bytes) l->b->program->arena_bytes = at + s->bytes;
+  return KG_OK;
+}
+
+static void expire(layout *l, int32_t stage)
+{
+  size_t kept = 0;
+  for (size_t i = 0; i < l->n_live; i++)
+    if (l->live[i].last >= stage) l->live[kept++] = l->live[i];
+  l->n_live = kept;
+}
+
+static size_t padded(size_t n) { return (n + 255) / 256 * 256; }
+
+static void size_span(layout *l, kg_side side, bool half, int32_t value)
+{
+  kg_program *p = l->b->program;
+  span *s = &l->spans[side][half][value];
+  const size_t rows = (size_t)p->max_rows[side], width = (size_t)value_at(l->b, value)->width;
+  s->first = -1;
+  if (half) {
+    s->scale_at = padded(rows * ((width + 31) / 32 * 32) * 2);
+    s->bytes = s->scale_at + padded(rows * sizeof(float));
+    s->place = &p->places[side][value].half;
+    s->scale_place = &p->places[side][value].half_scale;
+  } else {
+    s->bytes = padded(rows * width * sizeof(float));
+    s->place = &p->places[side][value].at;
+  }
+}
+
+/* Spans by the stage that begins them: stages write few values, so the lists are short. */
+static int place_all(layout *l)
+{
+  const builder *b = l->b;
+  const int32_t n_stages = (int32_t)b->program->n_stages;
+  const size_t n_spans = (size_t)b->n_values * KG_SIDES * 2;
+  span **next = kg_alloc_array(n_spans, sizeof *next), **head = kg_alloc_array((size_t)n_stages, sizeof *head);
+  int code = next && head ? KG_OK : kg_fail_memory(b->err, n_spans * sizeof *next, "the program");
+  span *base = l->spans[0][0];
+  for (size_t i = 0; i < n_spans && !code; i++) {
+    if (base[i].first < 0) continue;
+    next[i] = head[base[i].first];
+    head[base[i].first] = &base[i];
+  }
+  for (int32_t stage = 0; stage < n_stages && !code; stage++) {
+    expire(l, stage);
+    for (span *s = head[stage]; s && !code; s = next[s - base]) code = place_span(l, s);
+  }
+  kg_free(next);
+  kg_free(head);
+  return code;
+}
+
+static int lay_out(builder *b)
+{
+  const size_t n = (size_t)b->n_values;
+  layout l = {.b = b};
+  span *spans = kg_alloc_array(n * KG_SIDES * 2, sizeof *spans);
+  if (!spans) return kg_fail_memory(b->err, n * KG_SIDES * 2 * sizeof *spans, "the program");
+  for (int side = 0; side < KG_SIDES; side++)
+    for (int half = 0; half < 2; half++) {
+      l.spans[side][half] = spans + (size_t)(2 * side + half) * n;
+      for (int32_t v = 0; v < b->n_values; v++) size_span(&l, (kg_side)side, half, v);
+    }
+  for (size_t i = 0; i < b->program->n_stages; i++) touch_stage(&l, (int32_t)i);
+  const int code = place_all(&l);
+  kg_free(l.live);
+  kg_free(spans);
+  if (code) return code;
+  for (size_t i = 0; i < b->program->n_rotations; i++) {
+    kg_rotation_place *r = &b->program->rotations[i];
+    r->table = b->program->arena_bytes;
+    b->program->arena_bytes += padded((size_t)b->program->max_rows[r->side] * (size_t)r->params->n_dims * sizeof(float));
+  }
+  return KG_OK;
+}
+
+/* ---- all of it ---- */
+
+int kg_program_build(kg_executable *exe, bool traced, kg_program *out, kg_error *err)
+{
+  builder b = {.exe = exe, .program = out, .traced = traced, .n_ops = kg_plan_op_count(exe->plan),
+               .n_values = kg_plan_value_count(exe->plan), .tail = kg_plan_tail(exe->plan), .err = err};
+  const size_t n = (size_t)b.n_values;
+  const int32_t few = exe->chunk < KG_FEW_ROWS ? exe->chunk : KG_FEW_ROWS;
+  out->max_rows[KG_ALL_ROWS] = traced ? few : exe->pass_rows;
+  out->max_rows[KG_WANTED_ROWS] = few;
+  bool *flags = kg_alloc_array(6 * n + (size_t)b.n_ops, sizeof *flags);
+  b.n_uses = kg_alloc_array(n, sizeof *b.n_uses);
+  for (int side = 0; side < KG_SIDES; side++) out->places[side] = kg_alloc_array(n, sizeof *out->places[side]);
+  int code = flags && b.n_uses && out->places[0] && out->places[1] ? KG_OK : kg_fail_memory(err, 7 * n, "the program");
+  if (!code) {
+    for (int side = 0; side < KG_SIDES; side++) {
+      b.wants_float[side] = flags + (size_t)side * n;
+      b.wants_half[side] = flags + (size_t)(2 + side) * n;
+      b.has_half[side] = flags + (size_t)(4 + side) * n;
+      for (size_t v = 0; v < n; v++) out->places[side][v] = (kg_value_place){SIZE_MAX, SIZE_MAX, SIZE_MAX};
+    }
+    b.done = flags + 6 * n;
+    find_uses(&b);
+    code = add_stages(&b);
+    if (!code) code = lay_out(&b);
+  }
+  kg_free(flags);
+  kg_free(b.n_uses);
+  return code;
+}
+
+void kg_program_deinit(kg_program *program)
+{
+  kg_free(program->stages);
+  kg_free(program->rotations);
+  for (int side = 0; side < KG_SIDES; side++) kg_free(program->places[side]);
+}

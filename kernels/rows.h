@@ -1,0 +1,63 @@
+/* rows.h - what is done to each row alone: embedding, norms, rotations, column by column functions, moving rows. */
+#ifndef KG_CUDA_ROWS_H
+#define KG_CUDA_ROWS_H
+
+#include "linear.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* out[i] = row ids[i] of the table, or out[i] += it. */
+int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, kg_error *err);
+
+typedef struct kg_norm_args {
+  const float *x;     /* [n][width] */
+  int32_t n, width, groups;
+  bool normalize;     /* else only the f16 form of x is made */
+  bool subtract_mean;
+  float epsilon;
+  const float *scale; /* [width / groups] */
+  const float *bias;  /* or NULL */
+  float *out;         /* [n][width], or NULL */
+  void *half;         /* f16 in the order of format.h, [n][width rounded up to 32], or NULL; groups is 1 then */
+  float *half_scale;  /* [n] what undoes the scale of half */
+} kg_norm_args;
+int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err);
+
+typedef enum kg_columns_kind { KG_COLUMNS_GLU, KG_COLUMNS_ACT, KG_COLUMNS_ADD, KG_COLUMNS_SCALE, KG_COLUMNS_SOFTCAP,
+                               KG_COLUMNS_SLICE } kg_columns_kind;
+typedef struct kg_columns_args {
+  int32_t kind, act;
+  float limit, alpha, scale;
+  int32_t n, width;
+  const float *a, *b;   /* [n][width]; slice: [n][a_width] */
+  int32_t a_width, slice;
+  float *out;
+} kg_columns_args;
+int kg_cuda_columns(kg_stream *s, const kg_columns_args *a, kg_error *err);
+
+/* out[i] = in[rows[i]] */
+int kg_cuda_gather(kg_stream *s, const float *in, const int32_t *rows, int32_t n, int32_t width, float *out, kg_error *err);
+/* *out[i] = in[rows[i]]; rows NULL: in[i] */
+int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *const *out, int32_t n, int32_t width, kg_error *err);
+
+/* table[i][f] = cos and sin of positions[i] * freqs[f], times magnitude: [n][n_freqs][2] */
+int kg_cuda_angles(kg_stream *s, const int32_t *positions, int32_t n, const float *freqs, int32_t n_freqs,
+                   float magnitude, float *table, kg_error *err);
+
+/* How heads turn. */
+typedef struct kg_rotation {
+  const float *table;   /* of kg_cuda_angles, or NULL: no rotation, a copy */
+  int32_t n_freqs;
+  bool pairs;           /* (2 i, 2 i + 1) turn together; else (i, i + n_freqs) */
+} kg_rotation;
+/* Turn the heads of all rows; out is not x. */
+int kg_cuda_rope(kg_stream *s, const float *x, int32_t n, int32_t n_heads, int32_t head_dim, const kg_rotation *rotation,
+                 float *out, kg_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

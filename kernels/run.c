@@ -1,0 +1,513 @@
+/* run.c - a batch: its rows to the device, then the stages, as a graph where the same shape comes again and again. */
+#include <string.h>
+
+#include "executable.h"
+
+/* Rows [row0, row0 + n_rows) of a batch, with what they want. */
+typedef struct pass {
+  kg_executable *exe;
+  const kg_batch *batch;
+  const kg_program *program;
+  int32_t row0, n_rows;
+  int32_t wanted0, n_wanted; /* of batch->wanted */
+  int32_t n_splits;          /* attention: see kg_attention_args */
+  kg_meta_layout at;
+  int32_t n, first;          /* rows of the side that runs, and which of the wanted ones is its first */
+} pass;
+
+static size_t align16(size_t n) { return (n + 15) / 16 * 16; }
+
+/* Fixed for all passes of at most KG_FEW_ROWS rows, so that graphs find their numbers. */
+static kg_meta_layout meta_layout(const kg_executable *exe, int32_t n_rows)
+{
+  const size_t rows = (size_t)(n_rows <= KG_FEW_ROWS ? KG_FEW_ROWS : exe->pass_rows), ints = align16(rows * sizeof(int32_t));
+  return (kg_meta_layout){.tokens = 0,
+                          .positions = ints,
+                          .row_pages = 2 * ints,
+                          .wanted_rows = 3 * ints,
+                          .wanted_tokens = 4 * ints,
+                          .wanted_positions = 5 * ints,
+                          .out_rows = 6 * ints,
+                          .pages = 6 * ints + align16(rows * sizeof(float *))};
+}
+
+/* ---- arguments of stages ---- */
+
+static const void *meta(const pass *p, size_t at) { return p->exe->meta + at; }
+
+static const int32_t *ids_of(const pass *p, kg_side side, bool positions)
+{
+  if (side == KG_ALL_ROWS) return meta(p, positions ? p->at.positions : p->at.tokens);
+  return (const int32_t *)meta(p, positions ? p->at.wanted_positions : p->at.wanted_tokens) + p->first;
+}
+
+static float *const *out_rows(const pass *p) { return (float *const *)meta(p, p->at.out_rows) + p->first; }
+static const int32_t *wanted_rows(const pass *p) { return (const int32_t *)meta(p, p->at.wanted_rows) + p->first; }
+
+static void *in_arena(const pass *p, size_t at) { return at == SIZE_MAX ? NULL : p->exe->arena + at; }
+
+static const kg_value_place *place_of(const pass *p, kg_side side, int32_t value) { return &p->program->places[side][value]; }
+
+static float *floats_of(const pass *p, kg_side side, int32_t value)
+{
+  return value == KG_NONE ? NULL : in_arena(p, place_of(p, side, value)->at);
+}
+
+static int32_t width_of(const pass *p, int32_t value) { return kg_plan_value(p->exe->plan, value)->width; }
+static const kg_cuda_weight *weight_of(const pass *p, int32_t weight) { return &p->exe->weights[weight]; }
+static const float *vector_of(const pass *p, int32_t weight) { return weight == KG_NONE ? NULL : weight_of(p, weight)->vector; }
+
+/* x of a product in the form that its weights want. */
+static void set_x(const pass *p, kg_linear_args *a, kg_side side, int32_t value)
+{
+  const kg_value_place *place = place_of(p, side, value);
+  const bool is_float = a->part[0].m.type == KG_F32;
+  a->x = in_arena(p, is_float ? place->at : place->half);
+  a->x_scale = is_float ? NULL : in_arena(p, place->half_scale);
+}
+
+static void set_act(kg_linear_args *a, const kg_act *act)
+{
+  a->act = (int32_t)act->kind; /* kg_cuda_act has the same order */
+  a->act_limit = act->limit;
+  a->act_alpha = act->alpha;
+}
+
+static kg_rotation rotation_at(const pass *p, int32_t index, const kg_op *rope)
+{
+  if (index == KG_NONE) return (kg_rotation){0};
+  const kg_rotation_place *r = &p->program->rotations[index];
+  return (kg_rotation){in_arena(p, r->table), r->params->n_dims / 2, rope->u.rope.style == KG_ROPE_PAIRS};
+}
+
+/* ---- stages ---- */
+
+static int run_embed(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  kg_stream *s = p->exe->stream;
+  const kg_op *op = stage->op;
+  float *out = floats_of(p, stage->side, stage->out);
+  const int code = kg_cuda_embed(s, &weight_of(p, op->w[0])->m, ids_of(p, stage->side, false), p->n, false, out, err);
+  if (code || op->w[1] == KG_NONE) return code;
+  return kg_cuda_embed(s, &weight_of(p, op->w[1])->m, ids_of(p, stage->side, true), p->n, true, out, err);
+}
+
+static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  const kg_value_place *place = place_of(p, stage->side, stage->out);
+  kg_norm_args a = {.x = floats_of(p, stage->side, stage->in[0]), .n = p->n, .width = width_of(p, stage->out), .groups = 1};
+  const bool is_norm = stage->kind == KG_STAGE_NORM_ROWS;
+  if (is_norm) {
+    const kg_norm_params *norm = &stage->op->u.norm;
+    a.normalize = true;
+    a.groups = norm->groups;
+    a.subtract_mean = norm->subtract_mean;
+    a.epsilon = norm->epsilon;
+    a.scale = vector_of(p, stage->op->w[0]);
+    a.bias = vector_of(p, stage->op->w[1]);
+    a.out = in_arena(p, place->at);
+  }
+  if (!is_norm || a.groups == 1) {
+    a.half = in_arena(p, place->half);
+    a.half_scale = in_arena(p, place->half_scale);
+  }
+  return kg_cuda_norm(p->exe->stream, &a, err);
+}
+
+static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  kg_linear_args a = {.n_parts = stage->n_parts, .n = p->n, .gated = stage->glu != NULL};
+  for (int i = 0; i < stage->n_parts; i++) {
+    const kg_op *op = stage->parts[i];
+    a.part[i] = (kg_linear_part){.m = weight_of(p, op->w[0])->m, .bias = vector_of(p, op->w[1])};
+    if (!stage->to_logits) a.part[i].out = floats_of(p, stage->side, i ? op->out : stage->out);
+  }
+  set_x(p, &a, stage->side, stage->in[0]);
+  if (stage->glu) set_act(&a, &stage->glu->u.act);
+  a.residual = floats_of(p, stage->side, stage->residual);
+  if (stage->to_logits) a.out_rows = out_rows(p);
+  return kg_cuda_linear(p->exe->stream, &a, err);
+}
+
+static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  const kg_op *op = stage->op;
+  const kg_attention_params *params = &op->u.attention;
+  const kg_op *rope[2] = {NULL, NULL};
+  for (int i = 0; i < 2; i++)
+    rope[i] = kg_plan_op(p->exe->plan, kg_plan_value(p->exe->plan, op->in[i])->producer);
+  const kg_attention_args a = {.q = floats_of(p, stage->side, stage->in[0]),
+                               .k = floats_of(p, stage->side, stage->in[1]),
+                               .v = floats_of(p, stage->side, stage->in[2]),
+                               .q_rotation = rotation_at(p, stage->rotation[0], rope[0]),
+                               .k_rotation = rotation_at(p, stage->rotation[1], rope[1]),
+                               .n = p->n,
+                               .n_heads = params->n_heads,
+                               .n_kv_heads = params->n_kv_heads,
+                               .head_dim = params->head_dim,
+                               .scale = params->scale,
+                               .softcap = params->softcap,
+                               .window = params->window,
+                               .sinks = vector_of(p, op->w[0]),
+                               .half = p->exe->half,
+                               .layer_offset = p->exe->layer_at[params->layer],
+                               .positions = ids_of(p, stage->side, true),
+                               .pages = meta(p, p->at.pages),
+                               .row_pages = meta(p, p->at.row_pages),
+                               .n_splits = p->n_splits,
+                               .partials = p->exe->partials,
+                               .out = floats_of(p, stage->side, stage->out)};
+  const int code = kg_cuda_cache_write(p->exe->stream, &a, err);
+  return code ? code : kg_cuda_attention(p->exe->stream, &a, err);
+}
+
+static int run_columns(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  static const int32_t kinds[] = {[KG_OP_GLU] = KG_COLUMNS_GLU, [KG_OP_ACT] = KG_COLUMNS_ACT,
+                                  [KG_OP_ADD] = KG_COLUMNS_ADD, [KG_OP_SCALE] = KG_COLUMNS_SCALE,
+                                  [KG_OP_SOFTCAP] = KG_COLUMNS_SOFTCAP, [KG_OP_SLICE] = KG_COLUMNS_SLICE};
+  const kg_op *op = stage->op;
+  kg_columns_args a = {.kind = kinds[op->kind], .n = p->n, .width = width_of(p, stage->out),
+                       .a = floats_of(p, stage->side, stage->in[0]), .b = floats_of(p, stage->side, stage->in[1]),
+                       .a_width = width_of(p, stage->in[0]), .out = floats_of(p, stage->side, stage->out)};
+  if (op->kind == KG_OP_GLU || op->kind == KG_OP_ACT) {
+    a.act = (int32_t)op->u.act.kind;
+    a.limit = op->u.act.limit;
+    a.alpha = op->u.act.alpha;
+  } else if (op->kind == KG_OP_SLICE)
+    a.slice = op->u.slice;
+  else if (op->kind != KG_OP_ADD)
+    a.scale = op->u.scale;
+  return kg_cuda_columns(p->exe->stream, &a, err);
+}
+
+/* ---- experts ---- */
+
+static int expert_gates(const pass *p, const kg_op *op, const kg_linear_args *shared, kg_error *err)
+{
+  kg_stream *s = p->exe->stream;
+  const kg_moe_scratch *at = &p->exe->moe;
+  kg_linear_args a = *shared;
+  const kg_matrix *gate = &weight_of(p, op->w[0])->m, *up = &weight_of(p, op->w[1])->m;
+  a.part[0] = (kg_linear_part){*gate, vector_of(p, op->w[3]), in_arena(p, at->gate)};
+  a.n_parts = 1;
+  a.gated = gate->type == up->type && kg_cuda_linear_gates(gate->type);
+  if (a.gated) {
+    a.n_parts = 2;
+    a.part[1] = (kg_linear_part){*up, vector_of(p, op->w[4]), NULL};
+    set_act(&a, &op->u.moe.act);
+    return kg_cuda_linear(s, &a, err);
+  }
+  int code = kg_cuda_linear(s, &a, err);
+  a.part[0] = (kg_linear_part){*up, vector_of(p, op->w[4]), in_arena(p, at->up)};
+  if (!code) code = kg_cuda_linear(s, &a, err);
+  const kg_columns_args glu = {.kind = KG_COLUMNS_GLU, .act = (int32_t)op->u.moe.act.kind, .limit = op->u.moe.act.limit,
+                               .alpha = op->u.moe.act.alpha, .n = a.n, .width = gate->rows, .a = in_arena(p, at->gate),
+                               .b = in_arena(p, at->up), .a_width = gate->rows, .out = in_arena(p, at->gate)};
+  return code ? code : kg_cuda_columns(s, &glu, err);
+}
+
+/* Rows [first, first + n) of the side's rows. */
+static int run_experts(const pass *p, const kg_gpu_stage *stage, int32_t first, int32_t n, kg_error *err)
+{
+  kg_stream *s = p->exe->stream;
+  const kg_op *op = stage->op;
+  const kg_moe_params *params = &op->u.moe;
+  const kg_moe_scratch *at = &p->exe->moe;
+  const kg_matrix *gate = &weight_of(p, op->w[0])->m, *up = &weight_of(p, op->w[1])->m, *down = &weight_of(p, op->w[2])->m;
+  const kg_route_args route = {.logits = floats_of(p, stage->side, stage->in[1]) + (size_t)first * params->n_experts,
+                               .n = n, .n_experts = params->n_experts, .n_used = params->n_used,
+                               .gate = params->gate == KG_MOE_SOFTMAX ? 0 : params->gate == KG_MOE_SOFTMAX_USED ? 1 : 2,
+                               .normalize = params->normalize, .scale = params->scale,
+                               .experts = in_arena(p, at->experts), .weights = in_arena(p, at->weights)};
+  int code = kg_cuda_route(s, &route, err);
+  if (code) return code;
+  if ((gate->type == KG_F32) != (up->type == KG_F32))
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "experts with gates of one kind of type and ups of another");
+  kg_linear_args a = {.part = {{.m = *gate}}, .n = n * params->n_used, .planes = route.experts, .x_share = params->n_used};
+  set_x(p, &a, stage->side, stage->in[0]);
+  a.x = (const char *)a.x + (size_t)first * (gate->type == KG_F32 ? (size_t)gate->cols * 4 : (size_t)gate->n_blocks * 64);
+  if (a.x_scale) a.x_scale += first;
+  code = expert_gates(p, op, &a, err);
+  if (code) return code;
+  a = (kg_linear_args){.part = {{*down, vector_of(p, op->w[5]), in_arena(p, at->down)}}, .n_parts = 1,
+                       .n = n * params->n_used, .x = in_arena(p, at->gate), .planes = route.experts, .x_share = 1};
+  if (down->type != KG_F32) {
+    const kg_norm_args half = {.x = a.x, .n = a.n, .width = down->cols, .groups = 1, .half = in_arena(p, at->half),
+                               .half_scale = in_arena(p, at->half_scale)};
+    code = kg_cuda_norm(s, &half, err);
+    a.x = half.half;
+    a.x_scale = half.half_scale;
+  }
+  if (!code) code = kg_cuda_linear(s, &a, err);
+  if (code) return code;
+  return kg_cuda_mix(s, in_arena(p, at->down), in_arena(p, at->weights), n, params->n_used, down->rows,
+                     floats_of(p, stage->side, stage->out) + (size_t)first * (size_t)down->rows, err);
+}
+
+static int run_moe(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  const int32_t n_used = stage->op->u.moe.n_used, step = n_used < KG_MOE_ROWS ? KG_MOE_ROWS / n_used : 1;
+  int code = KG_OK;
+  for (int32_t first = 0; first < p->n && !code; first += step)
+    code = run_experts(p, stage, first, p->n - first < step ? p->n - first : step, err);
+  return code;
+}
+
+/* ---- one pass ---- */
+
+static int run_stage(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  kg_stream *s = p->exe->stream;
+  const int32_t width = stage->out == KG_NONE ? 0 : width_of(p, stage->out);
+  switch (stage->kind) {
+  case KG_STAGE_EMBED_ROWS: return run_embed(p, stage, err);
+  case KG_STAGE_GATHER:
+    return kg_cuda_gather(s, floats_of(p, KG_ALL_ROWS, stage->in[0]), wanted_rows(p), p->n, width,
+                          floats_of(p, KG_WANTED_ROWS, stage->out), err);
+  case KG_STAGE_NORM_ROWS:
+  case KG_STAGE_HALF: return run_norm(p, stage, err);
+  case KG_STAGE_LINEAR: return run_linear(p, stage, err);
+  case KG_STAGE_ANGLES: {
+    const kg_rotation_place *r = &p->program->rotations[stage->rotation[0]];
+    return kg_cuda_angles(s, ids_of(p, stage->side, true), p->n, r->freqs, r->params->n_dims / 2, r->params->magnitude,
+                          in_arena(p, r->table), err);
+  }
+  case KG_STAGE_ROPE: {
+    const kg_rotation rotation = rotation_at(p, stage->rotation[0], stage->op);
+    return kg_cuda_rope(s, floats_of(p, stage->side, stage->in[0]), p->n, stage->op->u.rope.n_heads,
+                        stage->op->u.rope.head_dim, &rotation, floats_of(p, stage->side, stage->out), err);
+  }
+  case KG_STAGE_ATTENTION: return run_attention(p, stage, err);
+  case KG_STAGE_MOE: return run_moe(p, stage, err);
+  case KG_STAGE_COLUMNS: return run_columns(p, stage, err);
+  default:
+    if (stage->side == KG_WANTED_ROWS)
+      return kg_cuda_scatter(s, floats_of(p, stage->side, stage->in[0]), NULL, out_rows(p), p->n, width, err);
+    return p->n_wanted ? kg_cuda_scatter(s, floats_of(p, stage->side, stage->in[0]), wanted_rows(p), out_rows(p),
+                                         p->n_wanted, width, err)
+                       : KG_OK;
+  }
+}
+
+static int copy_traces(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  int code = KG_OK;
+  for (int32_t i = 0; i < p->batch->n_traces && !code && stage->op; i++) {
+    const kg_trace *trace = &p->batch->traces[i];
+    if (trace->value != stage->out) continue;
+    const size_t width = (size_t)width_of(p, stage->out);
+    float *out = (float *)trace->buffer->data + trace->at + (size_t)p->row0 * width;
+    code = kg_cuda_check(cudaMemcpyAsync(out, floats_of(p, stage->side, stage->out), (size_t)p->n * width * sizeof *out,
+                                         cudaMemcpyDeviceToDevice, p->exe->stream->handle),
+                         "copying a trace", err);
+  }
+  return code;
+}
+
+static int run_side(pass *p, kg_side side, kg_error *err)
+{
+  int code = KG_OK;
+  for (size_t i = 0; i < p->program->n_stages && !code; i++) {
+    const kg_gpu_stage *stage = &p->program->stages[i];
+    if (stage->side != side) continue;
+    code = run_stage(p, stage, err);
+    if (!code && p->batch->n_traces) code = copy_traces(p, stage, err);
+  }
+  return code;
+}
+
+static int enqueue(pass *p, kg_error *err)
+{
+  p->n = p->n_rows;
+  p->first = 0;
+  int code = run_side(p, KG_ALL_ROWS, err);
+  for (; p->first < p->n_wanted && !code; p->first += KG_FEW_ROWS) {
+    const int32_t left = p->n_wanted - p->first;
+    p->n = left < p->program->max_rows[KG_WANTED_ROWS] ? left : p->program->max_rows[KG_WANTED_ROWS];
+    code = run_side(p, KG_WANTED_ROWS, err);
+  }
+  return code;
+}
+
+/* ---- graphs ---- */
+
+void kg_gpu_forget_graphs(kg_executable *exe)
+{
+  for (int i = 0; i < KG_GRAPHS; i++) {
+    if (exe->graphs[i].handle) (void)cudaGraphExecDestroy(exe->graphs[i].handle);
+    exe->graphs[i] = (kg_graph){0};
+  }
+}
+
+static kg_graph *find_graph(kg_executable *exe, const pass *p)
+{
+  for (int i = 0; i < KG_GRAPHS; i++) {
+    kg_graph *g = &exe->graphs[i];
+    if (g->n_rows == p->n_rows && g->n_wanted == p->n_wanted && g->n_splits == p->n_splits) return g;
+  }
+  kg_graph *g = &exe->graphs[exe->next_graph];
+  exe->next_graph = (exe->next_graph + 1) % KG_GRAPHS;
+  if (g->handle) (void)cudaGraphExecDestroy(g->handle);
+  *g = (kg_graph){p->n_rows, p->n_wanted, p->n_splits, false, NULL};
+  return g;
+}
+
+static int capture(pass *p, cudaGraphExec_t *out, kg_error *err)
+{
+  cudaStream_t stream = p->exe->stream->handle;
+  cudaGraph_t graph = NULL;
+  int code = kg_cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a graph", err);
+  if (code) return code;
+  code = enqueue(p, err);
+  const cudaError_t status = cudaStreamEndCapture(stream, &graph);
+  if (!code) code = kg_cuda_check(status, "capturing a graph", err);
+  if (!code) code = kg_cuda_check(cudaGraphInstantiate(out, graph, 0), "making a graph", err);
+  if (graph) (void)cudaGraphDestroy(graph);
+  (void)cudaGetLastError();
+  return code;
+}
+
+/* The first time as it is, which also loads the kernels; from the second on as a graph. */
+static int run_graph(pass *p, kg_error *err)
+{
+  kg_graph *g = find_graph(p->exe, p);
+  if (!g->seen) {
+    g->seen = true;
+    return enqueue(p, err);
+  }
+  const int code = g->handle ? KG_OK : capture(p, &g->handle, err);
+  return code ? code : kg_cuda_check(cudaGraphLaunch(g->handle, p->exe->stream->handle), "launching a graph", err);
+}
+
+/* ---- rows to the device ---- */
+
+static int reserve_meta(kg_executable *exe, size_t n_bytes, kg_error *err)
+{
+  if (n_bytes <= exe->meta_bytes) return KG_OK;
+  n_bytes += n_bytes / 2;
+  void *host = NULL, *device = NULL;
+  int code = kg_cuda_alloc(n_bytes, "the rows of a step", &device, err);
+  if (!code && (code = kg_cuda_check(cudaMallocHost(&host, n_bytes), "pinned memory for the rows of a step", err)))
+    (void)cudaFree(device);
+  if (code) return code;
+  code = kg_stream_wait(exe->stream, "the rows of a step", err);
+  kg_gpu_forget_graphs(exe);
+  (void)cudaFree(exe->meta);
+  (void)cudaFreeHost(exe->meta_host);
+  exe->meta = device;
+  exe->meta_host = host;
+  exe->meta_bytes = n_bytes;
+  return code;
+}
+
+/* The part of a span that is in the pass: its first row (counted from the pass) and number of rows. */
+static int32_t rows_in_pass(const pass *p, const kg_span *span, int32_t *first)
+{
+  const int32_t begin = span->row > p->row0 ? span->row : p->row0;
+  const int32_t span_end = span->row + span->n_rows, pass_end = p->row0 + p->n_rows;
+  *first = begin - p->row0;
+  return (span_end < pass_end ? span_end : pass_end) - begin;
+}
+
+static int32_t last_page(const pass *p, const kg_span *span, int32_t first, int32_t n)
+{
+  return (span->pos + p->row0 + first + n - 1 - span->row) / KG_PAGE;
+}
+
+static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
+{
+  kg_executable *exe = p->exe;
+  const kg_batch *batch = p->batch;
+  size_t n_pages = 0;
+  int32_t first, n, max_pos = 0;
+  for (int32_t s = 0; s < batch->n_spans; s++)
+    if ((n = rows_in_pass(p, &batch->spans[s], &first)) > 0)
+      n_pages += (size_t)last_page(p, &batch->spans[s], first, n) + 1;
+  p->at = meta_layout(exe, p->n_rows);
+  *n_bytes = p->at.pages + n_pages * sizeof(void *);
+  int code = reserve_meta(exe, *n_bytes, err);
+  if (!code) code = kg_cuda_check(cudaEventSynchronize(exe->meta_read), "waiting for an upload", err);
+  if (code) return code;
+
+  unsigned char *m = exe->meta_host;
+  memcpy(m + p->at.tokens, batch->tokens + p->row0, (size_t)p->n_rows * sizeof(int32_t));
+  memcpy(m + p->at.positions, batch->positions + p->row0, (size_t)p->n_rows * sizeof(int32_t));
+  int32_t *row_pages = (int32_t *)(m + p->at.row_pages), at = 0;
+  unsigned char **pages = (unsigned char **)(m + p->at.pages);
+  for (int32_t s = 0; s < batch->n_spans; s++) {
+    const kg_span *span = &batch->spans[s];
+    if ((n = rows_in_pass(p, span, &first)) <= 0) continue;
+    const int32_t last = last_page(p, span, first, n);
+    for (int32_t i = 0; i < n; i++) row_pages[first + i] = at;
+    for (int32_t i = 0; i <= last; i++) pages[at++] = exe->pages[span->pages[i]];
+    if (batch->positions[p->row0 + first + n - 1] > max_pos) max_pos = batch->positions[p->row0 + first + n - 1];
+  }
+  for (int32_t i = 0; i < p->n_wanted; i++) {
+    const kg_wanted *wanted = &batch->wanted[p->wanted0 + i];
+    ((int32_t *)(m + p->at.wanted_rows))[i] = wanted->row - p->row0;
+    ((int32_t *)(m + p->at.wanted_tokens))[i] = batch->tokens[wanted->row];
+    ((int32_t *)(m + p->at.wanted_positions))[i] = batch->positions[wanted->row];
+    ((float **)(m + p->at.out_rows))[i] = (float *)wanted->buffer->data + wanted->at;
+  }
+  p->n_splits = 8; /* a power of two, so that graphs live long */
+  while (p->n_splits * KG_ATTENTION_SPLIT <= max_pos) p->n_splits *= 2;
+  return KG_OK;
+}
+
+/* Few rows spread their splits over blocks, where memory allows. */
+static int choose_splits(pass *p, kg_error *err)
+{
+  kg_executable *exe = p->exe;
+  const size_t most = (size_t)256 << 20, rows = (size_t)p->n_rows;
+  if (p->n_rows > KG_FEW_ROWS || p->n_splits > 4096 || rows * exe->head_floats * (size_t)p->n_splits > most / sizeof(float))
+    p->n_splits = 0;
+  const size_t wanted = rows * exe->head_floats * (size_t)p->n_splits;
+  if (wanted <= exe->partial_floats) return KG_OK;
+  void *partials;
+  int code = kg_cuda_alloc(2 * wanted * sizeof(float), "attention", &partials, err);
+  if (code) return code;
+  code = kg_stream_wait(exe->stream, "attention", err);
+  kg_gpu_forget_graphs(exe);
+  (void)cudaFree(exe->partials);
+  exe->partials = partials;
+  exe->partial_floats = 2 * wanted;
+  return code;
+}
+
+static bool is_decoding(const pass *p)
+{
+  return !p->batch->n_traces && p->n_rows == p->batch->n_rows && p->n_rows <= KG_FEW_ROWS &&
+         p->n_rows == p->batch->n_spans;
+}
+
+static int run_pass(pass *p, kg_error *err)
+{
+  kg_executable *exe = p->exe;
+  size_t n_bytes;
+  int code = fill_meta(p, &n_bytes, err);
+  if (!code) code = choose_splits(p, err);
+  if (!code)
+    code = kg_cuda_check(cudaMemcpyAsync(exe->meta, exe->meta_host, n_bytes, cudaMemcpyHostToDevice, exe->stream->handle),
+                         "bringing rows over", err);
+  if (!code) code = kg_cuda_check(cudaEventRecord(exe->meta_read, exe->stream->handle), "bringing rows over", err);
+  if (code) return code;
+  return is_decoding(p) ? run_graph(p, err) : enqueue(p, err);
+}
+
+int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
+{
+  const kg_program *program = batch->n_traces ? &exe->traced : &exe->fused;
+  const int32_t step = program->max_rows[KG_ALL_ROWS];
+  int32_t wanted = 0;
+  int code = kg_stream_use(exe->stream, err);
+  for (int32_t row = 0; row < batch->n_rows && !code; row += step) {
+    pass p = {.exe = exe, .batch = batch, .program = program, .row0 = row, .wanted0 = wanted};
+    p.n_rows = batch->n_rows - row < step ? batch->n_rows - row : step;
+    while (wanted < batch->n_wanted && batch->wanted[wanted].row < row + p.n_rows) wanted++;
+    p.n_wanted = wanted - p.wanted0;
+    code = run_pass(&p, err);
+  }
+  const int waited = kg_stream_wait(exe->stream, "a step", code ? NULL : err); /* faults belong to the step that made them */
+  return code ? code : waited;
+}

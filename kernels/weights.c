@@ -1,0 +1,154 @@
+/* weights.c - the weights of an executable: which are matrices and which are vectors, and packing them on the device. */
+#include <string.h>
+
+#include "executable.h"
+
+enum { PIECE_BYTES = 32 << 20, ALIGNMENT = 256 };
+
+static void mark(kg_executable *exe, int32_t weight, bool as_matrix)
+{
+  if (weight == KG_NONE) return;
+  exe->weights[weight].is_matrix |= as_matrix;
+  exe->weights[weight].is_vector |= !as_matrix;
+}
+
+static int64_t value_count(const kg_weight *weight) { return weight->cols * weight->rows * weight->planes; }
+
+static int shape(kg_executable *exe, int32_t i, kg_error *err)
+{
+  const kg_weight *weight = kg_plan_weight_at(exe->plan, i);
+  kg_cuda_weight *w = &exe->weights[i];
+  size_t vector_bytes = 0;
+  if ((w->is_matrix &&
+       !kg_matrix_init(&w->m, weight->type, weight->cols, weight->rows, weight->planes, &w->matrix_bytes)) ||
+      (w->is_vector && (!kg_mul_size((size_t)value_count(weight), sizeof(float), &vector_bytes) ||
+                        !kg_align_size(vector_bytes, ALIGNMENT, &vector_bytes))) ||
+      !kg_add_size(w->matrix_bytes, vector_bytes, &w->n_bytes) ||
+      !kg_add_size(exe->weight_bytes, w->n_bytes, &exe->weight_bytes))
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "tensor %s cannot be packed", weight->name);
+  return KG_OK;
+}
+
+int kg_gpu_weights_open(kg_executable *exe, kg_error *err)
+{
+  exe->n_weights = kg_plan_weight_count(exe->plan);
+  exe->weights = kg_alloc_array((size_t)exe->n_weights, sizeof *exe->weights);
+  if (!exe->weights) return kg_fail_memory(err, (size_t)exe->n_weights * sizeof *exe->weights, "the table of weights");
+  for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
+    const kg_op *op = kg_plan_op(exe->plan, i);
+    const int n_matrices = op->kind == KG_OP_EMBED ? 2 : op->kind == KG_OP_LINEAR ? 1 : op->kind == KG_OP_MOE ? 3 : 0;
+    for (int j = 0; j < KG_OP_WEIGHTS; j++) mark(exe, op->w[j], j < n_matrices);
+  }
+  int code = KG_OK;
+  for (int32_t i = 0; i < exe->n_weights && !code; i++) code = shape(exe, i, err);
+  if (code) return code;
+  void *block;
+  code = kg_cuda_alloc(exe->weight_bytes, "the weights", &block, err);
+  if (code) return code;
+  exe->weight_block = block;
+  unsigned char *at = block;
+  for (int32_t i = 0; i < exe->n_weights; i++) {
+    kg_cuda_weight *w = &exe->weights[i];
+    w->data = at;
+    at += w->n_bytes;
+    if (w->is_matrix) kg_matrix_place(&w->m, w->data);
+    if (w->is_vector) w->vector = (float *)(w->data + w->matrix_bytes);
+  }
+  return KG_OK;
+}
+
+/* ---- packing ---- */
+
+typedef struct packing {
+  kg_executable *exe;
+  const kg_backend_options *options;
+  int64_t done, total; /* bytes of the file */
+  void *raw;           /* on the device */
+  size_t raw_bytes;
+  kg_error *err;
+} packing;
+
+static int report(packing *p, size_t n_bytes)
+{
+  p->done += (int64_t)n_bytes;
+  if (!p->options->progress || !p->options->progress(p->options->progress_user, "load", p->done, p->total))
+    return KG_OK;
+  return kg_fail(p->err, KG_ERR_CANCELLED, "loading was cancelled");
+}
+
+static int upload(packing *p, void *to, const void *from, size_t n_bytes)
+{
+  kg_stream *s = p->exe->stream;
+  const int code = kg_cuda_check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyHostToDevice, s->handle),
+                                 "bringing weights over", p->err);
+  return code ? code : kg_stream_wait(s, "bringing weights over", p->err);
+}
+
+/* Tiles [tile0, tile1) of a plane. */
+static int pack_piece(packing *p, const kg_weight *weight, const kg_matrix *m, int32_t plane, int32_t tile0, int32_t tile1)
+{
+  const size_t plane_bytes = weight->n_bytes / (size_t)weight->planes, row_bytes = plane_bytes / (size_t)weight->rows;
+  const int64_t row0 = (int64_t)tile0 * KG_TILE_ROWS, end = (int64_t)tile1 * KG_TILE_ROWS;
+  const size_t n_bytes = (size_t)((end < weight->rows ? end : weight->rows) - row0) * row_bytes;
+  const unsigned char *from = (const unsigned char *)weight->data + (size_t)plane * plane_bytes + (size_t)row0 * row_bytes;
+  int code = upload(p, p->raw, from, n_bytes);
+  if (!code) code = kg_cuda_pack(p->exe->stream, m, plane, tile0, tile1, p->raw, p->err);
+  if (code) return code;
+  kg_gguf_release_pages(kg_plan_gguf(p->exe->plan), from, n_bytes);
+  return report(p, n_bytes);
+}
+
+static int pack_matrix(packing *p, const kg_weight *weight, const kg_matrix *m)
+{
+  const size_t tile_bytes = weight->n_bytes / (size_t)weight->planes / (size_t)weight->rows * KG_TILE_ROWS;
+  const size_t fit = p->raw_bytes / tile_bytes;
+  const int32_t step = fit < 1 ? 1 : fit > (size_t)m->n_tiles ? m->n_tiles : (int32_t)fit;
+  int code = KG_OK;
+  for (int32_t plane = 0; plane < m->planes; plane++)
+    for (int32_t tile = 0; tile < m->n_tiles && !code; tile += step)
+      code = pack_piece(p, weight, m, plane, tile, m->n_tiles - tile < step ? m->n_tiles : tile + step);
+  return code;
+}
+
+static int pack_vector(packing *p, const kg_weight *weight, float *out)
+{
+  const kg_type_info *info = kg_type_find(weight->type);
+  const int64_t n = value_count(weight);
+  float *values = kg_alloc((size_t)n * sizeof *values);
+  if (!values) return kg_fail_memory(p->err, (size_t)n * sizeof *values, weight->name);
+  info->dequantize(weight->data, n / info->block_size, values);
+  const int code = upload(p, out, values, (size_t)n * sizeof *values);
+  kg_free(values);
+  return code;
+}
+
+static int pack_all(packing *p)
+{
+  int code = KG_OK;
+  for (int32_t i = 0; i < p->exe->n_weights && !code; i++) {
+    const kg_weight *weight = kg_plan_weight_at(p->exe->plan, i);
+    const kg_cuda_weight *w = &p->exe->weights[i];
+    if (w->is_vector) code = pack_vector(p, weight, w->vector);
+    if (!code) code = w->is_matrix ? pack_matrix(p, weight, &w->m) : report(p, weight->n_bytes);
+  }
+  return code;
+}
+
+int kg_gpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err)
+{
+  packing p = {.exe = exe, .options = options, .raw_bytes = PIECE_BYTES, .err = err};
+  for (int32_t i = 0; i < exe->n_weights; i++) {
+    const kg_weight *weight = kg_plan_weight_at(exe->plan, i);
+    const size_t tile = weight->n_bytes / (size_t)weight->planes / (size_t)weight->rows * KG_TILE_ROWS;
+    p.total += (int64_t)weight->n_bytes;
+    if (exe->weights[i].is_matrix && tile > p.raw_bytes) p.raw_bytes = tile;
+  }
+  int code = kg_cuda_alloc(p.raw_bytes, "packing weights", &p.raw, err);
+  if (code) return code;
+  code = kg_cuda_check(cudaMemsetAsync(exe->weight_block, 0, exe->weight_bytes, exe->stream->handle),
+                       "clearing weights", err); /* gaps too: a checksum over them must not vary */
+  if (!code) code = pack_all(&p);
+  if (!code) code = kg_stream_wait(exe->stream, "packing weights", err);
+  (void)cudaFree(p.raw);
+  return code;
+}
