@@ -52,8 +52,8 @@ end
 ---@return string
 function build.tensor(row)
   local parts = { string.pack("<s8I4", row.name, row.n_dims or #row.dims) }
-  for _, size in ipairs(row.dims) do parts[#parts + 1] = string.pack("<I8", size) end
-  parts[#parts + 1] = string.pack("<I4I8", row.type or 0, row.offset or 0)
+  for _, size in ipairs(row.dims) do parts[#parts + 1] = string.pack("<j", size) end
+  parts[#parts + 1] = string.pack("<I4j", row.type or 0, row.offset or 0)
   return table.concat(parts)
 end
 
@@ -73,7 +73,7 @@ end
 function build.file(f)
   local entries, tensors = f.entries or {}, {}
   for i, row in ipairs(f.tensors or {}) do tensors[i] = build.tensor(row) end
-  local counts = string.pack("<I8I8", f.n_tensors or #tensors, f.n_entries or #entries)
+  local counts = string.pack("<jj", f.n_tensors or #tensors, f.n_entries or #entries)
   local head = (f.magic or "GGUF") .. string.pack("<I4", f.version or 3) .. counts
     .. table.concat(entries) .. table.concat(tensors)
   local alignment = f.alignment or 32

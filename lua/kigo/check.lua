@@ -47,6 +47,20 @@ function check.options(options, known, level)
   return options
 end
 
+---A text of strangers for a message: quoted, on one line, and not all of a long one.
+---@param text string
+---@return string
+function check.quoted(text)
+  return (("%q"):format(text:sub(1, 40)):gsub("\\\n", "\\n"))
+end
+
+---A name of strangers for a message: as it is where it is a plain one.
+---@param name string
+---@return string
+function check.name(name)
+  return #name <= 64 and name:find "^[%w_.-]+$" and name or check.quoted(name)
+end
+
 ---The options of `from` whose names are in `known`, as a new table.
 ---@param from table
 ---@param known table<string, any>

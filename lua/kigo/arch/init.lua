@@ -4,6 +4,7 @@
 --   return arch.family("NAME", function(g, hp) ... return g:logits(...) end)
 --
 -- llama.lua is the example to begin with, kigo.graph lists what g can do, kigo.hyperparameters what hp holds.
+local check = require "kigo.check"
 local core = require "kigo.core"
 local graph = require "kigo.graph"
 local hyperparameters = require "kigo.hyperparameters"
@@ -132,7 +133,8 @@ local function check_all_used(plan, gguf)
   for _, weight in ipairs(plan:weights()) do used[weight.name] = true end
   for _, tensor in ipairs(gguf:tensors()) do
     if not used[tensor.name] and not is_known_unused(tensor.name) then
-      return nil, ("tensor %s: this architecture has no use for it"):format(tensor.name), core.err.UNSUPPORTED
+      local name = check.name(tensor.name)
+      return nil, ("tensor %s: this architecture has no use for it"):format(name), core.err.UNSUPPORTED
     end
   end
   return true

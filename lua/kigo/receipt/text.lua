@@ -1,4 +1,5 @@
 -- Receipts as text: JSON out, and JSON from strangers in, where every field is checked and none believed.
+local check = require "kigo.check"
 local core = require "kigo.core"
 local json = require "kigo.json"
 local record = require "kigo.receipt.record"
@@ -67,12 +68,9 @@ local function float32(value, field)
   return n
 end
 
----A string for messages: quoted, and not all of a long one.
-local function shown(value) return ("%q"):format(value:sub(1, 40)):gsub("\\\n", "\\n") end
-
 local function str(value, field, pattern)
   of_type(value, "string", field)
-  if pattern and not value:find(pattern) then refuse(field, "%s is malformed", shown(value)) end
+  if pattern and not value:find(pattern) then refuse(field, "%s is malformed", check.quoted(value)) end
   return value
 end
 
@@ -95,7 +93,7 @@ local function object(value, field, fields)
   of_type(value, "table", field)
   local prefix, out = field == "receipt" and "" or field .. ".", {}
   for name in pairs(value) do
-    if not fields[name] then refuse(prefix .. tostring(name), "unknown field") end
+    if not fields[name] then refuse(prefix .. check.name(tostring(name)), "unknown field") end
   end
   for name, read in pairs(fields) do out[name] = read(value[name], prefix .. name) end
   return out
@@ -110,7 +108,7 @@ local function float32s(value, field) return list(value, field, MAX_IDS, float32
 local function seed(value, field)
   str(value, field, "^%-?%d+$")
   if ("%d"):format(math.tointeger(tonumber(value)) or 0) ~= value then
-    refuse(field, "%s is not a 64-bit integer", shown(value))
+    refuse(field, "%s is not a 64-bit integer", check.quoted(value))
   end
   return value
 end
@@ -129,7 +127,7 @@ local STAGES = {
 local function stage(value, field)
   of_type(value, "table", field)
   local fields = STAGES[str(value.kind, field .. ".kind")]
-  if not fields then refuse(field .. ".kind", "%s is not a kind of stage", shown(value.kind)) end
+  if not fields then refuse(field .. ".kind", "%s is not a kind of stage", check.quoted(value.kind)) end
   local all = { kind = str }
   for name, read in pairs(fields) do all[name] = read end
   local out = object(value, field, all)
@@ -163,7 +161,7 @@ end
 local FIELDS = {
   digest = hash, time = str, seed = seed, prompt = ids, sampled = ids, reason = str, text = str, sampler = sampler,
   format = function(value, field)
-    if str(value, field) ~= record.FORMAT then refuse(field, "%s is not %q", shown(value), record.FORMAT) end
+    if str(value, field) ~= record.FORMAT then refuse(field, "%s is not %q", check.quoted(value), record.FORMAT) end
     return value
   end,
   versions = function(value, field) return object(value, field, { kigo = str, lua = str }) end,

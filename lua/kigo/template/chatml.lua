@@ -1,4 +1,5 @@
 -- ChatML: <|im_start|>role, newline, content, <|im_end|>, newline. Only these two markers are control segments.
+local check = require "kigo.check"
 local core = require "kigo.core"
 
 local START, FINISH = "<|im_start|>", "<|im_end|>"
@@ -119,7 +120,7 @@ local function read_outputs(source)
     elseif text == TURN or text == GENERATE or text == FIRST_SYSTEM then
       seen[text] = true
     elseif not output.about_tools then
-      return nil, ("it prints %q"):format(text:sub(1, 60))
+      return nil, "it prints " .. check.quoted(text)
     end
   end
   if not seen[TURN] then return nil, ("no turn of %srole, newline, content, %s, newline"):format(START, FINISH) end

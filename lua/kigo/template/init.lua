@@ -5,6 +5,7 @@
 --   name
 --   recognise(source, tokenizer) -> Template | nil, why   from the Jinja text of the model file
 --   new(tokenizer, options) -> Template | nil, why         for a caller who asks for the format by name
+local check = require "kigo.check"
 local core = require "kigo.core"
 local chatml = require "kigo.template.chatml"
 
@@ -48,7 +49,7 @@ local function by_name(name, tokenizer)
       return nil, ("chat template %s does not fit this model: %s"):format(name, why), core.err.UNSUPPORTED
     end
   end
-  return nil, ("no chat template is called %q; known: %s"):format(name, names()), core.err.UNSUPPORTED
+  return nil, ("no chat template is called %s; known: %s"):format(check.quoted(name), names()), core.err.UNSUPPORTED
 end
 
 ---The chat template of a model.

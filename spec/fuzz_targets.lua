@@ -1,0 +1,612 @@
+-- fuzz_targets.lua - what is tried with inputs that nobody wrote. Every input is a string, so that every finding is a
+-- file: `make` writes one, `try` bears it or raises. Lua source stands for calls with arguments.
+local kigo = require "kigo"
+local arch = require "kigo.arch"
+local fuzz = require "spec.fuzz"
+local models = require "spec.fuzz_models"
+local tiny = require "spec.tiny"
+local vocabulary = require "spec.fixtures.vocabulary"
+
+local core = kigo.core
+
+---@type table<string, spec.FuzzTarget>
+local targets = {}
+
+-- ---- gguf: everything that can be read of a file ----
+
+local function model_seeds()
+  local list = {}
+  for i, m in ipairs(models.list) do list[i] = models.write(m) end
+  return list
+end
+
+local GGUF_WORDS = { "GGUF", "general.architecture", "general.alignment", "split.count", "split.no", "llama", "qwen2",
+  "token_embd.weight", "tokenizer.ggml.tokens", string.pack("<I4", 8), string.pack("<I4", 9), string.pack("<j", -1),
+  string.pack("<j", 1 << 62), string.pack("<j", 0), string.pack("<I4I8", 9, 1 << 40) }
+
+local function make_model_file(dice, seeds)
+  return dice:once_in(3) and fuzz.mutate(dice, seeds, GGUF_WORDS) or models.wrong(dice)
+end
+
+local function read_everything(gguf)
+  for _, entry in ipairs(gguf:entries()) do
+    local value = gguf:get(entry.key)
+    if entry.is_array and type(value) ~= "table" then error("an array is no table: " .. entry.key) end
+  end
+  for _, tensor in ipairs(gguf:tensors()) do
+    if gguf:tensor(tensor.name).bytes ~= tensor.bytes then error("another tensor " .. tensor.name) end
+    local called, values, message, code = pcall(gguf.values, gguf, tensor.name)
+    if called then fuzz.accepted(values, message, code) end -- raises for more than 65536 numbers
+  end
+  return gguf:path(), gguf:version(), gguf:files(), gguf:bytes(), gguf:parameters(), tostring(gguf)
+end
+
+targets.gguf = {
+  seeds = model_seeds(), make = make_model_file,
+  try = function(bytes)
+    local gguf <close> = fuzz.accepted(core.parse_gguf(bytes, "fuzz"))
+    if not gguf then return false end
+    read_everything(gguf)
+    return true
+  end,
+}
+
+-- ---- load: whatever is taken must run ----
+
+local function run_four(model)
+  local seq <close> = assert(model:sequence { seed = 1 })
+  assert(seq:push(model.vocab_size - 1))
+  for _ = 1, 4 do
+    local done = fuzz.accepted(seq:step())
+    if not done then return end
+    local logits <close> = seq.logits
+    local best = logits:argmax()
+    if best < 0 or best >= model.vocab_size then error("argmax gives " .. best) end
+    if not fuzz.accepted(seq:push(best)) then return end -- a context of less than four
+  end
+end
+
+local function try_on(gguf, device)
+  local plan <close> = fuzz.accepted(arch.build(gguf))
+  if not plan then return false end
+  local model <close> = fuzz.accepted(core.model(plan, { device = device, threads = 1 }))
+  if not model then return false end
+  run_four(model)
+  return true
+end
+
+local function try_tokenizer(gguf)
+  if gguf:get "tokenizer.ggml.model" == nil then return end
+  local tokenizer <close> = fuzz.accepted(core.tokenizer(gguf))
+  if not tokenizer then return end
+  local ids = fuzz.accepted(tokenizer:encode "hello hell\u{e9} <|im_start|>\xFF")
+  if ids then tokenizer:decode(ids, { control = true }) end
+  local source = gguf:get "tokenizer.chat_template"
+  fuzz.accepted(kigo.template.find(type(source) == "string" and source or nil, tokenizer))
+end
+
+targets.load = {
+  seeds = model_seeds(), make = make_model_file,
+  try = function(bytes)
+    local gguf <close> = fuzz.accepted(core.parse_gguf(bytes, "fuzz"))
+    if not gguf then return false end
+    try_tokenizer(gguf)
+    local one, other = try_on(gguf, "reference"), try_on(gguf, "cpu")
+    if one ~= other then error("only one of the devices takes it") end
+    return one
+  end,
+}
+
+-- ---- text ----
+
+local tokenizers = {}
+for name, entries in pairs(models.vocabularies) do
+  local gguf <close> = assert(core.parse_gguf(vocabulary.file(entries), name))
+  tokenizers[name] = assert(core.tokenizer(gguf))
+end
+
+local function check_ids(ids, size)
+  for _, id in ipairs(ids) do
+    if math.type(id) ~= "integer" or id < 0 or id >= size then error("id " .. tostring(id)) end
+  end
+end
+
+targets.encode = {
+  make = function(dice, seeds) return dice:once_in(3) and fuzz.mutate(dice, seeds) or dice:text(60) end,
+  try = function(text)
+    for name, tokenizer in pairs(tokenizers) do
+      local ids = assert(tokenizer:encode(text))
+      check_ids(ids, tokenizer.size)
+      for _, id in ipairs(ids) do
+        if tokenizer:is_control(id) then error(("%s: plain text became the control token %d"):format(name, id)) end
+      end
+      -- SentencePiece writes a space as U+2581 and reads it so.
+      local wanted = name == "spm" and text:gsub("\u{2581}", " ") or text
+      local got = tokenizer:decode(ids)
+      if got ~= wanted then error(("%s: decode(encode(x)) is %q"):format(name, got)) end
+    end
+    return true
+  end,
+}
+
+-- Ids as little-endian 32-bit numbers; most of them in the vocabulary.
+local function make_ids(dice, seeds)
+  if dice:once_in(4) then return fuzz.mutate(dice, seeds) end
+  local list = {}
+  for i = 1, dice:roll(40) do
+    list[i] = string.pack("<j", dice:once_in(20) and dice:extreme() or dice:roll(265) - 1):sub(1, 4)
+  end
+  return table.concat(list)
+end
+
+local function show(tokenizer, ids, stop)
+  local stream <close> = assert(core.stream(tokenizer, { stop = stop }))
+  local shown = {}
+  for i, id in ipairs(ids) do
+    shown[i] = assert(stream:add(id))
+    if i == #ids // 2 then
+      local twin <close> = stream:copy()
+      if twin.text ~= stream.text then error "a copy says something else" end
+    end
+  end
+  shown[#shown + 1] = assert(stream:finish())
+  for i, text in ipairs(shown) do
+    if not utf8.len(text) then error(("piece %d is no UTF-8: %q"):format(i, text)) end
+  end
+  local all = table.concat(shown)
+  if all ~= stream.text then error(("shown %q, text %q"):format(all, stream.text)) end
+  return all, stream.reason
+end
+
+local function try_ids(tokenizer, ids)
+  local valid = true
+  for _, id in ipairs(ids) do valid = valid and id >= 0 and id < tokenizer.size end
+  local called, text = pcall(tokenizer.decode, tokenizer, ids)
+  if called ~= valid then error(("decode %s ids that are %s"):format(called and "takes" or "refuses",
+    valid and "right" or "wrong")) end
+  if not valid then return false end
+  tokenizer:decode(ids, { control = true })
+  local all, reason = show(tokenizer, ids)
+  if not reason and utf8.len(text) and all ~= text then error(("the stream says %q, decode %q"):format(all, text)) end
+  local stopped = show(tokenizer, ids, { "hell", "\u{e9}", "o w" })
+  if all:sub(1, #stopped) ~= stopped then error(("%q does not begin with %q"):format(all, stopped)) end
+  if stopped:find("hell", 1, true) then error "a stop string was shown" end
+  return true
+end
+
+targets.decode = {
+  make = make_ids,
+  try = function(bytes)
+    local ids, taken = {}, false
+    for at = 1, #bytes - 3, 4 do ids[#ids + 1] = string.unpack("<i4", bytes, at) end
+    for _, tokenizer in pairs(tokenizers) do taken = try_ids(tokenizer, ids) end
+    return taken
+  end,
+}
+
+-- ---- chat templates and messages ----
+
+local TEMPLATE_WORDS = { "{%", "%}", "{{", "}}", "{#", "#}", "{%-", "-%}", "'", '"', "\\", "\\n", "[", "]", "(", ")",
+  "+", "|", "~", "if ", "elif ", "else", "endif", "for ", "endfor", "tool", "tools", "message", "messages",
+  "['role']", ".content", "<|im_start|>", "<|im_end|>", "system", "assistant", "add_generation_prompt", "loop.first",
+  "\0" }
+
+local MARKERS = { ["<|im_start|>"] = true, ["<|im_end|>"] = true }
+
+-- Only the template's own markers are control, whatever the messages spell.
+local function check_segments(segments)
+  for _, segment in ipairs(segments) do
+    if segment.control and not MARKERS[segment.control] then error("control segment " .. segment.control) end
+    if not segment.control and type(segment.text) ~= "string" then error "a segment without text" end
+  end
+  return segments
+end
+
+targets.template = {
+  make = function(dice, seeds) return fuzz.mutate(dice, seeds, TEMPLATE_WORDS) end,
+  try = function(source)
+    local template = fuzz.accepted(kigo.template.find(source, tokenizers.qwen2))
+    if not template then return false end
+    check_segments(template:render { { role = "user", content = source } })
+    check_segments(template:render({ { role = "system", content = "" }, { role = "user", content = "x" } },
+      { generate = true }))
+    check_segments(template:continue { { role = "user", content = "<|im_end|>" } })
+    return true
+  end,
+}
+
+local function any_value(dice, depth)
+  local choice = dice:roll(depth > 2 and 5 or 8)
+  if choice == 1 then return dice:extreme() end
+  if choice == 2 then return dice:float() end
+  if choice == 3 then return dice:once_in(2) end
+  if choice <= 5 then return dice:text(4) end
+  local made = {}
+  for _ = 1, dice:roll(4) - 1 do made[#made + 1] = any_value(dice, depth + 1) end
+  local name = dice:pick { "text", "control", "role", "content", "n" }
+  if dice:once_in(3) then made[name] = any_value(dice, depth + 1) end
+  return made
+end
+
+local function make_messages(dice)
+  local list = {}
+  for i = 1, dice:roll(5) - (dice:once_in(9) and 1 or 0) do
+    local message = { role = dice:pick { "system", "user", "assistant", "tool" }, content = dice:text(8) }
+    if dice:once_in(6) then message[dice:pick { "role", "content", "tool_calls" }] = any_value(dice, 0) end
+    list[i] = dice:once_in(20) and any_value(dice, 0) or message
+  end
+  return "return " .. fuzz.source(list)
+end
+
+-- A number that stands in a field for any other wrong type is as good: only the caller's mistakes may raise.
+targets.messages = {
+  make = make_messages,
+  try = function(source)
+    local template = assert(kigo.template.find(nil, tokenizers.qwen2, "chatml"))
+    local messages = assert(load(source, "=messages", "t", {}))()
+    local called, segments, message, code = pcall(template.render, template, messages, { generate = true })
+    if not called then
+      if type(segments) ~= "string" or not segments:find "message" then error(segments, 0) end
+      return false
+    end
+    if not fuzz.accepted(segments, message, code) then return false end
+    local n, found = 0, 0
+    for _, segment in ipairs(check_segments(segments)) do n = n + (segment.control and 1 or 0) end
+    for _, id in ipairs(assert(tokenizers.qwen2:encode(segments))) do
+      found = found + (tokenizers.qwen2:is_control(id) and 1 or 0)
+    end
+    if n ~= found then error(("%d control tokens for %d control segments"):format(found, n)) end
+    return true
+  end,
+}
+
+-- ---- the tiny model: receipts and the Lua API ----
+
+-- Opened once for each device: kept open, because what one case may do to the next is what is looked for.
+local opened, answers = {}, {}
+
+local function tiny_model(device)
+  if opened[device] then return opened[device] end
+  local path = os.tmpname()
+  assert(core.make_model(path, { like = "tiny", type = "q8_0" }))
+  opened[device] = assert(kigo.load(path, { device = device, threads = 1, ctx = 96 }))
+  return opened[device]
+end
+
+local function close_models()
+  for _, model in pairs(opened) do
+    os.remove(model.path)
+    model:close()
+  end
+  opened, answers = {}, {}
+end
+
+local RECEIPT_WORDS = { "{", "}", "[", "]", ",", ":", '"', "null", "true", "-1", "0", "1e999", "1e-999", "4294967296",
+  "9223372036854775808", "0.1", "NaN", "\\u0000", "\\ud800", '"kind"', '"temp"', '"bias"', '"ids"', '"logits"',
+  '"seed"', '"script"', "[[[[[[[[[[[[[[[[[[[[[", "{}", "[]", "\\n" }
+
+local receipt_seeds
+
+local function fresh_receipts()
+  if receipt_seeds then return receipt_seeds end
+  receipt_seeds = {}
+  for i, options in ipairs { { temp = 0 }, { seed = 5, top_k = 3, top_p = 0.9, repeat_penalty = 1.1 } } do
+    options.receipt, options.max = true, 4
+    local answer = assert(tiny_model "cpu":chat({ { role = "user", content = "Hi" } }, options))
+    receipt_seeds[i] = kigo.receipt.encode(answer.receipt)
+  end
+  return receipt_seeds
+end
+
+-- Set one field, however deep, to anything.
+local function change_field(dice, value)
+  local keys = {}
+  for key in pairs(value) do keys[#keys + 1] = key end
+  table.sort(keys, function(a, b) return tostring(a) < tostring(b) end)
+  if #keys == 0 then return end
+  local key = dice:pick(keys)
+  if type(value[key]) == "table" and not dice:once_in(6) then return change_field(dice, value[key]) end
+  local is_number = type(value[key]) == "number"
+  value[key] = is_number and dice:once_in(3) and value[key] + dice:roll(3) - 2 or is_number and dice:roll(384) - 1
+    or dice:once_in(2) and any_value(dice, 1) or nil
+end
+
+local function changed_receipt(dice)
+  local receipt = assert(kigo.receipt.decode(dice:pick(fresh_receipts())))
+  for _ = 1, dice:roll(3) do change_field(dice, receipt) end
+  local written, text = pcall(kigo.receipt.encode, receipt) -- no keys but strings in objects
+  return written and text or "{}"
+end
+
+targets.receipt = {
+  finish = close_models,
+  make = function(dice, seeds)
+    if dice:once_in(2) then return changed_receipt(dice) end
+    return fuzz.mutate(dice, dice:once_in(4) and seeds or fresh_receipts(), RECEIPT_WORDS)
+  end,
+  try = function(text)
+    local receipt = fuzz.accepted(kigo.receipt.decode(text))
+    if not receipt then return false end
+    local again = kigo.receipt.encode(receipt)
+    if kigo.receipt.encode(assert(kigo.receipt.decode(again))) ~= again then error "encode(decode(x)) is not stable" end
+    local report = fuzz.accepted(kigo.receipt.verify(tiny_model "cpu", receipt))
+    if not report then return false end
+    if report.passed ~= (#report.problems == 0) then error "passed with problems" end
+    for _, problem in ipairs(report.problems) do fuzz.check_refusal(problem, core.err.FORMAT) end
+    return report.passed
+  end,
+}
+
+-- ---- make-model: options of the writer ----
+
+local function make_options(dice)
+  local options = { like = "tiny", type = dice:pick { "q8_0", "f32", "q4_0", "f16", "bf16" }, seed = dice:extreme() }
+  for _ = 1, dice:roll(3) - 1 do
+    options[dice:pick { "like", "like", "type", "type", "seed", "sed", dice:text(1) }] = dice:pick { dice:text(2),
+      dice:extreme(), dice:float(), "tiny\0", "qwen2.5-7b", "TINY", "q4_k", "i32", "tq1_0", "F32", {}, true }
+  end
+  return "return " .. fuzz.source(options)
+end
+
+targets["make-model"] = {
+  make = make_options,
+  try = function(source)
+    local options = assert(load(source, "=options", "t", {}))()
+    local path = os.tmpname()
+    os.remove(path)
+    local is_large = options.like ~= "tiny" -- stopped before it has written much
+    options.progress = function() return is_large end
+    local called, made, message, code = pcall(core.make_model, path, options)
+    local file = io.open(path, "rb")
+    if file then file:close() end
+    local good, fault = pcall(function()
+      if (called and made ~= nil) ~= (file ~= nil) then error "a file without success, or success without a file" end
+      if not called then return false end
+      if not fuzz.accepted(made, message, code) then return false end
+      local model <close> = assert(kigo.load(path, { device = "reference" }))
+      run_four(model)
+      return true
+    end)
+    os.remove(path)
+    if not good then error(fault, 0) end
+    return called and made ~= nil
+  end,
+}
+
+-- ---- the Lua API: any method of any object with any arguments ----
+
+-- Callbacks by name; they see the objects of the running program.
+local pools
+local callbacks = {
+  none = function() end, zero = function() return 0 end, huge = function() return 1 << 40 end,
+  text = function() return "x", {}, 3 end, yes = function() return true end, no = function() return false end,
+  raise = function() error "raised" end, throw = function() error({}) end, yield = coroutine.yield,
+  collect = function() collectgarbage() end,
+  close = function()
+    for _, name in ipairs { "Sequence", "Tensor", "Chain", "Stream", "Plan" } do
+      for _, one in ipairs(pools[name]) do one:close() end
+    end
+    return 1
+  end,
+  push = function()
+    for _, one in ipairs(pools.Sequence) do pcall(one.push, one, 1) end
+    return 1
+  end,
+}
+
+local CALLBACKS = {}
+for name in pairs(callbacks) do CALLBACKS[#CALLBACKS + 1] = name end
+table.sort(CALLBACKS)
+
+local CLASSES = { "Tensor", "Sequence", "Chain", "Stream", "Tokenizer", "Model", "Plan", "Gguf", "Rng", "Mark" }
+local METHODS = {}
+for _, class in ipairs(CLASSES) do
+  METHODS[class] = {}
+  for name, method in pairs(core.classes[class]) do
+    if type(method) == "function" and name:sub(1, 2) ~= "__" then table.insert(METHODS[class], name) end
+  end
+  table.sort(METHODS[class])
+end
+
+local MAKERS = { "tensor", "zeros", "chain", "stream", "tokenizer", "plan", "model", "parse_gguf", "dequantize",
+  "quantize", "uniform", "philox", "error_name", "sha256", "sha256_file", "vector_digest", "open_gguf" }
+
+local NAMES = { "token_embd.weight", "output_norm.weight", "blk.0.attn_q.weight", "blk.0.ffn_up.weight",
+  "blk.0.ffn_down.weight", "logits", "embd", "blk.*", "general.architecture", "tokenizer.ggml.tokens", "chatml",
+  "F32", "Q8_0", "Q4_K", "generic", "<|im_start|>", "silu", "x", "y" }
+
+local FIELDS = { "seed", "max", "temp", "top_k", "top_p", "min_p", "typical", "repeat_penalty", "frequency_penalty",
+  "presence_penalty", "repeat_last", "stop", "logprobs", "receipt", "sampler", "on_text", "device", "variant", "ctx",
+  "pool", "chunk", "kv", "progress", "bos", "control", "text", "after", "kind", "value", "k", "values", "last",
+  "repeat", "epsilon", "groups", "heads", "kv_heads", "head_dim", "dims", "style", "inverse_freqs", "window",
+  "softcap", "scale", "role", "content", "bias", "template", "system", "tokenizer" }
+
+local KINDS = { "greedy", "temp", "top_k", "top_p", "min_p", "typical", "penalties", "bias", "dist", "none" }
+
+local argument
+
+local function numbers(dice)
+  local list = {}
+  for i = 1, dice:roll(9) - 1 do
+    list[i] = fuzz.source(dice:once_in(9) and dice:extreme() or dice:once_in(4) and dice:float() or dice:roll(48) - 1)
+  end
+  return "{ " .. table.concat(list, ", ") .. " }"
+end
+
+-- A table of options with right names and any values.
+local function options(dice, depth)
+  local list = {}
+  for i = 1, dice:roll(4) - 1 do
+    local name = dice:pick(FIELDS)
+    local value = name == "kind" and fuzz.source(dice:pick(KINDS)) or name == "device" and '"reference"'
+      or name == "style" and '"halves"' or argument(dice, depth + 1)
+    list[i] = ("[%q] = %s"):format(name, value)
+  end
+  return "{ " .. table.concat(list, ", ") .. " }"
+end
+
+local ARGUMENTS = {
+  function(dice) return fuzz.source(dice:roll(12) - 2) end,
+  function(dice) return fuzz.source(dice:roll(60) - 1) end,
+  function(dice) return fuzz.source(dice:extreme()) end,
+  function(dice) return fuzz.source(dice:float()) end,
+  function(dice) return fuzz.source(dice:text(3)) end,
+  function(dice) return fuzz.source(dice:pick(NAMES)) end,
+  function(dice) return fuzz.source(dice:pick(NAMES)) end,
+  function(dice) return dice:pick { "nil", "true", "false" } end,
+  function(dice) return "f." .. dice:pick(CALLBACKS) end,
+  function(dice) return ("object(%q, %d)"):format(dice:pick(CLASSES), dice:roll(6)) end,
+  function(dice) return ("object(%q, %d)"):format(dice:pick(CLASSES), dice:roll(6)) end,
+  numbers, numbers, options, options,
+  function(dice) return ("{ { role = 'user', content = %s } }"):format(fuzz.source(dice:text(4))) end,
+  function(dice) return ("{ { kind = %q, value = %s, k = %s } }"):format(dice:pick(KINDS), fuzz.source(dice:float()),
+    fuzz.source(dice:roll(9))) end,
+}
+
+function argument(dice, depth)
+  return ARGUMENTS[depth > 2 and dice:roll(9) or dice:roll(#ARGUMENTS)](dice, depth)
+end
+
+local function arguments(dice)
+  local list = {}
+  for i = 1, dice:roll(6) - 1 do list[i] = argument(dice, 0) end
+  return table.concat(list, ", ")
+end
+
+local function statement(dice)
+  local class, choice = dice:pick(CLASSES), dice:roll(12)
+  local index, rest = dice:roll(6), arguments(dice)
+  if choice <= 7 then
+    local method = METHODS[class][1] and dice:pick(METHODS[class]) or "close"
+    return ("call(%q, %d, %q%s)"):format(class, index, method, rest == "" and "" or ", " .. rest)
+  end
+  if choice <= 9 then
+    local maker = dice:pick(MAKERS)
+    if maker == "zeros" then rest = fuzz.source(dice:pick { 0, 1, 3, 64, -1, 1 << 40 }) .. ", " .. dice:roll(9) end
+    return ("make(%q%s)"):format(maker, rest == "" and "" or ", " .. rest)
+  end
+  if choice == 10 then
+    local name = fuzz.source(dice:pick { "logits", "rng", "state", "model", "text", "size" })
+    return ("get(%q, %d, %s)"):format(class, index, dice:once_in(2) and argument(dice, 3) or name)
+  end
+  if choice == 11 then return ("set(%q, %d, %s, %s)"):format(class, index, argument(dice, 3), argument(dice, 1)) end
+  return ("%s(%q, %d)"):format(dice:pick { "len", "text", "gc" }, class, index)
+end
+
+-- What a call gave: its objects join the pools, its refusal is checked. Raising is for the caller's mistakes.
+local function receive(called, ...)
+  local first, message, code = ...
+  if not called then
+    if first == nil then error "raised nil" end
+    return
+  end
+  if first == nil and type(message) == "string" and code ~= nil then fuzz.check_refusal(message, code) end
+  for i = 1, math.min(select("#", ...), 4) do
+    local value = select(i, ...)
+    local meta = type(value) == "userdata" and getmetatable(value)
+    local pool = meta and meta.__name and pools[meta.__name:match "[^.]+$"]
+    if pool then table.insert(pool, value) end
+  end
+end
+
+-- The objects that every program begins with. The first model, tokenizer and file are shared by all of them.
+local function new_pools(shared)
+  pools = {}
+  for _, class in ipairs(CLASSES) do pools[class] = {} end
+  local own = tiny.model {}
+  local one, other = assert(shared:sequence { seed = 3 }), own:sequence {}
+  one:feed { 1, 2, 3 }
+  other:feed { 4 }
+  local list = { shared, shared.tokenizer, shared.gguf, own, one, other, one:mark(), one.rng, core.tensor { 1, 2, 3 },
+    core.zeros(4, 5), core.chain {}, core.chain { { kind = "top_k", k = 3 }, { kind = "temp", value = 0.5 } },
+    assert(core.stream(shared.tokenizer)), tiny.gguf() }
+  for _, value in ipairs(list) do receive(true, value) end
+  receive(core.plan(list[#list]))
+  receive(true, core.plan(list[#list]))
+end
+
+-- What would rightly change the shared model's answers is left to the others.
+local FORBIDDEN = { close = true, scramble = true, release = true, __newindex = true, __gc = true }
+
+local function environment(shared)
+  local function object(class, index)
+    local pool = pools[class]
+    return pool[(index - 1) % math.max(#pool, 1) + 1]
+  end
+  local function is_shared(value) return value == shared or value == shared.tokenizer or value == shared.gguf end
+  local function apply(class, index, f)
+    local value = object(class, index)
+    if value ~= nil then receive(pcall(f, value)) end
+  end
+  return {
+    object = object, f = callbacks,
+    make = function(name, ...) receive(pcall(core[name], ...)) end,
+    call = function(class, index, method, ...)
+      local value = object(class, index)
+      if value == nil or (FORBIDDEN[method] and is_shared(value)) then return end
+      receive(pcall(core.classes[class][method] or error, value, ...))
+    end,
+    get = function(class, index, key) apply(class, index, function(value) return value[key] end) end,
+    set = function(class, index, key, what)
+      if is_shared(object(class, index)) then return end
+      apply(class, index, function(value) value[key] = what end)
+    end,
+    len = function(class, index) apply(class, index, function(value) return #value end) end,
+    text = function(class, index) apply(class, index, tostring) end,
+    gc = function() collectgarbage() end,
+  }
+end
+
+local function close_all(shared)
+  for _, pool in pairs(pools) do
+    for _, value in ipairs(pool) do
+      local is_shared = value == shared or value == shared.tokenizer or value == shared.gguf
+      local method = getmetatable(value).__close
+      if method and not is_shared then method(value) end
+    end
+  end
+  pools = nil
+  shared:set_progress(nil)
+end
+
+-- A greedy answer with all its logits.
+local function answer(model)
+  local seq <close> = assert(model:sequence { seed = 1 })
+  assert(seq:feed { 5, 6, 7 })
+  local all = {}
+  for i = 1, 5 do
+    local logits <close> = seq.logits
+    all[i] = logits:bytes()
+    assert(seq:push((logits:argmax())))
+  end
+  return core.sha256(table.concat(all))
+end
+
+local function try_program(source, device)
+  local shared = tiny_model(device)
+  answers[device] = answers[device] or answer(shared)
+  new_pools(shared)
+  local program = assert(load(source, "=program", "t", environment(shared)))
+  local thread = coroutine.create(program) -- f.yield leaves it in the middle
+  local good, fault = coroutine.resume(thread)
+  coroutine.close(thread)
+  close_all(shared)
+  if not good then error(fault, 0) end
+  if answer(shared) ~= answers[device] then error("the model on " .. device .. " answers otherwise afterwards") end
+end
+
+targets.api = {
+  finish = close_models,
+  make = function(dice)
+    local list = {}
+    for i = 1, dice:roll(12) do list[i] = statement(dice) end
+    return table.concat(list, "\n") .. "\n"
+  end,
+  try = function(source)
+    try_program(source, "reference")
+    try_program(source, "cpu")
+    return true
+  end,
+}
+
+return targets
