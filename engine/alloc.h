@@ -1,5 +1,5 @@
 /* alloc.h - the one allocator of the engine, so that failures can be injected and leaks counted.
- * Its counters are the only mutable globals of the core (atomic, touched by every thread). */
+ * Its counters and those of system.h are the only mutable globals of the core (atomic, touched by every thread). */
 #ifndef KG_ALLOC_H
 #define KG_ALLOC_H
 

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include "bind.h"
 #include "random.h"
 #include "sha256.h"
+#include "system.h"
 
 /* Set by the signal handler; a flag is all that a handler may touch. */
 static volatile sig_atomic_t interrupted_flag;
@@ -55,11 +55,8 @@ static int random_bytes(lua_State *L)
 {
   const size_t n = (size_t)kg_check_int(L, 1, "n", 0, 256);
   char bytes[256];
-  if (n && getrandom(bytes, n, 0) != (ssize_t)n) {
-    kg_error err = {.code = KG_ERR_IO};
-    strcpy(err.message, "getrandom failed");
-    return kg_push_error(L, &err);
-  }
+  kg_error err;
+  if (kg_sys_getrandom(bytes, n, &err)) return kg_push_error(L, &err);
   lua_pushlstring(L, bytes, n);
   return 1;
 }
@@ -134,6 +131,34 @@ static int alloc_counts(lua_State *L)
   return 2;
 }
 
+/* core.system_inject(call, nth, error, for_ever): the n-th call of this name from now fails with this error ("EIO";
+ * "short": it moves one byte), once or for ever; nth 0: none does. core.system_calls(call) -> how many were made. For
+ * tests. */
+static kg_sys_call check_call(lua_State *L)
+{
+  const char *name = luaL_checkstring(L, 1);
+  for (int call = 0; call < KG_SYS_N_CALLS; call++)
+    if (!strcmp(kg_sys_name((kg_sys_call)call), name)) return (kg_sys_call)call;
+  luaL_argerror(L, 1, "unknown system call");
+  return KG_SYS_N_CALLS; /* not reached */
+}
+
+static int system_inject(lua_State *L)
+{
+  static const char *const names[] = {"EIO", "ENOSPC", "EINTR", "ENOMEM", "EACCES", "EMFILE", "EAGAIN", "short", NULL};
+  static const int numbers[] = {EIO, ENOSPC, EINTR, ENOMEM, EACCES, EMFILE, EAGAIN, KG_SYS_SHORT};
+  const kg_sys_call call = check_call(L);
+  const int error = numbers[luaL_checkoption(L, 3, "EIO", names)];
+  kg_sys_inject(call, luaL_checkinteger(L, 2), error, lua_toboolean(L, 4));
+  return 0;
+}
+
+static int system_calls(lua_State *L)
+{
+  lua_pushinteger(L, kg_sys_calls(check_call(L)));
+  return 1;
+}
+
 void kg_bind_system(lua_State *L)
 {
   static const luaL_Reg functions[] = {{"catch_interrupts", catch_interrupts},
@@ -146,6 +171,8 @@ void kg_bind_system(lua_State *L)
                                        {"uniform", uniform},
                                        {"alloc_inject", alloc_inject},
                                        {"alloc_counts", alloc_counts},
+                                       {"system_inject", system_inject},
+                                       {"system_calls", system_calls},
                                        {"sha256", sha256},
                                        {"sha256_file", sha256_file},
                                        {NULL, NULL}};

@@ -1,18 +1,17 @@
 #define _GNU_SOURCE
 #include "gguf.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "alloc.h"
 #include "error.h"
+#include "system.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "files are mapped and read as they are");
 
@@ -466,8 +465,8 @@ static void file_deinit(file *f)
   kg_free(f->entries);
   kg_free(f->by_key);
   if (f->fd >= 0) {
-    if (f->bytes) munmap((void *)f->bytes, f->n_bytes);
-    close(f->fd);
+    if (f->bytes) kg_sys_munmap(f->bytes, f->n_bytes);
+    kg_sys_close(f->fd);
   }
   kg_free(f->path);
 }
@@ -476,18 +475,18 @@ static void file_deinit(file *f)
 static int map_file(file *f, kg_error *err)
 {
   struct stat info;
-  f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make us wait for its writer */
-  if (f->fd < 0 || fstat(f->fd, &info)) return kg_fail(err, KG_ERR_IO, "%s: cannot open: %s", f->path, strerror(errno));
+  int code = kg_sys_open(f->path, O_RDONLY | O_NONBLOCK, &f->fd, err); /* a pipe must not make us wait for its writer */
+  if (!code) code = kg_sys_fstat(f->path, f->fd, &info, err);
+  if (code) return code;
   if (S_ISDIR(info.st_mode)) return kg_fail(err, KG_ERR_IO, "%s: is a directory, not a file", f->path);
   if (!S_ISREG(info.st_mode)) return kg_fail(err, KG_ERR_IO, "%s: is not a regular file", f->path);
   if (info.st_size <= 0) return kg_fail(err, KG_ERR_FORMAT, "%s: the file is empty", f->path);
   f->n_bytes = (size_t)info.st_size;
   f->modified = info.st_mtim;
-  void *bytes = mmap(NULL, f->n_bytes, PROT_READ, MAP_PRIVATE, f->fd, 0);
-  if (bytes == MAP_FAILED)
-    return kg_fail(err, KG_ERR_IO, "%s: cannot map %zu bytes: %s", f->path, f->n_bytes, strerror(errno));
+  const void *bytes;
+  code = kg_sys_mmap(f->path, f->fd, f->n_bytes, &bytes, err);
   f->bytes = bytes;
-  return KG_OK;
+  return code;
 }
 
 static int open_file(kg_gguf *gguf, const char *path, kg_error *err)
@@ -816,7 +815,7 @@ void kg_gguf_release_pages(const kg_gguf *gguf, const void *data, size_t n_bytes
     const uintptr_t base = (uintptr_t)f->bytes;
     if (f->fd < 0 || start < base || start - base > f->n_bytes || n_bytes > f->n_bytes - (start - base)) continue;
     const uintptr_t from = (start + page - 1) / page * page, to = (start + n_bytes) / page * page;
-    if (from < to) madvise((void *)from, to - from, MADV_DONTNEED); /* advice: the pages are clean */
+    if (from < to) kg_sys_madvise((void *)from, to - from, MADV_DONTNEED); /* advice: the pages are clean */
     return;
   }
 }
@@ -824,7 +823,8 @@ void kg_gguf_release_pages(const kg_gguf *gguf, const void *data, size_t n_bytes
 void kg_gguf_release_all_pages(const kg_gguf *gguf)
 {
   for (size_t i = 0; i < gguf->n_files; i++)
-    if (gguf->files[i].fd >= 0) madvise((void *)(uintptr_t)gguf->files[i].bytes, gguf->files[i].n_bytes, MADV_DONTNEED);
+    if (gguf->files[i].fd >= 0)
+      kg_sys_madvise((void *)(uintptr_t)gguf->files[i].bytes, gguf->files[i].n_bytes, MADV_DONTNEED);
 }
 
 int kg_gguf_check_unchanged(const kg_gguf *gguf, kg_error *err)
@@ -833,7 +833,8 @@ int kg_gguf_check_unchanged(const kg_gguf *gguf, kg_error *err)
     const file *f = &gguf->files[i];
     struct stat info;
     if (f->fd < 0) continue;
-    if (fstat(f->fd, &info)) return kg_fail(err, KG_ERR_IO, "%s: fstat: %s", f->path, strerror(errno));
+    const int code = kg_sys_fstat(f->path, f->fd, &info, err);
+    if (code) return code;
     if ((size_t)info.st_size != f->n_bytes || info.st_mtim.tv_sec != f->modified.tv_sec ||
         info.st_mtim.tv_nsec != f->modified.tv_nsec)
       return kg_fail(err, KG_ERR_IO, "model file changed: %s", f->path);

@@ -1,16 +1,12 @@
 #define _GNU_SOURCE
 #include "gguf_write.h"
 
-#include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "alloc.h"
 #include "error.h"
+#include "system.h"
 
 enum { ALIGNMENT = 32 };
 
@@ -168,15 +164,7 @@ void kg_gguf_write_tensor(kg_gguf_writer *w, const char *name, kg_type type, int
 
 static int write_all(kg_gguf_writer *w, const void *bytes, size_t n_bytes)
 {
-  const char *at = bytes;
-  while (n_bytes && !w->failure.code) {
-    const ssize_t n = write(w->fd, at, n_bytes);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return kg_fail(&w->failure, KG_ERR_IO, "%s: write: %s", w->temporary, strerror(errno));
-    at += n;
-    n_bytes -= (size_t)n;
-  }
-  return w->failure.code;
+  return w->failure.code ? w->failure.code : kg_sys_write(w->path, w->fd, bytes, n_bytes, &w->failure);
 }
 
 static int write_padding(kg_gguf_writer *w, size_t written)
@@ -230,10 +218,10 @@ static void sync_folder(const char *path)
 {
   const char *slash = strrchr(path, '/');
   char *folder = slash ? kg_copy_bytes(path, (size_t)(slash - path) + 1) : kg_copy_bytes(".", 1);
-  const int fd = folder ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-  if (fd >= 0) {
-    fsync(fd);
-    close(fd);
+  int fd;
+  if (folder && !kg_sys_open(folder, O_RDONLY | O_DIRECTORY, &fd, NULL)) {
+    kg_sys_fsync(folder, fd, NULL);
+    kg_sys_close(fd);
   }
   kg_free(folder);
 }
@@ -242,9 +230,9 @@ int kg_gguf_writer_commit(kg_gguf_writer *w, kg_error *err)
 {
   write_description(w);
   if (w->current < w->n_tensors) misuse(w, "less data than the tensors were described with", "tensor data");
-  if (!w->failure.code && (fchmod(w->fd, 0644) || fsync(w->fd) || rename(w->temporary, w->path)))
-    kg_fail(&w->failure, KG_ERR_IO, "%s: cannot put the file in its place: %s", w->path, strerror(errno));
-  if (w->failure.code) return report(w, err);
+  if (w->failure.code || kg_sys_fchmod(w->path, w->fd, 0644, &w->failure) ||
+      kg_sys_fsync(w->path, w->fd, &w->failure) || kg_sys_rename(w->temporary, w->path, &w->failure))
+    return report(w, err);
   kg_free(w->temporary);
   w->temporary = NULL;
   sync_folder(w->path);
@@ -255,14 +243,16 @@ int kg_gguf_writer_commit(kg_gguf_writer *w, kg_error *err)
 static int check_place(const char *path, kg_error *err)
 {
   struct stat info;
-  if (stat(path, &info) || S_ISREG(info.st_mode)) return KG_OK;
+  bool exists;
+  const int code = kg_sys_stat(path, &info, &exists, err);
+  if (code || !exists || S_ISREG(info.st_mode)) return code;
   return kg_fail(err, KG_ERR_IO, "%s: is %s, not a file", path, S_ISDIR(info.st_mode) ? "a directory" : "a device");
 }
 
 int kg_gguf_writer_open(const char *path, kg_gguf_writer **out, kg_error *err)
 {
   static const char suffix[] = ".XXXXXX";
-  const int code = check_place(path, err);
+  int code = check_place(path, err);
   if (code) return code;
   const size_t length = strlen(path);
   kg_gguf_writer *w = kg_alloc_array(1, sizeof *w);
@@ -277,12 +267,11 @@ int kg_gguf_writer_open(const char *path, kg_gguf_writer **out, kg_error *err)
   }
   memcpy(temporary, path, length);
   memcpy(temporary + length, suffix, sizeof suffix);
-  w->fd = mkostemp(temporary, O_CLOEXEC);
-  if (w->fd < 0) {
-    kg_fail(err, KG_ERR_IO, "%s: cannot create: %s", path, strerror(errno));
+  code = kg_sys_mkostemp(path, temporary, &w->fd, err);
+  if (code) {
     kg_free(temporary);
     kg_gguf_writer_close(w);
-    return KG_ERR_IO;
+    return code;
   }
   w->temporary = temporary;
   *out = w;
@@ -292,8 +281,8 @@ int kg_gguf_writer_open(const char *path, kg_gguf_writer **out, kg_error *err)
 void kg_gguf_writer_close(kg_gguf_writer *w)
 {
   if (!w) return;
-  if (w->fd >= 0) close(w->fd);
-  if (w->temporary) unlink(w->temporary);
+  if (w->fd >= 0) kg_sys_close(w->fd);
+  if (w->temporary) kg_sys_unlink(w->temporary);
   kg_free(w->temporary);
   kg_free(w->path);
   kg_free(w->keys.data);

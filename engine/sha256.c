@@ -1,12 +1,10 @@
 #define _GNU_SOURCE
 #include "sha256.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "error.h"
+#include "system.h"
 
 /* The first 32 bits of the fractional parts of the cube roots of the first 64 primes (FIPS 180-4, 4.2.2). */
 static const uint32_t round_constants[64] = {
@@ -92,18 +90,18 @@ void kg_sha256_end(kg_sha256 *sha, char hex[KG_SHA256_HEX])
 
 int kg_sha256_file(const char *path, char hex[KG_SHA256_HEX], kg_error *err)
 {
-  const int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return kg_fail(err, KG_ERR_IO, "%s: cannot open: %s", path, strerror(errno));
+  int fd;
+  int code = kg_sys_open(path, O_RDONLY, &fd, err);
+  if (code) return code;
   kg_sha256 sha;
   kg_sha256_begin(&sha);
   uint8_t piece[1 << 16];
-  ssize_t n;
-  while ((n = read(fd, piece, sizeof piece)) > 0 || (n < 0 && errno == EINTR)) {
-    if (n > 0) kg_sha256_add(&sha, piece, (size_t)n);
+  size_t n = sizeof piece;
+  while (!code && n == sizeof piece) {
+    code = kg_sys_read(path, fd, piece, sizeof piece, &n, err);
+    kg_sha256_add(&sha, piece, n);
   }
-  const int code = n < 0 ? errno : 0;
-  close(fd);
-  if (code) return kg_fail(err, KG_ERR_IO, "%s: cannot read: %s", path, strerror(code));
-  kg_sha256_end(&sha, hex);
-  return KG_OK;
+  kg_sys_close(fd);
+  if (!code) kg_sha256_end(&sha, hex);
+  return code;
 }

@@ -6,6 +6,7 @@
 #include "alloc.h"
 #include "error.h"
 #include "kernels.h"
+#include "system.h"
 
 enum { LARGE_PAGE = 2 << 20 };
 
@@ -54,7 +55,7 @@ void *kg_packed_memory(size_t n_bytes)
   if (n_bytes < 4 * LARGE_PAGE) return kg_alloc_aligned(n_bytes, 64);
   void *memory = kg_alloc_aligned(n_bytes, LARGE_PAGE);
 #ifdef MADV_HUGEPAGE
-  if (memory) madvise(memory, n_bytes & ~(size_t)(LARGE_PAGE - 1), MADV_HUGEPAGE); /* a wish: refusal changes nothing */
+  if (memory) kg_sys_madvise(memory, n_bytes & ~(size_t)(LARGE_PAGE - 1), MADV_HUGEPAGE); /* a wish */
 #endif
   return memory;
 }

@@ -12,6 +12,7 @@
 
 #include "alloc.h"
 #include "error.h"
+#include "system.h"
 
 enum {
   LINE = 64,
@@ -161,10 +162,10 @@ int kg_pool_new(int32_t n_threads, kg_pool **out, kg_error *err)
   for (int32_t i = 1; i < n; i++) {
     workers[i].index = i;
     workers[i].pool = pool;
-    const int failed = pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]);
+    const int failed = kg_sys_pthread_create(&workers[i].thread, worker_main, &workers[i]);
     if (failed) {
       kg_pool_free(pool);
-      return kg_fail(err, failed == ENOMEM ? KG_ERR_MEMORY : KG_ERR_IO, "thread %d of %d could not be created: %s",
+      return kg_fail(err, failed == ENOMEM ? KG_ERR_MEMORY : KG_ERR_IO, "thread %d of %d: pthread_create failed: %s",
                      (int)i + 1, (int)n, strerror(failed));
     }
     pool->n_started = i;
