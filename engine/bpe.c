@@ -54,6 +54,7 @@ static size_t unmap(const char *text, size_t n, char *out)
 
 static merge_slot *find_slot(const bpe *b, int32_t left, int32_t right)
 {
+  /* bounded: 32 bits, moved up by 32 */
   const uint64_t hash = kg_vocab_hash(b->seed, (uint64_t)(uint32_t)left << 32 | (uint32_t)right, 1);
   for (size_t at = (size_t)hash & b->mask;; at = (at + 1) & b->mask) {
     merge_slot *slot = &b->slots[at];
@@ -80,6 +81,7 @@ static int add_merge(bpe *b, const kg_vocab *vocab, const kg_gguf *gguf, uint64_
   const size_t n_right = unmap(space + 1, right_size, buffer + n_left);
   const int32_t left = kg_vocab_find(vocab, &vocab->texts, buffer, n_left);
   const int32_t right = kg_vocab_find(vocab, &vocab->texts, buffer + n_left, n_right);
+  /* bounded: both parts are inside of one text */
   const int32_t id = kg_vocab_find(vocab, &vocab->texts, buffer, n_left + n_right);
   if (left < 0 || right < 0 || id < 0) return KG_OK;
   merge_slot *slot = find_slot(b, left, right);
@@ -96,7 +98,7 @@ static int read_merges(bpe *b, const kg_vocab *vocab, const kg_gguf *gguf, kg_er
     return kg_fail(err, KG_ERR_FORMAT, "%s: tokenizer.ggml.merges has %llu elements, more than %d", kg_gguf_path(gguf),
                    (unsigned long long)merges->count, INT32_MAX);
   size_t n_slots = 8, longest = 0;
-  while (n_slots < merges->count + merges->count / 2) n_slots *= 2;
+  while (n_slots < merges->count + merges->count / 2) n_slots *= 2; /* bounded: count < 2^31 */
   for (uint64_t i = 0; i < merges->count; i++)
     if (merges->strings[i].size > longest) longest = merges->strings[i].size;
   b->slots = kg_alloc_array(n_slots, sizeof *b->slots);

@@ -68,7 +68,7 @@ static int take(cursor *c, uint64_t n, const char *what, const uint8_t **out)
     return kg_fail(c->err, KG_ERR_FORMAT, "%s: cut off at offset %zu: %s takes %" PRIu64 " bytes, %zu are left",
                    c->path, c->at, what, n, left(c));
   *out = c->bytes + c->at;
-  c->at += (size_t)n;
+  c->at += (size_t)n; /* bounded: n bytes are left */
   return KG_OK;
 }
 
@@ -177,7 +177,7 @@ static int read_elements(cursor *c, kg_gguf_entry *entry)
   char quoted[KG_QUOTE_MAX];
   const size_t n_bytes = value_types[entry->type].n_bytes;
   int code = check_count(c, "array elements", entry->count, n_bytes);
-  if (!code) code = take(c, entry->count * n_bytes, "a value", &entry->data);
+  if (!code) code = take(c, entry->count * n_bytes, "a value", &entry->data); /* bounded: check_count: they are left */
   if (code || entry->type != KG_GGUF_BOOL) return code;
   for (uint64_t i = 0; i < entry->count; i++)
     if (entry->data[i] > 1)
@@ -517,12 +517,12 @@ static int split_value(const file *f, const char *key, int64_t min, int64_t max,
 /* Open part number `part` (from 0) of `count` beside the first one and check that it is that. */
 static int open_part(kg_gguf *gguf, const char *first_path, size_t stem, int64_t part, int64_t count, kg_error *err)
 {
-  const size_t room = stem + SUFFIX_ROOM;
+  const size_t room = stem + SUFFIX_ROOM; /* bounded: a path in memory */
   int64_t number, total;
   char *path = kg_alloc(room);
   if (!path) return kg_fail_memory(err, room, "a path");
   memcpy(path, first_path, stem);
-  snprintf(path + stem, room - stem, "-%05d-of-%05d.gguf", (int)part + 1, (int)count);
+  snprintf(path + stem, room - stem, "-%05d-of-%05d.gguf", (int)part + 1, (int)count); /* bounded: at most 65535 */
   int code = open_file(gguf, path, err);
   kg_free(path);
   if (code) return code;
@@ -545,7 +545,7 @@ static int open_other_parts(kg_gguf *gguf, bool has_path, kg_error *err)
   if (number)
     return kg_fail(err, KG_ERR_UNSUPPORTED,
                    "%s: this is part %" PRId64 " of a model in %" PRId64 " files: open the first one", first->path,
-                   number + 1, count);
+                   number + 1, count); /* bounded: at most 65535 */
   if (!has_path)
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: one of %" PRId64 " files: a split model is opened by its path",
                    first->path, count);
@@ -638,7 +638,7 @@ int kg_gguf_file_count(const kg_gguf *gguf)
 size_t kg_gguf_file_bytes(const kg_gguf *gguf)
 {
   size_t total = 0;
-  for (size_t i = 0; i < gguf->n_files; i++) total += gguf->files[i].n_bytes; /* all mapped at once: no overflow */
+  for (size_t i = 0; i < gguf->n_files; i++) total += gguf->files[i].n_bytes; /* bounded: all are mapped */
   return total;
 }
 
@@ -680,7 +680,7 @@ const kg_gguf_tensor *kg_gguf_tensor_find(const kg_gguf *gguf, const char *name)
 
 #define LOAD(type)                                                                                                     \
   type value;                                                                                                          \
-  memcpy(&value, entry->data + i * sizeof value, sizeof value)
+  memcpy(&value, entry->data + i * sizeof value, sizeof value) /* bounded: i < entry->count, all of it is there */
 
 int64_t kg_gguf_entry_int(const kg_gguf_entry *entry, uint64_t i)
 {
@@ -814,6 +814,7 @@ void kg_gguf_release_pages(const kg_gguf *gguf, const void *data, size_t n_bytes
     const file *f = &gguf->files[i];
     const uintptr_t base = (uintptr_t)f->bytes;
     if (f->fd < 0 || start < base || start - base > f->n_bytes || n_bytes > f->n_bytes - (start - base)) continue;
+    /* bounded: addresses in our mapping, which does not end the address space */
     const uintptr_t from = (start + page - 1) / page * page, to = (start + n_bytes) / page * page;
     if (from < to) kg_sys_madvise((void *)from, to - from, MADV_DONTNEED); /* advice: the pages are clean */
     return;

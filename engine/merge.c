@@ -42,8 +42,9 @@ static kg_merge_pair pop_pair(kg_merger *merger)
   const kg_merge_pair best = pairs[0], last = pairs[--merger->n_pairs];
   const size_t n = merger->n_pairs;
   size_t at = 0;
+  /* bounded: an array in memory, of items larger than two bytes */
   for (size_t child; (child = 2 * at + 1) < n; at = child) {
-    if (child + 1 < n && pairs[child + 1].order < pairs[child].order) child++;
+    if (child + 1 < n && pairs[child + 1].order < pairs[child].order) child++; /* bounded: child < n */
     if (pairs[child].order >= last.order) break;
     pairs[at] = pairs[child];
   }
@@ -61,6 +62,7 @@ static int consider(kg_merger *merger, int32_t index, kg_merge_find find, const 
   if (!find(context, left, right, &rank, &id)) return KG_OK;
   if (!kg_grow((void **)&merger->pairs, &merger->pair_capacity, merger->n_pairs + 1, sizeof *merger->pairs))
     return kg_fail_memory(err, (merger->n_pairs + 1) * sizeof *merger->pairs, "encoding");
+  /* bounded: 32 bits, moved up by 32 */
   push_pair(merger, (kg_merge_pair){(uint64_t)rank << 32 | (uint32_t)index, left->size, right->size, id});
   return KG_OK;
 }
@@ -69,7 +71,7 @@ int kg_merger_run(kg_merger *merger, kg_merge_find find, const void *context, kg
 {
   kg_symbol *symbols = merger->symbols;
   int rc = KG_OK;
-  for (size_t i = 0; i + 1 < merger->n_symbols; i++)
+  for (size_t i = 0; i + 1 < merger->n_symbols; i++) /* bounded: i < n_symbols */
     if ((rc = consider(merger, (int32_t)i, find, context, err))) return rc;
   while (merger->n_pairs) {
     const kg_merge_pair pair = pop_pair(merger);
@@ -77,7 +79,7 @@ int kg_merger_run(kg_merger *merger, kg_merge_find find, const void *context, kg
     kg_symbol *left = &symbols[index];
     if (left->size != pair.left_size || left->next < 0 || symbols[left->next].size != pair.right_size) continue;
     kg_symbol *right = &symbols[left->next];
-    left->size += right->size;
+    left->size += right->size; /* bounded: two parts of one text */
     left->id = pair.id;
     left->next = right->next;
     right->size = 0;

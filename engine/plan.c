@@ -32,7 +32,7 @@ struct kg_plan {
 static uint64_t hash_name(const char *name)
 {
   uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
-  for (; *name; name++) h = (h ^ (unsigned char)*name) * 0x100000001b3u;
+  for (; *name; name++) h = (h ^ (unsigned char)*name) * 0x100000001b3u; /* bounded: a hash, which may wrap */
   return h ^ (h >> 32);
 }
 
@@ -60,15 +60,15 @@ static int32_t map_find(const kg_plan *plan, const name_map *map, name_of name_a
 static void map_put(name_map *map, const char *name, int32_t index)
 {
   size_t i = hash_name(name) & (map->n_slots - 1);
-  while (map->slots[i]) i = (i + 1) & (map->n_slots - 1);
-  map->slots[i] = index + 1;
+  while (map->slots[i]) i = (i + 1) & (map->n_slots - 1); /* bounded: wraps by the mask */
+  map->slots[i] = index + 1; /* bounded: index < KG_PLAN_MAX_OPS */
 }
 
 /* A map of the first n names with room for one more. */
 static bool map_reserve(const kg_plan *plan, name_map *map, name_of name_at, size_t n)
 {
-  if ((n + 1) * 2 <= map->n_slots) return true;
-  name_map bigger = {.n_slots = map->n_slots ? map->n_slots * 2 : 64};
+  if ((n + 1) * 2 <= map->n_slots) return true; /* bounded: n <= KG_PLAN_MAX_OPS */
+  name_map bigger = {.n_slots = map->n_slots ? map->n_slots * 2 : 64}; /* bounded: n <= KG_PLAN_MAX_OPS */
   bigger.slots = kg_alloc_array(bigger.n_slots, sizeof *bigger.slots);
   if (!bigger.slots) return false;
   for (size_t i = 0; i < n; i++) map_put(&bigger, name_at(plan, (int32_t)i), (int32_t)i);
@@ -114,11 +114,12 @@ static const char *shape_text(char buffer[80], int64_t cols, int64_t rows, int64
   const int n = planes > 1 ? 3 : rows != 1 ? 2 : 1;
   size_t used = 0;
   for (int i = 0; i < n; i++) {
+    /* bounded: three numbers of 20 digits and separators: 66 bytes */
     used += (size_t)snprintf(buffer + used, 80 - used, "%s", i ? ", " : "[");
     if (dims[i])
-      used += (size_t)snprintf(buffer + used, 80 - used, "%lld", (long long)dims[i]);
+      used += (size_t)snprintf(buffer + used, 80 - used, "%lld", (long long)dims[i]); /* bounded: as above */
     else
-      used += (size_t)snprintf(buffer + used, 80 - used, "any");
+      used += (size_t)snprintf(buffer + used, 80 - used, "any"); /* bounded: as above */
   }
   snprintf(buffer + used, 80 - used, "]");
   return buffer;
@@ -151,6 +152,7 @@ static int describe(const kg_gguf_tensor *t, kg_weight *w, kg_error *err)
                    KG_PLAN_MAX_EXPERTS);
   }
   size_t n_bytes;
+  /* bounded: checked above: 2^58 at most */
   if (w->cols % info->block_size || !kg_type_bytes(info, (uint64_t)(w->cols * w->rows * w->planes), &n_bytes) ||
       n_bytes != t->n_bytes)
     return kg_fail(err, KG_ERR_FORMAT, "tensor %s: %zu bytes do not hold its shape in type %s", t->name, t->n_bytes,
@@ -361,7 +363,7 @@ static int check_heads(const kg_plan *plan, const char *name, int32_t value, con
   if (code) return code;
   char reason[96];
   snprintf(reason, sizeof reason, "%s = %d times head_dim = %d", field, n_heads, head_dim);
-  return check_width(plan, name, value, (int64_t)n_heads * head_dim, reason, err);
+  return check_width(plan, name, value, (int64_t)n_heads * head_dim, reason, err); /* bounded: two of 32 bits */
 }
 
 int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_params *params, int32_t *out, kg_error *err)
@@ -380,7 +382,7 @@ int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_param
     code = check_number(name, "inverse_freqs", params->inverse_freqs[i], -1e6, 1e6, err);
     if (code) return code;
   }
-  const size_t n_bytes = (size_t)n_freqs * sizeof(float);
+  const size_t n_bytes = (size_t)n_freqs * sizeof(float); /* bounded: half of head_dim at most */
   float *freqs = kg_alloc(n_bytes);
   if (!freqs) return kg_fail_memory(err, n_bytes, "rope frequencies");
   memcpy(freqs, params->inverse_freqs, n_bytes);
@@ -534,9 +536,9 @@ int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, int32_t first, int
   int code = check_open(plan, name, err);
   if (!code) code = check_value(plan, name, "x", x, err);
   if (code) return code;
-  if (first < 0 || width < 1 || (int64_t)first + width > width_of(plan, x))
+  if (first < 0 || width < 1 || (int64_t)first + width > width_of(plan, x)) /* bounded: two of 32 bits */
     return kg_fail(err, KG_ERR_FORMAT, "%s: columns %d to %lld are outside value %s of width %d", name, first,
-                   (long long)first + width, value_name(plan, x), width_of(plan, x));
+                   (long long)first + width, value_name(plan, x), width_of(plan, x)); /* bounded: two of 32 bits */
   kg_op op = new_op(KG_OP_SLICE, x, KG_NONE, KG_NONE);
   op.u.slice = first;
   return append(plan, name, &op, width, out, err);
@@ -666,7 +668,7 @@ const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer)
 
 int32_t kg_plan_tail(const kg_plan *plan)
 {
-  return plan->n_layers ? plan->layers[plan->n_layers - 1] + 1 : 0;
+  return plan->n_layers ? plan->layers[plan->n_layers - 1] + 1 : 0; /* bounded: KG_PLAN_MAX_OPS */
 }
 
 const char *kg_op_name(kg_op_kind kind)

@@ -23,7 +23,7 @@ static size_t unmap(const char *text, size_t n, char *out)
   for (size_t i = 0; i < n;) {
     const bool is_mark = n - i >= 3 && !memcmp(text + i, space_mark, 3);
     out[used++] = is_mark ? ' ' : text[i];
-    i += is_mark ? 3 : 1;
+    i += is_mark ? 3 : 1; /* bounded: the mark is there */
   }
   return used;
 }
@@ -34,6 +34,7 @@ static size_t unmap(const char *text, size_t n, char *out)
 static uint32_t rank_of(float score)
 {
   uint32_t bits;
+  /* bounded: a float */
   score += 0.0f; /* no negative zero */
   memcpy(&bits, &score, sizeof bits);
   return ~(bits & 0x80000000u ? ~bits : bits | 0x80000000u);
@@ -86,6 +87,7 @@ typedef struct merge_context {
 static bool find_merge(const void *context, const kg_symbol *left, const kg_symbol *right, uint32_t *rank, int32_t *id)
 {
   const merge_context *c = context;
+  /* bounded: two parts of one text */
   *id = kg_vocab_find(c->vocab, &c->vocab->texts, c->text + left->begin, (size_t)left->size + right->size);
   if (*id < 0) return false;
   *rank = c->ranks[*id];
@@ -112,6 +114,7 @@ static int encode_text(const kg_tokenizer *tokenizer, const char *text, size_t s
       continue;
     }
     for (uint32_t k = 0; k < symbol->size && !rc; k++)
+      /* bounded: inside of the text */
       rc = kg_tokenizer_push_byte(tokenizer, (unsigned char)text[symbol->begin + k], out, err);
   }
   return rc;
@@ -120,11 +123,12 @@ static int encode_text(const kg_tokenizer *tokenizer, const char *text, size_t s
 static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, bool after_special, kg_merger *merger,
                   kg_tokens *out, kg_error *err)
 {
+  /* bounded: size <= max_text_bytes */
   char *buffer = kg_alloc(size + 1); /* with a space in front, and marks become shorter */
   if (!buffer) return kg_fail_memory(err, size + 1, "encoding");
   size_t used = 0;
   if (tokenizer->space_prefix && after_special) buffer[used++] = ' ';
-  used += unmap(text, size, buffer + used);
+  used += unmap(text, size, buffer + used); /* bounded: 1 + size, which the buffer has */
   const int rc = encode_text(tokenizer, buffer, used, merger, out, err);
   kg_free(buffer);
   return rc;

@@ -186,7 +186,7 @@ static void take(kg_stream *stream, const char *bytes, size_t n)
                       state == KG_UTF8_VALID ? length : REPLACEMENT_SIZE)) {
       return;
     }
-    bytes += length;
+    bytes += length; /* bounded: length <= n */
     n -= length;
   }
 }
@@ -212,7 +212,7 @@ int kg_stream_add(kg_stream *stream, int32_t id, kg_string *text, kg_error *err)
   }
   bool after_special = stream->after_special;
   const kg_string piece = kg_tokenizer_piece(stream->tokenizer, id, 0, &after_special);
-  if ((rc = reserve(stream, stream->n_partial + piece.size, err))) return rc;
+  if ((rc = reserve(stream, stream->n_partial + piece.size, err))) return rc; /* bounded: 3 and 2^32 at most */
   stream->after_special = after_special;
   take(stream, piece.data, piece.size);
 

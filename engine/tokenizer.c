@@ -48,6 +48,7 @@ static int find_kind(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err
       return KG_OK;
     }
     if (used < sizeof known)
+      /* bounded: two short names; guarded above */
       used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", kinds[i]->model);
   }
   return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: tokenizer.ggml.model %s is not supported; known: %s",
@@ -254,7 +255,7 @@ static int encode_text(encoding *e, const char *text, size_t size, kg_error *err
     if (id >= 0 && !rc) {
       rc = kg_tokens_push(e->out, id, err);
       e->after_special = true;
-      pos += kg_vocab_piece(&tokenizer->vocab, id).size;
+      pos += kg_vocab_piece(&tokenizer->vocab, id).size; /* bounded: it stands in the text at pos */
     }
   }
   return rc;
@@ -288,7 +289,7 @@ static int encode_run(encoding *e, const kg_segment *segments, size_t n, size_t 
   e->joined.size = 0;
   for (; segment < segments + last; segment++) {
     if (segment->size) memcpy(e->joined.data + e->joined.size, segment->text, segment->size);
-    e->joined.size += segment->size;
+    e->joined.size += segment->size; /* bounded: up to total, a checked sum */
   }
   return encode_text(e, e->joined.data, e->joined.size, err);
 }

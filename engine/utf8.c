@@ -22,7 +22,7 @@ kg_utf8_state kg_utf8_next(const char *bytes, size_t n, uint32_t *code_point, si
     if (*length == n) return KG_UTF8_PARTIAL;
     const unsigned c = b[*length];
     if (c < low || c > high) return KG_UTF8_INVALID;
-    value = value << 6 | (c & 0x3F);
+    value = value << 6 | (c & 0x3F); /* bounded: at most three times, from 5 bits or less */
     low = 0x80;
     high = 0xBF;
   }

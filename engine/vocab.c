@@ -21,9 +21,9 @@ static int parse_byte(kg_string text)
   for (int i = 3; i < 5; i++) {
     const char c = text.data[i];
     if (c >= '0' && c <= '9')
-      value = value * 16 + (c - '0');
+      value = value * 16 + (c - '0'); /* bounded: two digits */
     else if (c >= 'A' && c <= 'F')
-      value = value * 16 + (c - 'A' + 10);
+      value = value * 16 + (c - 'A' + 10); /* bounded: two digits */
     else
       return -1;
   }
@@ -62,7 +62,7 @@ static int allocate_pieces(kg_vocab *vocab, const kg_gguf *gguf, const kg_gguf_e
       return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: tokenizer.ggml.tokens has more than 4 GiB of text",
                      kg_gguf_path(gguf));
   vocab->bytes = kg_alloc(total);
-  vocab->offsets = kg_alloc_array((size_t)vocab->size + 1, sizeof *vocab->offsets);
+  vocab->offsets = kg_alloc_array((size_t)vocab->size + 1, sizeof *vocab->offsets); /* bounded: below INT32_MAX */
   if (!vocab->bytes || !vocab->offsets) return kg_fail_memory(err, total, "the vocabulary");
   return KG_OK;
 }
@@ -100,8 +100,8 @@ int kg_vocab_read(kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_error
     } else if (n) {
       memcpy(vocab->bytes + used, text.data, n);
     }
-    used += (uint32_t)n;
-    vocab->offsets[id + 1] = used;
+    used += (uint32_t)n; /* bounded: allocate_pieces: all texts have at most UINT32_MAX bytes, and none gets longer */
+    vocab->offsets[id + 1] = used; /* bounded: id < INT32_MAX - 1 */
   }
   return KG_OK;
 }
@@ -109,7 +109,7 @@ int kg_vocab_read(kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_error
 kg_string kg_vocab_piece(const kg_vocab *vocab, int32_t id)
 {
   const uint32_t begin = vocab->offsets[id];
-  return (kg_string){vocab->bytes + begin, vocab->offsets[id + 1] - begin};
+  return (kg_string){vocab->bytes + begin, vocab->offsets[id + 1] - begin}; /* bounded: id < INT32_MAX - 1 */
 }
 
 /* ---- the hash index ---- */
@@ -117,6 +117,7 @@ kg_string kg_vocab_piece(const kg_vocab *vocab, int32_t id)
 uint64_t kg_vocab_hash(uint64_t seed, uint64_t a, uint64_t b)
 {
   __extension__ typedef unsigned __int128 wide;
+  /* bounded: 128 bits hold it */
   const wide product = (wide)(a ^ seed ^ 0x9E3779B97F4A7C15u) * (b ^ (seed << 32 | seed >> 32) ^ 0xD1B54A32D192ED03u);
   return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
@@ -162,6 +163,7 @@ int32_t kg_vocab_find(const kg_vocab *vocab, const kg_text_index *index, const c
 static bool is_in_index(const kg_vocab *vocab, const kg_text_index *index, int32_t id)
 {
   const kg_token_type type = vocab->types[id];
+  /* bounded: id < INT32_MAX - 1 */
   if (vocab->offsets[id] == vocab->offsets[id + 1]) return false; /* nothing to find it by */
   if (index == &vocab->controls) return type == KG_TOKEN_CONTROL;
   if (index == &vocab->user_defined) return type == KG_TOKEN_USER_DEFINED;
@@ -171,10 +173,11 @@ static bool is_in_index(const kg_vocab *vocab, const kg_text_index *index, int32
 static int build_index(kg_vocab *vocab, kg_text_index *index, kg_error *err)
 {
   size_t count = 0;
+  /* bounded: at most one for each token */
   for (int32_t id = 0; id < vocab->size; id++) count += is_in_index(vocab, index, id);
   if (!count) return KG_OK;
   size_t n_slots = 8;
-  while (n_slots < count + count / 2) n_slots *= 2;
+  while (n_slots < count + count / 2) n_slots *= 2; /* bounded: count < 2^31 */
   index->slots = kg_alloc_array(n_slots, sizeof *index->slots);
   if (!index->slots) return kg_fail_memory(err, n_slots * sizeof *index->slots, "the vocabulary's index");
   for (size_t i = 0; i < n_slots; i++) index->slots[i].id = -1;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test.sh [BUSTED OPTIONS] - pass the tests: luacheck, the specs, and the core's specs again in a build with warnings as
-# errors, AddressSanitizer and UndefinedBehaviorSanitizer. The last line is "N passed, N failed".
+# test.sh [BUSTED OPTIONS] - pass the tests: luacheck, our lint, the specs, and the core's specs again in a build with
+# warnings as errors, AddressSanitizer and UndefinedBehaviorSanitizer. The last line is "N passed, N failed".
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 KIGO_BUILD_SANITIZED=1 sh scripts/build.sh lua5.4 lua-busted lua-check
@@ -32,6 +32,8 @@ specs() { # specs PROGRAM [BUSTED OPTIONS]: run busted inside the program, show 
 
 echo "== luacheck"
 if luacheck --quiet lua scripts spec examples; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+echo "== lint"
+if ./build/kigo scripts/lint.lua; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
 echo "== specs"
 specs ./build/kigo "$@"
 echo "== specs of the core, sanitized"

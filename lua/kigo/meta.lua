@@ -642,6 +642,15 @@ function core.alloc_inject(nth, for_ever) end
 ---@return integer live
 ---@return integer calls
 function core.alloc_counts() end
+---Make a system call of the library fail.
+---@param call string        "open", "write", ... (engine/system.h)
+---@param nth integer        counted from now; 0: none
+---@param error string?      "EIO", "ENOSPC", "EINTR", "ENOMEM", "EACCES", "EMFILE", "EAGAIN"; "short": one byte moves
+---@param for_ever boolean?  and all after it
+function core.system_inject(call, nth, error, for_ever) end
+---@param call string
+---@return integer calls   since the start
+function core.system_calls(call) end
 ---@param case table   engine/bind_kernels.c
 ---@return string? float32
 ---@return string? message
