@@ -1,7 +1,9 @@
 #include "attention.h"
 #include "rotate.cuh"
 
-enum { HEADS = 8, THREADS = 128, SPLIT = KG_ATTENTION_SPLIT };
+enum { HEADS = 8, THREADS = 128, SPLIT = KG_ATTENTION_SPLIT,
+       JOIN_INSIDE = 16, /* up to so many splits the last block to arrive joins them; more are joined by a kernel */
+       SHARED_MAX = 96 << 10 };
 
 template <bool HALF> struct element;
 template <> struct element<true> { typedef __half type; };
@@ -24,6 +26,7 @@ static __device__ __forceinline__ typename element<HALF>::type *cache_row(const 
 template <bool HALF> static __global__ void __launch_bounds__(THREADS) cache_write(const __grid_constant__ kg_attention_args a)
 {
   typedef typename element<HALF>::type T;
+  wait_for_previous();
   const int head = blockIdx.x, row = blockIdx.y, pos = a.positions[row];
   const size_t at = ((size_t)row * a.n_kv_heads + head) * a.head_dim;
   T *k = cache_row<HALF>(a, a.row_pages[row], head, 0, pos), *v = cache_row<HALF>(a, a.row_pages[row], head, 1, pos);
@@ -101,16 +104,65 @@ static __device__ __forceinline__ void scores_of(const T *key, const float *q, i
   }
 }
 
-/* attention_rows: up to 8 query heads of one kv head of one row, over one split or over all.
- * grid: (kv heads * groups of 8 query heads, rows, splits or 1); block: 4 warps, two heads each.
- * shared: q [8][head_dim]. moves the keys and values of the split once; float32 sums, positions in order.
- * twin: attend in cpu/reference.c. */
-template <bool HALF, int NC>
-static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_constant__ kg_attention_args a)
+/* Keys and values of positions [begin, end) of a split to shared memory, all loads at once. */
+template <bool HALF>
+static __device__ __forceinline__ void stage_split(const kg_attention_args &a, int pages, int kv_head, int plane, int split,
+                                                   int begin, int end, typename element<HALF>::type *out)
 {
   typedef typename element<HALF>::type T;
-  extern __shared__ float q[];
+  constexpr int EACH = 16 / sizeof(T);
+  if (a.head_dim % EACH == 0) {
+    const int chunks = a.head_dim / EACH;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < SPLIT * chunks; i += THREADS) {
+      const int p = split * SPLIT + i / chunks, c = i % chunks * EACH;
+      if (p < begin || p >= end) continue;
+      *(uint4 *)(out + i / chunks * a.head_dim + c) = *(const uint4 *)(cache_row<HALF>(a, pages, kv_head, plane, p) + c);
+    }
+  } else {
+    for (int i = threadIdx.x; i < SPLIT * a.head_dim; i += THREADS) {
+      const int p = split * SPLIT + i / a.head_dim;
+      if (p >= begin && p < end) out[i] = cache_row<HALF>(a, pages, kv_head, plane, p)[i % a.head_dim];
+    }
+  }
+}
+
+/* Write a channel of the result, and raise the row's largest magnitude; all lanes of a warp call it. */
+static __device__ __forceinline__ void emit(const kg_attention_args &a, int row, size_t at, bool exists, float value)
+{
+  if (exists) a.out[at] = value;
+  if (!a.out_max) return;
+  const float max = warp_max(exists ? fmaxf(fabsf(value), 0) : 0);
+  if (threadIdx.x % 32 == 0) raise_max(a.out_max + row, max);
+}
+
+/* Channel c of a head: the joins of attention_rows, one after the other. */
+static __device__ __forceinline__ float join_splits_of(const kg_attention_args &a, int row, int head, int first, int last, int c)
+{
+  const size_t at = (size_t)row * a.n_heads + head;
+  state<1> all = {-CUDART_INF_F, 0, {0}};
+#pragma unroll 8
+  for (int split = first; split <= last; split++) {
+    const float *in = a.partials + (at * a.n_splits + split) * (2 + a.head_dim);
+    const state<1> next = {__ldcg(in), __ldcg(in + 1), {__ldcg(in + 2 + c)}};
+    join(all, next);
+  }
+  return finish(all.max, all.sum, all.out[0], a.sinks, head);
+}
+
+/* attention_rows: up to 8 query heads of one kv head of one row, over one split or over all.
+ * grid: (kv heads * groups of 8 query heads, rows, splits or 1); block: 4 warps, two heads each.
+ * shared: q [8][head_dim], keys and values of a split. moves the keys and values of the split once; float32 sums,
+ * positions in order. twin: attend in cpu/reference.c. */
+template <bool HALF, int NC>
+static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_constant__ kg_attention_args a, bool one_tile)
+{
+  typedef typename element<HALF>::type T;
+  extern __shared__ __align__(16) float q[];
   __shared__ float scores[HEADS][SPLIT];
+  __shared__ bool is_last;
+  T *keys = (T *)(q + HEADS * a.head_dim), *values = one_tile ? keys : keys + SPLIT * a.head_dim;
+  wait_for_previous();
   const int group = a.n_heads / a.n_kv_heads, parts = (group + HEADS - 1) / HEADS;
   const int kv_head = blockIdx.x / parts, head0 = kv_head * group + blockIdx.x % parts * HEADS;
   const int n_heads = min(HEADS, (kv_head + 1) * group - head0);
@@ -124,6 +176,14 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
     const float *head = a.q + ((size_t)row * a.n_heads + head0 + i / a.head_dim) * a.head_dim;
     q[i] = rotated(a.q_rotation, head, row, i % a.head_dim);
   }
+  if (a.writes && split1 == pos / SPLIT) { /* blocks of other groups of this kv head write the same */
+    const size_t at = ((size_t)row * a.n_kv_heads + kv_head) * a.head_dim;
+    T *k = cache_row<HALF>(a, pages, kv_head, 0, pos), *v = cache_row<HALF>(a, pages, kv_head, 1, pos);
+    for (int c = threadIdx.x; c < a.head_dim; c += THREADS) {
+      k[c] = (T)rotated(a.k_rotation, a.k + at, row, c);
+      v[c] = (T)a.v[at + c];
+    }
+  }
   state<NC> all[2];
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -135,13 +195,15 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
   for (int split = split0; split <= split1; split++) {
     const int begin = max(first, split * SPLIT), end = min(pos + 1, (split + 1) * SPLIT);
     __syncthreads();
+    stage_split<HALF>(a, pages, kv_head, 0, split, begin, end, keys);
+    if (!one_tile) stage_split<HALF>(a, pages, kv_head, 1, split, begin, end, values);
+    __syncthreads();
 #pragma unroll
     for (int j = threadIdx.x / 4; j < SPLIT; j += THREADS / 4) {
       const int p = split * SPLIT + j;
       const bool seen = p >= begin && p < end;
       float dot[HEADS] = {};
-      const T *key = cache_row<HALF>(a, pages, kv_head, 0, seen ? p : begin);
-      scores_of(key, q, a.head_dim, n_heads, threadIdx.x % 4, dot);
+      scores_of<T>(keys + (seen ? j : begin % SPLIT) * a.head_dim, q, a.head_dim, n_heads, threadIdx.x % 4, dot);
       if (threadIdx.x % 4) continue;
 #pragma unroll
       for (int h = 0; h < HEADS; h++) {
@@ -152,6 +214,10 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
       }
     }
     __syncthreads();
+    if (one_tile) {
+      stage_split<HALF>(a, pages, kv_head, 1, split, begin, end, values);
+      __syncthreads();
+    }
     state<NC> next[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -170,10 +236,10 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
     __syncwarp();
     if (warp < n_heads) {
       const int second = warp + 4 < n_heads ? warp + 4 : warp;
-#pragma unroll 8
-      for (int p = begin; p < end; p++) {
-        const T *value = cache_row<HALF>(a, pages, kv_head, 1, p);
-        const float w0 = scores[warp][p % SPLIT], w1 = scores[second][p % SPLIT];
+#pragma unroll 4
+      for (int j = begin % SPLIT; j < begin % SPLIT + end - begin; j++) {
+        const T *value = values + j * a.head_dim;
+        const float w0 = scores[warp][j], w1 = scores[second][j];
 #pragma unroll
         for (int c = 0; c < NC; c++) {
           const float x = lane + 32 * c < a.head_dim ? to_float(value[lane + 32 * c]) : 0;
@@ -202,48 +268,68 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
     } else {
 #pragma unroll
       for (int c = 0; c < NC; c++)
-        if (lane + 32 * c < a.head_dim)
-          a.out[at * a.head_dim + lane + 32 * c] = finish(all[i].max, all[i].sum, all[i].out[c], a.sinks, head);
+        emit(a, row, at * a.head_dim + lane + 32 * c, lane + 32 * c < a.head_dim,
+             finish(all[i].max, all[i].sum, all[i].out[c], a.sinks, head));
     }
+  }
+  if (!a.n_splits || a.n_splits > JOIN_INSIDE) return;
+
+  /* The last block of this row and these heads joins the splits. */
+  __threadfence();
+  __syncthreads();
+  if (!threadIdx.x) {
+    unsigned *arrived = a.arrived + (size_t)row * a.n_heads + head0;
+    is_last = atomicAdd(arrived, 1) == (unsigned)(pos / SPLIT - first / SPLIT);
+    if (is_last) *arrived = 0;
+  }
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  for (int i = threadIdx.x; i < (n_heads * a.head_dim + 31) / 32 * 32; i += THREADS) {
+    const bool exists = i < n_heads * a.head_dim;
+    const int head = head0 + (exists ? i / a.head_dim : 0), c = exists ? i % a.head_dim : 0;
+    emit(a, row, ((size_t)row * a.n_heads + head) * a.head_dim + c, exists,
+         join_splits_of(a, row, head, first / SPLIT, pos / SPLIT, c));
   }
 }
 
-/* join_splits: the same joins as above, a thread per channel. grid: (heads, rows). */
+/* join_splits: where there are many. grid: (heads, rows); a thread per channel. */
 static __global__ void __launch_bounds__(KG_ATTENTION_MAX_DIM) join_splits(const __grid_constant__ kg_attention_args a)
 {
+  wait_for_previous();
   const int head = blockIdx.x, row = blockIdx.y, pos = a.positions[row], c = threadIdx.x;
-  if (c >= a.head_dim) return;
+  const bool exists = c < a.head_dim;
   const int first = a.window && pos >= a.window ? pos - a.window + 1 : 0;
-  const size_t at = (size_t)row * a.n_heads + head;
-  state<1> all = {-CUDART_INF_F, 0, {0}};
-#pragma unroll 8
-  for (int split = first / SPLIT; split <= pos / SPLIT; split++) {
-    const float *in = a.partials + (at * a.n_splits + split) * (2 + a.head_dim);
-    const state<1> next = {in[0], in[1], {in[2 + c]}};
-    join(all, next);
-  }
-  a.out[at * a.head_dim + c] = finish(all.max, all.sum, all.out[0], a.sinks, head);
+  emit(a, row, ((size_t)row * a.n_heads + head) * a.head_dim + c, exists,
+       join_splits_of(a, row, head, first / SPLIT, pos / SPLIT, exists ? c : 0));
 }
 
 int kg_cuda_cache_write(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
   const dim3 grid(a->n_kv_heads, a->n);
-  if (a->half)
-    cache_write<true><<<grid, THREADS, 0, s->handle>>>(*a);
-  else
-    cache_write<false><<<grid, THREADS, 0, s->handle>>>(*a);
-  return kg_cuda_launched("cache_write", err);
+  if (a->half) return run_kernel(s, "cache_write", cache_write<true>, grid, THREADS, 0, err, *a);
+  return run_kernel(s, "cache_write", cache_write<false>, grid, THREADS, 0, err, *a);
 }
 
-template <bool HALF> static void launch(kg_stream *s, const kg_attention_args *a, dim3 grid)
+template <bool HALF, int NC> static int launch(kg_stream *s, const kg_attention_args *a, dim3 grid, kg_error *err)
 {
-  const size_t shared = HEADS * (size_t)a->head_dim * sizeof(float);
-  if (a->head_dim <= 64)
-    attention_rows<HALF, 2><<<grid, THREADS, shared, s->handle>>>(*a);
-  else if (a->head_dim <= 128)
-    attention_rows<HALF, 4><<<grid, THREADS, shared, s->handle>>>(*a);
-  else
-    attention_rows<HALF, 8><<<grid, THREADS, shared, s->handle>>>(*a);
+  const size_t tile = (size_t)SPLIT * (size_t)a->head_dim * sizeof(typename element<HALF>::type);
+  const size_t queries = HEADS * (size_t)a->head_dim * sizeof(float);
+  const bool one_tile = queries + 2 * tile > SHARED_MAX - (4 << 10); /* keys and values take turns */
+  const size_t shared = queries + (one_tile ? tile : 2 * tile);
+  const int code = shared <= (44 << 10)
+                       ? KG_OK
+                       : kg_cuda_check(cudaFuncSetAttribute(attention_rows<HALF, NC>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                            (int)shared),
+                                       "attention_rows", err);
+  return code ? code : run_kernel(s, "attention_rows", attention_rows<HALF, NC>, grid, THREADS, shared, err, *a, one_tile);
+}
+
+template <bool HALF> static int launch_for(kg_stream *s, const kg_attention_args *a, dim3 grid, kg_error *err)
+{
+  if (a->head_dim <= 64) return launch<HALF, 2>(s, a, grid, err);
+  if (a->head_dim <= 128) return launch<HALF, 4>(s, a, grid, err);
+  return launch<HALF, 8>(s, a, grid, err);
 }
 
 int kg_cuda_attention(kg_stream *s, const kg_attention_args *a, kg_error *err)
@@ -252,12 +338,7 @@ int kg_cuda_attention(kg_stream *s, const kg_attention_args *a, kg_error *err)
     return kg_fail(err, KG_ERR_ARGUMENT, "attention of %d rows, %d splits, heads of %d", a->n, a->n_splits, a->head_dim);
   const int group = a->n_heads / a->n_kv_heads, parts = (group + HEADS - 1) / HEADS;
   const dim3 grid(a->n_kv_heads * parts, a->n, a->n_splits ? a->n_splits : 1);
-  if (a->half)
-    launch<true>(s, a, grid);
-  else
-    launch<false>(s, a, grid);
-  int code = kg_cuda_launched("attention_rows", err);
-  if (code || !a->n_splits) return code;
-  join_splits<<<dim3(a->n_heads, a->n), (a->head_dim + 31) / 32 * 32, 0, s->handle>>>(*a);
-  return kg_cuda_launched("join_splits", err);
+  const int code = a->half ? launch_for<true>(s, a, grid, err) : launch_for<false>(s, a, grid, err);
+  if (code || a->n_splits <= JOIN_INSIDE) return code;
+  return run_kernel(s, "join_splits", join_splits, dim3(a->n_heads, a->n), (a->head_dim + 31) / 32 * 32, 0, err, *a);
 }

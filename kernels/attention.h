@@ -31,12 +31,15 @@ typedef struct kg_attention_args {
   const int32_t *positions;  /* [n] */
   unsigned char *const *pages;
   const int32_t *row_pages;  /* [n] where the row's pages begin in `pages` */
+  bool writes;               /* every row is its sequence's only one: attention writes its keys and values itself */
   int32_t n_splits;          /* 0: one block walks over all splits of a row; else room for so many in `partials` */
   float *partials;           /* [n][n_heads][n_splits][2 + head_dim] */
+  unsigned *arrived;         /* [n][n_heads] zero, and zero again afterwards */
+  float *out_max;            /* [n] raised to the largest magnitude of the row, or NULL */
   float *out;                /* [n][n_heads][head_dim] */
 } kg_attention_args;
 
-/* Rotate and store the keys, store the values. */
+/* Rotate and store the keys, store the values; not needed where attention writes. */
 int kg_cuda_cache_write(kg_stream *s, const kg_attention_args *a, kg_error *err);
 int kg_cuda_attention(kg_stream *s, const kg_attention_args *a, kg_error *err);
 

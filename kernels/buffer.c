@@ -42,7 +42,11 @@ int kg_stream_new(int device, kg_stream **out, kg_error *err)
   if (!stream) return kg_fail_memory(err, sizeof *stream, "a stream");
   stream->device = device;
   stream->n_refs = 1;
+  int major = 0;
   int code = kg_cuda_check(cudaSetDevice(device), "choosing the device", err);
+  if (!code)
+    code = kg_cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking the device", err);
+  stream->overlaps = major >= 9;
   if (!code)
     code = kg_cuda_check(cudaStreamCreateWithFlags(&stream->handle, cudaStreamNonBlocking), "making a stream", err);
   if (code) {

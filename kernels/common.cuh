@@ -9,6 +9,34 @@
 
 #include "device.h"
 
+/* ---- dependent launch ----
+ * Kernels of a step start while the one before still runs, fetch what never changes, and wait here before they touch
+ * anything else. Every kernel that is launched with run_kernel calls this, first of all or after such fetching. */
+static __device__ __forceinline__ void wait_for_previous()
+{
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+template <typename... P, typename... A>
+static int run_kernel(kg_stream *s, const char *name, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared,
+                      kg_error *err, A... arguments)
+{
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = s->handle;
+  config.attrs = &attribute;
+  config.numAttrs = s->overlaps ? 1 : 0;
+  return kg_cuda_check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), name, err);
+}
+
 static __device__ __forceinline__ float warp_sum(float x)
 {
   for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
@@ -45,6 +73,12 @@ static __device__ __forceinline__ float block_max(float x, float *shared /* [32]
   float max = shared[0];
   for (int w = 1; w < n_warps; w++) max = fmaxf(max, shared[w]);
   return max;
+}
+
+/* The largest magnitude of a row, gathered from all blocks: bits of floats that are not negative order as numbers do. */
+static __device__ __forceinline__ void raise_max(float *max, float x)
+{
+  atomicMax((unsigned *)max, __float_as_uint(x));
 }
 
 /* Column of a block of 32 that stands at position `at` of the activations' order (format.h), and back. */

@@ -16,6 +16,7 @@ extern "C" {
 typedef struct kg_stream {
   int device;
   cudaStream_t handle;
+  bool overlaps; /* the device can start a kernel before the one before it is done (Hopper and later) */
   int32_t n_refs;
 } kg_stream;
 

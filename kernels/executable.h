@@ -51,6 +51,10 @@ typedef struct kg_gpu_stage {
   const kg_op *glu;                    /* linear: gated, or NULL */
   int32_t residual;                    /* linear: value to add, or KG_NONE */
   int32_t in[3], out;                  /* values */
+  /* For few rows (KG_LINEAR_FEW) products bring their input to f16 themselves. */
+  int32_t fused_in;                    /* linear: the norm or half stage that it can do itself, or KG_NONE */
+  bool is_needed;                      /* norm, half: by another stage too, or for another form */
+  int32_t max_slot;                    /* linear, attention: where the largest magnitudes of its rows go, or KG_NONE */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
   int32_t rotation[2];                 /* of q and k or of the stage, index into rotations, or KG_NONE */
 } kg_gpu_stage;
@@ -77,6 +81,7 @@ typedef struct kg_program {
   kg_rotation_place *rotations;
   size_t n_rotations, rotations_capacity;
   int32_t max_rows[KG_SIDES];
+  int32_t n_max_slots; /* of KG_LINEAR_FEW floats each */
   size_t arena_bytes;
 } kg_program;
 
@@ -112,6 +117,8 @@ struct kg_executable {
   unsigned char *arena;
   kg_moe_scratch moe;
   float *freqs;             /* of all rotations */
+  float *row_max;           /* [slots][KG_LINEAR_FEW], zero when a pass begins */
+  unsigned *arrived;        /* [KG_FEW_ROWS][heads] of attention */
 
   unsigned char *meta_host, *meta; /* pinned and on the device */
   size_t meta_bytes;

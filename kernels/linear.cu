@@ -5,6 +5,7 @@
  * right, the runs are added from left to right. `splits` depends on the shape alone. */
 #include "act.cuh"
 #include "format.cuh"
+#include "norm.cuh"
 
 static __device__ __forceinline__ void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
@@ -60,8 +61,8 @@ static __device__ __forceinline__ void add_block(float acc[4], const uint32_t a[
 }
 
 /* What is added to the product of row `row` of part `d` with row `n` of x, and where it goes. */
-static __device__ __forceinline__ void store(const kg_linear_args &a, int d, int plane, int row, int n, float value,
-                                             float up)
+static __device__ __forceinline__ float store(const kg_linear_args &a, int d, int plane, int row, int n, float value,
+                                              float up)
 {
   const kg_linear_part &part = a.part[d];
   if (part.bias) value += part.bias[(size_t)plane * part.m.rows + row];
@@ -75,6 +76,54 @@ static __device__ __forceinline__ void store(const kg_linear_args &a, int d, int
     a.out_rows[n][row] = value;
   else
     part.out[at] = value;
+  return value;
+}
+
+/* Bring this run's weights to the second-level cache: they never change, so this need not wait. */
+template <int T>
+static __device__ __forceinline__ void prefetch(const unsigned char *q, int tile, int n_blocks, int first, int end, int lane)
+{
+  constexpr int bytes = traits<T>::q_bits * 64; /* a tile's block */
+  const unsigned char *at = q + ((size_t)tile * n_blocks + first) * bytes, *last = at + (size_t)(end - first) * bytes;
+  for (at += lane * 128; at < last; at += 32 * 128) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
+/* What brings each row to f16: the factor of its norm (or 1), and a power of two. */
+struct few_rows {
+  float factor[KG_LINEAR_FEW], up[KG_LINEAR_FEW];
+};
+
+static __device__ __forceinline__ void scale_rows(const kg_linear_args &a, int warp, int n_warps, int lane, few_rows &rows)
+{
+  const int cols = a.part[0].m.cols;
+  for (int r = warp; r < a.n; r += n_warps) {
+    const float *x = a.x_floats + (size_t)r * cols;
+    float factor = 1, max = 0;
+    if (a.norm_scale) {
+      factor = norm_factor(x, cols, lane, 0, a.norm_epsilon);
+      each_column(cols, lane, [&](int c) { max = fmaxf(max, fabsf(x[c] * factor * a.norm_scale[c])); });
+      max = warp_max(max);
+    } else
+      max = a.x_max[r];
+    if (lane) continue;
+    rows.factor[r] = factor;
+    rows.up[r] = half_scale(max);
+  }
+}
+
+/* The lane's part of a block of a float32 row, as f16: the same numbers as norm_rows and half_rows write. */
+static __device__ __forceinline__ uint4 few_fragment(const kg_linear_args &a, const float *x, int column, float factor, float up)
+{
+  float4 v[2];
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    v[i] = *(const float4 *)(x + column + 16 * i);
+    if (!a.norm_scale) continue;
+    const float4 w = *(const float4 *)(a.norm_scale + column + 16 * i);
+    v[i] = make_float4(v[i].x * factor * w.x, v[i].y * factor * w.y, v[i].z * factor * w.z, v[i].w * factor * w.w);
+  }
+  return make_uint4(as_word(__floats2half2_rn(v[0].x * up, v[0].y * up)), as_word(__floats2half2_rn(v[0].z * up, v[0].w * up)),
+                    as_word(__floats2half2_rn(v[1].x * up, v[1].y * up)), as_word(__floats2half2_rn(v[1].z * up, v[1].w * up)));
 }
 
 /* linear_tiles: D matrices at once (2: gated) for 8 NT rows of x.
@@ -92,6 +141,10 @@ static __global__ void __launch_bounds__(512) linear_tiles(const __grid_constant
   if (D == 1)
     while (tile >= a.part[d0].m.n_tiles) tile -= a.part[d0++].m.n_tiles;
   const int n_blocks = a.part[0].m.n_blocks;
+  const int first = warp * n_blocks / splits, end = (warp + 1) * n_blocks / splits;
+  if (!a.planes && blockIdx.y == 0)
+    for (int d = 0; d < D; d++) prefetch<T>(a.part[d0 + d].m.q, tile, n_blocks, first, end, lane);
+  wait_for_previous();
   const int plane = a.planes ? a.planes[blockIdx.y] : 0;
   const int n0 = a.planes ? 0 : blockIdx.y * 8 * NT;
   const uint4 *x[NT];
@@ -110,8 +163,21 @@ static __global__ void __launch_bounds__(512) linear_tiles(const __grid_constant
     s[d] = m.s + plane * m.s_plane;
   }
 
+  __shared__ few_rows rows;
+  const bool is_few = NT == 1 && a.x_floats;
+  float factor = 1, up = 1;
+  const float *few_x = NULL;
+  if (is_few) {
+    scale_rows(a, warp, splits, lane, rows);
+    __syncthreads();
+    if (g < a.n) {
+      factor = rows.factor[g];
+      up = rows.up[g];
+      few_x = a.x_floats + (size_t)g * a.part[0].m.cols + 4 * slot;
+    }
+  }
+
   float acc[D][NT][4] = {};
-  const int first = warp * n_blocks / splits, end = (warp + 1) * n_blocks / splits;
 #pragma unroll(NT == 1 ? 4 : 1)
   for (int block = first; block < end; block++) {
     raw_tile raw[D];
@@ -127,7 +193,11 @@ static __global__ void __launch_bounds__(512) linear_tiles(const __grid_constant
     for (int d = 0; d < D; d++) decode_tile<T>(raw[d], weights[d]);
 #pragma unroll
     for (int i = 0; i < NT; i++) {
-      const uint4 v = x[i] ? x[i][block * 4] : make_uint4(0, 0, 0, 0);
+      uint4 v = make_uint4(0, 0, 0, 0);
+      if (is_few) {
+        if (few_x) v = few_fragment(a, few_x - 4 * slot, block * 32 + 4 * slot, factor, up);
+      } else if (x[i])
+        v = x[i][block * 4];
 #pragma unroll
       for (int d = 0; d < D; d++) add_block<T>(acc[d][i], weights[d], scale[d], minimum[d], v);
     }
@@ -150,15 +220,22 @@ static __global__ void __launch_bounds__(512) linear_tiles(const __grid_constant
     for (int e = threadIdx.x; e < AT_ONCE * 128; e += blockDim.x) {
       const int row = tile * 16 + e % 16, column = e / 16;
       const int n = a.planes ? blockIdx.y : n0 + 8 * i0 + column;
-      if (row >= a.part[d0].m.rows || n >= a.n || (a.planes && column)) continue;
-      float value[D];
+      float stored = 0;
+      if (row < a.part[d0].m.rows && n < a.n && !(a.planes && column)) {
+        float value[D];
 #pragma unroll
-      for (int d = 0; d < D; d++) {
-        value[d] = shared[d * AT_ONCE * 128 + e];
-        for (int w = 1; w < splits; w++) value[d] += shared[(w * D + d) * AT_ONCE * 128 + e];
-        value[d] *= a.x_scale[a.planes ? n / a.x_share : n];
+        for (int d = 0; d < D; d++) {
+          value[d] = shared[d * AT_ONCE * 128 + e];
+          for (int w = 1; w < splits; w++) value[d] += shared[(w * D + d) * AT_ONCE * 128 + e];
+          value[d] *= is_few ? 1 / rows.up[n] : a.x_scale[a.planes ? n / a.x_share : n];
+        }
+        stored = fabsf(store(a, d0, plane, row, n, value[0], D == 2 ? value[D - 1] : 0));
       }
-      store(a, d0, plane, row, n, value[0], D == 2 ? value[D - 1] : 0);
+      if (D == 2 && NT == 1 && a.out_max) { /* 16 neighbours hold rows of one column */
+        stored = fmaxf(stored, 0);
+        for (int step = 8; step; step >>= 1) stored = fmaxf(stored, __shfl_xor_sync(~0u, stored, step));
+        if (e % 16 == 0 && n < a.n) raise_max(a.out_max + n, stored);
+      }
     }
   }
 }
@@ -168,6 +245,7 @@ static __global__ void __launch_bounds__(512) linear_tiles(const __grid_constant
  * twin: linear in cpu/reference.c; tolerance: float32 sums. */
 static __global__ void __launch_bounds__(128) linear_f32(const __grid_constant__ kg_linear_args a)
 {
+  wait_for_previous();
   const kg_matrix &m = a.part[0].m;
   const int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (row >= m.rows) return;
@@ -203,7 +281,7 @@ static constexpr bool is_common(int type)
 
 bool kg_cuda_linear_gates(kg_type type) { return is_common(type); }
 
-template <int T> static void launch(kg_stream *s, const kg_linear_args *a)
+template <int T> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   int n_tiles = a->part[0].m.n_tiles;
   if (!a->gated)
@@ -212,18 +290,13 @@ template <int T> static void launch(kg_stream *s, const kg_linear_args *a)
   if constexpr (is_common(T)) {
     if (!a->planes && a->n > 8) {
       const dim3 grid(n_tiles, (a->n + 63) / 64);
-      if (a->gated)
-        linear_tiles<T, 8, 2><<<grid, threads, 0, s->handle>>>(*a);
-      else
-        linear_tiles<T, 8, 1><<<grid, threads, 0, s->handle>>>(*a);
-      return;
+      return run_kernel(s, "linear_tiles", a->gated ? linear_tiles<T, 8, 2> : linear_tiles<T, 8, 1>, grid, threads, 0, err, *a);
     }
-    if (a->gated) {
-      linear_tiles<T, 1, 2><<<dim3(n_tiles, a->planes ? a->n : 1), threads, 0, s->handle>>>(*a);
-      return;
-    }
+    if (a->gated)
+      return run_kernel(s, "linear_tiles", linear_tiles<T, 1, 2>, dim3(n_tiles, a->planes ? a->n : 1), threads, 0, err, *a);
   }
-  linear_tiles<T, 1, 1><<<dim3(n_tiles, a->planes ? a->n : (a->n + 7) / 8), threads, 0, s->handle>>>(*a);
+  const dim3 grid(n_tiles, a->planes ? a->n : (a->n + 7) / 8);
+  return run_kernel(s, "linear_tiles", linear_tiles<T, 1, 1>, grid, threads, 0, err, *a);
 }
 
 int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
@@ -231,16 +304,17 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
   if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS || 
       (a->gated && (a->n_parts != 2 || !kg_cuda_linear_gates(a->part[0].m.type))))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d matrices with %d rows", a->n_parts, a->n);
+  if (a->x_floats && (a->n > KG_LINEAR_FEW || a->planes || a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
+    return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d rows as float32", a->n);
   switch (a->part[0].m.type) {
-#define CASE(T) case T: launch<T>(s, a); break;
+#define CASE(T) case T: return launch<T>(s, a, err);
     CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1) CASE(KG_IQ4_NL)
     CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
 #undef CASE
   case KG_F32:
     if (a->n_parts != 1) return kg_fail(err, KG_ERR_ARGUMENT, "float32 matrices are multiplied one by one");
-    linear_f32<<<dim3((a->part[0].m.rows + 3) / 4, a->planes ? a->n : (a->n + 7) / 8), 128, 0, s->handle>>>(*a);
-    break;
+    return run_kernel(s, "linear_f32", linear_f32, dim3((a->part[0].m.rows + 3) / 4, a->planes ? a->n : (a->n + 7) / 8), 128, 0,
+                      err, *a);
   default: return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
   }
-  return kg_cuda_launched("linear", err);
 }

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum { KG_LINEAR_PARTS = 3 };
+enum { KG_LINEAR_PARTS = 3, KG_LINEAR_FEW = 8 };
 
 typedef enum kg_cuda_act { KG_CUDA_SILU, KG_CUDA_GELU, KG_CUDA_GELU_ERF, KG_CUDA_RELU, KG_CUDA_SWIGLU_CLAMPED } kg_cuda_act;
 
@@ -29,6 +29,13 @@ typedef struct kg_linear_args {
   int32_t n;                /* rows of x; with `planes`: rows of out */
   const void *x;            /* F32: float [n][cols]; else f16 in the order of format.h, [n][32 n_blocks] */
   const float *x_scale;     /* [n] what undoes the scale of x; not for F32 */
+  /* Instead of x, for at most KG_LINEAR_FEW rows whose width is a multiple of 32: float32 rows that each block brings to
+   * f16 by itself, after a root-mean-square norm, or scaled by their largest magnitudes. */
+  const float *x_floats;    /* [n][cols] or NULL */
+  const float *norm_scale;  /* [cols] or NULL: no norm */
+  float norm_epsilon;
+  const float *x_max;       /* [n] without a norm */
+  float *out_max;           /* [n] gated: raised to the largest magnitude of the row, or NULL */
   const float *residual;    /* [n][rows of part 0], or NULL; may be out */
   float *const *out_rows;   /* [n] where part 0 goes instead of out, or NULL */
   const int32_t *planes;    /* experts: [n] plane of each row of out, or NULL: plane 0 */

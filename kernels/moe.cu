@@ -7,6 +7,7 @@ enum { EXPERTS_MAX = 1024, EACH = EXPERTS_MAX / 32 };
  * twin: choose_experts in cpu/reference.c. */
 static __global__ void __launch_bounds__(32) route(const __grid_constant__ kg_route_args a)
 {
+  wait_for_previous();
   const int lane = threadIdx.x, row = blockIdx.x;
   const float *logits = a.logits + (size_t)row * a.n_experts;
   float max = -CUDART_INF_F, total = 0, sum = 0;
@@ -55,13 +56,13 @@ int kg_cuda_route(kg_stream *s, const kg_route_args *a, kg_error *err)
 {
   if (a->n_experts < 1 || a->n_experts > EXPERTS_MAX || a->n_used < 1 || a->n_used > a->n_experts)
     return kg_fail(err, KG_ERR_ARGUMENT, "%d of %d experts", a->n_used, a->n_experts);
-  route<<<a->n, 32, 0, s->handle>>>(*a);
-  return kg_cuda_launched("route", err);
+  return run_kernel(s, "route", route, dim3(a->n), 32, 0, err, *a);
 }
 
 static __global__ void __launch_bounds__(256) mix(const float *in, const float *weights, int32_t n_used, int32_t width,
                                                   float *out)
 {
+  wait_for_previous();
   const size_t row = blockIdx.x;
   for (int c = threadIdx.x; c < width; c += blockDim.x) {
     float sum = 0;
@@ -73,6 +74,5 @@ static __global__ void __launch_bounds__(256) mix(const float *in, const float *
 int kg_cuda_mix(kg_stream *s, const float *in, const float *weights, int32_t n, int32_t n_used, int32_t width, float *out,
                 kg_error *err)
 {
-  mix<<<n, 256, 0, s->handle>>>(in, weights, n_used, width, out);
-  return kg_cuda_launched("mix", err);
+  return run_kernel(s, "mix", mix, dim3(n), 256, 0, err, in, weights, n_used, width, out);
 }

@@ -61,7 +61,7 @@ static kg_gpu_stage *add_stage(builder *b, kg_stage_kind kind, kg_side side, con
   }
   kg_gpu_stage *stage = &p->stages[p->n_stages++];
   *stage = (kg_gpu_stage){.kind = kind, .side = side, .op = op, .residual = KG_NONE, .in = {KG_NONE, KG_NONE, KG_NONE},
-                          .out = KG_NONE, .rotation = {KG_NONE, KG_NONE}};
+                          .out = KG_NONE, .rotation = {KG_NONE, KG_NONE}, .fused_in = KG_NONE, .max_slot = KG_NONE};
   if (op) {
     memcpy(stage->in, op->in, sizeof stage->in);
     stage->out = op->out;
@@ -78,6 +78,45 @@ static int add_half(builder *b, kg_side side, int32_t value)
   b->has_half[side][value] = true;
   b->wants_float[side][value] = true;
   return KG_OK;
+}
+
+/* The stage that makes this value, on this side, of this kind; or KG_NONE. */
+static int32_t find_stage(const builder *b, kg_stage_kind kind, kg_side side, int32_t value)
+{
+  for (int32_t i = (int32_t)b->program->n_stages - 1; i >= 0 && i > (int32_t)b->program->n_stages - 16; i--) {
+    const kg_gpu_stage *stage = &b->program->stages[i];
+    if (stage->kind == kind && stage->side == side && stage->out == value) return i;
+  }
+  return KG_NONE;
+}
+
+/* Can products make the f16 form of this value themselves when rows are few? The norm or half stage that they replace. */
+static int32_t find_fusable(builder *b, kg_side side, int32_t value)
+{
+  kg_program *p = b->program;
+  if (b->traced || value_at(b, value)->width % KG_BLOCK_COLS) return KG_NONE;
+  const int32_t norm = find_stage(b, KG_STAGE_NORM_ROWS, side, value);
+  if (norm != KG_NONE) {
+    const kg_op *op = p->stages[norm].op;
+    return op->u.norm.groups == 1 && !op->u.norm.subtract_mean && op->w[1] == KG_NONE ? norm : KG_NONE;
+  }
+  const int32_t half = find_stage(b, KG_STAGE_HALF, side, value);
+  int32_t producer = find_stage(b, KG_STAGE_ATTENTION, side, value);
+  if (producer == KG_NONE) {
+    producer = find_stage(b, KG_STAGE_LINEAR, side, value);
+    if (producer != KG_NONE && !p->stages[producer].glu) producer = KG_NONE;
+  }
+  if (half == KG_NONE || producer == KG_NONE) return KG_NONE;
+  if (p->stages[producer].max_slot == KG_NONE) p->stages[producer].max_slot = p->n_max_slots++;
+  p->stages[half].max_slot = p->stages[producer].max_slot;
+  return half;
+}
+
+static void need_half(builder *b, kg_side side, int32_t value)
+{
+  const int32_t norm = find_stage(b, KG_STAGE_NORM_ROWS, side, value), half = find_stage(b, KG_STAGE_HALF, side, value);
+  if (norm != KG_NONE) b->program->stages[norm].is_needed = true;
+  if (half != KG_NONE) b->program->stages[half].is_needed = true;
 }
 
 static bool same_rotation(const kg_rope_params *a, const kg_rope_params *b)
@@ -142,7 +181,9 @@ static const kg_op *find_sum(const builder *b, int32_t op_index)
 
 static void mark_done(builder *b, const kg_op *op) { b->done[value_at(b, op->out)->producer] = true; }
 
-static int add_linear(builder *b, int32_t op_index)
+enum { FEW_TILES = 2048 }; /* a product of more does not bring its input to f16 in every block */
+
+static int add_linear_stage(builder *b, int32_t op_index)
 {
   const kg_op *op = op_at(b, op_index);
   const kg_side side = side_of(b, op_index);
@@ -181,6 +222,19 @@ static int add_linear(builder *b, int32_t op_index)
     stage->parts[stage->n_parts++] = next;
     b->done[i] = true;
   }
+  return KG_OK;
+}
+
+static int add_linear(builder *b, int32_t op_index)
+{
+  const int code = add_linear_stage(b, op_index);
+  if (code) return code;
+  const int32_t index = (int32_t)b->program->n_stages - 1;
+  kg_gpu_stage *stage = &b->program->stages[index];
+  const kg_matrix *m = matrix_of(b, stage->op->w[0]);
+  if (m->type == KG_F32) return KG_OK;
+  if (m->n_tiles < FEW_TILES) stage->fused_in = find_fusable(b, stage->side, stage->in[0]);
+  if (stage->fused_in == KG_NONE) need_half(b, stage->side, stage->in[0]);
   return KG_OK;
 }
 
@@ -244,7 +298,10 @@ static int add_op(builder *b, int32_t i)
     return KG_OK;
   case KG_OP_ATTENTION: return add_attention(b, i);
   case KG_OP_MOE:
-    if (matrix_of(b, op->w[0])->type != KG_F32 && add_half(b, side, op->in[0])) return KG_ERR_MEMORY;
+    if (matrix_of(b, op->w[0])->type != KG_F32) {
+      if (add_half(b, side, op->in[0])) return KG_ERR_MEMORY;
+      need_half(b, side, op->in[0]);
+    }
     return add_stage(b, KG_STAGE_MOE, side, op) ? KG_OK : KG_ERR_MEMORY;
   default: return add_stage(b, KG_STAGE_COLUMNS, side, op) ? KG_OK : KG_ERR_MEMORY;
   }
@@ -322,6 +379,7 @@ static void touch_stage(layout *l, int32_t i)
     touch_value(l, from, false, stage->in[0], (int32_t)b->program->n_stages - 1);
   for (int j = 1; j < 3; j++) touch_value(l, side, false, stage->in[j], i);
   touch_value(l, side, false, stage->residual, i);
+  if (stage->fused_in != KG_NONE) touch_value(l, side, false, b->program->stages[stage->fused_in].in[0], i);
   if (stage->kind == KG_STAGE_HALF) {
     touch_value(l, side, true, stage->out, i);
     return;

@@ -1,5 +1,6 @@
 #include "act.cuh"
 #include "format.cuh"
+#include "norm.cuh"
 #include "rotate.cuh"
 
 static const unsigned MAX_GRID = 1u << 20; /* of kernels that stride over their elements */
@@ -9,6 +10,7 @@ static const unsigned MAX_GRID = 1u << 20; /* of kernels that stride over their 
 template <int T>
 static __global__ void __launch_bounds__(256) embed_rows(kg_matrix m, const int32_t *ids, bool add, float *out)
 {
+  wait_for_previous();
   const int id = ids[blockIdx.x];
   float *row = out + (size_t)blockIdx.x * m.cols;
   for (int c = threadIdx.x; c < m.cols; c += blockDim.x) {
@@ -20,71 +22,80 @@ static __global__ void __launch_bounds__(256) embed_rows(kg_matrix m, const int3
 int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, kg_error *err)
 {
   switch (table->type) {
-#define CASE(T) case T: embed_rows<T><<<n, 256, 0, s->handle>>>(*table, ids, add, out); break;
+#define CASE(T) case T: return run_kernel(s, "embed_rows", embed_rows<T>, dim3(n), 256, 0, err, *table, ids, add, out);
     CASE(KG_F32) CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1)
     CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
 #undef CASE
   default: return kg_fail(err, KG_ERR_UNSUPPORTED, "an embedding of type %d", (int)table->type);
   }
-  return kg_cuda_launched("embed_rows", err);
 }
 
 /* ---- norms and the f16 form ---- */
 
 /* norm_rows: y = (x - mean) / sqrt(variance + eps) * scale + bias of each of `groups` parts of a row, as float32 and as
  * scaled f16.
- * grid: (groups, rows); block: 256 threads = one part; sums: each thread strides, then a tree.
+ * grid: parts of all rows / 4; block: 4 warps, a part each; sums: norm.cuh.
  * moves width * 4 bytes in, width * (4 and 2) out; twin: norm in cpu/reference.c, tolerance float32 sums. */
-static __global__ void __launch_bounds__(256) norm_rows(const __grid_constant__ kg_norm_args a)
+static __global__ void __launch_bounds__(128) norm_rows(const __grid_constant__ kg_norm_args a)
 {
-  __shared__ float shared[32];
-  const int part = a.width / a.groups;
-  const float *x = a.x + (size_t)blockIdx.y * a.width + (size_t)blockIdx.x * part;
-  float mean = 0, factor = 1;
-  if (a.normalize) {
-    if (a.subtract_mean) {
-      float sum = 0;
-      for (int c = threadIdx.x; c < part; c += blockDim.x) sum += x[c];
-      mean = block_sum(sum, shared) / part;
-    }
-    float square = 0;
-    for (int c = threadIdx.x; c < part; c += blockDim.x) square = fmaf(x[c] - mean, x[c] - mean, square);
-    factor = 1 / sqrtf(block_sum(square, shared) / part + a.epsilon);
-  }
+  wait_for_previous();
+  const int index = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, part = a.width / a.groups;
+  if (index >= a.n * a.groups) return;
+  const float *x = a.x + (size_t)index * part;
+  const float mean = a.subtract_mean ? norm_mean(x, part, lane) : 0;
+  const float factor = norm_factor(x, part, lane, mean, a.epsilon);
   auto value = [&](int c) {
-    if (!a.normalize) return x[c];
     const float v = (x[c] - mean) * factor * a.scale[c];
     return a.bias ? v + a.bias[c] : v;
   };
   if (a.half) {
     float max = 0;
-    for (int c = threadIdx.x; c < part; c += blockDim.x) max = fmaxf(max, fabsf(value(c)));
-    const float up = half_scale(block_max(max, shared));
-    const int padded = (a.width + 31) / 32 * 32;
-    __half2 *half = (__half2 *)a.half + (size_t)blockIdx.y * (padded / 2);
-    for (int p = threadIdx.x; p < padded / 2; p += blockDim.x) {
+    each_column(part, lane, [&](int c) { max = fmaxf(max, fabsf(value(c))); });
+    const float up = half_scale(warp_max(max));
+    const int padded = (part + 31) / 32 * 32;
+    __half2 *half = (__half2 *)a.half + (size_t)index * (padded / 2);
+    for (int p = lane; p < padded / 2; p += 32) {
       const int c = p / 16 * 32 + column_of(2 * p % 32); /* two neighbours in either order */
       half[p] = __floats2half2_rn(c < part ? value(c) * up : 0, c + 1 < part ? value(c + 1) * up : 0);
     }
-    if (!threadIdx.x) a.half_scale[blockIdx.y] = 1 / up;
+    if (!lane) a.half_scale[index] = 1 / up;
   }
   if (!a.out) return;
   float *out = a.out + (x - a.x);
-  for (int c = threadIdx.x; c < part; c += blockDim.x) out[c] = value(c);
+  each_column(part, lane, [&](int c) { out[c] = value(c); });
+}
+
+/* half_rows: the f16 form of rows. grid: rows; block: 256 threads = a row. */
+static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ kg_norm_args a)
+{
+  __shared__ float shared[32];
+  wait_for_previous();
+  const float *x = a.x + (size_t)blockIdx.x * a.width;
+  float max = 0;
+  for (int c = threadIdx.x; c < a.width; c += 256) max = fmaxf(max, fabsf(x[c]));
+  const float up = half_scale(block_max(max, shared));
+  const int padded = (a.width + 31) / 32 * 32;
+  __half2 *half = (__half2 *)a.half + (size_t)blockIdx.x * (padded / 2);
+  for (int p = threadIdx.x; p < padded / 2; p += 256) {
+    const int c = p / 16 * 32 + column_of(2 * p % 32);
+    half[p] = __floats2half2_rn(c < a.width ? x[c] * up : 0, c + 1 < a.width ? x[c + 1] * up : 0);
+  }
+  if (!threadIdx.x) a.half_scale[blockIdx.x] = 1 / up;
 }
 
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)
 {
   if (a->n < 1 || a->n > 65535 || a->groups < 1 || a->width % a->groups || (a->half && a->groups != 1))
     return kg_fail(err, KG_ERR_ARGUMENT, "a norm of %d rows of %d in %d parts", a->n, a->width, a->groups);
-  norm_rows<<<dim3(a->groups, a->n), 256, 0, s->handle>>>(*a);
-  return kg_cuda_launched("norm_rows", err);
+  if (!a->normalize) return run_kernel(s, "half_rows", half_rows, dim3(a->n), 256, 0, err, *a);
+  return run_kernel(s, "norm_rows", norm_rows, dim3((a->n * a->groups + 3) / 4), 128, 0, err, *a);
 }
 
 /* ---- column by column ---- */
 
 static __global__ void __launch_bounds__(256) columns_each(const __grid_constant__ kg_columns_args a)
 {
+  wait_for_previous();
   const int64_t n = (int64_t)a.n * a.width, stride = (int64_t)gridDim.x * blockDim.x;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) switch (a.kind) {
     case KG_COLUMNS_GLU: a.out[i] = gated(a.act, a.limit, a.alpha, a.a[i], a.b[i]); break;
@@ -104,13 +115,13 @@ static unsigned blocks_for(int64_t n)
 
 int kg_cuda_columns(kg_stream *s, const kg_columns_args *a, kg_error *err)
 {
-  columns_each<<<blocks_for((int64_t)a->n * a->width), 256, 0, s->handle>>>(*a);
-  return kg_cuda_launched("columns_each", err);
+  return run_kernel(s, "columns_each", columns_each, dim3(blocks_for((int64_t)a->n * a->width)), 256, 0, err, *a);
 }
 
 static __global__ void __launch_bounds__(256) move_rows(const float *in, const int32_t *rows, float *const *out_rows,
                                                         int32_t width, float *out)
 {
+  wait_for_previous();
   const float *from = in + (size_t)(rows ? rows[blockIdx.x] : blockIdx.x) * width;
   float *to = out_rows ? out_rows[blockIdx.x] : out + (size_t)blockIdx.x * width;
   for (int c = threadIdx.x; c < width; c += blockDim.x) to[c] = from[c];
@@ -118,15 +129,13 @@ static __global__ void __launch_bounds__(256) move_rows(const float *in, const i
 
 int kg_cuda_gather(kg_stream *s, const float *in, const int32_t *rows, int32_t n, int32_t width, float *out, kg_error *err)
 {
-  move_rows<<<n, 256, 0, s->handle>>>(in, rows, NULL, width, out);
-  return kg_cuda_launched("move_rows", err);
+  return run_kernel(s, "move_rows", move_rows, dim3(n), 256, 0, err, in, rows, nullptr, width, out);
 }
 
 int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *const *out, int32_t n, int32_t width,
                     kg_error *err)
 {
-  move_rows<<<n, 256, 0, s->handle>>>(in, rows, out, width, NULL);
-  return kg_cuda_launched("move_rows", err);
+  return run_kernel(s, "move_rows", move_rows, dim3(n), 256, 0, err, in, rows, out, width, nullptr);
 }
 
 /* ---- rotation ---- */
@@ -135,6 +144,7 @@ int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *c
 static __global__ void __launch_bounds__(128) angles(const int32_t *positions, const float *freqs, int32_t n_freqs,
                                                      float magnitude, float2 *table)
 {
+  wait_for_previous();
   for (int f = threadIdx.x; f < n_freqs; f += blockDim.x) {
     double sine, cosine;
     sincos((double)positions[blockIdx.x] * (double)freqs[f], &sine, &cosine);
@@ -145,13 +155,13 @@ static __global__ void __launch_bounds__(128) angles(const int32_t *positions, c
 int kg_cuda_angles(kg_stream *s, const int32_t *positions, int32_t n, const float *freqs, int32_t n_freqs,
                    float magnitude, float *table, kg_error *err)
 {
-  angles<<<n, 128, 0, s->handle>>>(positions, freqs, n_freqs, magnitude, (float2 *)table);
-  return kg_cuda_launched("angles", err);
+  return run_kernel(s, "angles", angles, dim3(n), 128, 0, err, positions, freqs, n_freqs, magnitude, (float2 *)table);
 }
 
 static __global__ void __launch_bounds__(128) rope_heads(const float *x, int32_t n_heads, int32_t head_dim,
                                                          kg_rotation rotation, float *out)
 {
+  wait_for_previous();
   const size_t at = ((size_t)blockIdx.y * n_heads + blockIdx.x) * head_dim;
   for (int c = threadIdx.x; c < head_dim; c += blockDim.x) out[at + c] = rotated(rotation, x + at, blockIdx.y, c);
 }
@@ -159,6 +169,5 @@ static __global__ void __launch_bounds__(128) rope_heads(const float *x, int32_t
 int kg_cuda_rope(kg_stream *s, const float *x, int32_t n, int32_t n_heads, int32_t head_dim, const kg_rotation *rotation,
                  float *out, kg_error *err)
 {
-  rope_heads<<<dim3(n_heads, n), 128, 0, s->handle>>>(x, n_heads, head_dim, *rotation, out);
-  return kg_cuda_launched("rope_heads", err);
+  return run_kernel(s, "rope_heads", rope_heads, dim3(n_heads, n), 128, 0, err, x, n_heads, head_dim, *rotation, out);
 }

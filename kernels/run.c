@@ -11,6 +11,7 @@ typedef struct pass {
   int32_t row0, n_rows;
   int32_t wanted0, n_wanted; /* of batch->wanted */
   int32_t n_splits;          /* attention: see kg_attention_args */
+  bool single_rows;          /* every row is of another sequence */
   kg_meta_layout at;
   int32_t n, first;          /* rows of the side that runs, and which of the wanted ones is its first */
 } pass;
@@ -82,6 +83,13 @@ static kg_rotation rotation_at(const pass *p, int32_t index, const kg_op *rope)
 
 /* ---- stages ---- */
 
+static bool is_few(const pass *p) { return p->n <= KG_LINEAR_FEW && !p->batch->n_traces; }
+
+static float *max_slot(const pass *p, int32_t slot)
+{
+  return slot == KG_NONE || !is_few(p) ? NULL : p->exe->row_max + (size_t)slot * KG_LINEAR_FEW;
+}
+
 static int run_embed(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
   kg_stream *s = p->exe->stream;
@@ -97,6 +105,8 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   const kg_value_place *place = place_of(p, stage->side, stage->out);
   kg_norm_args a = {.x = floats_of(p, stage->side, stage->in[0]), .n = p->n, .width = width_of(p, stage->out), .groups = 1};
   const bool is_norm = stage->kind == KG_STAGE_NORM_ROWS;
+  const bool has_reader = is_norm && place->at != SIZE_MAX; /* of the float32 form */
+  if (is_few(p) && !stage->is_needed && !has_reader) return KG_OK; /* products do it themselves */
   if (is_norm) {
     const kg_norm_params *norm = &stage->op->u.norm;
     a.normalize = true;
@@ -122,7 +132,17 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     a.part[i] = (kg_linear_part){.m = weight_of(p, op->w[0])->m, .bias = vector_of(p, op->w[1])};
     if (!stage->to_logits) a.part[i].out = floats_of(p, stage->side, i ? op->out : stage->out);
   }
-  set_x(p, &a, stage->side, stage->in[0]);
+  if (stage->fused_in != KG_NONE && is_few(p)) {
+    const kg_gpu_stage *before = &p->program->stages[stage->fused_in];
+    a.x_floats = floats_of(p, stage->side, before->in[0]);
+    a.x_max = max_slot(p, before->max_slot);
+    if (before->kind == KG_STAGE_NORM_ROWS) {
+      a.norm_scale = vector_of(p, before->op->w[0]);
+      a.norm_epsilon = before->op->u.norm.epsilon;
+    }
+  } else
+    set_x(p, &a, stage->side, stage->in[0]);
+  a.out_max = max_slot(p, stage->max_slot);
   if (stage->glu) set_act(&a, &stage->glu->u.act);
   a.residual = floats_of(p, stage->side, stage->residual);
   if (stage->to_logits) a.out_rows = out_rows(p);
@@ -154,10 +174,13 @@ static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err
                                .positions = ids_of(p, stage->side, true),
                                .pages = meta(p, p->at.pages),
                                .row_pages = meta(p, p->at.row_pages),
+                               .writes = p->single_rows,
                                .n_splits = p->n_splits,
                                .partials = p->exe->partials,
+                               .arrived = p->exe->arrived,
+                               .out_max = max_slot(p, stage->max_slot),
                                .out = floats_of(p, stage->side, stage->out)};
-  const int code = kg_cuda_cache_write(p->exe->stream, &a, err);
+  const int code = a.writes ? KG_OK : kg_cuda_cache_write(p->exe->stream, &a, err);
   return code ? code : kg_cuda_attention(p->exe->stream, &a, err);
 }
 
@@ -319,9 +342,15 @@ static int run_side(pass *p, kg_side side, kg_error *err)
 
 static int enqueue(pass *p, kg_error *err)
 {
+  kg_executable *exe = p->exe;
   p->n = p->n_rows;
   p->first = 0;
-  int code = run_side(p, KG_ALL_ROWS, err);
+  int code = KG_OK;
+  if (p->program->n_max_slots)
+    code = kg_cuda_check(cudaMemsetAsync(exe->row_max, 0, (size_t)p->program->n_max_slots * KG_LINEAR_FEW * sizeof(float),
+                                         exe->stream->handle),
+                         "clearing", err);
+  if (!code) code = run_side(p, KG_ALL_ROWS, err);
   for (; p->first < p->n_wanted && !code; p->first += KG_FEW_ROWS) {
     const int32_t left = p->n_wanted - p->first;
     p->n = left < p->program->max_rows[KG_WANTED_ROWS] ? left : p->program->max_rows[KG_WANTED_ROWS];
@@ -421,9 +450,12 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
   const kg_batch *batch = p->batch;
   size_t n_pages = 0;
   int32_t first, n, max_pos = 0;
+  p->single_rows = true;
   for (int32_t s = 0; s < batch->n_spans; s++)
-    if ((n = rows_in_pass(p, &batch->spans[s], &first)) > 0)
+    if ((n = rows_in_pass(p, &batch->spans[s], &first)) > 0) {
+      p->single_rows = p->single_rows && n == 1;
       n_pages += (size_t)last_page(p, &batch->spans[s], first, n) + 1;
+    }
   p->at = meta_layout(exe, p->n_rows);
   *n_bytes = p->at.pages + n_pages * sizeof(void *);
   int code = reserve_meta(exe, *n_bytes, err);
