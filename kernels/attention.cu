@@ -64,6 +64,7 @@ static __device__ __forceinline__ void scores_of(const T *key, const float *q, i
                                                  float dot[HEADS])
 {
   if (head_dim % 8) {
+#pragma unroll 1
     for (int c = quarter; c < head_dim; c += 4) {
       const float x = to_float(key[c]);
 #pragma unroll
@@ -71,6 +72,7 @@ static __device__ __forceinline__ void scores_of(const T *key, const float *q, i
         if (h < n_heads) dot[h] = fmaf(q[h * head_dim + c], x, dot[h]);
     }
   } else {
+#pragma unroll 1
     for (int c = 8 * quarter; c < head_dim; c += 32) {
       T part[8];
       if (sizeof(T) == 2)
@@ -104,26 +106,34 @@ static __device__ __forceinline__ void scores_of(const T *key, const float *q, i
   }
 }
 
-/* Keys and values of positions [begin, end) of a split to shared memory, all loads at once. */
+/* Keys or values of positions [begin, end) of a split to shared memory, four loads of a thread at once. */
 template <bool HALF>
 static __device__ __forceinline__ void stage_split(const kg_attention_args &a, int pages, int kv_head, int plane, int split,
                                                    int begin, int end, typename element<HALF>::type *out)
 {
   typedef typename element<HALF>::type T;
-  constexpr int EACH = 16 / sizeof(T);
+  constexpr int EACH = 16 / sizeof(T), AHEAD = 4;
+  const T *base = cache_row<HALF>(a, pages, kv_head, plane, split * SPLIT); /* of the split's first page */
+  auto row_at = [&](int j) {
+    return KG_PAGE % SPLIT == 0 ? base + (size_t)j * a.head_dim : cache_row<HALF>(a, pages, kv_head, plane, split * SPLIT + j);
+  };
+  const int first = begin - split * SPLIT, last = end - split * SPLIT;
   if (a.head_dim % EACH == 0) {
-    const int chunks = a.head_dim / EACH;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < SPLIT * chunks; i += THREADS) {
-      const int p = split * SPLIT + i / chunks, c = i % chunks * EACH;
-      if (p < begin || p >= end) continue;
-      *(uint4 *)(out + i / chunks * a.head_dim + c) = *(const uint4 *)(cache_row<HALF>(a, pages, kv_head, plane, p) + c);
+    const int chunks = a.head_dim / EACH, end_chunk = last * chunks;
+    for (int i0 = first * chunks + threadIdx.x; i0 < end_chunk; i0 += AHEAD * THREADS) {
+      uint4 v[AHEAD];
+#pragma unroll
+      for (int u = 0; u < AHEAD; u++) {
+        const int i = i0 + u * THREADS;
+        if (i < end_chunk) v[u] = *(const uint4 *)(row_at(i / chunks) + i % chunks * EACH);
+      }
+#pragma unroll
+      for (int u = 0; u < AHEAD; u++)
+        if (i0 + u * THREADS < end_chunk) *((uint4 *)out + i0 + u * THREADS) = v[u];
     }
   } else {
-    for (int i = threadIdx.x; i < SPLIT * a.head_dim; i += THREADS) {
-      const int p = split * SPLIT + i / a.head_dim;
-      if (p >= begin && p < end) out[i] = cache_row<HALF>(a, pages, kv_head, plane, p)[i % a.head_dim];
-    }
+    for (int i = first * a.head_dim + threadIdx.x; i < last * a.head_dim; i += THREADS)
+      out[i] = row_at(i / a.head_dim)[i % a.head_dim];
   }
 }
 
@@ -141,7 +151,7 @@ static __device__ __forceinline__ float join_splits_of(const kg_attention_args &
 {
   const size_t at = (size_t)row * a.n_heads + head;
   state<1> all = {-CUDART_INF_F, 0, {0}};
-#pragma unroll 8
+#pragma unroll 4
   for (int split = first; split <= last; split++) {
     const float *in = a.partials + (at * a.n_splits + split) * (2 + a.head_dim);
     const state<1> next = {__ldcg(in), __ldcg(in + 1), {__ldcg(in + 2 + c)}};
@@ -172,13 +182,15 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
   if (split0 < first / SPLIT || split0 > pos / SPLIT) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
+#pragma unroll 2
   for (int i = threadIdx.x; i < n_heads * a.head_dim; i += THREADS) {
-    const float *head = a.q + ((size_t)row * a.n_heads + head0 + i / a.head_dim) * a.head_dim;
-    q[i] = rotated(a.q_rotation, head, row, i % a.head_dim);
+    const int h = i / a.head_dim, c = i - h * a.head_dim;
+    q[i] = rotated(a.q_rotation, a.q + ((size_t)row * a.n_heads + head0 + h) * a.head_dim, row, c);
   }
   if (a.writes && split1 == pos / SPLIT) { /* blocks of other groups of this kv head write the same */
     const size_t at = ((size_t)row * a.n_kv_heads + kv_head) * a.head_dim;
     T *k = cache_row<HALF>(a, pages, kv_head, 0, pos), *v = cache_row<HALF>(a, pages, kv_head, 1, pos);
+#pragma unroll 1
     for (int c = threadIdx.x; c < a.head_dim; c += THREADS) {
       k[c] = (T)rotated(a.k_rotation, a.k + at, row, c);
       v[c] = (T)a.v[at + c];
@@ -198,7 +210,7 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
     stage_split<HALF>(a, pages, kv_head, 0, split, begin, end, keys);
     if (!one_tile) stage_split<HALF>(a, pages, kv_head, 1, split, begin, end, values);
     __syncthreads();
-#pragma unroll
+#pragma unroll 1 /* code that runs once costs more to fetch than to run: keep it short */
     for (int j = threadIdx.x / 4; j < SPLIT; j += THREADS / 4) {
       const int p = split * SPLIT + j;
       const bool seen = p >= begin && p < end;
@@ -208,9 +220,7 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
 #pragma unroll
       for (int h = 0; h < HEADS; h++) {
         if (h >= n_heads) continue;
-        float score = dot[h] * a.scale;
-        if (a.softcap > 0) score = a.softcap * tanhf(score / a.softcap);
-        scores[h][j] = seen ? score : -CUDART_INF_F;
+        scores[h][j] = seen ? dot[h] * a.scale : -CUDART_INF_F;
       }
     }
     __syncthreads();
@@ -226,7 +236,13 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
       for (int c = 0; c < NC; c++) next[i].out[c] = 0;
       next[i].max = next[i].sum = 0;
       if (h >= n_heads) continue;
-      const float s0 = scores[h][lane], s1 = scores[h][lane + 32];
+      float s0 = scores[h][lane], s1 = scores[h][lane + 32];
+      if (a.softcap > 0) {
+        s0 = a.softcap * tanhf(s0 / a.softcap);
+        s1 = a.softcap * tanhf(s1 / a.softcap);
+        if (scores[h][lane] == -CUDART_INF_F) s0 = -CUDART_INF_F; /* not seen, and no score of -softcap */
+        if (scores[h][lane + 32] == -CUDART_INF_F) s1 = -CUDART_INF_F;
+      }
       next[i].max = warp_max(fmaxf(s0, s1));
       const float p0 = expf(s0 - next[i].max), p1 = expf(s1 - next[i].max);
       scores[h][lane] = p0;
@@ -285,11 +301,12 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
   __syncthreads();
   if (!is_last) return;
   __threadfence();
+#pragma unroll 1
   for (int i = threadIdx.x; i < (n_heads * a.head_dim + 31) / 32 * 32; i += THREADS) {
     const bool exists = i < n_heads * a.head_dim;
-    const int head = head0 + (exists ? i / a.head_dim : 0), c = exists ? i % a.head_dim : 0;
-    emit(a, row, ((size_t)row * a.n_heads + head) * a.head_dim + c, exists,
-         join_splits_of(a, row, head, first / SPLIT, pos / SPLIT, c));
+    const int h = exists ? i / a.head_dim : 0, c = exists ? i - h * a.head_dim : 0;
+    emit(a, row, ((size_t)row * a.n_heads + head0 + h) * a.head_dim + c, exists,
+         join_splits_of(a, row, head0 + h, first / SPLIT, pos / SPLIT, c));
   }
 }
 

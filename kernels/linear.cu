@@ -101,7 +101,7 @@ static __device__ __forceinline__ void scale_rows(const kg_linear_args &a, int w
     float factor = 1, max = 0;
     if (a.norm_scale) {
       factor = norm_factor(x, cols, lane, 0, a.norm_epsilon);
-      each_column(cols, lane, [&](int c) { max = fmaxf(max, fabsf(x[c] * factor * a.norm_scale[c])); });
+      each_number(a.norm_scale, cols, lane, [&](int c, float w) { max = fmaxf(max, fabsf(x[c] * factor * w)); });
       max = warp_max(max);
     } else
       max = a.x_max[r];
@@ -111,7 +111,7 @@ static __device__ __forceinline__ void scale_rows(const kg_linear_args &a, int w
   }
 }
 
-/* The lane's part of a block of a float32 row, as f16: the same numbers as norm_rows and half_rows write. */
+/* A lane's part of a block of a float32 row, as f16: the same numbers as norm_rows and half_rows write. */
 static __device__ __forceinline__ uint4 few_fragment(const kg_linear_args &a, const float *x, int column, float factor, float up)
 {
   float4 v[2];
@@ -127,7 +127,7 @@ static __device__ __forceinline__ uint4 few_fragment(const kg_linear_args &a, co
 }
 
 /* linear_tiles: D matrices at once (2: gated) for 8 NT rows of x.
- * grid: (tiles of all parts, columns / 8 NT; experts: rows of out); block: a warp per split.
+ * grid: (tiles of all parts, columns / 8 NT; experts: rows of out); block: a warp per split; shared: few rows as f16.
  * moves each weight once per 8 NT rows; x from L2, once per tile.
  * twin: linear in cpu/reference.c; tolerance: f16 rounding of x, 2^-11 of each number. */
 template <int T, int NT, int D>
@@ -164,43 +164,54 @@ static __global__ void __launch_bounds__(512) linear_tiles(const __grid_constant
   }
 
   __shared__ few_rows rows;
+  extern __shared__ uint4 few_x[]; /* [n][n_blocks][4] */
   const bool is_few = NT == 1 && a.x_floats;
-  float factor = 1, up = 1;
-  const float *few_x = NULL;
   if (is_few) {
     scale_rows(a, warp, splits, lane, rows);
     __syncthreads();
-    if (g < a.n) {
-      factor = rows.factor[g];
-      up = rows.up[g];
-      few_x = a.x_floats + (size_t)g * a.part[0].m.cols + 4 * slot;
+    for (int i = threadIdx.x; i < a.n * n_blocks * 4; i += blockDim.x) {
+      const int r = a.n == 1 ? 0 : i / (n_blocks * 4), part = i - r * n_blocks * 4;
+      few_x[i] = few_fragment(a, a.x_floats + (size_t)r * a.part[0].m.cols, part / 4 * 32 + part % 4 * 4, rows.factor[r], rows.up[r]);
     }
+    __syncthreads();
+    x[0] = g < a.n ? few_x + g * n_blocks * 4 + slot : NULL;
   }
 
   float acc[D][NT][4] = {};
-#pragma unroll(NT == 1 ? 4 : 1)
-  for (int block = first; block < end; block++) {
-    raw_tile raw[D];
-    float scale[D][2][2] = {}, minimum[D][2][2] = {};
+  /* The next block's loads are under way while one is multiplied; not more, because code that runs once costs more to
+   * fetch than to run, and the weights are in the second-level cache by now. */
+  raw_tile raw[D], next[D];
+  float scale[D][2][2] = {}, minimum[D][2][2] = {}, next_scale[D][2][2] = {}, next_minimum[D][2][2] = {};
+  if (first < end)
 #pragma unroll
     for (int d = 0; d < D; d++) {
-      const kg_matrix &m = a.part[d0 + d].m;
-      load_tile<T>(m, q[d], h[d], (size_t)tile * n_blocks + block, lane, raw[d]);
-      load_scales<T>(m, s[d], tile, block, g, scale[d], minimum[d]);
+      load_tile<T>(a.part[d0 + d].m, q[d], h[d], (size_t)tile * n_blocks + first, lane, next[d]);
+      load_scales<T>(a.part[d0 + d].m, s[d], tile, first, g, next_scale[d], next_minimum[d]);
     }
+#pragma unroll 1
+  for (int block = first; block < end; block++) {
+    uint4 v[NT];
+#pragma unroll
+    for (int d = 0; d < D; d++) {
+      raw[d] = next[d];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        scale[d][i / 2][i % 2] = next_scale[d][i / 2][i % 2];
+        minimum[d][i / 2][i % 2] = next_minimum[d][i / 2][i % 2];
+      }
+      if (block + 1 >= end) continue;
+      load_tile<T>(a.part[d0 + d].m, q[d], h[d], (size_t)tile * n_blocks + block + 1, lane, next[d]);
+      load_scales<T>(a.part[d0 + d].m, s[d], tile, block + 1, g, next_scale[d], next_minimum[d]);
+    }
+#pragma unroll
+    for (int i = 0; i < NT; i++) v[i] = x[i] ? x[i][block * 4] : make_uint4(0, 0, 0, 0);
     uint32_t weights[D][8];
 #pragma unroll
     for (int d = 0; d < D; d++) decode_tile<T>(raw[d], weights[d]);
 #pragma unroll
-    for (int i = 0; i < NT; i++) {
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (is_few) {
-        if (few_x) v = few_fragment(a, few_x - 4 * slot, block * 32 + 4 * slot, factor, up);
-      } else if (x[i])
-        v = x[i][block * 4];
+    for (int i = 0; i < NT; i++)
 #pragma unroll
-      for (int d = 0; d < D; d++) add_block<T>(acc[d][i], weights[d], scale[d], minimum[d], v);
-    }
+      for (int d = 0; d < D; d++) add_block<T>(acc[d][i], weights[d], scale[d], minimum[d], v[i]);
   }
 
   for (int i0 = 0; i0 < NT; i0 += AT_ONCE) {
@@ -287,16 +298,17 @@ template <int T> static int launch(kg_stream *s, const kg_linear_args *a, kg_err
   if (!a->gated)
     for (int i = 1; i < a->n_parts; i++) n_tiles += a->part[i].m.n_tiles;
   const int threads = 32 * kg_cuda_linear_splits(&a->part[0].m);
+  const size_t shared = a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
   if constexpr (is_common(T)) {
     if (!a->planes && a->n > 8) {
       const dim3 grid(n_tiles, (a->n + 63) / 64);
       return run_kernel(s, "linear_tiles", a->gated ? linear_tiles<T, 8, 2> : linear_tiles<T, 8, 1>, grid, threads, 0, err, *a);
     }
     if (a->gated)
-      return run_kernel(s, "linear_tiles", linear_tiles<T, 1, 2>, dim3(n_tiles, a->planes ? a->n : 1), threads, 0, err, *a);
+      return run_kernel(s, "linear_tiles", linear_tiles<T, 1, 2>, dim3(n_tiles, a->planes ? a->n : 1), threads, shared, err, *a);
   }
   const dim3 grid(n_tiles, a->planes ? a->n : (a->n + 7) / 8);
-  return run_kernel(s, "linear_tiles", linear_tiles<T, 1, 1>, grid, threads, 0, err, *a);
+  return run_kernel(s, "linear_tiles", linear_tiles<T, 1, 1>, grid, threads, shared, err, *a);
 }
 
 int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
@@ -304,7 +316,7 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
   if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS || 
       (a->gated && (a->n_parts != 2 || !kg_cuda_linear_gates(a->part[0].m.type))))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d matrices with %d rows", a->n_parts, a->n);
-  if (a->x_floats && (a->n > KG_LINEAR_FEW || a->planes || a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
+  if (a->x_floats && (!kg_cuda_linear_is_few(a->n, a->part[0].m.cols) || a->planes || a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d rows as float32", a->n);
   switch (a->part[0].m.type) {
 #define CASE(T) case T: return launch<T>(s, a, err);

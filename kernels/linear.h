@@ -29,7 +29,7 @@ typedef struct kg_linear_args {
   int32_t n;                /* rows of x; with `planes`: rows of out */
   const void *x;            /* F32: float [n][cols]; else f16 in the order of format.h, [n][32 n_blocks] */
   const float *x_scale;     /* [n] what undoes the scale of x; not for F32 */
-  /* Instead of x, for at most KG_LINEAR_FEW rows whose width is a multiple of 32: float32 rows that each block brings to
+  /* Instead of x, for few rows (kg_cuda_linear_is_few) whose width is a multiple of 32: float32 rows that each block brings to
    * f16 by itself, after a root-mean-square norm, or scaled by their largest magnitudes. */
   const float *x_floats;    /* [n][cols] or NULL */
   const float *norm_scale;  /* [cols] or NULL: no norm */
@@ -46,6 +46,8 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err);
 /* How many pieces the columns of a matrix are summed in: the same for all members of a launch. */
 int kg_cuda_linear_splits(const kg_matrix *m);
 
+/* Are n rows of this width so few that each block may bring them to f16 in its shared memory? */
+static inline bool kg_cuda_linear_is_few(int64_t n, int64_t width) { return n <= KG_LINEAR_FEW && n * width <= 15360; }
 /* Can two matrices of this type be multiplied gated? */
 bool kg_cuda_linear_gates(kg_type type);
 

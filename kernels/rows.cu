@@ -50,7 +50,7 @@ static __global__ void __launch_bounds__(128) norm_rows(const __grid_constant__ 
   };
   if (a.half) {
     float max = 0;
-    each_column(part, lane, [&](int c) { max = fmaxf(max, fabsf(value(c))); });
+    each_number(x, part, lane, [&](int c, float) { max = fmaxf(max, fabsf(value(c))); });
     const float up = half_scale(warp_max(max));
     const int padded = (part + 31) / 32 * 32;
     __half2 *half = (__half2 *)a.half + (size_t)index * (padded / 2);
@@ -62,7 +62,7 @@ static __global__ void __launch_bounds__(128) norm_rows(const __grid_constant__ 
   }
   if (!a.out) return;
   float *out = a.out + (x - a.x);
-  each_column(part, lane, [&](int c) { out[c] = value(c); });
+  each_number(x, part, lane, [&](int c, float) { out[c] = value(c); });
 }
 
 /* half_rows: the f16 form of rows. grid: rows; block: 256 threads = a row. */

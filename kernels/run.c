@@ -83,11 +83,15 @@ static kg_rotation rotation_at(const pass *p, int32_t index, const kg_op *rope)
 
 /* ---- stages ---- */
 
-static bool is_few(const pass *p) { return p->n <= KG_LINEAR_FEW && !p->batch->n_traces; }
-
-static float *max_slot(const pass *p, int32_t slot)
+/* Do products bring the rows of this value to f16 themselves, where they can? */
+static bool is_few(const pass *p, int32_t value)
 {
-  return slot == KG_NONE || !is_few(p) ? NULL : p->exe->row_max + (size_t)slot * KG_LINEAR_FEW;
+  return !p->batch->n_traces && kg_cuda_linear_is_few(p->n, width_of(p, value));
+}
+
+static float *max_slot(const pass *p, int32_t slot, int32_t value)
+{
+  return slot == KG_NONE || !is_few(p, value) ? NULL : p->exe->row_max + (size_t)slot * KG_LINEAR_FEW;
 }
 
 static int run_embed(const pass *p, const kg_gpu_stage *stage, kg_error *err)
@@ -106,7 +110,7 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   kg_norm_args a = {.x = floats_of(p, stage->side, stage->in[0]), .n = p->n, .width = width_of(p, stage->out), .groups = 1};
   const bool is_norm = stage->kind == KG_STAGE_NORM_ROWS;
   const bool has_reader = is_norm && place->at != SIZE_MAX; /* of the float32 form */
-  if (is_few(p) && !stage->is_needed && !has_reader) return KG_OK; /* products do it themselves */
+  if (is_few(p, stage->out) && !stage->is_needed && !has_reader) return KG_OK; /* products do it themselves */
   if (is_norm) {
     const kg_norm_params *norm = &stage->op->u.norm;
     a.normalize = true;
@@ -132,17 +136,17 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     a.part[i] = (kg_linear_part){.m = weight_of(p, op->w[0])->m, .bias = vector_of(p, op->w[1])};
     if (!stage->to_logits) a.part[i].out = floats_of(p, stage->side, i ? op->out : stage->out);
   }
-  if (stage->fused_in != KG_NONE && is_few(p)) {
+  if (stage->fused_in != KG_NONE && is_few(p, stage->in[0])) {
     const kg_gpu_stage *before = &p->program->stages[stage->fused_in];
     a.x_floats = floats_of(p, stage->side, before->in[0]);
-    a.x_max = max_slot(p, before->max_slot);
+    a.x_max = max_slot(p, before->max_slot, stage->in[0]);
     if (before->kind == KG_STAGE_NORM_ROWS) {
       a.norm_scale = vector_of(p, before->op->w[0]);
       a.norm_epsilon = before->op->u.norm.epsilon;
     }
   } else
     set_x(p, &a, stage->side, stage->in[0]);
-  a.out_max = max_slot(p, stage->max_slot);
+  a.out_max = max_slot(p, stage->max_slot, stage->out);
   if (stage->glu) set_act(&a, &stage->glu->u.act);
   a.residual = floats_of(p, stage->side, stage->residual);
   if (stage->to_logits) a.out_rows = out_rows(p);
@@ -178,7 +182,7 @@ static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err
                                .n_splits = p->n_splits,
                                .partials = p->exe->partials,
                                .arrived = p->exe->arrived,
-                               .out_max = max_slot(p, stage->max_slot),
+                               .out_max = max_slot(p, stage->max_slot, stage->out),
                                .out = floats_of(p, stage->side, stage->out)};
   const int code = a.writes ? KG_OK : kg_cuda_cache_write(p->exe->stream, &a, err);
   return code ? code : kg_cuda_attention(p->exe->stream, &a, err);
