@@ -38,7 +38,7 @@ local load_names = { device = true, variant = true, threads = true, ctx = true, 
 
 common.load_options = {
   { name = "device", type = "string", argument = "D",
-    help = "where to compute: auto (default), cpu, or reference (slow and exact)" },
+    help = "where to compute: auto (default), cuda or cuda:N, cpu, or reference (slow and exact)" },
   { name = "variant", type = "string", argument = "V",
     help = "instruction set of the CPU backend (default: the best that works here)" },
   { name = "threads", type = "integer", argument = "N", min = 1, max = 1024,
