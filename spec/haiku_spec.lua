@@ -241,8 +241,8 @@ describe("kigo.haiku", function()
 
     it("test_haiku_generation_anti_cheat", function()
       local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
-      -- Of 3,600 measured checks of this model 9 failed by chance (two seeds of one mind, a word said twice), so one more
-      -- try is due; what cheats fails every time, as the specs below show.
+      -- Of 3,600 measured checks of this model 9 failed by chance (two seeds of one mind, a word said twice), so one
+      -- more try is due; what cheats fails every time, as the specs below show.
       local report = haiku.check(model, environment())
       if not report.passed then report = haiku.check(model, environment()) end
       assert.is_true(report.passed, report.reason)
