@@ -11,30 +11,6 @@ void *kg_alloc_array(size_t count, size_t size) { return the_host->alloc_array(c
 void *kg_realloc_array(void *block, size_t count, size_t size) { return the_host->realloc_array(block, count, size); }
 void kg_free(void *block) { the_host->free(block); }
 
-bool kg_grow(void **items, size_t *capacity, size_t need, size_t item_size)
-{
-  if (need <= *capacity) return true;
-  size_t wanted = *capacity + *capacity / 2;
-  if (wanted < need) wanted = need;
-  if (wanted < 8) wanted = 8;
-  void *grown = kg_realloc_array(*items, wanted, item_size);
-  if (!grown) return false;
-  *items = grown;
-  *capacity = wanted;
-  return true;
-}
-
-bool kg_add_size(size_t a, size_t b, size_t *out) { return !__builtin_add_overflow(a, b, out); }
-bool kg_mul_size(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
-
-bool kg_align_size(size_t n, size_t alignment, size_t *out)
-{
-  size_t padded;
-  if (!kg_add_size(n, alignment - 1, &padded)) return false;
-  *out = padded & ~(alignment - 1);
-  return true;
-}
-
 int32_t kg_plan_op_count(const kg_plan *plan) { return the_host->plan_op_count(plan); }
 const kg_op *kg_plan_op(const kg_plan *plan, int32_t index) { return the_host->plan_op(plan, index); }
 int32_t kg_plan_value_count(const kg_plan *plan) { return the_host->plan_value_count(plan); }
