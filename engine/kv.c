@@ -161,8 +161,3 @@ int32_t kg_kv_pages_used(const kg_kv *kv)
 {
   return kv->n_pages - kv->n_free;
 }
-
-int32_t kg_kv_pages_max(const kg_kv *kv)
-{
-  return kv->max_pages;
-}

@@ -27,6 +27,5 @@ int kg_kv_share(kg_kv *kv, const kg_page_table *table, int32_t n_positions, kg_p
 void kg_kv_release(kg_kv *kv, kg_page_table *table); /* all pages and the table itself */
 
 int32_t kg_kv_pages_used(const kg_kv *kv);
-int32_t kg_kv_pages_max(const kg_kv *kv);
 
 #endif
