@@ -198,22 +198,9 @@ describe("the cpu backend", function()
   end)
 
   it("survives the failure of every allocation", function()
-    local ids = tiny.ids(20)
-    local options = { device = "cpu", threads = 2, chunk = 16 }
-    local function open_and_run(plan)
-      local model, message, code = core.model(plan, options)
-      if not model then return nil, message, code end
-      local logits
-      logits, message, code = model:logits(ids)
-      model:close()
-      return logits, message, code
-    end
     collectgarbage()
     local live_before = core.alloc_counts()
-    local n = tiny.fail_each_allocation(tiny.plan, open_and_run, function(plan)
-      if not tostring(plan):find "closed" then assert(open_and_run(plan)):close() end
-      collectgarbage()
-    end)
+    local n = tiny.fail_each_allocation_of_a_run { device = "cpu", threads = 2, chunk = 16 }
     assert.is_true(n > 60)
     collectgarbage()
     collectgarbage()

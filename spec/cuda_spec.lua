@@ -162,19 +162,7 @@ describe("the cuda backend", function()
     end)
 
     it("survives the failure of every allocation", function()
-      local ids = tiny.ids(20)
-      local function open_and_run(plan)
-        local model, message, code = core.model(plan, { device = "cuda", chunk = 16 })
-        if not model then return nil, message, code end
-        local logits
-        logits, message, code = model:logits(ids)
-        model:close()
-        return logits, message, code
-      end
-      local n = tiny.fail_each_allocation(tiny.plan, open_and_run, function(plan)
-        if not tostring(plan):find "closed" then assert(open_and_run(plan)):close() end
-        collectgarbage()
-      end)
+      local n = tiny.fail_each_allocation_of_a_run { device = "cuda", chunk = 16 }
       assert.is_true(n > 20)
     end)
 

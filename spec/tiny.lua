@@ -160,4 +160,22 @@ function tiny.fail_each_allocation(make, action, check)
   return n
 end
 
+---The same for loading the tiny model with these options and running 20 tokens; what was loaded must run afterwards.
+---@return integer n  failures that were injected
+function tiny.fail_each_allocation_of_a_run(options)
+  local ids = tiny.ids(20)
+  local function open_and_run(plan)
+    local model, message, code = core.model(plan, options)
+    if not model then return nil, message, code end
+    local logits
+    logits, message, code = model:logits(ids)
+    model:close()
+    return logits, message, code
+  end
+  return tiny.fail_each_allocation(tiny.plan, open_and_run, function(plan)
+    if not tostring(plan):find "closed" then assert(open_and_run(plan)):close() end
+    collectgarbage()
+  end)
+end
+
 return tiny
