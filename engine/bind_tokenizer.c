@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "bind.h"
+#include "pretokenize.h"
 #include "tokenizer.h"
 
 /* ---- results that outlive an error ---- */
@@ -222,16 +223,74 @@ static int release(lua_State *L)
   return 0;
 }
 
-/* core.tokenizer(gguf) -> Tokenizer; the Gguf may be closed afterwards */
+/* core.tokenizer(gguf, {pre = nil}) -> Tokenizer; the Gguf may be closed afterwards */
 static int tokenizer_open(lua_State *L)
 {
+  static const char *const fields[] = {"pre", NULL};
   kg_check_gguf(L, 1);
+  kg_check_fields(L, 2, fields);
+  const char *pre = kg_opt_string_field(L, 2, "pre", NULL);
   kg_handle *handle = kg_push_handle(L, KG_CLASS_TOKENIZER, 0);
   kg_tokenizer *tokenizer;
   kg_error err = {0};
-  if (kg_tokenizer_open(kg_check_gguf(L, 1), &tokenizer, &err)) return kg_push_error(L, &err);
+  if (kg_tokenizer_open(kg_check_gguf(L, 1), pre, &tokenizer, &err)) return kg_push_error(L, &err);
   handle->object = tokenizer;
   return 1;
+}
+
+/* ---- pre-tokenizers ---- */
+
+/* core.pretokenizers() -> names */
+static int pretokenizers(lua_State *L)
+{
+  const char *name;
+  lua_newtable(L);
+  for (size_t i = 0; (name = kg_pretokenizer_name(i)); i++) {
+    lua_pushstring(L, name);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+/* A splitter at work, in userdata: where Lua raises in between, the collector releases it. */
+#define CLASS_SPLITTING "kigo.splitting"
+
+typedef struct splitting {
+  kg_splitter splitter;
+  kg_split split;
+} splitting;
+
+static int splitting_gc(lua_State *L)
+{
+  splitting *s = luaL_checkudata(L, 1, CLASS_SPLITTING);
+  kg_split_end(&s->split);
+  kg_splitter_deinit(&s->splitter);
+  *s = (splitting){0};
+  return 0;
+}
+
+/* core.split(pre, text, {by_regex = false}) -> where the words end */
+static int split(lua_State *L)
+{
+  static const char *const fields[] = {"by_regex", NULL};
+  size_t name_size, size;
+  const char *name = luaL_checklstring(L, 1, &name_size), *text = luaL_checklstring(L, 2, &size);
+  kg_check_fields(L, 3, fields);
+  const bool by_regex = kg_opt_bool_field(L, 3, "by_regex", false);
+  const kg_pretokenizer *pre = kg_pretokenizer_find(name, name_size);
+  if (!pre) return luaL_argerror(L, 1, "no name of a pre-tokenizer");
+  splitting *s = push_array(L, CLASS_SPLITTING, sizeof *s);
+  kg_error err = {0};
+  int rc = kg_splitter_init(&s->splitter, pre, by_regex, &err);
+  if (!rc) rc = kg_split_begin(&s->split, &s->splitter, text, size, &err);
+  lua_newtable(L);
+  lua_Integer n = 0;
+  for (size_t pos = 0; pos < size && !rc;) {
+    rc = kg_split_move(&s->split, &pos, &err);
+    lua_pushinteger(L, (lua_Integer)pos);
+    lua_rawseti(L, -2, ++n);
+  }
+  return rc ? kg_push_error(L, &err) : 1;
 }
 
 static void define_array(lua_State *L, const char *name, lua_CFunction gc)
@@ -251,7 +310,9 @@ void kg_bind_tokenizer(lua_State *L)
       {"__index", get}, {"__tostring", to_string}, {"__close", release}, {"__gc", release}, {NULL, NULL}};
   define_array(L, CLASS_TOKENS, tokens_gc);
   define_array(L, CLASS_BYTES, bytes_gc);
+  define_array(L, CLASS_SPLITTING, splitting_gc);
   kg_class(L, KG_CLASS_TOKENIZER, methods, metamethods);
-  lua_pushcfunction(L, tokenizer_open);
-  lua_setfield(L, -2, "tokenizer");
+  static const luaL_Reg functions[] = {
+      {"tokenizer", tokenizer_open}, {"pretokenizers", pretokenizers}, {"split", split}, {NULL, NULL}};
+  luaL_setfuncs(L, functions, 0);
 }

@@ -1,4 +1,7 @@
-/* bpe.c - byte-level BPE (tokenizer.ggml.model "gpt2"): words of bytes, merged in the order of the file's list. */
+/* bpe.c - byte-level BPE (tokenizer.ggml.model "gpt2"): words of bytes, merged in the order of the file's list. Most words
+ * are one token, or stood in the text before: the vocabulary's index and a small cache spare their merging. Both give
+ * what merging would. */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "alloc.h"
@@ -12,12 +15,18 @@ typedef struct merge_slot {
   uint32_t rank;
 } merge_slot;
 
+/* Is a token what merging its bytes gives? Found out when its text is first a word; every thread finds the same. */
+enum { UNKNOWN, WHOLE, IN_PARTS };
+
 typedef struct bpe {
   const kg_pretokenizer *pre;
+  kg_splitter splitter;
   int32_t byte_ids[256]; /* the symbol that a byte starts as; -1: none */
   merge_slot *slots;     /* a hash table by (left, right) */
   size_t mask;
   uint64_t seed;
+  const merge_slot **byte_slots; /* the slot of two bytes, or NULL: [first * 256 + second] */
+  _Atomic uint8_t *wholeness;    /* of each token */
 } bpe;
 
 /* ---- the alphabet ---- */
@@ -119,21 +128,37 @@ static int read_merges(bpe *b, const kg_vocab *vocab, const kg_gguf *gguf, kg_er
 
 static int find_pre(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
 {
-  char known[384], quoted[KG_QUOTE_MAX];
-  const char *name = tokenizer->pre;
+  char known[1280], quoted[KG_QUOTE_MAX];
+  static const char by_default[] = "default";
+  const char *name = tokenizer->pre ? tokenizer->pre : by_default;
+  const size_t size = tokenizer->pre ? tokenizer->pre_size : sizeof by_default - 1;
   bpe *b = tokenizer->state;
-  if (name) b->pre = kg_pretokenizer_find(name, tokenizer->pre_size);
-  if (b->pre) return KG_OK;
-  return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: tokenizer.ggml.pre %s is not supported; known: %s", kg_gguf_path(gguf),
-                 name ? kg_quote(quoted, name, tokenizer->pre_size) : "is absent, which",
-                 kg_pretokenizer_names(known, sizeof known));
+  b->pre = kg_pretokenizer_find(name, size);
+  if (b->pre) return kg_splitter_init(&b->splitter, b->pre, false, err);
+  return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: tokenizer.ggml.pre %s is not known; known: %s", kg_gguf_path(gguf),
+                 kg_quote(quoted, name, size), kg_pretokenizer_names(known, sizeof known));
+}
+
+/* Pairs of bytes are looked up more often than all others. */
+static int index_bytes(bpe *b, int32_t n_tokens, kg_error *err)
+{
+  enum { N_PAIRS = 256 * 256 };
+  b->byte_slots = kg_alloc_array(N_PAIRS, sizeof *b->byte_slots);
+  b->wholeness = kg_alloc_array((size_t)n_tokens, sizeof *b->wholeness);
+  if (!b->byte_slots || !b->wholeness) return kg_fail_memory(err, N_PAIRS * sizeof *b->byte_slots, "a tokenizer");
+  for (size_t pair = 0; pair < N_PAIRS; pair++) {
+    const int32_t left = b->byte_ids[pair / 256], right = b->byte_ids[pair % 256];
+    const merge_slot *slot = left >= 0 && right >= 0 ? find_slot(b, left, right) : NULL;
+    b->byte_slots[pair] = slot && slot->left >= 0 ? slot : NULL;
+  }
+  return KG_OK;
 }
 
 static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
 {
   bpe *b = tokenizer->state = kg_alloc_array(1, sizeof *b);
   if (!b) return kg_fail_memory(err, sizeof *b, "a tokenizer");
-  const int rc = find_pre(tokenizer, gguf, err);
+  int rc = find_pre(tokenizer, gguf, err);
   if (rc) return rc;
   tokenizer->add_bos = b->pre->add_bos;
   b->seed = tokenizer->vocab.seed;
@@ -141,19 +166,24 @@ static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
     const char c = (char)byte;
     b->byte_ids[byte] = kg_vocab_find(&tokenizer->vocab, &tokenizer->vocab.texts, &c, 1);
   }
-  return read_merges(b, &tokenizer->vocab, gguf, err);
+  rc = read_merges(b, &tokenizer->vocab, gguf, err);
+  return rc ? rc : index_bytes(b, tokenizer->vocab.size, err);
 }
 
 static void close(void *state)
 {
   bpe *b = state;
   if (!b) return;
+  kg_splitter_deinit(&b->splitter);
   kg_free(b->slots);
+  kg_free(b->byte_slots);
+  kg_free(b->wholeness);
   kg_free(b);
 }
 
-/* ---- encoding ---- */
+/* ---- merging a word ---- */
 
+/* Long words: with a heap. */
 static bool find_merge(const void *context, const kg_symbol *left, const kg_symbol *right, uint32_t *rank, int32_t *id)
 {
   if (left->id < 0 || right->id < 0) return false;
@@ -164,14 +194,10 @@ static bool find_merge(const void *context, const kg_symbol *left, const kg_symb
   return true;
 }
 
-static int encode_word(const kg_tokenizer *tokenizer, const char *word, size_t size, kg_merger *merger, kg_tokens *out,
-                       kg_error *err)
+static int merge_long(const kg_tokenizer *tokenizer, const char *word, size_t size, kg_merger *merger, kg_tokens *out,
+                      kg_error *err)
 {
   const bpe *b = tokenizer->state;
-  if (b->pre->whole_words) {
-    const int32_t id = kg_vocab_find(&tokenizer->vocab, &tokenizer->vocab.texts, word, size);
-    if (id >= 0) return kg_tokens_push(out, id, err);
-  }
   int rc = kg_merger_reset(merger, size, err);
   if (rc) return rc;
   for (size_t i = 0; i < size; i++) kg_merger_add(merger, (uint32_t)i, 1, b->byte_ids[(unsigned char)word[i]]);
@@ -184,16 +210,197 @@ static int encode_word(const kg_tokenizer *tokenizer, const char *word, size_t s
   return rc;
 }
 
+enum { SHORT_WORD = 48 }; /* up to so many bytes looking at all pairs is faster than a heap */
+
+/* The symbols of a short word, and behind each what it and the next one merge to. */
+typedef struct parts {
+  size_t n;
+  int32_t ids[SHORT_WORD];     /* below 0: ~byte of a byte without a token */
+  int32_t merged[SHORT_WORD];  /* [i]: of i and i + 1 */
+  uint32_t ranks[SHORT_WORD];  /* UINT32_MAX: they do not merge */
+} parts;
+
+static void set_pair(parts *p, size_t i, const merge_slot *slot)
+{
+  const bool merges = slot && slot->left >= 0;
+  p->ranks[i] = merges ? slot->rank : UINT32_MAX;
+  p->merged[i] = merges ? slot->id : -1;
+}
+
+static void look_up_pair(const bpe *b, parts *p, size_t i)
+{
+  const bool has_next = i + 1 < p->n && p->ids[i] >= 0 && p->ids[i + 1] >= 0; /* bounded: i < n */
+  set_pair(p, i, has_next ? find_slot(b, p->ids[i], p->ids[i + 1]) : NULL);   /* bounded: i < n */
+}
+
+static void merge_short(const bpe *b, parts *p, const char *word, size_t size)
+{
+  const unsigned char *bytes = (const unsigned char *)word;
+  p->n = size;
+  for (size_t i = 0; i < size; i++) {
+    const int32_t id = b->byte_ids[bytes[i]];
+    p->ids[i] = id >= 0 ? id : ~(int32_t)bytes[i];
+    set_pair(p, i, i + 1 < size ? b->byte_slots[bytes[i] * 256u + bytes[i + 1]] : NULL); /* bounded: two bytes */
+  }
+  for (;;) {
+    size_t best = 0;
+    for (size_t i = 1; i < p->n; i++)
+      if (p->ranks[i] < p->ranks[best]) best = i;
+    if (p->ranks[best] == UINT32_MAX) return;
+    p->ids[best] = p->merged[best];
+    p->n--;
+    for (size_t i = best + 1; i < p->n; i++) { /* bounded: best < n */
+      p->ids[i] = p->ids[i + 1];               /* bounded: one less than there were */
+      p->merged[i] = p->merged[i + 1];         /* bounded: as above */
+      p->ranks[i] = p->ranks[i + 1];           /* bounded: as above */
+    }
+    look_up_pair(b, p, best);
+    if (best) look_up_pair(b, p, best - 1);
+  }
+}
+
+static int merge_word(const kg_tokenizer *tokenizer, const char *word, size_t size, kg_merger *merger, kg_tokens *out,
+                      kg_error *err)
+{
+  if (size > SHORT_WORD) return merge_long(tokenizer, word, size, merger, out, err);
+  parts p;
+  merge_short(tokenizer->state, &p, word, size);
+  int rc = KG_OK;
+  for (size_t i = 0; i < p.n && !rc; i++)
+    rc = p.ids[i] >= 0 ? kg_tokens_push(out, p.ids[i], err)
+                       : kg_tokenizer_push_byte(tokenizer, (unsigned char)~p.ids[i], out, err);
+  return rc;
+}
+
+/* ---- the cache of a text's words ---- */
+
+/* What identifies a word: all of it up to 16 bytes, beyond that its ends. */
+typedef struct word_key {
+  uint64_t head, tail;
+} word_key;
+
+/* A word that stood earlier in the text, and where its ids stand among the text's ids. */
+typedef struct seen_word {
+  word_key key;
+  const char *word;
+  size_t first; /* index in the ids */
+  uint32_t size, n; /* size 0: free */
+} seen_word;
+
+typedef struct word_cache {
+  seen_word *slots; /* each word has one place; a later one takes it over */
+  size_t mask;
+} word_cache;
+
+enum { CACHED_WORD = 64, CACHE_SLOTS_MAX = 8192, CACHE_SLOT_BYTES = 64 /* a slot for so many bytes of text */ };
+
+static uint64_t load(const char *bytes, size_t n)
+{
+  uint64_t word = 0;
+  if (n == 8) memcpy(&word, bytes, 8);
+  if (n == 4) memcpy(&word, bytes, 4);
+  return word;
+}
+
+static word_key key_of(const char *word, size_t size)
+{
+  if (size >= 8) return (word_key){load(word, 8), load(word + size - 8, 8)};
+  if (size >= 4) return (word_key){load(word, 4), load(word + size - 4, 4)};
+  const unsigned char *bytes = (const unsigned char *)word;
+  return (word_key){bytes[0], (uint64_t)bytes[size / 2] << 8 | bytes[size - 1]}; /* bounded: two bytes */
+}
+
+/* Texts of a few words need none. */
+static int cache_init(word_cache *cache, size_t text_bytes, kg_error *err)
+{
+  size_t n = 1;
+  while (n < CACHE_SLOTS_MAX && n < text_bytes / CACHE_SLOT_BYTES) n *= 2; /* bounded: CACHE_SLOTS_MAX */
+  if (n < 16) return KG_OK;
+  cache->slots = kg_alloc_array(n, sizeof *cache->slots);
+  if (!cache->slots) return kg_fail_memory(err, n * sizeof *cache->slots, "encoding");
+  cache->mask = n - 1;
+  return KG_OK;
+}
+
+static seen_word *cache_slot(const word_cache *cache, const bpe *b, word_key key)
+{
+  return &cache->slots[kg_vocab_hash(b->seed, key.head, key.tail) & cache->mask];
+}
+
+static bool is_seen(const seen_word *seen, word_key key, const char *word, size_t size)
+{
+  return seen->size == size && seen->key.head == key.head && seen->key.tail == key.tail &&
+         (size <= 16 || !memcmp(seen->word, word, size));
+}
+
+/* ---- encoding ---- */
+
+/* Append the ids of a word that is not in the cache. */
+static int encode_word(const kg_tokenizer *tokenizer, const char *word, size_t size, kg_merger *merger, kg_tokens *out,
+                       kg_error *err)
+{
+  const bpe *b = tokenizer->state;
+  const int32_t id = kg_vocab_find(&tokenizer->vocab, &tokenizer->vocab.texts, word, size);
+  if (id >= 0) {
+    if (b->pre->whole_words || atomic_load_explicit(&b->wholeness[id], memory_order_relaxed) == WHOLE)
+      return kg_tokens_push(out, id, err);
+  }
+  const size_t first = out->n;
+  const int rc = merge_word(tokenizer, word, size, merger, out, err);
+  if (id >= 0 && !rc) {
+    const bool is_whole = out->n - first == 1 && out->ids[first] == id;
+    atomic_store_explicit(&b->wholeness[id], is_whole ? WHOLE : IN_PARTS, memory_order_relaxed);
+  }
+  return rc;
+}
+
+/* Append the ids that the word had before. */
+static int repeat_ids(const seen_word *seen, kg_tokens *out, kg_error *err)
+{
+  int rc = KG_OK;
+  for (size_t i = 0; i < seen->n && !rc; i++)
+    rc = kg_tokens_push(out, out->ids[seen->first + i], err); /* bounded: they stand in the ids */
+  return rc;
+}
+
+static int encode_words(const kg_tokenizer *tokenizer, kg_split *split, const word_cache *cache, const char *text,
+                        size_t size, kg_merger *merger, kg_tokens *out, kg_error *err)
+{
+  const bpe *b = tokenizer->state;
+  int rc = KG_OK;
+  for (size_t pos = 0, end = 0; pos < size && !rc; pos = end) {
+    if ((rc = kg_split_move(split, &end, err))) return rc;
+    const char *word = text + pos;
+    const size_t n = end - pos;
+    if (!cache->slots || n > CACHED_WORD) {
+      rc = encode_word(tokenizer, word, n, merger, out, err);
+      continue;
+    }
+    const word_key key = key_of(word, n);
+    seen_word *slot = cache_slot(cache, b, key);
+    if (is_seen(slot, key, word, n)) {
+      rc = repeat_ids(slot, out, err);
+      continue;
+    }
+    const size_t first = out->n;
+    rc = encode_word(tokenizer, word, n, merger, out, err);
+    *slot = (seen_word){key, word, first, (uint32_t)n, (uint32_t)(out->n - first)};
+  }
+  return rc;
+}
+
 static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, bool after_special, kg_merger *merger,
                   kg_tokens *out, kg_error *err)
 {
   (void)after_special;
   const bpe *b = tokenizer->state;
-  int rc = KG_OK;
-  for (size_t pos = 0, end; pos < size && !rc; pos = end) {
-    end = b->pre->next(text, size, pos);
-    rc = encode_word(tokenizer, text + pos, end - pos, merger, out, err);
-  }
+  kg_split split = {0};
+  word_cache cache = {0};
+  int rc = kg_split_begin(&split, &b->splitter, text, size, err);
+  if (!rc) rc = cache_init(&cache, size, err);
+  if (!rc) rc = encode_words(tokenizer, &split, &cache, text, size, merger, out, err);
+  kg_split_end(&split);
+  kg_free(cache.slots);
   return rc;
 }
 

@@ -44,7 +44,7 @@ enum {
   KG_ERR_CANCELLED = -9    /* the progress callback asked to stop */
 };
 
-enum { KG_ERROR_MAX = 512 };
+enum { KG_ERROR_MAX = 1280 };
 
 typedef struct kg_error {
   int code;                   /* KG_OK or KG_ERR_* */
@@ -97,8 +97,9 @@ KG_API void kg_bytes_deinit(kg_bytes *bytes);
 enum { KG_ENCODE_BOS = 1, /* add what the file asks for at the start (BOS) */
        KG_DECODE_CONTROL = 2 /* spell control tokens out instead of leaving them out */ };
 
-/* Build the tokenizer that the file describes. It copies what it needs: the file may be closed afterwards. */
-KG_API int kg_tokenizer_open(const kg_gguf *gguf, kg_tokenizer **out, kg_error *err);
+/* Build the tokenizer that the file describes. It copies what it needs: the file may be closed afterwards. `pre` is the
+ * name of a pre-tokenizer that goes before the file's (see tokenizer.ggml.pre), or NULL. */
+KG_API int kg_tokenizer_open(const kg_gguf *gguf, const char *pre, kg_tokenizer **out, kg_error *err);
 KG_API void kg_tokenizer_free(kg_tokenizer *tokenizer);
 /* Append the ids of the segments to `out`; on failure `out` is unchanged. Invalid UTF-8 is encoded as bytes. */
 KG_API int kg_tokenizer_encode(const kg_tokenizer *tokenizer, const kg_segment *segments, size_t n_segments,

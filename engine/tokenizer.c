@@ -55,11 +55,12 @@ static int find_kind(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err
                  kg_gguf_path(gguf), kg_quote(quoted, model.data, model.size), known);
 }
 
-static int read_pre(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
+/* The pre-tokenizer's name: the one that the caller forces, or the file's. */
+static int read_pre(kg_tokenizer *tokenizer, const kg_gguf *gguf, const char *forced, kg_error *err)
 {
-  kg_string pre;
-  if (!kg_gguf_find(gguf, "tokenizer.ggml.pre")) return KG_OK;
-  const int rc = kg_gguf_get_string(gguf, "tokenizer.ggml.pre", &pre, err);
+  kg_string pre = {forced, forced ? strlen(forced) : 0};
+  if (!forced && !kg_gguf_find(gguf, "tokenizer.ggml.pre")) return KG_OK;
+  const int rc = forced ? KG_OK : kg_gguf_get_string(gguf, "tokenizer.ggml.pre", &pre, err);
   if (rc) return rc;
   tokenizer->pre = kg_copy_bytes(pre.data, pre.size);
   tokenizer->pre_size = pre.size;
@@ -183,12 +184,12 @@ int kg_tokenizer_read_flag(const kg_gguf *gguf, const char *key, bool *out, kg_e
   return KG_OK;
 }
 
-static int read_all(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
+static int read_all(kg_tokenizer *tokenizer, const kg_gguf *gguf, const char *pre, kg_error *err)
 {
   int rc = find_kind(tokenizer, gguf, err);
   if (rc) return rc;
   tokenizer->add_bos = tokenizer->kind->add_bos;
-  if ((rc = read_pre(tokenizer, gguf, err))) return rc;
+  if ((rc = read_pre(tokenizer, gguf, pre, err))) return rc;
   if ((rc = kg_vocab_read(&tokenizer->vocab, gguf, tokenizer->kind->unmap, err))) return rc;
   if ((rc = read_special_ids(tokenizer, gguf, err))) return rc;
   find_markers(tokenizer);
@@ -199,11 +200,11 @@ static int read_all(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
   return KG_OK;
 }
 
-int kg_tokenizer_open(const kg_gguf *gguf, kg_tokenizer **out, kg_error *err)
+int kg_tokenizer_open(const kg_gguf *gguf, const char *pre, kg_tokenizer **out, kg_error *err)
 {
   kg_tokenizer *tokenizer = kg_alloc_array(1, sizeof *tokenizer);
   if (!tokenizer) return kg_fail_memory(err, sizeof *tokenizer, "a tokenizer");
-  const int rc = read_all(tokenizer, gguf, err);
+  const int rc = read_all(tokenizer, gguf, pre, err);
   if (rc) {
     kg_tokenizer_free(tokenizer);
     return rc;

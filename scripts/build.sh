@@ -19,7 +19,7 @@ quiet() {
   exit 1
 }
 
-packages="gcc libc6-dev cmake make pkg-config liblua5.4-dev lua-cjson libutf8proc-dev $*"
+packages="gcc libc6-dev cmake make pkg-config liblua5.4-dev lua-cjson libutf8proc-dev libpcre2-dev $*"
 
 missing=""
 if command -v dpkg-query >/dev/null 2>&1; then
@@ -27,7 +27,7 @@ if command -v dpkg-query >/dev/null 2>&1; then
     status=$(dpkg-query -W -f '${Status}' "$package" 2>/dev/null || true)
     [ "$status" = "install ok installed" ] || missing="$missing $package"
   done
-elif ! { command -v cmake && command -v cc && pkg-config --exists lua5.4 libutf8proc; } >/dev/null 2>&1; then
+elif ! { command -v cmake && command -v cc && pkg-config --exists lua5.4 libutf8proc libpcre2-8; } >/dev/null 2>&1; then
   echo "kigo: this is not a Debian system: install the equivalents of these packages and call me again:" >&2
   echo "  $packages" >&2
   exit 1

@@ -67,7 +67,7 @@ cp /usr/bin/busted "$out/scripts/busted.lua"
 
 mkdir "$out/licences" # of what is not ours
 for package in lua-busted lua-luassert lua-say lua-cliargs lua-mediator lua-penlight lua-filesystem lua-system lua-term \
-  lua-cjson liblua5.4-0 libutf8proc2; do
+  lua-cjson liblua5.4-0 libutf8proc2 libpcre2-8-0; do
   [ ! -r "/usr/share/doc/$package/copyright" ] || cp "/usr/share/doc/$package/copyright" "$out/licences/$package"
 done
 

@@ -102,6 +102,7 @@ describe("kigo.cli", function()
         { "run", stories(), "--prompt", ("a "):rep(500), "--ctx", "32" },
         { "run", stories(), "--ctx", "1" }, { "bench", stories(), "--prompt-tokens", "513" },
         { "run", "/tmp" }, { "run", "README.md" }, { "tokenize", "/tmp" },
+        { "tokenize", support.haiku_model, "--pre", "gpt-3" },
         { "make-model", "/tmp", "--like", "tiny" }, { "make-model", "/dev/null", "--like", "tiny" },
         { "/nonexistent.lua" }, { "/tmp" },
       } do

@@ -10,7 +10,7 @@ local core = require "kigo.core"
 local fuzz = {}
 
 ---The bounds of one case and of what a refusal may say.
-fuzz.max_seconds, fuzz.max_message = 4, 512
+fuzz.max_seconds, fuzz.max_message = 4, 1280
 
 -- ---- dice ----
 

@@ -29,11 +29,8 @@ describe("kigo.tokenizer", function()
   ---"gpt-2 as qwen2" is the vocabulary gpt-2 with that pre-tokenizer.
   local function open_as(name)
     local file, pre = name:match("^(%S+) as (%S+)$")
-    if not file then return open(support.fixture("vocab/" .. name .. ".gguf")) end
-    local bytes = support.read(support.fixture("vocab/" .. file .. ".gguf"))
-    local _, key_end = bytes:find("tokenizer.ggml.pre", 1, true)
-    local _, _, rest = string.unpack("<I4s8", bytes, key_end + 1)
-    return assert(parse(bytes:sub(1, key_end) .. string.pack("<I4s8", 8, pre) .. bytes:sub(rest)))
+    local gguf <close> = assert(core.open_gguf(support.fixture("vocab/" .. (file or name) .. ".gguf")))
+    return assert(core.tokenizer(gguf, { pre = pre }))
   end
 
   ---Numbers that are the same in every run.
@@ -448,9 +445,8 @@ describe("kigo.tokenizer", function()
       { "unknown model", bpe, T .. "model", "string", "t5", UNSUPPORTED },
       { "empty model", bpe, T .. "model", "string", "", UNSUPPORTED },
       { "model that starts like a known one", bpe, T .. "model", "string", "gpt2\0", UNSUPPORTED },
-      { "no pre", bpe, T .. "pre", nil, nil, UNSUPPORTED },
       { "pre of another type", bpe, T .. "pre", "bool", 1, FORMAT },
-      { "unknown pre", bpe, T .. "pre", "string", "default", UNSUPPORTED },
+      { "unknown pre", bpe, T .. "pre", "string", "gpt-3", UNSUPPORTED },
       { "pre with a NUL", bpe, T .. "pre", "string", "gpt-2\0x", UNSUPPORTED },
       { "no tokens", bpe, T .. "tokens", nil, nil, FORMAT },
       { "tokens that are numbers", bpe, T .. "tokens", "u32", { 1, 2 }, FORMAT },
@@ -585,6 +581,8 @@ describe("kigo.tokenizer", function()
     local sources = {
       { "gpt2", vocabulary.bpe { pieces = { "ab" }, merges = { { "a", "b" } }, special = { { "<s>", 3 }, { "<t>", 4 },
                                                                                        { "<tt>", 4 } } } },
+      { "gpt2 with expressions", vocabulary.bpe { pre = "deepseek-v3", pieces = { "ab" }, merges = { { "a", "b" } },
+                                                  special = { { "<s>", 3 }, { "<t>", 4 } } } },
       { "llama", vocabulary.spm { pieces = { { "\u{2581}", -1 }, { "a", -2 }, { "aa", -3 }, { "<t>", 0, 4 } } } },
     }
     for _, source in ipairs(sources) do

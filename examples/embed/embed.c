@@ -75,7 +75,7 @@ int main(int argc, char **argv)
   kg_gguf *gguf = NULL;
   kg_tokenizer *tokenizer = NULL;
   int rc = kg_gguf_open(argv[1], &gguf, &err);
-  if (!rc) rc = kg_tokenizer_open(gguf, &tokenizer, &err);
+  if (!rc) rc = kg_tokenizer_open(gguf, NULL, &tokenizer, &err);
   if (!rc) rc = complete(kg_lua_to_model(L, -2), tokenizer, argc > 2 ? argv[2] : "", &err);
   if (rc) fprintf(stderr, "embed: %s\n", err.message);
   kg_tokenizer_free(tokenizer);

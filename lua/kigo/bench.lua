@@ -142,7 +142,8 @@ end
 ---The figures, filled in as they are measured.
 local function run(path, options)
   local n_prompt, n, repeats = options.prompt_tokens or 512, options.tokens or 128, options.repeats or 5
-  local load = check.pick(options.load or {}, { device = "", variant = "", threads = "", kv = "", progress = "" })
+  local load = check.pick(options.load or {},
+    { device = "", variant = "", threads = "", kv = "", pre = "", progress = "" })
   load.ctx = (options.load or {}).ctx or context(path, n_prompt, n)
   local load_s, opened = timed(kigo.load, path, load)
   local model <close> = opened

@@ -51,10 +51,11 @@ local kigo = {
 ---@field chunk? integer     most rows per forward pass
 ---@field kv? string         type of the key/value cache: "f32", "f16" or "auto"
 ---@field tokenizer? boolean false: load without one (model.tokenizer is nil), for work on ids alone
+---@field pre? string        a pre-tokenizer's name, instead of the file's tokenizer.ggml.pre
 ---@field progress? kigo.Progress  called while loading and during long steps; true cancels
 local load_options = {
   device = "string", variant = "string", threads = "integer", ctx = "integer", pool = "integer", chunk = "integer",
-  kv = "string", tokenizer = "boolean", progress = "function",
+  kv = "string", tokenizer = "boolean", pre = "string", progress = "function",
 }
 
 ---A message that names its file, once.
@@ -64,9 +65,9 @@ local function naming(path, message)
 end
 
 ---The tokenizer the file describes; false where it describes none or none is wanted.
-local function open_tokenizer(gguf, wanted)
-  if wanted == false or gguf:get "tokenizer.ggml.model" == nil then return false end
-  return core.tokenizer(gguf)
+local function open_tokenizer(gguf, options)
+  if options.tokenizer == false or gguf:get "tokenizer.ggml.model" == nil then return false end
+  return core.tokenizer(gguf, { pre = options.pre })
 end
 
 ---Load a model: open the file, build the plan of its architecture, compile the plan for a device.
@@ -84,11 +85,11 @@ function kigo.load(path, options)
   local plan, tokenizer, model
   plan, message, code = arch.build(gguf)
   if plan then
-    tokenizer, message, code = open_tokenizer(gguf, options.tokenizer)
+    tokenizer, message, code = open_tokenizer(gguf, options)
   end
   if tokenizer ~= nil then
     local compile = check.pick(options, load_options)
-    compile.tokenizer = nil
+    compile.tokenizer, compile.pre = nil, nil
     model, message, code = core.model(plan, compile)
   end
   if not model then

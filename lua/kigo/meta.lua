@@ -151,10 +151,24 @@ function core.make_model(path, options) end
 local Tokenizer = {}
 
 ---@param gguf kigo.Gguf   may be closed afterwards
+---@param options? { pre: string? }   pre: a pre-tokenizer's name, instead of the file's tokenizer.ggml.pre
 ---@return kigo.Tokenizer?
 ---@return string? message
 ---@return integer? code
-function core.tokenizer(gguf) end
+function core.tokenizer(gguf, options) end
+
+---The names that tokenizer.ggml.pre may have.
+---@return string[]
+function core.pretokenizers() end
+
+---Cut a text into the words that byte-level BPE merges one by one.
+---@param pre string        a pre-tokenizer's name
+---@param text string
+---@param options? { by_regex: boolean? }   by_regex: PCRE2 also where there is a way by hand; default false
+---@return integer[]? ends  after how many bytes each word ends
+---@return string? message
+---@return integer? code
+function core.split(pre, text, options) end
 
 ---Strings and text segments are plain text, whatever they spell; only control segments become control tokens.
 ---@param text string|kigo.Segment[]

@@ -34,7 +34,10 @@ end
 
 -- ---- loading ----
 
-local load_names = { device = true, variant = true, threads = true, ctx = true, kv = true }
+local load_names = { device = true, variant = true, threads = true, ctx = true, kv = true, pre = true }
+
+common.pre_option = { name = "pre", type = "string", argument = "NAME",
+  help = "cut text into words as this pre-tokenizer does, whatever the file says" }
 
 common.load_options = {
   { name = "device", type = "string", argument = "D",
@@ -47,6 +50,7 @@ common.load_options = {
     help = "tokens the context holds (default: what the model was made for, at most 4096)" },
   { name = "kv", type = "string", argument = "TYPE",
     help = "type of the key/value cache: auto (default), f32 or f16" },
+  common.pre_option,
 }
 
 ---The options of kigo.load that were given, and a progress line on a terminal.

@@ -13,17 +13,18 @@ local function quoted(piece)
 end
 
 return {
-  name = "tokenize", usage = "MODEL [--ids] [--no-bos] < TEXT",
+  name = "tokenize", usage = "MODEL [--ids] [--no-bos] [--pre NAME] < TEXT",
   summary = "show standard input as tokens",
   arguments = { min = 1, max = 1 },
   options = {
     { name = "ids", help = "only the ids, in one line" },
     { name = "no-bos", help = "without the tokens that the file asks for at the start" },
+    common.pre_option,
   },
   notes = "The input is plain text: what spells a control token stays text.",
   run = function(options, arguments)
     local gguf <close> = common.try(kigo.open_gguf(arguments[1]))
-    local tokenizer <close> = common.try(kigo.core.tokenizer(gguf))
+    local tokenizer <close> = common.try(kigo.core.tokenizer(gguf, { pre = options.pre }))
     local text = io.read "a"
     local ids = common.try(tokenizer:encode(text, { bos = not options.no_bos }))
     if options.ids then
