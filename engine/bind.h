@@ -101,5 +101,6 @@ void kg_bind_tensor(lua_State *L);
 void kg_bind_chain(lua_State *L);
 void kg_bind_kernels(lua_State *L);
 void kg_bind_cpu(lua_State *L);
+void kg_bind_unicode(lua_State *L);
 
 #endif

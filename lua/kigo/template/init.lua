@@ -8,6 +8,7 @@
 local check = require "kigo.check"
 local core = require "kigo.core"
 local chatml = require "kigo.template.chatml"
+local jinja = require "kigo.template.jinja"
 
 ---@alias kigo.Segment string|{ text: string }|{ control: string }
 
@@ -24,6 +25,12 @@ local chatml = require "kigo.template.chatml"
 ---@alias kigo.Template.continue fun(self, messages: kigo.Message[]): kigo.Segment[]?, string?, integer?
 
 local template = { registry = { chatml } }
+
+---Any Jinja text as a template; kigo.template.jinja says what it can do.
+template.compile = jinja.compile
+
+---Mark a string among a template's variables as the template's own: it may become a control token.
+template.own = jinja.own
 
 ---Add a format; later ones are asked first.
 ---@param module table
