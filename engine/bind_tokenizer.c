@@ -86,13 +86,15 @@ static kg_segment *check_segments(lua_State *L, int index, size_t *n)
 
 /* ---- methods ---- */
 
-/* tokenizer:encode(text or segments, {bos = false}) -> ids */
+/* tokenizer:encode(text or segments, {bos = false, eos = false, special = false}) -> ids */
 static int encode(lua_State *L)
 {
-  static const char *const fields[] = {"bos", NULL};
+  static const char *const fields[] = {"bos", "eos", "special", NULL};
   kg_check_tokenizer(L, 1);
   kg_check_fields(L, 3, fields);
-  const unsigned flags = kg_opt_bool_field(L, 3, "bos", false) ? KG_ENCODE_BOS : 0;
+  unsigned flags = kg_opt_bool_field(L, 3, "bos", false) ? KG_ENCODE_BOS : 0;
+  if (kg_opt_bool_field(L, 3, "eos", false)) flags |= KG_ENCODE_EOS;
+  if (kg_opt_bool_field(L, 3, "special", false)) flags |= KG_ENCODE_SPECIAL;
   size_t n;
   const kg_segment *segments = check_segments(L, 2, &n);
   kg_tokens *ids = push_array(L, CLASS_TOKENS, sizeof *ids);
@@ -190,10 +192,9 @@ static int get(lua_State *L)
   lua_rawget(L, lua_upvalueindex(1));
   if (!lua_isnil(L, -1)) return 1;
   const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
-  if (!strcmp(key, "bos"))
-    push_id_or_nil(L, kg_tokenizer_bos(tokenizer));
-  else if (!strcmp(key, "eos"))
-    push_id_or_nil(L, kg_tokenizer_eos(tokenizer));
+  const kg_special special = kg_special_find(key);
+  if (special)
+    push_id_or_nil(L, tokenizer->special[special]);
   else if (!strcmp(key, "size"))
     lua_pushinteger(L, kg_tokenizer_size(tokenizer));
   else if (!strcmp(key, "model"))
@@ -202,6 +203,10 @@ static int get(lua_State *L)
     push_pre(L, tokenizer);
   else if (!strcmp(key, "add_bos"))
     lua_pushboolean(L, tokenizer->add_bos);
+  else if (!strcmp(key, "add_eos"))
+    lua_pushboolean(L, tokenizer->add_eos);
+  else if (!strcmp(key, "add_sep"))
+    lua_pushboolean(L, tokenizer->add_sep);
   return 1; /* else the nil of the method table */
 }
 

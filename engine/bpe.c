@@ -404,5 +404,5 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
   return rc;
 }
 
-const kg_tokenizer_kind kg_bpe_kind = {.model = "gpt2", .unmap = unmap, .bos = -1, .eos = -1, .unknown = -1,
-                                       .add_bos = false, .open = open, .close = close, .encode = encode};
+const kg_tokenizer_kind kg_bpe_kind = {
+    .model = "gpt2", .unmap = unmap, .open = open, .close = close, .encode = encode};

@@ -94,8 +94,10 @@ typedef struct kg_bytes {
 } kg_bytes;
 KG_API void kg_bytes_deinit(kg_bytes *bytes);
 
-enum { KG_ENCODE_BOS = 1, /* add what the file asks for at the start (BOS) */
-       KG_DECODE_CONTROL = 2 /* spell control tokens out instead of leaving them out */ };
+enum { KG_ENCODE_BOS = 1, /* begin as the file asks for: with exactly one BOS, also where the segments spell some */
+       KG_DECODE_CONTROL = 2, /* spell control tokens out instead of leaving them out */
+       KG_ENCODE_EOS = 4, /* end as the file asks for: with EOS or SEP, unless the segments end with it */
+       KG_ENCODE_SPECIAL = 8 /* text that spells a control token becomes it: for text that is trusted */ };
 
 /* Build the tokenizer that the file describes. It copies what it needs: the file may be closed afterwards. `pre` is the
  * name of a pre-tokenizer that goes before the file's (see tokenizer.ggml.pre), or NULL. */

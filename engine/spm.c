@@ -1,32 +1,19 @@
 /* spm.c - SentencePiece BPE (tokenizer.ggml.model "llama"): characters of the whole text, merged by score; what no
  * piece covers becomes bytes. The vocabulary writes a space as U+2581; kigo holds pieces and text with plain spaces, so
- * U+2581 in the text is a space to it, as it is to every tokenizer of this kind. Spaces are kept as they are:
- * tokenizer.ggml.remove_extra_whitespaces is for unigram vocabularies, and llama.cpp ignores it for this kind too. */
+ * U+2581 in the text is a space to it, as it is to every tokenizer of this kind. */
 #include <math.h>
 #include <string.h>
 
 #include "alloc.h"
 #include "error.h"
+#include "normalize.h"
 #include "tokenizer.h"
 #include "utf8.h"
 
 typedef struct spm {
   uint32_t *ranks; /* of each token, from its score: the best score has the lowest */
+  kg_normalizer normalizer;
 } spm;
-
-static const char space_mark[] = "\xE2\x96\x81"; /* U+2581 */
-
-/* Copy with spaces for marks; returns the size, at most n. */
-static size_t unmap(const char *text, size_t n, char *out)
-{
-  size_t used = 0;
-  for (size_t i = 0; i < n;) {
-    const bool is_mark = n - i >= 3 && !memcmp(text + i, space_mark, 3);
-    out[used++] = is_mark ? ' ' : text[i];
-    i += is_mark ? 3 : 1; /* bounded: the mark is there */
-  }
-  return used;
-}
 
 /* ---- opening ---- */
 
@@ -64,7 +51,8 @@ static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
   spm *s = tokenizer->state = kg_alloc_array(1, sizeof *s);
   if (!s) return kg_fail_memory(err, sizeof *s, "a tokenizer");
   tokenizer->space_prefix = true;
-  const int rc = kg_tokenizer_read_flag(gguf, "tokenizer.ggml.add_space_prefix", &tokenizer->space_prefix, err);
+  int rc = kg_tokenizer_read_flag(gguf, "tokenizer.ggml.add_space_prefix", &tokenizer->space_prefix, err);
+  if (!rc) rc = kg_normalizer_read(&s->normalizer, gguf, false, err);
   return rc ? rc : read_scores(s, &tokenizer->vocab, gguf, err);
 }
 
@@ -73,6 +61,7 @@ static void close(void *state)
   spm *s = state;
   if (!s) return;
   kg_free(s->ranks);
+  kg_normalizer_deinit(&s->normalizer);
   kg_free(s);
 }
 
@@ -123,16 +112,17 @@ static int encode_text(const kg_tokenizer *tokenizer, const char *text, size_t s
 static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, bool after_special, kg_merger *merger,
                   kg_tokens *out, kg_error *err)
 {
-  /* bounded: size <= max_text_bytes */
-  char *buffer = kg_alloc(size + 1); /* with a space in front, and marks become shorter */
-  if (!buffer) return kg_fail_memory(err, size + 1, "encoding");
-  size_t used = 0;
-  if (tokenizer->space_prefix && after_special) buffer[used++] = ' ';
-  used += unmap(text, size, buffer + used); /* bounded: 1 + size, which the buffer has */
-  const int rc = encode_text(tokenizer, buffer, used, merger, out, err);
-  kg_free(buffer);
+  const spm *s = tokenizer->state;
+  kg_bytes normal = {0};
+  const bool prefix = tokenizer->space_prefix && after_special;
+  int rc = kg_normalizer_run(&s->normalizer, text, size, prefix, false, &normal, err);
+  if (!rc && normal.size > INT32_MAX)
+    rc = kg_fail(err, KG_ERR_ARGUMENT, "the text becomes too long when it is normalized: %zu bytes", normal.size);
+  if (!rc && normal.size) rc = encode_text(tokenizer, normal.data, normal.size, merger, out, err);
+  kg_bytes_deinit(&normal);
   return rc;
 }
 
-const kg_tokenizer_kind kg_spm_kind = {.model = "llama", .unmap = unmap, .bos = 1, .eos = 2, .unknown = 0,
-                                       .add_bos = true, .open = open, .close = close, .encode = encode};
+const kg_tokenizer_kind kg_spm_kind = {
+    .model = "llama", .unmap = kg_unmap_spaces, .unmap_user = kg_unmap_spaces, .add_bos = true, .open = open,
+    .close = close, .encode = encode, .texts = {[KG_BOS] = "<s>", [KG_EOS] = "</s>", [KG_UNKNOWN] = "<unk>"}};

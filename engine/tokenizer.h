@@ -8,11 +8,22 @@
 
 enum { KG_END_TOKENS_MAX = 64 };
 
+/* Tokens that a file may name. */
+typedef enum kg_special {
+  KG_NO_SPECIAL, KG_BOS, KG_EOS, KG_EOT, KG_EOM, KG_UNKNOWN, KG_SEP, KG_PAD, KG_CLS, KG_MASK, KG_FIM_PREFIX,
+  KG_FIM_SUFFIX, KG_FIM_MIDDLE, KG_FIM_PAD, KG_FIM_REPO, KG_FIM_FILE, KG_SPECIAL_COUNT
+} kg_special;
+
+/* White space around a special token that belongs to it: text loses it. */
+enum { KG_STRIP_LEFT = 1, KG_STRIP_RIGHT = 2 };
+
 typedef struct kg_tokenizer_kind {
   const char *model;         /* name in tokenizer.ggml.model */
-  kg_unmap unmap;            /* from the text of a token in the file to what it writes */
-  int32_t bos, eos, unknown; /* ids where the file names none; -1: none */
-  bool add_bos;              /* where the file does not say; open may decide otherwise */
+  kg_unmap unmap;            /* from the text of a token in the file to what it writes; NULL: ids without text */
+  kg_unmap unmap_user;       /* the same for user-defined tokens; NULL: they write what they spell */
+  const char *texts[KG_SPECIAL_COUNT]; /* how special tokens are spelled where the file names no id */
+  bool add_bos, add_eos, add_sep;      /* where the file does not say; open may decide otherwise */
+  bool spaced_words; /* every word begins with a space, whatever precedes it: only the first of a text loses it */
   /* Build the kind's own tables in tokenizer->state; the vocabulary is complete. Also after a failure `close` is
    * called with what stands in state. */
   int (*open)(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err);
@@ -23,7 +34,7 @@ typedef struct kg_tokenizer_kind {
                 kg_tokens *out, kg_error *err);
 } kg_tokenizer_kind;
 
-extern const kg_tokenizer_kind kg_bpe_kind, kg_spm_kind;
+extern const kg_tokenizer_kind kg_bpe_kind, kg_spm_kind, kg_wordpiece_kind, kg_unigram_kind, kg_rwkv_kind, kg_none_kind;
 
 struct kg_tokenizer {
   const kg_tokenizer_kind *kind;
@@ -31,17 +42,24 @@ struct kg_tokenizer {
   void *state;
   char *pre; /* tokenizer.ggml.pre of the file, NULL: none */
   size_t pre_size;
-  int32_t bos, eos, unknown;
-  bool add_bos;
+  int32_t special[KG_SPECIAL_COUNT]; /* ids; -1: none */
+  bool add_bos, add_eos, add_sep;    /* what the file asks for around a text, where there are such tokens */
   bool space_prefix; /* encode puts a space before text that starts or follows a special token; decode takes it away */
+  uint8_t *strips;   /* KG_STRIP_* of each id; NULL: nothing is stripped */
   int32_t ends[KG_END_TOKENS_MAX];
   size_t n_ends;
 };
 
+/* The special token of this name in Lua ("bos", "fim_prefix"); KG_NO_SPECIAL: there is no such name. */
+kg_special kg_special_find(const char *name);
+
 /* For the kinds: the bool under the key; *out stays as it is where the file has none. */
 int kg_tokenizer_read_flag(const kg_gguf *gguf, const char *key, bool *out, kg_error *err);
-/* Append one id; the tokens for one byte that no piece covers (UNSUPPORTED: there are none). */
+/* Append one id; the unknown token for text (UNSUPPORTED: there is none, or it is a control token); the token for one
+ * byte that no piece covers, or the unknown one. */
 int kg_tokens_push(kg_tokens *tokens, int32_t id, kg_error *err);
+int kg_tokenizer_push_unknown(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_tokens *out,
+                              kg_error *err);
 int kg_tokenizer_push_byte(const kg_tokenizer *tokenizer, unsigned char byte, kg_tokens *out, kg_error *err);
 
 /* What token `id`, in range, writes. *after_special says what came before and is moved on: true at a start. */

@@ -1,6 +1,5 @@
 #include "vocab.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "alloc.h"
@@ -67,7 +66,7 @@ static int allocate_pieces(kg_vocab *vocab, const kg_gguf *gguf, const kg_gguf_e
   return KG_OK;
 }
 
-int kg_vocab_read(kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_error *err)
+int kg_vocab_read(kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_unmap unmap_user, kg_error *err)
 {
   const kg_gguf_entry *tokens;
   int rc = kg_gguf_get_array(gguf, "tokenizer.ggml.tokens", KG_GGUF_STRING, &tokens, err);
@@ -97,6 +96,8 @@ int kg_vocab_read(kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_error
       if (vocab->byte_ids[byte] < 0) vocab->byte_ids[byte] = id;
     } else if (type == KG_TOKEN_NORMAL || type == KG_TOKEN_UNUSED || type == KG_TOKEN_UNDEFINED) {
       n = unmap(text.data, text.size, vocab->bytes + used);
+    } else if (type == KG_TOKEN_USER_DEFINED && unmap_user) {
+      n = unmap_user(text.data, text.size, vocab->bytes + used);
     } else if (n) {
       memcpy(vocab->bytes + used, text.data, n);
     }
@@ -104,6 +105,17 @@ int kg_vocab_read(kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_error
     vocab->offsets[id + 1] = used; /* bounded: id < INT32_MAX - 1 */
   }
   return KG_OK;
+}
+
+int kg_vocab_init_mute(kg_vocab *vocab, int32_t size, kg_error *err)
+{
+  vocab->size = size;
+  vocab->bytes = kg_alloc(0);
+  vocab->types = kg_alloc_array((size_t)size, 1); /* UNDEFINED */
+  vocab->offsets = kg_alloc_array((size_t)size + 1, sizeof *vocab->offsets); /* bounded: below INT32_MAX */
+  for (int i = 0; i < 256; i++) vocab->byte_ids[i] = -1;
+  if (vocab->bytes && vocab->types && vocab->offsets) return KG_OK;
+  return kg_fail_memory(err, (size_t)size * sizeof *vocab->offsets, "the vocabulary");
 }
 
 kg_string kg_vocab_piece(const kg_vocab *vocab, int32_t id)
@@ -166,7 +178,6 @@ static bool is_in_index(const kg_vocab *vocab, const kg_text_index *index, int32
   /* bounded: id < INT32_MAX - 1 */
   if (vocab->offsets[id] == vocab->offsets[id + 1]) return false; /* nothing to find it by */
   if (index == &vocab->controls) return type == KG_TOKEN_CONTROL;
-  if (index == &vocab->user_defined) return type == KG_TOKEN_USER_DEFINED;
   return type == KG_TOKEN_NORMAL || type == KG_TOKEN_UNUSED || type == KG_TOKEN_USER_DEFINED;
 }
 
@@ -195,50 +206,34 @@ static int build_index(kg_vocab *vocab, kg_text_index *index, kg_error *err)
   return KG_OK;
 }
 
-/* ---- user-defined tokens ---- */
+/* ---- tokens that are cut out of text ---- */
 
-static int descending(const void *a, const void *b)
+int kg_vocab_build_trie(const kg_vocab *vocab, unsigned types, kg_trie *out, kg_error *err)
 {
-  const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-  return (x < y) - (x > y);
-}
-
-static int index_user_defined(kg_vocab *vocab, kg_error *err)
-{
-  size_t count = 0, capacity = 0;
-  for (int32_t id = 0; id < vocab->size; id++) {
-    if (!is_in_index(vocab, &vocab->user_defined, id)) continue;
-    const kg_string piece = kg_vocab_piece(vocab, id);
-    size_t *max = &vocab->user_defined_max[(unsigned char)piece.data[0]];
-    if (piece.size > *max) *max = piece.size;
-    if (!kg_grow((void **)&vocab->user_defined_sizes, &capacity, count + 1, sizeof *vocab->user_defined_sizes))
-      return kg_fail_memory(err, (count + 1) * sizeof *vocab->user_defined_sizes, "user-defined tokens");
-    vocab->user_defined_sizes[count++] = (uint32_t)piece.size;
+  kg_trie_item *items = NULL;
+  size_t n = 0, capacity = 0;
+  int rc = KG_OK;
+  for (int32_t id = 0; id < vocab->size && !rc; id++) {
+    if (!(types >> vocab->types[id] & 1)) continue;
+    if (!kg_grow((void **)&items, &capacity, n + 1, sizeof *items))
+      rc = kg_fail_memory(err, (n + 1) * sizeof *items, "the vocabulary's tree");
+    else
+      items[n++] = (kg_trie_item){kg_vocab_piece(vocab, id), id};
   }
-  if (!count) return KG_OK;
-  qsort(vocab->user_defined_sizes, count, sizeof *vocab->user_defined_sizes, descending);
-  size_t distinct = 1;
-  for (size_t i = 1; i < count; i++)
-    if (vocab->user_defined_sizes[i] != vocab->user_defined_sizes[distinct - 1])
-      vocab->user_defined_sizes[distinct++] = vocab->user_defined_sizes[i];
-  vocab->n_user_defined_sizes = distinct;
-  return KG_OK;
+  if (!rc) rc = kg_trie_build(out, items, n, err);
+  kg_free(items);
+  return rc;
 }
 
-int32_t kg_vocab_find_user_defined(const kg_vocab *vocab, const char *text, size_t size, size_t from, size_t *at)
+int32_t kg_vocab_find_first(const kg_trie *trie, const char *text, size_t size, size_t from, size_t *at)
 {
-  if (!vocab->n_user_defined_sizes) return -1;
   for (size_t pos = from; pos < size; pos++) {
-    const size_t max = vocab->user_defined_max[(unsigned char)text[pos]];
-    if (!max) continue;
-    for (size_t i = 0; i < vocab->n_user_defined_sizes; i++) {
-      const size_t n = vocab->user_defined_sizes[i];
-      if (n > max || n > size - pos) continue;
-      const int32_t id = kg_vocab_find(vocab, &vocab->user_defined, text + pos, n);
-      if (id < 0) continue;
-      *at = pos;
-      return id;
-    }
+    if (!trie->starts[(unsigned char)text[pos]]) continue;
+    size_t length;
+    const int32_t id = kg_trie_longest(trie, text + pos, size - pos, &length);
+    if (id < 0) continue;
+    *at = pos;
+    return id;
   }
   return -1;
 }
@@ -249,8 +244,10 @@ int kg_vocab_index(kg_vocab *vocab, kg_error *err)
   vocab->seed = kg_vocab_hash((uint64_t)(uintptr_t)vocab->bytes, (uint64_t)(uintptr_t)vocab, 1);
   int rc = build_index(vocab, &vocab->texts, err);
   if (!rc) rc = build_index(vocab, &vocab->controls, err);
-  if (!rc) rc = build_index(vocab, &vocab->user_defined, err);
-  if (!rc) rc = index_user_defined(vocab, err);
+  if (!rc) rc = kg_vocab_build_trie(vocab, 1u << KG_TOKEN_USER_DEFINED, &vocab->user_defined, err);
+  if (!rc)
+    rc = kg_vocab_build_trie(vocab, 1u << KG_TOKEN_USER_DEFINED | 1u << KG_TOKEN_CONTROL | 1u << KG_TOKEN_UNKNOWN,
+                             &vocab->specials, err);
   return rc;
 }
 
@@ -261,6 +258,6 @@ void kg_vocab_deinit(kg_vocab *vocab)
   kg_free(vocab->types);
   kg_free(vocab->texts.slots);
   kg_free(vocab->controls.slots);
-  kg_free(vocab->user_defined.slots);
-  kg_free(vocab->user_defined_sizes);
+  kg_trie_deinit(&vocab->user_defined);
+  kg_trie_deinit(&vocab->specials);
 }

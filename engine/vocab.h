@@ -4,6 +4,7 @@
 #define KG_VOCAB_H
 
 #include "gguf.h"
+#include "trie.h"
 
 typedef enum kg_token_type { /* numbers as in the file */
   KG_TOKEN_UNDEFINED, KG_TOKEN_NORMAL, KG_TOKEN_UNKNOWN, KG_TOKEN_CONTROL, KG_TOKEN_USER_DEFINED, KG_TOKEN_UNUSED,
@@ -26,18 +27,19 @@ typedef struct kg_vocab {
   uint64_t seed;         /* of the hash functions */
   kg_text_index texts;        /* what ordinary text may become: NORMAL, UNUSED, USER_DEFINED */
   kg_text_index controls;     /* what only control segments may become: CONTROL */
-  kg_text_index user_defined; /* what is cut out of text before anything else looks at it */
-  size_t user_defined_max[256];  /* longest user-defined piece that starts with this byte; 0: none */
-  uint32_t *user_defined_sizes;  /* their distinct sizes, longest first */
-  size_t n_user_defined_sizes;
+  kg_trie user_defined; /* what is cut out of text before anything else looks at it: USER_DEFINED */
+  kg_trie specials;     /* the same where text may spell control tokens: USER_DEFINED, CONTROL, UNKNOWN */
 } kg_vocab;
 
 /* From the text of a token in the file to the bytes that it writes; never longer. Returns the size. */
 typedef size_t (*kg_unmap)(const char *text, size_t n, char *out);
 
-/* Read tokens and types; `unmap` is for tokens of ordinary text, BYTE tokens must spell <0xHH>, the others write what
- * they spell. Zero-initialised storage; kg_vocab_deinit also after a failure. */
-int kg_vocab_read(kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_error *err);
+/* Read tokens and types; `unmap` is for tokens of ordinary text, `unmap_user` for USER_DEFINED ones (NULL: as they are),
+ * BYTE tokens must spell <0xHH>, the others write what they spell. Zero-initialised storage; kg_vocab_deinit also after a
+ * failure. */
+int kg_vocab_read(kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_unmap unmap_user, kg_error *err);
+/* `size` tokens that write nothing. */
+int kg_vocab_init_mute(kg_vocab *vocab, int32_t size, kg_error *err);
 /* Build the indexes; types do not change any more. Where pieces are equal, NORMAL comes before other types and the
  * lower id before the higher. */
 int kg_vocab_index(kg_vocab *vocab, kg_error *err);
@@ -47,8 +49,11 @@ void kg_vocab_deinit(kg_vocab *vocab);
 kg_string kg_vocab_piece(const kg_vocab *vocab, int32_t id);
 /* -1: no such token in this index. */
 int32_t kg_vocab_find(const kg_vocab *vocab, const kg_text_index *index, const char *bytes, size_t n);
-/* The first user-defined token at or after `from`, the longest there: its id and place, or -1. */
-int32_t kg_vocab_find_user_defined(const kg_vocab *vocab, const char *text, size_t size, size_t from, size_t *at);
+/* The first token of the trie (user_defined or specials) at or after `from`, the longest there: its id and place, or
+ * -1. */
+int32_t kg_vocab_find_first(const kg_trie *trie, const char *text, size_t size, size_t from, size_t *at);
+/* A trie of all tokens whose types are in `types` (a set of bits, 1 << type). */
+int kg_vocab_build_trie(const kg_vocab *vocab, unsigned types, kg_trie *out, kg_error *err);
 
 /* A hash of 64 bits that a file cannot aim collisions at, because the seed differs from run to run. */
 uint64_t kg_vocab_hash(uint64_t seed, uint64_t a, uint64_t b);

@@ -140,14 +140,31 @@ function core.make_model(path, options) end
 
 -- ---- text ----
 
----A vocabulary: text to ids and back. Ids are 0-based as in the file.
+---A vocabulary: text to ids and back. Ids are 0-based as in the file; those of special tokens are nil where there is
+---none.
 ---@class kigo.Tokenizer
----@field bos integer?       id that begins a text; nil where there is none
----@field eos integer?
 ---@field size integer
----@field model string       "gpt2" or "llama"
----@field pre string?        pre-tokenizer
----@field add_bos boolean    the file asks for BOS before a text
+---@field model string        kind: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE), "bert" (WordPiece), "t5"
+---(unigram), "rwkv", or "none": a model without a vocabulary, whose ids have no text
+---@field pre string?         pre-tokenizer
+---@field bos integer?        begins a text
+---@field eos integer?        ends a text
+---@field eot integer?        ends a turn; is_end knows all tokens that end an answer
+---@field eom integer?        ends a message that calls a tool
+---@field unk integer?        stands for text that the vocabulary cannot write
+---@field sep integer?        between two texts, and behind the last
+---@field pad integer?
+---@field cls integer?        begins a text for a classifier
+---@field mask integer?
+---@field fim_prefix integer? parts of fill-in-the-middle prompts
+---@field fim_suffix integer?
+---@field fim_middle integer?
+---@field fim_pad integer?
+---@field fim_repo integer?
+---@field fim_file integer?
+---@field add_bos boolean     the file asks for BOS before a text
+---@field add_eos boolean     for EOS behind it
+---@field add_sep boolean     for SEP behind it
 local Tokenizer = {}
 
 ---@param gguf kigo.Gguf   may be closed afterwards
@@ -170,9 +187,15 @@ function core.pretokenizers() end
 ---@return integer? code
 function core.split(pre, text, options) end
 
----Strings and text segments are plain text, whatever they spell; only control segments become control tokens.
+---@class kigo.EncodeOptions
+---@field bos? boolean       begin as the file asks for: with exactly one BOS, also where segments spell it themselves
+---@field eos? boolean       end as the file asks for: with EOS or SEP, unless it stands there
+---@field special? boolean   text that spells a control token becomes it: never for text from outside
+
+---Strings and text segments are plain text, whatever they spell; only control segments become control tokens. Where
+---a special token swallows the white space before or behind it, text loses it.
 ---@param text string|kigo.Segment[]
----@param options? { bos: boolean? }   bos: begin as the file asks for; default false
+---@param options? kigo.EncodeOptions   all default to false
 ---@return integer[]? ids
 ---@return string? message
 ---@return integer? code
