@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "plugin.h"
@@ -31,6 +32,9 @@ static int find_cuda(int32_t index, kg_device *out, kg_error *err)
   return KG_OK;
 }
 
+/* A build without CUDA has nothing to look for, unless the machine would have had something. */
+static bool has_nvidia_device(void) { return !access("/dev/nvidiactl", F_OK); }
+
 int kg_device_find(const char *name, kg_device *out, kg_error *err)
 {
   int32_t index;
@@ -43,7 +47,9 @@ int kg_device_find(const char *name, kg_device *out, kg_error *err)
   if (parse_cuda(name, &index)) return find_cuda(index, out, err);
   if (!strcmp(name, "auto")) {
     kg_error reason;
-    if (find_cuda(0, out, &reason)) snprintf(out->note, sizeof out->note, "no GPU: %.240s", reason.message);
+    const int code = find_cuda(0, out, &reason);
+    if (code && (code != KG_ERR_UNSUPPORTED || has_nvidia_device()))
+      snprintf(out->note, sizeof out->note, "no GPU: %.240s", reason.message);
     return KG_OK;
   }
   char quoted[KG_QUOTE_MAX];

@@ -61,6 +61,45 @@ typedef struct kg_batch {
 
 typedef struct kg_executable kg_executable; /* each backend defines its own */
 
+/* ---- what a device's driver says ---- */
+
+enum { KG_UNKNOWN = -1 };
+
+/* A device as its driver describes it. Bytes; KG_UNKNOWN where the driver does not tell. */
+typedef struct kg_device_info {
+  int32_t index;
+  int64_t total, in_use;     /* of all programs together, as the runtime counts them */
+  int64_t managed_in_use;    /* the same, as the management library (NVML) counts them */
+  int64_t process_in_use;    /* of this process, by NVML; unknown in most containers */
+  char note[128];            /* why NVML does not tell; else empty */
+  double most_bytes_per_s;   /* faster than this no data can reach the registers, wherever it comes from */
+} kg_device_info;
+
+/* Rates that a device reaches with nothing else to do. */
+typedef struct kg_device_rates {
+  double copy_bytes_per_s;   /* memory to memory, bytes read and bytes written */
+  double tensor_flops;       /* products of registers: see kernels/rates.cu */
+  char tensor_note[64];      /* which instruction that was */
+} kg_device_rates;
+
+/* What a weight looks like on the device, for comparing it with the file. */
+enum { KG_FORM_FILE = 1,     /* a matrix, row by row: the bytes of the file */
+       KG_FORM_FLOATS = 2 }; /* a vector: its values as float32 */
+
+/* Stages of the same name of one pass. */
+typedef struct kg_stage_time {
+  char name[32];
+  int32_t count;    /* stages */
+  double bytes;     /* that they must move, together */
+  double seconds;   /* all of them, one after the other */
+} kg_stage_time;
+
+enum { KG_PROFILE_MAX = 64 };
+typedef struct kg_profile {
+  int32_t n;
+  kg_stage_time stages[KG_PROFILE_MAX]; /* in the order in which they first run */
+} kg_profile;
+
 typedef struct kg_backend {
   const char *name;
   /* Compile the plan, which must outlive the executable. Copies the weights; kg_gguf_release_pages after each part. */
@@ -76,8 +115,24 @@ typedef struct kg_backend {
   int (*weight_read)(const kg_executable *exe, int32_t weight, size_t at, size_t n, void *out, kg_error *err);
   int (*weight_write)(kg_executable *exe, int32_t weight, size_t at, size_t n, const void *in, kg_error *err);
   int (*buffer_new)(kg_executable *exe, int64_t n_floats, kg_buffer **out, kg_error *err); /* may outlive exe */
-  /* Fill device, variant, weight_bytes, kv_bytes, n_threads. */
+  /* Fill device, variant, weight_bytes, kv_bytes, n_threads; n_timed and timed_s where runs are timed. */
   void (*get_stats)(const kg_executable *exe, kg_model_stats *out);
+
+  /* The rest is NULL for backends that compute on the host. */
+  int (*device_info)(const kg_executable *exe, kg_device_info *out, kg_error *err);
+  /* Takes a while, and up to 2 GB of the device's memory meanwhile. */
+  int (*device_rates)(const kg_executable *exe, kg_device_rates *out, kg_error *err);
+  /* Have the device itself time every run from now on, or no more. */
+  int (*set_timing)(kg_executable *exe, bool on, kg_error *err);
+  /* Forms (KG_FORM_*) that the device holds of a weight. */
+  unsigned (*weight_forms)(const kg_executable *exe, int32_t weight);
+  /* Bring rows [row, row + n_rows), counted over all planes, back and turn them into one of these forms, on the host
+   * and without the code that packed them. For KG_FORM_FLOATS a row is one of the weight's rows too. */
+  int (*weight_unpack)(kg_executable *exe, int32_t weight, unsigned form, int64_t row, int64_t n_rows, void *out,
+                       kg_error *err);
+  /* Run each stage of the batch many times by itself. The batch is one pass; the cache rows and logits that it would write are
+   * undefined afterwards. */
+  int (*profile)(kg_executable *exe, const kg_batch *batch, kg_profile *out, kg_error *err);
 } kg_backend;
 
 extern const kg_backend kg_backend_reference; /* cpu/reference.c */
@@ -91,7 +146,7 @@ int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, in
 typedef struct kg_device {
   const kg_backend *backend;
   int32_t index;          /* which GPU; 0 elsewhere */
-  char note[256];         /* why "auto" means the CPU, where a GPU was looked for; else empty */
+  char note[256];         /* why "auto" means the CPU where a GPU was looked for; else empty */
 } kg_device;
 
 /* "reference", "cpu", "cuda", "cuda:N", or "auto": the first GPU where there is one that works, else the CPU. Other

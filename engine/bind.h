@@ -96,6 +96,7 @@ void kg_bind_tokenizer(lua_State *L);
 void kg_bind_stream(lua_State *L);
 void kg_bind_plan(lua_State *L);
 void kg_bind_model(lua_State *L);
+void kg_bind_evidence(lua_State *L);
 void kg_bind_sequence(lua_State *L);
 void kg_bind_tensor(lua_State *L);
 void kg_bind_chain(lua_State *L);

@@ -408,13 +408,14 @@ static void set_integer(lua_State *L, const char *field, int64_t value)
   lua_setfield(L, -2, field);
 }
 
-/* model:stats() -> table with the fields of kg_model_stats, n_sequences, n_pages_used */
+/* model:stats() -> table with the fields of kg_model_stats, n_sequences, n_pages, n_pages_used, page */
 static int model_get_stats(lua_State *L)
 {
   const kg_model *model = check_model(L, 1);
   kg_model_stats stats;
   kg_model_get_stats(model, &stats);
-  const int32_t n_sequences = kg_model_sequence_count(model), n_pages_used = kg_kv_pages_used(kg_model_kv(model));
+  const int32_t n_sequences = kg_model_sequence_count(model), n_pages = kg_kv_page_count(kg_model_kv(model)),
+                n_pages_used = kg_kv_pages_used(kg_model_kv(model));
   lua_newtable(L);
   lua_pushstring(L, stats.device);
   lua_setfield(L, -2, "device");
@@ -429,8 +430,13 @@ static int model_get_stats(lua_State *L)
   set_integer(L, "n_threads", stats.n_threads);
   set_integer(L, "n_tokens_evaluated", stats.n_tokens_evaluated);
   set_integer(L, "n_steps", stats.n_steps);
+  set_integer(L, "n_timed", stats.n_timed);
+  lua_pushnumber(L, stats.timed_s);
+  lua_setfield(L, -2, "timed_s");
   set_integer(L, "n_sequences", n_sequences);
+  set_integer(L, "n_pages", n_pages);
   set_integer(L, "n_pages_used", n_pages_used);
+  set_integer(L, "page", KG_PAGE);
   return 1;
 }
 

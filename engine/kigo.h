@@ -147,6 +147,8 @@ typedef struct kg_model_stats {
   int32_t n_threads;          /* 0 where it does not apply */
   int64_t n_tokens_evaluated; /* tokens that went through the forward pass since the model was opened */
   int64_t n_steps;            /* forward passes */
+  int64_t n_timed;            /* of them timed by the device itself (kg_model_set_timing) */
+  double timed_s;             /* what those took there */
 } kg_model_stats;
 
 KG_API void kg_model_close(kg_model *model); /* sequences of it must be closed before */

@@ -157,6 +157,11 @@ void kg_kv_release(kg_kv *kv, kg_page_table *table)
   *table = (kg_page_table){0};
 }
 
+int32_t kg_kv_page_count(const kg_kv *kv)
+{
+  return kv->n_pages;
+}
+
 int32_t kg_kv_pages_used(const kg_kv *kv)
 {
   return kv->n_pages - kv->n_free;

@@ -26,6 +26,7 @@ void kg_kv_truncate(kg_kv *kv, kg_page_table *table, int32_t n_positions);
 int kg_kv_share(kg_kv *kv, const kg_page_table *table, int32_t n_positions, kg_page_table *copy, kg_error *err);
 void kg_kv_release(kg_kv *kv, kg_page_table *table); /* all pages and the table itself */
 
+int32_t kg_kv_page_count(const kg_kv *kv); /* that exist in the backend */
 int32_t kg_kv_pages_used(const kg_kv *kv);
 
 #endif

@@ -173,15 +173,20 @@ static void abandon(step *s)
   }
 }
 
-static int run_once(step *s, kg_error *err)
+static void begin_run(step *s)
 {
-  kg_scratch *scratch = s->scratch;
+  const kg_scratch *scratch = s->scratch;
   s->run = (kg_batch){.tokens = scratch->tokens,
                       .positions = scratch->positions,
                       .spans = scratch->spans,
                       .wanted = scratch->wanted,
                       .n_traces = (int32_t)s->n_traces,
                       .traces = scratch->traces};
+}
+
+static int run_once(step *s, kg_error *err)
+{
+  begin_run(s);
   int status = fill_run(s, err);
   if (!status && s->n_traces) place_traces(s);
   if (!status) status = s->backend->run(s->exe, &s->run, err);
@@ -228,6 +233,36 @@ int kg_step_items(kg_model *model, const kg_step_item *items, size_t n, const kg
   if (status) return status;
   kg_model_set_stepping(model, true);
   status = run_all(&s, err);
+  kg_model_set_stepping(model, false);
+  return status;
+}
+
+static int profile_run(step *s, kg_profile *out, kg_error *err)
+{
+  int status = prepare(s, err);
+  begin_run(s);
+  if (!status) status = fill_run(s, err);
+  if (!status && s->run.n_rows < s->n_total)
+    status = kg_fail(err, KG_ERR_ARGUMENT, "%lld tokens do not fit one run of %d", (long long)s->n_total, kg_model_chunk(s->model));
+  if (!status) status = s->backend->profile(s->exe, &s->run, out, err);
+  abandon(s);
+  return status;
+}
+
+int kg_step_profile(kg_model *model, const kg_step_item *items, size_t n, kg_profile *out, kg_error *err)
+{
+  step s = {.model = model,
+            .backend = kg_model_backend(model),
+            .exe = kg_model_executable(model),
+            .scratch = kg_model_scratch(model),
+            .items = items,
+            .n_items = n};
+  int status = kg_model_check_idle(model, err);
+  if (status) return status;
+  if (!s.backend->profile)
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "the backend %s has no profile of stages", s.backend->name);
+  kg_model_set_stepping(model, true);
+  status = profile_run(&s, out, err);
   kg_model_set_stepping(model, false);
   return status;
 }

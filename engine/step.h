@@ -20,4 +20,8 @@ typedef kg_trace kg_step_trace;
 int kg_step_items(kg_model *model, const kg_step_item *items, size_t n, const kg_step_trace *traces, size_t n_traces,
                   kg_error *err);
 
+/* What the step of these items would take, stage by stage (backend.h). It must fit one run; the tokens stay pending.
+ * KG_ERR_UNSUPPORTED where the backend has no such thing. */
+int kg_step_profile(kg_model *model, const kg_step_item *items, size_t n, kg_profile *out, kg_error *err);
+
 #endif

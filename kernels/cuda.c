@@ -13,6 +13,7 @@ static void cuda_release(kg_executable *exe)
     (void)kg_stream_wait(exe->stream, "closing", NULL);
   }
   kg_gpu_forget_graphs(exe);
+  kg_gpu_timer_deinit(&exe->timer);
   kg_gpu_cache_close(exe);
   kg_program_deinit(&exe->fused);
   kg_program_deinit(&exe->traced);
@@ -145,7 +146,7 @@ static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, 
 
 /* ---- running ---- */
 
-static int cuda_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
+static int check_batch(const kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
   int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
   for (int32_t i = 0; i < batch->n_wanted && !code; i++)
@@ -155,7 +156,19 @@ static int cuda_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
     const kg_value *value = kg_plan_value(exe->plan, trace->value);
     code = kg_cuda_buffer_check(trace->buffer, trace->at, (int64_t)batch->n_rows * value->width, value->name, err);
   }
+  return code;
+}
+
+static int cuda_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
+{
+  const int code = check_batch(exe, batch, err);
   return code ? code : kg_gpu_run(exe, batch, err);
+}
+
+static int cuda_profile(kg_executable *exe, const kg_batch *batch, kg_profile *out, kg_error *err)
+{
+  const int code = check_batch(exe, batch, err);
+  return code ? code : kg_gpu_profile(exe, batch, out, err);
 }
 
 /* ---- looking into weights ---- */
@@ -213,6 +226,8 @@ static void cuda_get_stats(const kg_executable *exe, kg_model_stats *out)
   out->weight_bytes = exe->weight_bytes;
   out->kv_bytes = (size_t)exe->n_pages * exe->page_bytes;
   out->n_threads = 0;
+  out->n_timed = exe->n_timed;
+  out->timed_s = exe->timed_s;
 }
 
 static const kg_backend cuda_backend = {.name = "cuda",
@@ -225,13 +240,20 @@ static const kg_backend cuda_backend = {.name = "cuda",
                                         .weight_read = cuda_weight_read,
                                         .weight_write = cuda_weight_write,
                                         .buffer_new = cuda_buffer_new,
-                                        .get_stats = cuda_get_stats};
+                                        .get_stats = cuda_get_stats,
+                                        .device_info = kg_gpu_device_info,
+                                        .device_rates = kg_gpu_device_rates,
+                                        .set_timing = kg_gpu_set_timing,
+                                        .weight_forms = kg_gpu_weight_forms,
+                                        .weight_unpack = kg_gpu_weight_unpack,
+                                        .profile = cuda_profile};
 
 /* ---- the plug-in ---- */
 
 static int probe(int32_t index, kg_error *err)
 {
-  int n = 0, major = 0;
+  int n = 0, major = 0, driver = 0;
+  if (!cudaDriverGetVersion(&driver) && !driver) return kg_fail(err, KG_ERR_DEVICE, "there is no NVIDIA driver");
   int code = kg_cuda_check(cudaGetDeviceCount(&n), "looking for devices", err);
   if (code) return KG_ERR_DEVICE;
   if (index < 0 || index >= n) return kg_fail(err, KG_ERR_DEVICE, "there is no device cuda:%d, there are %d", index, n);

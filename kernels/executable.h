@@ -1,5 +1,6 @@
 /* executable.h - a plan compiled for one GPU. Shared by cuda.c (life and interface), weights.c (packing), program.c (from
- * operations to stages), run.c (running them) and cache.c (pages). */
+ * operations to stages), run.c (running them), cache.c (pages), and what shows that all this is real: unpack.c, driver.c,
+ * profile.c. */
 #ifndef KG_CUDA_EXECUTABLE_H
 #define KG_CUDA_EXECUTABLE_H
 
@@ -101,6 +102,11 @@ typedef struct kg_graph {
   cudaGraphExec_t handle;
 } kg_graph;
 
+/* Two marks in the queue; zero-initialise. */
+typedef struct kg_gpu_timer {
+  cudaEvent_t begin, end;
+} kg_gpu_timer;
+
 struct kg_executable {
   const kg_plan *plan;
   kg_stream *stream;
@@ -135,6 +141,10 @@ struct kg_executable {
 
   kg_graph graphs[KG_GRAPHS];
   int32_t next_graph;
+
+  kg_gpu_timer timer;       /* of runs, where they are timed */
+  int64_t n_timed;
+  double timed_s;
 };
 
 /* weights.c */
@@ -151,5 +161,26 @@ int kg_gpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_po
 /* run.c */
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err);
 void kg_gpu_forget_graphs(kg_executable *exe);
+/* For profile.c: a batch that is one pass, its rows on the device, and single stages of it. The batch must stay. */
+typedef struct kg_pass kg_pass;
+int kg_gpu_pass_new(kg_executable *exe, const kg_batch *batch, kg_pass **out, kg_error *err);
+int kg_gpu_pass_stage(kg_pass *p, const kg_gpu_stage *stage, kg_error *err);
+void kg_gpu_pass_free(kg_pass *p);
+/* profile.c */
+int kg_gpu_profile(kg_executable *exe, const kg_batch *batch, kg_profile *out, kg_error *err);
+/* driver.c */
+int kg_gpu_device_info(const kg_executable *exe, kg_device_info *out, kg_error *err);
+int kg_gpu_device_rates(const kg_executable *exe, kg_device_rates *out, kg_error *err);
+int kg_gpu_set_timing(kg_executable *exe, bool on, kg_error *err);
+int kg_gpu_timer_init(kg_gpu_timer *t, kg_error *err);
+void kg_gpu_timer_deinit(kg_gpu_timer *t);
+int kg_gpu_timer_start(const kg_gpu_timer *t, const kg_stream *s, kg_error *err);
+int kg_gpu_timer_stop(const kg_gpu_timer *t, const kg_stream *s, kg_error *err);
+int kg_gpu_timer_read(const kg_gpu_timer *t, double *seconds, kg_error *err); /* waits for the stop */
+double kg_gpu_median(double *values, size_t n); /* sorts them */
+/* unpack.c */
+unsigned kg_gpu_weight_forms(const kg_executable *exe, int32_t weight);
+int kg_gpu_weight_unpack(kg_executable *exe, int32_t weight, unsigned form, int64_t row, int64_t n_rows, void *out,
+                         kg_error *err);
 
 #endif

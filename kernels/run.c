@@ -4,7 +4,7 @@
 #include "executable.h"
 
 /* Rows [row0, row0 + n_rows) of a batch, with what they want. */
-typedef struct pass {
+typedef struct kg_pass {
   kg_executable *exe;
   const kg_batch *batch;
   const kg_program *program;
@@ -14,7 +14,8 @@ typedef struct pass {
   bool single_rows;          /* every row is of another sequence */
   kg_meta_layout at;
   int32_t n, first;          /* rows of the side that runs, and which of the wanted ones is its first */
-} pass;
+} kg_pass;
+typedef struct kg_pass pass;
 
 static size_t align16(size_t n) { return (n + 15) / 16 * 16; }
 
@@ -517,7 +518,7 @@ static bool is_decoding(const pass *p)
          p->n_rows == p->batch->n_spans;
 }
 
-static int run_pass(pass *p, kg_error *err)
+static int bring_rows(pass *p, kg_error *err)
 {
   kg_executable *exe = p->exe;
   size_t n_bytes;
@@ -526,9 +527,24 @@ static int run_pass(pass *p, kg_error *err)
   if (!code)
     code = kg_cuda_check(cudaMemcpyAsync(exe->meta, exe->meta_host, n_bytes, cudaMemcpyHostToDevice, exe->stream->handle),
                          "bringing rows over", err);
-  if (!code) code = kg_cuda_check(cudaEventRecord(exe->meta_read, exe->stream->handle), "bringing rows over", err);
+  return code ? code : kg_cuda_check(cudaEventRecord(exe->meta_read, exe->stream->handle), "bringing rows over", err);
+}
+
+static int run_pass(pass *p, kg_error *err)
+{
+  const int code = bring_rows(p, err);
   if (code) return code;
   return is_decoding(p) ? run_graph(p, err) : enqueue(p, err);
+}
+
+static int add_time(kg_executable *exe, kg_error *err)
+{
+  double seconds;
+  const int code = kg_gpu_timer_read(&exe->timer, &seconds, err);
+  if (code) return code;
+  exe->timed_s += seconds;
+  exe->n_timed++;
+  return KG_OK;
 }
 
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
@@ -537,6 +553,7 @@ int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
   const int32_t step = program->max_rows[KG_ALL_ROWS];
   int32_t wanted = 0;
   int code = kg_stream_use(exe->stream, err);
+  if (!code && exe->timer.begin) code = kg_gpu_timer_start(&exe->timer, exe->stream, err);
   for (int32_t row = 0; row < batch->n_rows && !code; row += step) {
     pass p = {.exe = exe, .batch = batch, .program = program, .row0 = row, .wanted0 = wanted};
     p.n_rows = batch->n_rows - row < step ? batch->n_rows - row : step;
@@ -544,6 +561,35 @@ int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
     p.n_wanted = wanted - p.wanted0;
     code = run_pass(&p, err);
   }
+  const bool is_timed = !code && exe->timer.begin;
+  if (is_timed) code = kg_gpu_timer_stop(&exe->timer, exe->stream, err);
   const int waited = kg_stream_wait(exe->stream, "a step", code ? NULL : err); /* faults belong to the step that made them */
+  if (is_timed && !code && !waited) code = add_time(exe, err);
   return code ? code : waited;
 }
+
+/* ---- single stages ---- */
+
+int kg_gpu_pass_new(kg_executable *exe, const kg_batch *batch, kg_pass **out, kg_error *err)
+{
+  if (batch->n_rows > exe->fused.max_rows[KG_ALL_ROWS] || batch->n_wanted > KG_FEW_ROWS || batch->n_traces)
+    return kg_fail(err, KG_ERR_ARGUMENT, "a batch of %d rows, %d of them wanted, is no single pass", batch->n_rows, batch->n_wanted);
+  kg_pass *p = kg_alloc(sizeof *p);
+  if (!p) return kg_fail_memory(err, sizeof *p, "a pass");
+  *p = (kg_pass){.exe = exe, .batch = batch, .program = &exe->fused, .n_rows = batch->n_rows, .n_wanted = batch->n_wanted};
+  int code = kg_stream_use(exe->stream, err);
+  if (!code) code = bring_rows(p, err);
+  if (code)
+    kg_free(p);
+  else
+    *out = p;
+  return code;
+}
+
+int kg_gpu_pass_stage(kg_pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  p->n = stage->side == KG_ALL_ROWS ? p->n_rows : p->n_wanted;
+  return p->n ? run_stage(p, stage, err) : KG_OK;
+}
+
+void kg_gpu_pass_free(kg_pass *p) { kg_free(p); }

@@ -38,7 +38,7 @@ echo "== specs"
 specs ./build/kigo "$@"
 echo "== specs of the core, sanitized"
 ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-  specs ./build-sanitized/kigo --exclude-tags=gpu,slow,unsanitized "$@"
+  specs ./build-sanitized/kigo --exclude-tags=slow,unsanitized "$@"
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -1,20 +1,25 @@
 describe("kigo.cli", function()
   local cjson = require "cjson"
   local core = require "kigo.core"
+  local kigo = require "kigo"
   local options = require "kigo.cli.options"
   local support = require "spec.support"
 
   local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
-  -- Commands that compute do it on one thread here: tiny models gain nothing from more, and the machine may be busy.
-  local COMPUTES = { run = 3, chat = 3, haiku = 1, bench = 3, logits = 3 } -- with so many arguments
+  -- Commands that compute do it on one thread of the CPU here: tiny models gain nothing from more, and the machine may
+  -- be busy.
+  local COMPUTES = { run = 3, chat = 2, haiku = 1, bench = 3, logits = 3 } -- with so many arguments
 
   ---Run the program: exit status, standard output, standard error.
   local function run(arguments, input)
     local out, err, stdin = os.tmpname(), os.tmpname(), support.temporary(input or "")
     local words = {}
     for i, argument in ipairs(arguments) do words[i] = quote(argument) end
-    if #arguments >= (COMPUTES[arguments[1]] or math.huge) then words[#words + 1] = "--threads 1" end
+    if #arguments >= (COMPUTES[arguments[1]] or math.huge) then
+      words[#words + 1] = "--threads 1"
+      if not table.concat(words, " "):find("--device", 1, true) then words[#words + 1] = "--device cpu" end
+    end
     local line = ("%s %s <%s >%s 2>%s"):format(quote(support.program), table.concat(words, " "), stdin, out, err)
     local _, _, status = os.execute(line)
     local texts = { support.read(out), support.read(err) }
@@ -136,6 +141,25 @@ describe("kigo.cli", function()
       os.remove(script .. ".lua")
       assert.equal(0, status)
       assert.equal(core.version .. " ab", out)
+    end)
+  end)
+
+  describe("device auto", function()
+    it("says once why the CPU computes where a GPU was looked for, and not among the results", function()
+      local model <close> = assert(kigo.load(support.haiku_model))
+      local note = model:stats().note
+      for _, line in ipairs {
+        { "haiku", "--device", "auto" }, { "run", support.haiku_model, "-p", "x", "-n", "2", "--device", "auto" },
+        { "bench", support.haiku_model, "--json", "--prompt-tokens", "8", "--tokens", "4", "--repeat", "1",
+          "--device=auto" },
+      } do
+        local status, out, err = run(line)
+        assert.equal(0, status, err)
+        assert.is_nil(out:find("GPU:", 1, true))
+        local _, n = err:gsub("no GPU: ", "")
+        assert.equal(note == "" and 0 or 1, n)
+        if note ~= "" then assert.truthy(err:find("kigo: " .. note .. "; the CPU computes\n", 1, true), err) end
+      end
     end)
   end)
 

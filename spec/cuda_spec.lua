@@ -19,7 +19,9 @@ describe("the cuda backend", function()
       assert.is_true(code == err.DEVICE or code == err.UNSUPPORTED)
       local other <close> = tiny.model { device = "auto" }
       assert.equal("cpu", other:stats().device)
-      assert.matches("GPU", other:stats().note)
+      -- A build without CUDA has not looked for a GPU, and has nothing to say.
+      assert.equal(code == err.DEVICE, other:stats().note:find "^no GPU: " ~= nil)
+      assert.equal("", tiny.model { device = "cpu" }:stats().note)
     end
     local plan <close> = tiny.plan()
     for _, name in ipairs { "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cudas", "cuda:100000000000" } do
@@ -32,8 +34,21 @@ describe("the cuda backend", function()
     assert.is_true(code == err.DEVICE or code == err.UNSUPPORTED)
   end)
 
+  it("alone has a device that can be asked", function()
+    local model <close> = tiny.model { device = "cpu" }
+    local seq <close> = model:sequence {}
+    seq:push(1)
+    for _, ask in ipairs { model.device_info, model.device_rates, model.set_timing, model.check_weights } do
+      local answer, _, code = ask(model)
+      assert.is_nil(answer)
+      assert.equal(err.UNSUPPORTED, code)
+    end
+    assert.equal(err.UNSUPPORTED, (select(3, model:profile { seq })))
+    assert.equal(0, model:stats().n_timed)
+  end)
+
   if not tiny.has_gpu then
-    it("gives the reference logits #gpu", function() pending "there is no GPU here" end)
+    it("computes what the reference computes #gpu", function() pending "there is no GPU here" end)
     return
   end
 
@@ -83,6 +98,36 @@ describe("the cuda backend", function()
           assert.is_true(relative < 1e-3, ("%g, relative %g"):format(max, relative))
           local alone <close> = assert(single:logits(ids))
           assert.is_true(got:bytes() == alone:bytes())
+        end)
+
+        it(name .. ", whose weights come back as the file has them", function()
+          local path = "quants/" .. (name == "F32" and "F16.values.f32" or name .. ".blocks.bin")
+          local type_ = core.types()[name]
+          local blocks = support.read(support.fixture(path))
+          for _, shape in ipairs { { 512, 16 }, { 256, 37 } } do
+            local cols, rows = table.unpack(shape)
+            local bytes = blocks:sub(1, rows * cols // type_.block_size * type_.block_bytes)
+            local file = build.random({ ["general.architecture"] = "none" }, {
+              { name = "w", shape = { cols, rows }, type = number, bytes = bytes }, { name = "n", shape = { cols } } })
+            local model <close> = open(file, { device = "cuda" })
+            local check = assert(model:check_weights())
+            assert.is_nil(check.differs)
+            assert.equal(check.file_sum, check.device_sum)
+            assert.equal(#bytes + cols * 4, check.n_bytes)
+            local dice = tiny.dice(number + 1)
+            for _ = 1, 8 do
+              local at, mask = dice(#bytes) - 1, 1 << (dice(8) - 1)
+              if shape[2] == 16 then -- whole tiles: every one of the first bytes holds a part of some number
+                assert(model:flip_weight("w", at // 2, mask))
+                check = assert(model:check_weights())
+                assert.equal("w", check.differs)
+                assert.not_equal(check.file_sum, check.device_sum)
+                assert(model:flip_weight("w", at // 2, mask))
+              end
+            end
+            assert(model:flip_weight("n", 5, 64))
+            assert.equal("n", assert(model:check_weights()).differs)
+          end
         end)
       end
     end)
@@ -166,13 +211,112 @@ describe("the cuda backend", function()
       assert.is_true(n > 20)
     end)
 
-    it("is out of device memory cleanly", function()
+    -- Values of 2^24 numbers, 2048 rows of them: more than any device holds.
+    local function open_wide(options)
+      local width, head_dim = 1 << 24, 256
+      local file = build.random({ ["general.architecture"] = "none" }, {
+        { name = "w", shape = { width, 2 }, type = 1, bytes = ("\0"):rep(4 * width) } })
+      local gguf <close> = assert(core.parse_gguf(file, "spec"))
+      local plan <close> = assert(core.plan(gguf))
+      local w = assert(plan:weight "w")
+      local x = plan:embed("x", w)
+      local heads = width // head_dim
+      local a = plan:attention("a", x, x, x, nil, { heads = heads, kv_heads = heads, head_dim = head_dim })
+      assert(plan:finish(plan:linear("logits", plan:add("sum", x, a), w), 4096))
+      return core.model(plan, options)
+    end
+
+    it("says what it wanted and what was free when memory is out, and goes on", function()
       local model <close> = tiny.model { device = "cuda" }
-      local plan <close> = tiny.plan()
-      local ok, message, code = core.model(plan, { device = "cuda", chunk = 16384 })
-      assert.is_true(ok ~= nil or code == err.MEMORY, message)
-      if ok then ok:close() end
-      assert.equal(5, #tiny.oracle(model, tiny.ids(5)))
+      local before = tiny.oracle(model, tiny.ids(70))
+      local in_use = model:device_info().in_use
+      local wide, message, code = open_wide { device = "cuda", chunk = 2048 }
+      assert.is_nil(wide)
+      assert.equal(err.MEMORY, code)
+      assert.matches("^out of device memory: %d+ bytes wanted for .+, %d+ of %d+ are free$", message)
+      assert.is_true(model:device_info().in_use - in_use < 32e6)
+      assert.same(before, tiny.oracle(model, tiny.ids(70)))
+      local another <close> = tiny.model { device = "cuda" }
+      assert.same(before, tiny.oracle(another, tiny.ids(70)))
+    end)
+
+    it("is asked what it holds, and answers with what was allocated", function()
+      local first <close> = tiny.model { device = "cuda" } -- the driver's own memory is there from here on
+      local before = assert(first:device_info())
+      assert.is_true(before.total > 1e9 and before.in_use > 0 and before.most_bytes_per_s > 1e11)
+      local function use_some()
+        local model <close> = tiny.model { device = "cuda", kv = "f32" }
+        local seqs = {}
+        for i = 1, 64 do
+          seqs[i] = model:sequence {}
+          seqs[i]:feed(tiny.ids(1000))
+        end
+        assert(model:step(seqs))
+        local bytes = model:stats().kv_bytes
+        assert.is_true(bytes > 16e6)
+        assert.is_true(first:device_info().in_use - before.in_use >= bytes)
+        for _, seq in ipairs(seqs) do seq:close() end
+        return bytes
+      end
+      local bytes = use_some()
+      collectgarbage()
+      collectgarbage()
+      assert.is_true(math.abs(first:device_info().in_use - before.in_use) < bytes / 2)
+    end)
+
+    it("times its passes where it is asked to", function()
+      local model <close> = tiny.model { device = "cuda" }
+      local seq <close> = model:sequence {}
+      seq:feed(tiny.ids(10))
+      assert(seq:step())
+      assert.equal(0, model:stats().n_timed)
+      assert(model:set_timing(true))
+      local t0 = core.now()
+      for i = 1, 20 do
+        seq:push(i)
+        assert(seq:step())
+      end
+      local stats, wall = model:stats(), core.now() - t0
+      assert.equal(20, stats.n_timed)
+      assert.is_true(stats.timed_s > 20 * 5e-6 and stats.timed_s <= wall, stats.timed_s)
+      assert(model:set_timing(false))
+      seq:push(1)
+      assert(seq:step())
+      assert.equal(20, model:stats().n_timed)
+    end)
+
+    it("has rates that a device can have", function()
+      local model <close> = tiny.model { device = "cuda" }
+      local rates = assert(model:device_rates())
+      assert.is_true(rates.copy_bytes_per_s > 1e11 and rates.copy_bytes_per_s < 1e14, rates.copy_bytes_per_s)
+      assert.is_true(rates.tensor_flops > 1e13 and rates.tensor_flops < 1e16, rates.tensor_flops)
+    end)
+
+    it("takes its passes apart, and leaves sequences as they were", function()
+      local model <close> = tiny.model { device = "cuda" }
+      local seqs, ids = {}, tiny.ids(200, 4)
+      local expected = tiny.oracle(model, ids)
+      for i = 1, 3 do
+        seqs[i] = model:sequence {}
+        seqs[i]:feed(table.move(ids, 1, 60 * i, 1, {}))
+      end
+      assert(model:step { seqs[1] })
+      seqs[1]:push(ids[61])
+      local stages = assert(model:profile(seqs))
+      local seen = {}
+      for _, stage in ipairs(stages) do
+        seen[stage.name] = stage
+        assert.is_true(stage.bytes > 0 and stage.seconds > 0 and stage.count > 0, stage.name)
+      end
+      for _, name in ipairs { "qkv", "attention", "output", "gate_up", "down", "head" } do
+        assert.truthy(seen[name], name)
+      end
+      assert.equal(tiny.layers, seen.attention.count)
+      assert(model:step(seqs))
+      assert.is_true(expected[61] == seqs[1].logits:bytes())
+      assert.is_true(expected[180] == seqs[3].logits:bytes())
+      seqs[2]:feed(tiny.ids(600))
+      assert.has_error(function() model:profile { seqs[2] } end) -- more than one run
     end)
 
     it("computes with damaged weights", function()

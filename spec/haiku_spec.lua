@@ -4,6 +4,7 @@ describe("kigo.haiku", function()
   local numbers = require "kigo.numbers"
   local support = require "spec.support"
   local syllables = require "kigo.syllables"
+  local tiny = require "spec.tiny"
 
   describe("words", function()
     it("spells minutes", function()
@@ -232,15 +233,101 @@ describe("kigo.haiku", function()
     end)
   end)
 
+  -- A table that plays a model on a GPU, and a driver that tells the truth about it unless a trick says otherwise.
+  describe("check on a GPU", function()
+    local MODEL_BYTES = 40e6
+
+    local function check_gpu(tricks)
+      local device = { in_use = 1000e6 }
+      local function gpu(is_copy)
+        local model = fake(honest)
+        local chat = model.chat
+        model.gguf = {
+          get = function() return "fake" end,
+          tensor = function() return nil end,
+          tensors = function() return { { name = "token_embd.weight", bytes = MODEL_BYTES, shape = { 10, 10 } } } end,
+        }
+        model.timed_s, model.n_timed = 0, 0
+        device.in_use = device.in_use + (tricks.stays_on_host and 0 or MODEL_BYTES + 5e6)
+        function model:stats()
+          return { device = "cuda", variant = "fake", n_tokens_evaluated = self.evaluated, n_steps = self.steps,
+            timed_s = self.timed_s, n_timed = self.n_timed, weight_bytes = MODEL_BYTES }
+        end
+        function model:chat(...)
+          local before, t0 = self.steps, kigo.now()
+          while kigo.now() - t0 < 2e-4 do end -- its passes take some time
+          local result = chat(self, ...)
+          local n = self.steps - before
+          self.n_timed = self.n_timed + (tricks.timed and tricks.timed(n) or n)
+          self.timed_s = self.timed_s + (tricks.seconds or 1e-4)
+          return result
+        end
+        function model.set_timing() return true end
+        function model.device_info()
+          return { index = 0, total = 80e9, in_use = device.in_use, note = "", most_bytes_per_s = 33e12,
+            managed_in_use = tricks.managed and tricks.managed(device.in_use) or nil }
+        end
+        function model:check_weights()
+          local damaged = tricks.other_weights or (self.damaged and not tricks.blind)
+          return { n_weights = 1, n_bytes = MODEL_BYTES, device_sum = damaged and "b" or "a", file_sum = "a",
+            differs = damaged and "token_embd.weight" or nil }
+        end
+        return setmetatable(model, { __close = function()
+          if is_copy and not tricks.leaks then device.in_use = device.in_use - MODEL_BYTES - 5e6 end
+        end })
+      end
+      return haiku.check(gpu(), { clock = function() return 29 end, random = (function()
+        local n = 0
+        return function()
+          n = n + 1
+          return 0x1000 * n + 17
+        end
+      end)(), copy = function() return gpu(true) end })
+    end
+
+    local function fails_on_gpu(reason, tricks)
+      local report = check_gpu(tricks)
+      assert.is_false(report.passed)
+      assert.truthy(report.reason:find(reason, 1, true), report.reason)
+    end
+
+    it("passes where device and driver agree", function()
+      local report = check_gpu {}
+      assert.is_true(report.passed, report.reason)
+      local found = {}
+      for i, finding in ipairs(report.evidence) do found[i] = finding.what .. tostring(finding.passed) end
+      assert.same({ "kernelstrue", "weightstrue", "memorytrue" }, found)
+    end)
+
+    it("fails what never was in the device's memory, or stays there", function()
+      fails_on_gpu("memory: ", { stays_on_host = true })
+      fails_on_gpu("memory: ", { leaks = true })
+      fails_on_gpu("memory: ", { managed = function() return 5e9 end }) -- the other count sees nothing
+    end)
+
+    it("fails weights that are not the file's, and a comparison that would not see it", function()
+      fails_on_gpu("weights: ", { other_weights = true })
+      fails_on_gpu("although they were scrambled", { blind = true })
+    end)
+
+    it("fails passes that the device has not seen, or not for a possible time", function()
+      fails_on_gpu("kernels: ", { timed = function() return 0 end })
+      fails_on_gpu("kernels: ", { timed = function(n) return n + 1 end })
+      fails_on_gpu("kernels: ", { seconds = 0 })
+      fails_on_gpu("kernels: ", { seconds = 1e-9 })
+      fails_on_gpu("kernels: ", { seconds = 60 })
+    end)
+  end)
+
   describe("the bundled model", function()
     local function environment(overrides)
-      local env = haiku.environment(function() return kigo.load(support.haiku_model, { threads = 1 }) end)
+      local env = haiku.environment(function() return kigo.load(support.haiku_model, { device = "cpu", threads = 1 }) end)
       for name, value in pairs(overrides or {}) do env[name] = value end
       return env
     end
 
     it("test_haiku_generation_anti_cheat", function()
-      local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
+      local model <close> = assert(kigo.load(support.haiku_model, { device = "cpu", threads = 1 }))
       -- Of 3,600 measured checks of this model 9 failed by chance (two seeds of one mind, a word said twice), so one
       -- more try is due; what cheats fails every time, as the specs below show.
       local report = haiku.check(model, environment())
@@ -261,7 +348,7 @@ describe("kigo.haiku", function()
     end
 
     it("passes at other minutes, from fixed seeds", function()
-      local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
+      local model <close> = assert(kigo.load(support.haiku_model, { device = "cpu", threads = 1 }))
       for minute = 0, 59, 13 do
         local report = haiku.check(model, environment { clock = function() return minute end, seed = minute,
           random = lcg(minute), topic = "falling leaves" })
@@ -271,7 +358,7 @@ describe("kigo.haiku", function()
     end)
 
     it("fails once it is damaged itself", function()
-      local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
+      local model <close> = assert(kigo.load(support.haiku_model, { device = "cpu", threads = 1 }))
       assert.is_true(model:scramble("blk.1.", 1) > 0)
       local report = haiku.check(model, environment())
       assert.is_false(report.passed)
@@ -279,7 +366,7 @@ describe("kigo.haiku", function()
     end)
 
     it("fails when its answers are replayed", function()
-      local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
+      local model <close> = assert(kigo.load(support.haiku_model, { device = "cpu", threads = 1 }))
       local recorded
       local replayer = setmetatable({
         chat = function(_, messages, options)
@@ -290,6 +377,31 @@ describe("kigo.haiku", function()
         tokenizer = model.tokenizer,
       }, { __index = model })
       assert.is_false(haiku.check(replayer, environment()).passed)
+    end)
+
+    it("passes on a GPU, with evidence of the device and its driver #gpu", function()
+      if not tiny.has_gpu then return pending "there is no GPU here" end
+      local function load() return kigo.load(support.haiku_model, { device = "cuda" }) end
+      local model <close> = assert(load())
+      local report
+      for _ = 1, 2 do -- one more try, as above
+        report = haiku.check(model, haiku.environment(load))
+        if report.passed then break end
+      end
+      assert.is_true(report.passed, report.reason)
+      assert.equal(3, #report.evidence)
+      local text = haiku.describe(model, report)
+      assert.truthy(text:find("\nHaiku anti-cheat PASSED (REAL GPU INFERENCE)\n", 1, true), text)
+    end)
+
+    it("fails on a GPU with one wrong byte #gpu", function()
+      if not tiny.has_gpu then return pending "there is no GPU here" end
+      local function load() return kigo.load(support.haiku_model, { device = "cuda" }) end
+      local model <close> = assert(load())
+      assert(model:flip_weight("blk.0.ffn_down.weight", 4321, 1))
+      local report = haiku.check(model, haiku.environment(load))
+      assert.is_false(report.passed)
+      assert.truthy(report.reason:find("weights: .*blk%.0%.ffn_down%.weight is not the file's$"), report.reason)
     end)
 
     it("is found without being named", function()

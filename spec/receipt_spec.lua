@@ -3,6 +3,7 @@ describe("kigo.receipt", function()
   local json = require "kigo.json"
   local kigo = require "kigo"
   local support = require "spec.support"
+  local tiny = require "spec.tiny"
   local receipt = kigo.receipt
 
   local QUESTION = { { role = "user", content = "Write a haiku about the autumn moon." } }
@@ -84,7 +85,7 @@ describe("kigo.receipt", function()
       assert.is_nil(without.receipt)
     end)
 
-    for _, device in ipairs { "cpu", "reference" } do
+    for _, device in ipairs { "cpu", "reference", tiny.has_gpu and "cuda:0" or nil } do
       it("gives the same bits and draws on " .. device, function()
         local report = passes(device, record(device, {}))
         assert.is_true(report.same and report.bitwise)
@@ -105,15 +106,34 @@ describe("kigo.receipt", function()
     end
 
     it("holds from a GPU to the CPU backends and back #gpu", function()
-      local gpu, message = kigo.load(support.haiku_model, { device = "cuda:0" })
-      if not gpu then return pending(message) end
-      models["cuda:0"] = gpu
+      if not tiny.has_gpu then return pending "there is no GPU here" end
       for seed = 1, 3 do
         local r = record("cuda:0", { seed = seed })
         assert.is_true(passes("cuda:0", r).bitwise)
         passes("cpu", r)
         passes("reference", r)
         passes("cuda:0", record("reference", { seed = seed }))
+      end
+    end)
+
+    it("of a GPU fails once it is edited, here and there #gpu", function()
+      if not tiny.has_gpu then return pending "there is no GPU here" end
+      local made = receipt.encode(record("cuda:0", {}))
+      for _, change in ipairs {
+        function(r) r.sampled[4] = 600 end,
+        function(r) r.seed = "30" end,
+        function(r) r.model.files[1].sha256 = ("0"):rep(64) end,
+        function(r) r.steps[6].logits[1] = r.steps[6].logits[1] + 1 end,
+        function(r) -- a last digit
+          local values = r.steps[6].logits
+          values[1] = string.unpack("<f", string.pack("<I4", string.unpack("<I4", string.pack("<f", values[1])) + 1))
+        end,
+      } do
+        local r = read(made)
+        change(r)
+        for _, device in ipairs { "cuda:0", "cpu", "reference" } do fails(device, r, "digest: ") end
+        r.digest = receipt.digest(r)
+        assert.is_false(verify("cuda:0", r).passed)
       end
     end)
 
@@ -390,7 +410,7 @@ describe("kigo.receipt", function()
       status, output = run(("verify %s"):format(path)) -- the bundled model is another one
       assert.equal(1, status)
       assert.truthy(output:find("Receipt FAILED: model", 1, true))
-      local _, text = run(("verify %s --model %s --json"):format(path, stories))
+      local _, text = run(("verify %s --model %s --json --device cpu"):format(path, stories))
       assert.is_true(cjson.decode(text).passed)
       os.remove(path)
     end)

@@ -2,6 +2,7 @@
 local core = require "kigo.core"
 local check = require "kigo.check"
 local kigo = require "kigo"
+local traffic = require "kigo.traffic"
 
 local bench = {}
 
@@ -45,25 +46,6 @@ function bench.peak_memory()
   local kilobytes = file:read("a"):match "VmHWM:%s*(%d+) kB"
   file:close()
   return kilobytes and math.tointeger(kilobytes) * 1024
-end
-
----Bytes of weights that one token needs: all tensors but tables of which it reads a row, and its share of the experts.
----@param gguf kigo.Gguf
----@return integer
-function bench.weight_bytes_per_token(gguf)
-  local arch = gguf:get "general.architecture"
-  local experts, used = gguf:get(arch .. ".expert_count"), gguf:get(arch .. ".expert_used_count")
-  local tied, bytes = not gguf:tensor "output.weight", 0
-  for _, tensor in ipairs(gguf:tensors()) do
-    local share = 1
-    if tensor.name == "position_embd.weight" or (tensor.name == "token_embd.weight" and not tied) then
-      share = 0
-    elseif tensor.name:find "_exps%." and experts and used then
-      share = used / experts
-    end
-    bytes = bytes + tensor.bytes * share
-  end
-  return math.floor(bytes)
 end
 
 ---Seconds that a call takes; a failure is thrown as { message, code } for bench.measure.
@@ -148,10 +130,10 @@ local function run(path, options)
   local load_s, opened = timed(kigo.load, path, load)
   local model <close> = opened
   local stats = model:stats()
-  local about = { model = path, file_bytes = model.gguf:bytes(), parameters = model.gguf:parameters(),
-    device = stats.device, variant = stats.variant, threads = stats.n_threads, packed_bytes = stats.weight_bytes,
-    weight_bytes_per_token = bench.weight_bytes_per_token(model.gguf), repeats = repeats, prompt_tokens = n_prompt,
-    decode_tokens = n }
+  local about = { model = path, note = stats.note, file_bytes = model.gguf:bytes(),
+    parameters = model.gguf:parameters(), device = stats.device, variant = stats.variant, threads = stats.n_threads,
+    packed_bytes = stats.weight_bytes, weight_bytes_per_token = traffic.weight_bytes(model.gguf), repeats = repeats,
+    prompt_tokens = n_prompt, decode_tokens = n }
   local prefill_s
   prefill_s, about.logits_hash, about.kv_bytes = measure_prefill(model, some_ids(n_prompt, model.vocab_size), repeats)
   about.prefill_tokens_per_s = n_prompt / prefill_s

@@ -1,7 +1,8 @@
 -- The haiku check: proof that text came out of a real model, now. The current minute in words and a nonce go into the
 -- prompt; three lines with that word exactly once must come out, and then a canned poem, a replay, a template and a
--- proxy each fail at one of the questions below.
+-- proxy each fail at one of the questions below. On a GPU the device and its driver are asked too (kigo.evidence).
 local core = require "kigo.core"
+local evidence = require "kigo.evidence"
 local numbers = require "kigo.numbers"
 local syllables = require "kigo.syllables"
 
@@ -209,22 +210,85 @@ function Check:other_minutes(first)
   end
 end
 
----A second load of the model writes the same haiku, and none once a layer of it is scrambled.
+---Note what the device or its driver showed; a failed finding is the end.
+---@param finding kigo.evidence.Finding
+function Check:found(finding)
+  table.insert(self.report.evidence, finding)
+  demand(finding.passed, "%s: %s", finding.what, finding.text)
+end
+
+---What the driver says about the device now, with nothing of ours left that waits to be collected.
+function Check:device_info()
+  collectgarbage()
+  collectgarbage()
+  local info, message = self.model:device_info()
+  demand(info, "asking the device: %s", message)
+  return info
+end
+
+---The device holds the file's weights.
+function Check:weights()
+  local weights, message = self.model:check_weights()
+  demand(weights, "reading the weights back: %s", message)
+  self:found(evidence.weights(weights))
+end
+
+---The damage below is seen where the weights are.
+local function see_damage(copy)
+  local weights, message = copy:check_weights()
+  demand(weights, "reading the weights back: %s", message)
+  demand(weights.differs and weights.device_sum ~= weights.file_sum,
+    "the weights read back from the device equal the file although they were scrambled")
+end
+
+---A second load of the model writes the same haiku, and none once a layer of it is scrambled. On a GPU the device's
+---memory shows that it came and went.
 function Check:damage(first)
+  if not self.is_gpu then return self:damage_copy(first) end
+  local before = self:device_info()
+  local open, packed = self:damage_copy(first)
+  self:found(evidence.memory(before, open, self:device_info(), packed))
+end
+
+---@return kigo.DeviceInfo? open   on a GPU: while the copy was open
+---@return integer packed          bytes of its weights
+function Check:damage_copy(first)
   local copy <close>, message = self.env.copy()
   demand(copy, "the second load of the model: %s", message)
+  local open
+  local packed = copy:stats().weight_bytes
   local question = { topic = self.topic, word = first.word, nonce = first.nonce, seed = first.seed }
   local same
   same, message = haiku.ask(copy, question)
   demand(same, "the second load of the model: %s", message)
   demand(same.text == first.text, "the second load of the model writes another haiku from the same seed")
+  if self.is_gpu then open = self:device_info() end
   demand(copy:scramble("blk.1.", self.seed) > 0, "the copy has no layer to scramble")
+  if self.is_gpu then see_damage(copy) end
   local damaged, why, code = haiku.ask(copy, question)
   if not damaged then -- no haiku is what we want, but for want of numbers, not of memory
     demand(code == core.err.NUMERIC, "the scrambled model: %s", why)
-    return
+  else
+    demand(not haiku.judge_text(damaged.text, first.word), "a model with scrambled weights still writes a haiku")
   end
-  demand(not haiku.judge_text(damaged.text, first.word), "a model with scrambled weights still writes a haiku")
+  return open, packed
+end
+
+---The questions to the model; on a GPU its own clock counts meanwhile.
+function Check:questions()
+  local count
+  if self.is_gpu then
+    local done, message = self.model:set_timing(true)
+    demand(done, "timing the device: %s", message)
+    count = evidence.count_kernels(self.model)
+  end
+  self.report.answer = self:current()
+  self:another_seed(self.report.answer)
+  self:other_minutes(self.report.answer)
+  if count then
+    self:found(count())
+    self:weights()
+  end
 end
 
 ---@class kigo.haiku.Report
@@ -233,6 +297,7 @@ end
 ---@field answer kigo.haiku.Answer?      the haiku of this minute
 ---@field syllables integer[]?
 ---@field retries integer                retries used
+---@field evidence kigo.evidence.Finding[]   on a GPU: what the device and its driver showed
 
 local function syllable_counts(text)
   local counts = {}
@@ -245,15 +310,13 @@ end
 ---@param env kigo.haiku.Environment
 ---@return kigo.haiku.Report
 function haiku.check(model, env)
+  local report = { passed = false, retries = 0, evidence = {} }
   local check = setmetatable({
-    model = model, env = env, retries = 1,
+    model = model, env = env, report = report, retries = 1, is_gpu = evidence.is_due(model),
     topic = env.topic or haiku.topics[1 + env.random() % #haiku.topics], seed = env.seed or env.random(),
   }, Check)
-  local report = { passed = false, retries = 0 }
   local done, thrown = xpcall(function()
-    report.answer = check:current()
-    check:another_seed(report.answer)
-    check:other_minutes(report.answer)
+    check:questions()
     check:damage(report.answer)
   end, function(e) return type(e) == "table" and e or { reason = debug.traceback(tostring(e), 2) } end)
   report.passed, report.retries = done, 1 - check.retries
@@ -314,8 +377,11 @@ function haiku.describe(model, report)
     add("syllables  %s by rule of thumb%s", counts, counts == "5-7-5" and "" or ", where 5-7-5 is the custom")
   end
   if report.retries > 0 then add("retries    %d", report.retries) end
+  for _, finding in ipairs(report.evidence) do
+    add("%-10s %s: %s", finding.what, finding.text, finding.passed and "passed" or "FAILED")
+  end
   if report.passed then
-    add("Haiku anti-cheat PASSED (real %s inference)", stats.device:find "^cuda" and "GPU" or "CPU")
+    add("Haiku anti-cheat PASSED (%s)", stats.device:find "^cuda" and "REAL GPU INFERENCE" or "real CPU inference")
   else
     add("Haiku anti-cheat FAILED: %s", report.reason)
   end

@@ -543,7 +543,8 @@ function Model:values() end
 
 ---@class kigo.ModelStats
 ---@field device string
----@field note string                  why "auto" is no GPU; empty where it is one, or another device was asked for
+---@field note string                  why "auto" is no GPU; empty where it is one, where another device was asked for,
+---and where kigo was built without CUDA and the machine has no such device
 ---@field variant string               instruction set, or name of the GPU
 ---@field kv string                    type of the key/value cache: "f32" or "f16"
 ---@field weight_bytes integer         of packed weights
@@ -551,8 +552,12 @@ function Model:values() end
 ---@field n_threads integer
 ---@field n_tokens_evaluated integer   since loading
 ---@field n_steps integer              forward passes
+---@field n_timed integer              of them timed by the device (Model:set_timing)
+---@field timed_s number               what those took there
 ---@field n_sequences integer
----@field n_pages_used integer         of the key/value cache
+---@field n_pages integer              of the key/value cache, as allocated now
+---@field n_pages_used integer
+---@field page integer                 positions in a page
 
 ---@return kigo.ModelStats
 function Model:stats() end
@@ -564,6 +569,64 @@ function Model:stats() end
 ---@return string? message
 ---@return integer? code
 function Model:scramble(prefix, seed) end
+
+---Turn bits of one byte of a weight as the device holds it, for tests.
+---@param name string   of the tensor
+---@param at integer    byte of the packed weight
+---@param mask integer
+---@return true?
+---@return string? message
+---@return integer? code
+function Model:flip_weight(name, at, mask) end
+
+---What the driver says about the device. Only a GPU can be asked: kigo.err.UNSUPPORTED elsewhere, here and below.
+---@class kigo.DeviceInfo
+---@field index integer
+---@field total integer            bytes
+---@field in_use integer           of all programs together, as the runtime counts them
+---@field managed_in_use integer?  the same, as NVML counts them
+---@field process_in_use integer?  of this process, by NVML; most containers hide it
+---@field note string              why NVML does not tell; else empty
+---@field most_bytes_per_s number  no data can reach the registers faster, wherever it comes from
+
+---@return kigo.DeviceInfo?
+---@return string? message
+---@return integer? code
+function Model:device_info() end
+
+---Measure what the device reaches with nothing else to do; takes part of a second and up to 2 GB of its memory.
+---@return { copy_bytes_per_s: number, tensor_flops: number, tensor_note: string }?   copies: bytes read and written;
+---products of tensor cores whose operands stay in registers, with the instruction that was used
+---@return string? message
+---@return integer? code
+function Model:device_rates() end
+
+---Have the device itself time every forward pass from now on (stats: n_timed, timed_s), or no more.
+---@param on boolean
+---@return true?
+---@return string? message
+---@return integer? code
+function Model:set_timing(on) end
+
+---@class kigo.WeightsCheck
+---@field n_weights integer
+---@field n_bytes integer       that were compared
+---@field device_sum string     checksum of what came back from the device
+---@field file_sum string       of the same bytes of the file
+---@field differs string?       the first tensor that is not the file's
+
+---Bring every weight back from the device, undo its packing and compare it with the file, byte by byte.
+---@return kigo.WeightsCheck?
+---@return string? message
+---@return integer? code
+function Model:check_weights() end
+
+---What a step of these sequences would take, stage by stage; their tokens stay pending. It must fit one forward pass.
+---@param sequences kigo.Sequence[]
+---@return { name: string, count: integer, bytes: number, seconds: number }[]? stages  of one name together
+---@return string? message
+---@return integer? code
+function Model:profile(sequences) end
 
 ---@param progress kigo.Progress?   called between the passes of long steps
 function Model:set_progress(progress) end

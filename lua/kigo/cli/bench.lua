@@ -22,6 +22,8 @@ return {
       prompt_tokens = options.prompt_tokens, tokens = options.tokens, repeats = options["repeat"],
       load = common.loading(options),
     })
+    common.say_fallback(figures.note)
+    figures.note = nil
     io.write(options.json and json.encode(figures) .. "\n" or bench.describe(figures))
     return 0
   end,

@@ -64,13 +64,21 @@ function common.loading(options, extra)
   return wanted
 end
 
----Load the model named on the command line.
+---Say on standard error why the CPU computes where a GPU was looked for.
+---@param note string   of model:stats()
+function common.say_fallback(note)
+  if note ~= "" then io.stderr:write("kigo: ", note, "; the CPU computes\n") end
+end
+
+---Load the model named on the command line. A command loads it so once: then it is also said once.
 ---@param path string
 ---@param options table      parsed command-line options
 ---@param extra? table       more options of kigo.load
 ---@return kigo.Model
 function common.load(path, options, extra)
-  return common.call(kigo.load, path, common.loading(options, extra))
+  local model = common.call(kigo.load, path, common.loading(options, extra))
+  common.say_fallback(model:stats().note)
+  return model
 end
 
 -- ---- sampling ----
