@@ -158,6 +158,27 @@ int kg_gpu_set_timing(kg_executable *exe, bool on, kg_error *err)
   return KG_OK;
 }
 
+int kg_gpu_timing_begin(kg_executable *exe, kg_error *err)
+{
+  return exe->timer.begin ? kg_gpu_timer_start(&exe->timer, exe->stream, err) : KG_OK;
+}
+
+int kg_gpu_timing_end(kg_executable *exe, kg_error *err)
+{
+  return exe->timer.begin ? kg_gpu_timer_stop(&exe->timer, exe->stream, err) : KG_OK;
+}
+
+int kg_gpu_timing_add(kg_executable *exe, int64_t n_passes, kg_error *err)
+{
+  double seconds;
+  if (!exe->timer.begin) return KG_OK;
+  const int code = kg_gpu_timer_read(&exe->timer, &seconds, err);
+  if (code) return code;
+  exe->timed_s += seconds;
+  exe->n_timed += n_passes;
+  return KG_OK;
+}
+
 /* ---- rates ---- */
 
 enum { RUNS = 9, COPIES = 4, ROUNDS = 8192 };

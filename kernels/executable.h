@@ -172,6 +172,11 @@ int kg_gpu_profile(kg_executable *exe, const kg_batch *batch, kg_profile *out, k
 int kg_gpu_device_info(const kg_executable *exe, kg_device_info *out, kg_error *err);
 int kg_gpu_device_rates(const kg_executable *exe, kg_device_rates *out, kg_error *err);
 int kg_gpu_set_timing(kg_executable *exe, bool on, kg_error *err);
+/* Where runs are timed: mark the queue before the first pass of a call and behind its last, and note the time between
+ * when the queue was waited for. */
+int kg_gpu_timing_begin(kg_executable *exe, kg_error *err);
+int kg_gpu_timing_end(kg_executable *exe, kg_error *err);
+int kg_gpu_timing_add(kg_executable *exe, int64_t n_passes, kg_error *err);
 int kg_gpu_timer_init(kg_gpu_timer *t, kg_error *err);
 void kg_gpu_timer_deinit(kg_gpu_timer *t);
 int kg_gpu_timer_start(const kg_gpu_timer *t, const kg_stream *s, kg_error *err);

@@ -537,23 +537,13 @@ static int run_pass(pass *p, kg_error *err)
   return is_decoding(p) ? run_graph(p, err) : enqueue(p, err);
 }
 
-static int add_time(kg_executable *exe, kg_error *err)
-{
-  double seconds;
-  const int code = kg_gpu_timer_read(&exe->timer, &seconds, err);
-  if (code) return code;
-  exe->timed_s += seconds;
-  exe->n_timed++;
-  return KG_OK;
-}
-
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
   const kg_program *program = batch->n_traces ? &exe->traced : &exe->fused;
   const int32_t step = program->max_rows[KG_ALL_ROWS];
   int32_t wanted = 0;
   int code = kg_stream_use(exe->stream, err);
-  if (!code && exe->timer.begin) code = kg_gpu_timer_start(&exe->timer, exe->stream, err);
+  if (!code) code = kg_gpu_timing_begin(exe, err);
   for (int32_t row = 0; row < batch->n_rows && !code; row += step) {
     pass p = {.exe = exe, .batch = batch, .program = program, .row0 = row, .wanted0 = wanted};
     p.n_rows = batch->n_rows - row < step ? batch->n_rows - row : step;
@@ -561,11 +551,10 @@ int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
     p.n_wanted = wanted - p.wanted0;
     code = run_pass(&p, err);
   }
-  const bool is_timed = !code && exe->timer.begin;
-  if (is_timed) code = kg_gpu_timer_stop(&exe->timer, exe->stream, err);
+  if (!code) code = kg_gpu_timing_end(exe, err);
   const int waited = kg_stream_wait(exe->stream, "a step", code ? NULL : err); /* faults belong to the step that made them */
-  if (is_timed && !code && !waited) code = add_time(exe, err);
-  return code ? code : waited;
+  if (!code) code = waited;
+  return code ? code : kg_gpu_timing_add(exe, 1, err);
 }
 
 /* ---- single stages ---- */

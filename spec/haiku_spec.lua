@@ -321,7 +321,9 @@ describe("kigo.haiku", function()
 
   describe("the bundled model", function()
     local function environment(overrides)
-      local env = haiku.environment(function() return kigo.load(support.haiku_model, { device = "cpu", threads = 1 }) end)
+      local env = haiku.environment(function()
+        return kigo.load(support.haiku_model, { device = "cpu", threads = 1 })
+      end)
       for name, value in pairs(overrides or {}) do env[name] = value end
       return env
     end
