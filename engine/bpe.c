@@ -24,9 +24,11 @@ typedef struct bpe {
   int32_t byte_ids[256]; /* the symbol that a byte starts as; -1: none */
   merge_slot *slots;     /* a hash table by (left, right) */
   size_t mask;
+  uint64_t *filter; /* a bit for each hash: most pairs do not merge, and this table is small enough to stay near */
+  size_t filter_mask;
   uint64_t seed;
-  const merge_slot **byte_slots; /* the slot of two bytes, or NULL: [first * 256 + second] */
-  _Atomic uint8_t *wholeness;    /* of each token */
+  int32_t *byte_slots;        /* the slot of two bytes, or -1: [first * 256 + second] */
+  _Atomic uint8_t *wholeness; /* of each token */
 } bpe;
 
 /* ---- the alphabet ---- */
@@ -61,14 +63,35 @@ static size_t unmap(const char *text, size_t n, char *out)
 
 /* ---- merges ---- */
 
-static merge_slot *find_slot(const bpe *b, int32_t left, int32_t right)
+static uint64_t hash_pair(const bpe *b, int32_t left, int32_t right)
 {
   /* bounded: 32 bits, moved up by 32 */
-  const uint64_t hash = kg_vocab_hash(b->seed, (uint64_t)(uint32_t)left << 32 | (uint32_t)right, 1);
+  return kg_vocab_hash(b->seed, (uint64_t)(uint32_t)left << 32 | (uint32_t)right, 1);
+}
+
+/* The pair's slot, or the free one where it belongs. */
+static merge_slot *find_slot(const bpe *b, uint64_t hash, int32_t left, int32_t right)
+{
   for (size_t at = (size_t)hash & b->mask;; at = (at + 1) & b->mask) {
     merge_slot *slot = &b->slots[at];
     if (slot->left < 0 || (slot->left == left && slot->right == right)) return slot;
   }
+}
+
+static uint64_t *filter_word(const bpe *b, uint64_t hash, uint64_t *bit)
+{
+  *bit = (uint64_t)1 << (hash >> 58); /* bounded: six bits */
+  return &b->filter[hash >> 32 & b->filter_mask];
+}
+
+/* What these two tokens merge to, or NULL. */
+static const merge_slot *find_merge(const bpe *b, int32_t left, int32_t right)
+{
+  const uint64_t hash = hash_pair(b, left, right);
+  uint64_t bit;
+  if (!(*filter_word(b, hash, &bit) & bit)) return NULL;
+  const merge_slot *slot = find_slot(b, hash, left, right);
+  return slot->left < 0 ? NULL : slot;
 }
 
 static int malformed_merge(const kg_gguf *gguf, uint64_t index, kg_string text, kg_error *err)
@@ -93,7 +116,10 @@ static int add_merge(bpe *b, const kg_vocab *vocab, const kg_gguf *gguf, uint64_
   /* bounded: both parts are inside of one text */
   const int32_t id = kg_vocab_find(vocab, &vocab->texts, buffer, n_left + n_right);
   if (left < 0 || right < 0 || id < 0) return KG_OK;
-  merge_slot *slot = find_slot(b, left, right);
+  const uint64_t hash = hash_pair(b, left, right);
+  uint64_t bit;
+  *filter_word(b, hash, &bit) |= bit;
+  merge_slot *slot = find_slot(b, hash, left, right);
   if (slot->left < 0) *slot = (merge_slot){left, right, id, (uint32_t)index}; /* of repeated ones the first counts */
   return KG_OK;
 }
@@ -111,8 +137,10 @@ static int read_merges(bpe *b, const kg_vocab *vocab, const kg_gguf *gguf, kg_er
   for (uint64_t i = 0; i < merges->count; i++)
     if (merges->strings[i].size > longest) longest = merges->strings[i].size;
   b->slots = kg_alloc_array(n_slots, sizeof *b->slots);
+  b->filter = kg_alloc_array(n_slots / 8, sizeof *b->filter); /* eight bits a slot */
+  b->filter_mask = n_slots / 8 - 1;
   char *buffer = kg_alloc(longest);
-  if (!b->slots || !buffer) {
+  if (!b->slots || !b->filter || !buffer) {
     kg_free(buffer);
     return kg_fail_memory(err, n_slots * sizeof *b->slots, "merges");
   }
@@ -148,8 +176,8 @@ static int index_bytes(bpe *b, int32_t n_tokens, kg_error *err)
   if (!b->byte_slots || !b->wholeness) return kg_fail_memory(err, N_PAIRS * sizeof *b->byte_slots, "a tokenizer");
   for (size_t pair = 0; pair < N_PAIRS; pair++) {
     const int32_t left = b->byte_ids[pair / 256], right = b->byte_ids[pair % 256];
-    const merge_slot *slot = left >= 0 && right >= 0 ? find_slot(b, left, right) : NULL;
-    b->byte_slots[pair] = slot && slot->left >= 0 ? slot : NULL;
+    const merge_slot *slot = left >= 0 && right >= 0 ? find_merge(b, left, right) : NULL;
+    b->byte_slots[pair] = slot ? (int32_t)(slot - b->slots) : -1;
   }
   return KG_OK;
 }
@@ -176,6 +204,7 @@ static void close(void *state)
   if (!b) return;
   kg_splitter_deinit(&b->splitter);
   kg_free(b->slots);
+  kg_free(b->filter);
   kg_free(b->byte_slots);
   kg_free(b->wholeness);
   kg_free(b);
@@ -183,12 +212,19 @@ static void close(void *state)
 
 /* ---- merging a word ---- */
 
-/* Long words: with a heap. */
-static bool find_merge(const void *context, const kg_symbol *left, const kg_symbol *right, uint32_t *rank, int32_t *id)
+static int push(kg_tokens *out, int32_t id, kg_error *err)
 {
-  if (left->id < 0 || right->id < 0) return false;
-  const merge_slot *slot = find_slot(context, left->id, right->id);
-  if (slot->left < 0) return false;
+  if (out->n == out->capacity) return kg_tokens_push(out, id, err);
+  out->ids[out->n++] = id;
+  return KG_OK;
+}
+
+/* Long words: with a heap. */
+static bool find_symbols_merge(const void *context, const kg_symbol *left, const kg_symbol *right, uint32_t *rank,
+                               int32_t *id)
+{
+  const merge_slot *slot = left->id >= 0 && right->id >= 0 ? find_merge(context, left->id, right->id) : NULL;
+  if (!slot) return false;
   *rank = slot->rank;
   *id = slot->id;
   return true;
@@ -201,10 +237,10 @@ static int merge_long(const kg_tokenizer *tokenizer, const char *word, size_t si
   int rc = kg_merger_reset(merger, size, err);
   if (rc) return rc;
   for (size_t i = 0; i < size; i++) kg_merger_add(merger, (uint32_t)i, 1, b->byte_ids[(unsigned char)word[i]]);
-  if ((rc = kg_merger_run(merger, find_merge, b, err))) return rc;
+  if ((rc = kg_merger_run(merger, find_symbols_merge, b, err))) return rc;
   for (int32_t i = 0; i >= 0 && !rc; i = merger->symbols[i].next) {
     const kg_symbol *symbol = &merger->symbols[i];
-    rc = symbol->id >= 0 ? kg_tokens_push(out, symbol->id, err)
+    rc = symbol->id >= 0 ? push(out, symbol->id, err)
                          : kg_tokenizer_push_byte(tokenizer, (unsigned char)word[symbol->begin], out, err);
   }
   return rc;
@@ -222,15 +258,14 @@ typedef struct parts {
 
 static void set_pair(parts *p, size_t i, const merge_slot *slot)
 {
-  const bool merges = slot && slot->left >= 0;
-  p->ranks[i] = merges ? slot->rank : UINT32_MAX;
-  p->merged[i] = merges ? slot->id : -1;
+  p->ranks[i] = slot ? slot->rank : UINT32_MAX;
+  p->merged[i] = slot ? slot->id : -1;
 }
 
 static void look_up_pair(const bpe *b, parts *p, size_t i)
 {
-  const bool has_next = i + 1 < p->n && p->ids[i] >= 0 && p->ids[i + 1] >= 0; /* bounded: i < n */
-  set_pair(p, i, has_next ? find_slot(b, p->ids[i], p->ids[i + 1]) : NULL);   /* bounded: i < n */
+  const bool is_pair = i + 1 < p->n && p->ids[i] >= 0 && p->ids[i + 1] >= 0; /* bounded: i < n */
+  set_pair(p, i, is_pair ? find_merge(b, p->ids[i], p->ids[i + 1]) : NULL);  /* bounded: i < n */
 }
 
 static void merge_short(const bpe *b, parts *p, const char *word, size_t size)
@@ -240,7 +275,8 @@ static void merge_short(const bpe *b, parts *p, const char *word, size_t size)
   for (size_t i = 0; i < size; i++) {
     const int32_t id = b->byte_ids[bytes[i]];
     p->ids[i] = id >= 0 ? id : ~(int32_t)bytes[i];
-    set_pair(p, i, i + 1 < size ? b->byte_slots[bytes[i] * 256u + bytes[i + 1]] : NULL); /* bounded: two bytes */
+    const int32_t slot = i + 1 < size ? b->byte_slots[bytes[i] * 256u + bytes[i + 1]] : -1; /* bounded: two bytes */
+    set_pair(p, i, slot >= 0 ? &b->slots[slot] : NULL);
   }
   for (;;) {
     size_t best = 0;
@@ -267,7 +303,7 @@ static int merge_word(const kg_tokenizer *tokenizer, const char *word, size_t si
   merge_short(tokenizer->state, &p, word, size);
   int rc = KG_OK;
   for (size_t i = 0; i < p.n && !rc; i++)
-    rc = p.ids[i] >= 0 ? kg_tokens_push(out, p.ids[i], err)
+    rc = p.ids[i] >= 0 ? push(out, p.ids[i], err)
                        : kg_tokenizer_push_byte(tokenizer, (unsigned char)~p.ids[i], out, err);
   return rc;
 }
@@ -279,20 +315,29 @@ typedef struct word_key {
   uint64_t head, tail;
 } word_key;
 
-/* A word that stood earlier in the text, and where its ids stand among the text's ids. */
+enum { SMALL_WORD = 16, SMALL_IDS = 3 };
+
+/* A word that stood earlier in the text: one of up to SMALL_WORD bytes and SMALL_IDS ids with its ids, others with the
+ * places of the word in the text and of its ids in those of the text. */
 typedef struct seen_word {
   word_key key;
-  const char *word;
-  size_t first; /* index in the ids */
-  uint32_t size, n; /* size 0: free */
+  union {
+    int32_t ids[SMALL_IDS];
+    struct {
+      uint32_t pos, first;
+    } at;
+  } is;
+  uint16_t size, n; /* size 0: free */
 } seen_word;
 
 typedef struct word_cache {
   seen_word *slots; /* each word has one place; a later one takes it over */
   size_t mask;
+  const char *text;
+  size_t first; /* where the text's ids begin */
 } word_cache;
 
-enum { CACHED_WORD = 64, CACHE_SLOTS_MAX = 8192, CACHE_SLOT_BYTES = 64 /* a slot for so many bytes of text */ };
+enum { CACHED_WORD = 64, CACHE_SLOTS_MAX = 65536, CACHE_SLOT_BYTES = 64 /* a slot for so many bytes of text */ };
 
 static uint64_t load(const char *bytes, size_t n)
 {
@@ -327,10 +372,36 @@ static seen_word *cache_slot(const word_cache *cache, const bpe *b, word_key key
   return &cache->slots[kg_vocab_hash(b->seed, key.head, key.tail) & cache->mask];
 }
 
-static bool is_seen(const seen_word *seen, word_key key, const char *word, size_t size)
+static bool is_small(size_t size, size_t n) { return size <= SMALL_WORD && n <= SMALL_IDS; }
+
+static bool is_seen(const word_cache *cache, const seen_word *seen, word_key key, const char *word, size_t size)
 {
   return seen->size == size && seen->key.head == key.head && seen->key.tail == key.tail &&
-         (size <= 16 || !memcmp(seen->word, word, size));
+         (size <= SMALL_WORD || !memcmp(cache->text + seen->is.at.pos, word, size));
+}
+
+/* Append the ids that the word had before. */
+static int repeat_ids(const word_cache *cache, const seen_word *seen, kg_tokens *out, kg_error *err)
+{
+  const bool small = is_small(seen->size, seen->n);
+  int rc = KG_OK;
+  for (size_t i = 0; i < seen->n && !rc; i++)
+    rc = push(out, small ? seen->is.ids[i] : out->ids[cache->first + seen->is.at.first + i], err); /* bounded: in ids */
+  return rc;
+}
+
+/* Remember the word at pos, whose ids begin at `first` and end the ids. */
+static void remember(const word_cache *cache, seen_word *slot, word_key key, size_t pos, size_t size, size_t first,
+                     const kg_tokens *out)
+{
+  const size_t n = out->n - first;
+  *slot = (seen_word){.key = key, .size = (uint16_t)size, .n = (uint16_t)n};
+  if (is_small(size, n)) {
+    for (size_t i = 0; i < n; i++) slot->is.ids[i] = out->ids[first + i]; /* bounded: in ids */
+  } else {
+    slot->is.at.pos = (uint32_t)pos;
+    slot->is.at.first = (uint32_t)(first - cache->first);
+  }
 }
 
 /* ---- encoding ---- */
@@ -343,7 +414,7 @@ static int encode_word(const kg_tokenizer *tokenizer, const char *word, size_t s
   const int32_t id = kg_vocab_find(&tokenizer->vocab, &tokenizer->vocab.texts, word, size);
   if (id >= 0) {
     if (b->pre->whole_words || atomic_load_explicit(&b->wholeness[id], memory_order_relaxed) == WHOLE)
-      return kg_tokens_push(out, id, err);
+      return push(out, id, err);
   }
   const size_t first = out->n;
   const int rc = merge_word(tokenizer, word, size, merger, out, err);
@@ -354,37 +425,53 @@ static int encode_word(const kg_tokenizer *tokenizer, const char *word, size_t s
   return rc;
 }
 
-/* Append the ids that the word had before. */
-static int repeat_ids(const seen_word *seen, kg_tokens *out, kg_error *err)
+/* Words whose places in the cache are on their way while the ones before are encoded. */
+enum { WORDS_AHEAD = 16 };
+
+typedef struct ahead {
+  size_t end;
+  word_key key;
+  seen_word *slot; /* NULL: not for the cache */
+} ahead;
+
+static int look_ahead(const bpe *b, kg_split *split, const word_cache *cache, size_t pos, size_t size, ahead *words,
+                      size_t *n_words, kg_error *err)
 {
-  int rc = KG_OK;
-  for (size_t i = 0; i < seen->n && !rc; i++)
-    rc = kg_tokens_push(out, out->ids[seen->first + i], err); /* bounded: they stand in the ids */
-  return rc;
+  size_t n = 0;
+  for (size_t end; n < WORDS_AHEAD && pos < size; pos = end, n++) {
+    const int rc = kg_split_move(split, &end, err);
+    if (rc) return rc;
+    ahead *word = &words[n];
+    word->end = end;
+    word->slot = NULL;
+    if (!cache->slots || end - pos > CACHED_WORD) continue;
+    word->key = key_of(cache->text + pos, end - pos);
+    word->slot = cache_slot(cache, b, word->key);
+    __builtin_prefetch(word->slot);
+  }
+  *n_words = n;
+  return KG_OK;
 }
 
-static int encode_words(const kg_tokenizer *tokenizer, kg_split *split, const word_cache *cache, const char *text,
-                        size_t size, kg_merger *merger, kg_tokens *out, kg_error *err)
+static int encode_words(const kg_tokenizer *tokenizer, kg_split *split, const word_cache *cache, size_t size,
+                        kg_merger *merger, kg_tokens *out, kg_error *err)
 {
-  const bpe *b = tokenizer->state;
   int rc = KG_OK;
-  for (size_t pos = 0, end = 0; pos < size && !rc; pos = end) {
-    if ((rc = kg_split_move(split, &end, err))) return rc;
-    const char *word = text + pos;
-    const size_t n = end - pos;
-    if (!cache->slots || n > CACHED_WORD) {
+  for (size_t pos = 0; pos < size && !rc;) {
+    ahead words[WORDS_AHEAD];
+    size_t n_words;
+    rc = look_ahead(tokenizer->state, split, cache, pos, size, words, &n_words, err);
+    for (size_t i = 0; !rc && i < n_words; pos = words[i++].end) {
+      const char *word = cache->text + pos;
+      const size_t n = words[i].end - pos, first = out->n;
+      seen_word *slot = words[i].slot;
+      if (slot && is_seen(cache, slot, words[i].key, word, n)) {
+        rc = repeat_ids(cache, slot, out, err);
+        continue;
+      }
       rc = encode_word(tokenizer, word, n, merger, out, err);
-      continue;
+      if (slot && !rc) remember(cache, slot, words[i].key, pos, n, first, out);
     }
-    const word_key key = key_of(word, n);
-    seen_word *slot = cache_slot(cache, b, key);
-    if (is_seen(slot, key, word, n)) {
-      rc = repeat_ids(slot, out, err);
-      continue;
-    }
-    const size_t first = out->n;
-    rc = encode_word(tokenizer, word, n, merger, out, err);
-    *slot = (seen_word){key, word, first, (uint32_t)n, (uint32_t)(out->n - first)};
   }
   return rc;
 }
@@ -395,10 +482,10 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
   (void)after_special;
   const bpe *b = tokenizer->state;
   kg_split split = {0};
-  word_cache cache = {0};
+  word_cache cache = {.text = text, .first = out->n};
   int rc = kg_split_begin(&split, &b->splitter, text, size, err);
   if (!rc) rc = cache_init(&cache, size, err);
-  if (!rc) rc = encode_words(tokenizer, &split, &cache, text, size, merger, out, err);
+  if (!rc) rc = encode_words(tokenizer, &split, &cache, size, merger, out, err);
   kg_split_end(&split);
   kg_free(cache.slots);
   return rc;

@@ -126,18 +126,20 @@ kg_string kg_vocab_piece(const kg_vocab *vocab, int32_t id)
 
 /* ---- the hash index ---- */
 
-uint64_t kg_vocab_hash(uint64_t seed, uint64_t a, uint64_t b)
-{
-  __extension__ typedef unsigned __int128 wide;
-  /* bounded: 128 bits hold it */
-  const wide product = (wide)(a ^ seed ^ 0x9E3779B97F4A7C15u) * (b ^ (seed << 32 | seed >> 32) ^ 0xD1B54A32D192ED03u);
-  return (uint64_t)product ^ (uint64_t)(product >> 64);
-}
-
+/* Up to eight bytes, all of which count. */
 static uint64_t read_word(const char *bytes, size_t n)
 {
   uint64_t word = 0;
-  memcpy(&word, bytes, n < 8 ? n : 8);
+  uint32_t head, tail;
+  if (n >= 8) {
+    memcpy(&word, bytes, 8);
+  } else if (n >= 4) {
+    memcpy(&head, bytes, 4);
+    memcpy(&tail, bytes + n - 4, 4);
+    word = head | (uint64_t)tail << 32; /* bounded: 32 bits, moved up by 32 */
+  } else {
+    for (size_t i = 0; i < n; i++) word = word << 8 | (unsigned char)bytes[i]; /* bounded: three bytes */
+  }
   return word;
 }
 
@@ -149,18 +151,16 @@ static uint64_t hash_text(uint64_t seed, const char *bytes, size_t n)
   return kg_vocab_hash(seed, hash ^ read_word(bytes + i, n - i), n ^ hash >> 32);
 }
 
-/* The slot that holds this text, or the free one where it belongs. */
-static kg_text_slot *find_slot(const kg_vocab *vocab, const kg_text_index *index, const char *bytes, size_t n)
+/* The slot that holds this text, or the free one where it belongs, with this tag. */
+static kg_text_slot *find_slot(const kg_vocab *vocab, const kg_text_index *index, const char *bytes, size_t n,
+                               uint32_t *tag)
 {
   const uint64_t hash = hash_text(vocab->seed, bytes, n);
-  const uint32_t tag = (uint32_t)(hash >> 32);
+  *tag = (uint32_t)(hash >> 32);
   for (size_t at = (size_t)hash & index->mask;; at = (at + 1) & index->mask) {
     kg_text_slot *slot = &index->slots[at];
-    if (slot->id < 0) {
-      slot->tag = tag; /* no harm while it is free, and right once it is taken */
-      return slot;
-    }
-    if (slot->tag != tag) continue;
+    if (slot->id < 0) return slot;
+    if (slot->tag != *tag) continue;
     const kg_string piece = kg_vocab_piece(vocab, slot->id);
     if (piece.size == n && !memcmp(piece.data, bytes, n)) return slot;
   }
@@ -169,7 +169,8 @@ static kg_text_slot *find_slot(const kg_vocab *vocab, const kg_text_index *index
 int32_t kg_vocab_find(const kg_vocab *vocab, const kg_text_index *index, const char *bytes, size_t n)
 {
   if (!n || n > index->max_size) return -1;
-  return find_slot(vocab, index, bytes, n)->id;
+  uint32_t tag;
+  return find_slot(vocab, index, bytes, n, &tag)->id;
 }
 
 static bool is_in_index(const kg_vocab *vocab, const kg_text_index *index, int32_t id)
@@ -197,10 +198,11 @@ static int build_index(kg_vocab *vocab, kg_text_index *index, kg_error *err)
   for (int32_t id = 0; id < vocab->size; id++) {
     if (!is_in_index(vocab, index, id)) continue;
     const kg_string piece = kg_vocab_piece(vocab, id);
-    kg_text_slot *slot = find_slot(vocab, index, piece.data, piece.size);
+    uint32_t tag;
+    kg_text_slot *slot = find_slot(vocab, index, piece.data, piece.size, &tag);
     const bool is_better = slot->id < 0 || (vocab->types[id] == KG_TOKEN_NORMAL &&
                                             vocab->types[slot->id] != KG_TOKEN_NORMAL);
-    if (is_better) slot->id = id;
+    if (is_better) *slot = (kg_text_slot){tag, id};
     if (piece.size > index->max_size) index->max_size = piece.size;
   }
   return KG_OK;

@@ -56,6 +56,12 @@ int32_t kg_vocab_find_first(const kg_trie *trie, const char *text, size_t size, 
 int kg_vocab_build_trie(const kg_vocab *vocab, unsigned types, kg_trie *out, kg_error *err);
 
 /* A hash of 64 bits that a file cannot aim collisions at, because the seed differs from run to run. */
-uint64_t kg_vocab_hash(uint64_t seed, uint64_t a, uint64_t b);
+static inline uint64_t kg_vocab_hash(uint64_t seed, uint64_t a, uint64_t b)
+{
+  __extension__ typedef unsigned __int128 wide;
+  /* bounded: 128 bits hold it */
+  const wide product = (wide)(a ^ seed ^ 0x9E3779B97F4A7C15u) * (b ^ (seed << 32 | seed >> 32) ^ 0xD1B54A32D192ED03u);
+  return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
 
 #endif
