@@ -44,7 +44,7 @@ class Peer:
 
 
 def kigo_bench(arguments):
-    command = [arguments.kigo, "bench", arguments.model, "--json", "--repeat", "1"]
+    command = [arguments.kigo, "bench", arguments.model, "--json", "--repeat", "1", "--device", "cpu"]
     command += ["--threads", arguments.threads, "--prompt-tokens", arguments.prompt_tokens, "--tokens", arguments.tokens]
     return json.loads(subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE).stdout)
 

@@ -4,6 +4,7 @@ describe("kigo.cli", function()
   local kigo = require "kigo"
   local options = require "kigo.cli.options"
   local support = require "spec.support"
+  local tiny = require "spec.tiny"
 
   local function quote(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
@@ -272,6 +273,61 @@ describe("kigo.cli", function()
         assert.is_true(first[name] > 0, name)
       end
       assert.equal(first.logits_hash, second.logits_hash)
+    end)
+  end)
+
+  describe("bench, in a table,", function()
+    local arguments = { "bench", support.haiku_model, "--batch", "1,3", "--context", "20,40,99999", "--tokens", "4",
+      "--repeat", "1" }
+
+    it("measures sequences together, whose logits do not depend on that", function()
+      local words = table.move(arguments, 1, #arguments, 1, {})
+      words[#words + 1] = "--json"
+      local status, out, err = run(words)
+      assert.equal(0, status, err)
+      local about = cjson.decode(out)
+      assert.equal(6, #about.rows)
+      for i, row in ipairs(about.rows) do
+        assert.same({ ({ 20, 20, 40, 40, 99999, 99999 })[i], ({ 1, 3 })[2 - i % 2] }, { row.context, row.batch })
+        if i > 4 then
+          assert.truthy(row.note:find("context ends", 1, true))
+        else
+          assert.is_true(row.prefill_tokens_per_s > 0 and row.step_s > 0 and row.decode_tokens_per_s > 0)
+        end
+      end
+      assert.equal(about.rows[1].logits_hash, about.rows[2].logits_hash)
+      assert.equal(about.rows[3].logits_hash, about.rows[4].logits_hash)
+      assert.not_equal(about.rows[1].logits_hash, about.rows[3].logits_hash)
+      assert.is_true(about.first_token_s > 0)
+      local _, text = run(arguments)
+      assert.truthy(text:find("\n     20     3 ", 1, true), text)
+    end)
+
+    it("wants lists of numbers, and a device that has stages", function()
+      assert.equal(2, (run { "bench", support.haiku_model, "--batch", "1,x" }))
+      assert.equal(2, (run { "bench", support.haiku_model, "--context", "" }))
+      assert.equal(2, (run { "bench", support.haiku_model, "--context", "0" }))
+      assert.equal(1, (run { "bench", support.haiku_model, "--batch", "1", "--context", "8", "--stages" }))
+    end)
+
+    it("measures a GPU without being asked for a table #gpu", function()
+      if not tiny.has_gpu then return pending "there is no GPU here" end
+      local status, out, err = run { "bench", support.haiku_model, "--device", "cuda", "--stages", "--json",
+        "--context", "300", "--repeat", "2" }
+      assert.equal(0, status, err)
+      local about = cjson.decode(out)
+      assert.equal(3, #about.rows)
+      assert.is_true(about.copy_bytes_per_s > 1e11 and about.tensor_flops > 1e13)
+      for _, row in ipairs(about.rows) do
+        assert.is_true(row.prefill_share > 0 and row.prefill_share < 1 and row.decode_share > 0)
+        assert.equal(about.rows[1].logits_hash, row.logits_hash)
+      end
+      assert.equal(4, #about.stages)
+      assert.equal("sample", about.stages[3].stages[#about.stages[3].stages].name)
+      status, out = run { "bench", support.haiku_model, "--device", "cuda", "--stages", "--batch", "1", "--context",
+        "300", "--repeat", "1" }
+      assert.equal(0, status)
+      assert.truthy(out:find("\ngate_up ", 1, true), out)
     end)
   end)
 

@@ -1,42 +1,27 @@
 -- bench.lua - how fast a model runs here, beside what the memory of this machine allows.
 local core = require "kigo.core"
 local check = require "kigo.check"
+local figures = require "kigo.bench.figures"
+local grid = require "kigo.bench.grid"
 local kigo = require "kigo"
 local traffic = require "kigo.traffic"
 
 local bench = {}
+local median, some_ids, timed = figures.median, figures.some_ids, figures.timed
 
 ---@class kigo.bench.Options
 ---@field prompt_tokens? integer  tokens of the prefill, default 512
 ---@field tokens? integer         tokens of the decode, default 128
 ---@field repeats? integer        every figure is the median of so many runs, default 5
+---@field batches? integer[]      so many sequences together, and
+---@field contexts? integer[]     after so many tokens each: a table of all of them (lua/kigo/bench/grid.lua), which on a GPU
+---is made without being asked for (1, 8, 64 and 512, 4096)
+---@field stages? boolean         on a GPU: where the time goes
 ---@field load kigo.load.Options? how to load the model
-local known = { prompt_tokens = "integer", tokens = "integer", repeats = "integer", load = "table" }
+local known = { prompt_tokens = "integer", tokens = "integer", repeats = "integer", batches = "table",
+  contexts = "table", stages = "boolean", load = "table" }
 
 local BANDWIDTH_MB = 512 -- read per measurement: far more than any cache holds
-
-local function median(values)
-  table.sort(values)
-  local n = #values
-  return n % 2 == 1 and values[n // 2 + 1] or (values[n // 2] + values[n // 2 + 1]) / 2
-end
-
----Token ids without meaning, the same ones every time.
-local function some_ids(n, vocab_size)
-  local ids = {}
-  for i = 1, n do ids[i] = math.floor(core.uniform(1, i, 0) * vocab_size) end
-  return ids
-end
-
----A 64-bit hash of a tensor's bytes (FNV-1a over words): two runs that differ in one bit differ here.
----@param bytes string
----@return string
-function bench.hash(bytes)
-  local h, prime = 0xcbf29ce484222325, 0x100000001b3
-  for at = 1, #bytes - 7, 8 do h = (h ~ string.unpack("<i8", bytes, at)) * prime end
-  for at = #bytes - #bytes % 8 + 1, #bytes do h = (h ~ bytes:byte(at)) * prime end
-  return ("%016x"):format(h)
-end
 
 ---Peak resident memory of this process in bytes, or nil where the system does not tell.
 ---@return integer?
@@ -48,21 +33,13 @@ function bench.peak_memory()
   return kilobytes and math.tointeger(kilobytes) * 1024
 end
 
----Seconds that a call takes; a failure is thrown as { message, code } for bench.measure.
-local function timed(f, ...)
-  local t0 = core.now()
-  local result, message, code = f(...)
-  if result == nil then error({ message = message, code = code }, 0) end
-  return core.now() - t0, result
-end
-
 local function measure_prefill(model, ids, repeats)
   local seconds, hash, kv_bytes = {}, nil, nil
   for i = 1, repeats do
     local seq <close> = select(2, timed(model.sequence, model, { seed = 1 }))
     timed(seq.feed, seq, ids)
     seconds[i] = timed(seq.step, seq)
-    hash, kv_bytes = bench.hash(seq.logits:bytes()), model:stats().kv_bytes
+    hash, kv_bytes = figures.hash(seq.logits:bytes()), model:stats().kv_bytes
   end
   return median(seconds), hash, kv_bytes
 end
@@ -109,39 +86,83 @@ local function measure_load(model, path, options, seconds, repeats)
   return median(seconds)
 end
 
----The context that the measurements need; a failure is thrown where the model's is smaller.
-local function context(path, n_prompt, n)
-  local gguf <close> = select(2, timed(kigo.open_gguf, path))
-  local wanted = math.max(n_prompt, n + 1)
-  local limit = gguf:get((gguf:get "general.architecture" or "") .. ".context_length")
-  if math.type(limit) == "integer" and wanted > limit then
-    error({ message = ("%s: a prefill of %d tokens and a decode of %d do not fit into its context of %d"):format(path,
-      n_prompt, n, limit), code = core.err.FULL }, 0)
-  end
-  return wanted
-end
+-- ---- one sequence ----
 
----The figures, filled in as they are measured.
-local function run(path, options)
-  local n_prompt, n, repeats = options.prompt_tokens or 512, options.tokens or 128, options.repeats or 5
-  local load = check.pick(options.load or {},
-    { device = "", variant = "", threads = "", kv = "", pre = "", progress = "" })
-  load.ctx = (options.load or {}).ctx or context(path, n_prompt, n)
-  local load_s, opened = timed(kigo.load, path, load)
-  local model <close> = opened
-  local stats = model:stats()
-  local about = { model = path, note = stats.note, file_bytes = model.gguf:bytes(),
-    parameters = model.gguf:parameters(), device = stats.device, variant = stats.variant, threads = stats.n_threads,
-    packed_bytes = stats.weight_bytes, weight_bytes_per_token = traffic.weight_bytes(model.gguf), repeats = repeats,
-    prompt_tokens = n_prompt, decode_tokens = n }
+---The figures of one sequence, filled in as they are measured.
+local function measure_one(model, about, path, options, load, load_s)
+  local n_prompt, n = options.prompt_tokens or 512, options.tokens or 128
+  if math.max(n_prompt, n + 1) > model.context then
+    error({ message = ("%s: a prefill of %d tokens and a decode of %d do not fit into its context of %d"):format(path,
+      n_prompt, n, model.context), code = core.err.FULL }, 0)
+  end
+  about.prompt_tokens, about.decode_tokens = n_prompt, n
+  about.weight_bytes_per_token = traffic.weight_bytes(model.gguf)
   local prefill_s
-  prefill_s, about.logits_hash, about.kv_bytes = measure_prefill(model, some_ids(n_prompt, model.vocab_size), repeats)
+  prefill_s, about.logits_hash, about.kv_bytes = measure_prefill(model, some_ids(n_prompt, model.vocab_size),
+    about.repeats)
   about.prefill_tokens_per_s = n_prompt / prefill_s
   about.kv_bytes_per_token = math.floor(about.kv_bytes / n_prompt * n / 2)
   measure_decode(model, n) -- warm up
   about.peak_bytes = bench.peak_memory() -- of one model's load and use, before the bandwidth's own buffer
   measure_decode_and_bandwidth(model, about)
-  about.load_s = measure_load(model, path, load, { load_s }, repeats)
+  about.load_s = measure_load(model, path, load, { load_s }, about.repeats)
+end
+
+-- ---- several sequences ----
+
+local BATCHES, CONTEXTS = { 1, 8, 64 }, { 512, 4096 }
+local GRID_TOKENS, DEVICE_CHUNK = 64, 2048
+
+local function grid_options(options)
+  return { batches = options.batches or BATCHES, tokens = options.tokens or GRID_TOKENS, repeats = options.repeats or 5,
+    contexts = options.contexts or (options.prompt_tokens and { options.prompt_tokens }) or CONTEXTS,
+    chunk = DEVICE_CHUNK }
+end
+
+---The table of all batches and contexts; on a GPU beside what the device reaches.
+local function measure_grid(model, about, options)
+  local wanted = grid_options(options)
+  about.decode_tokens = wanted.tokens
+  local rates = model:device_rates()
+  if rates then
+    about.copy_bytes_per_s, about.tensor_flops, about.tensor_note = rates.copy_bytes_per_s, rates.tensor_flops,
+      rates.tensor_note
+  end
+  about.rows, about.first_token_s = grid.measure(model, rates, wanted)
+  if options.stages then about.stages = grid.stages(model, about.rows, wanted) end
+end
+
+-- ---- all of it ----
+
+---The context that the measurements need, or what the model has.
+local function context(path, options)
+  local gguf <close> = select(2, timed(kigo.open_gguf, path))
+  local wanted = math.max(options.prompt_tokens or 512, (options.tokens or 128) + 1)
+  local of_grid = grid_options(options)
+  for _, one in ipairs(of_grid.contexts) do wanted = math.max(wanted, one + of_grid.tokens + 2) end
+  local limit = gguf:get((gguf:get "general.architecture" or "") .. ".context_length")
+  return math.type(limit) == "integer" and limit > 0 and math.min(wanted, limit) or wanted
+end
+
+local function run(path, options)
+  local load = check.pick(options.load or {}, { device = "", variant = "", threads = "", kv = "", progress = "" })
+  load.ctx = (options.load or {}).ctx or context(path, options)
+  local load_s, model = timed(kigo.load, path, load)
+  if model:stats().device == "cuda" then -- the first load has woken the driver; long prompts in larger pieces
+    model:close()
+    load.chunk = DEVICE_CHUNK
+    load_s, model = timed(kigo.load, path, load)
+  end
+  local opened <close> = model
+  local stats = opened:stats()
+  local about = { model = path, note = stats.note, file_bytes = opened.gguf:bytes(),
+    parameters = opened.gguf:parameters(), device = stats.device, variant = stats.variant, threads = stats.n_threads,
+    packed_bytes = stats.weight_bytes, load_s = load_s, repeats = options.repeats or 5 }
+  if stats.device == "cuda" or options.batches or options.contexts then
+    measure_grid(opened, about, options)
+  else
+    measure_one(opened, about, path, options, load, load_s)
+  end
   return about
 end
 
@@ -161,20 +182,14 @@ function bench.measure(path, options)
   return about
 end
 
+-- ---- for people ----
+
 local function size(bytes)
   if bytes >= 1e9 then return ("%.2f GB"):format(bytes / 1e9) end
   return ("%.1f MB"):format(bytes / 1e6)
 end
 
----The figures as a table for people.
----@param about table
----@return string
-function bench.describe(about)
-  local out = {}
-  local function add(name, ...) out[#out + 1] = ("%-12s %s"):format(name, string.format(...)) end
-  add("model", "%s (%s, %.1f M parameters)", about.model, size(about.file_bytes), about.parameters / 1e6)
-  add("device", "%s (%s), %d threads", about.device, about.variant, about.threads)
-  add("load", "%.3f s", about.load_s)
+local function describe_one(about, add)
   add("prefill", "%.1f tokens/s (%d tokens)", about.prefill_tokens_per_s, about.prompt_tokens)
   add("decode", "%.1f tokens/s (%d tokens)", about.decode_tokens_per_s, about.decode_tokens)
   add("reads", "%s a token, %s/s: %.0f %% of the %s/s that memory gives", size(about.weight_bytes_per_token
@@ -185,6 +200,30 @@ function bench.describe(about)
       100 * about.peak_bytes / (about.file_bytes + about.kv_bytes), size(about.file_bytes), size(about.kv_bytes))
   end
   add("logits", "%s", about.logits_hash)
+end
+
+local function describe_device(about, add)
+  if not about.copy_bytes_per_s then return end
+  add("weights", "%s packed", size(about.packed_bytes))
+  add("copies", "%s/s from memory to memory, read and written", size(about.copy_bytes_per_s))
+  add("products", "%.0f TFLOP/s of tensor cores (%s)", about.tensor_flops / 1e12, about.tensor_note)
+end
+
+---The figures as a table for people.
+---@param about table
+---@return string
+function bench.describe(about)
+  local out = {}
+  local function add(name, ...) out[#out + 1] = ("%-12s %s"):format(name, string.format(...)) end
+  add("model", "%s (%s, %.1f M parameters)", about.model, size(about.file_bytes), about.parameters / 1e6)
+  add("device", about.threads > 0 and "%s (%s), %d threads" or "%s (%s)", about.device, about.variant, about.threads)
+  add("load", "%.3f s", about.load_s)
+  if about.rows then
+    describe_device(about, add)
+    add("runs", "medians; of %d prefills, fewer where one takes long, and %d tokens", about.repeats, about.decode_tokens)
+    return table.concat(out, "\n") .. "\n" .. grid.describe(about)
+  end
+  describe_one(about, add)
   add("runs", "medians of %d", about.repeats)
   return table.concat(out, "\n") .. "\n"
 end

@@ -26,24 +26,36 @@ function traffic.weight_bytes(gguf, rows)
   return math.floor(bytes)
 end
 
----Multiplications and additions of one token's products with weights; attention is left out.
+---Multiplications and additions of one token's products with weights.
 ---@param gguf kigo.Gguf
----@return integer
+---@return integer layers
+---@return integer head   which only rows need whose logits are wanted
 function traffic.flops(gguf)
   local arch = gguf:get "general.architecture"
   local experts, used = gguf:get(arch .. ".expert_count"), gguf:get(arch .. ".expert_used_count")
-  local tied, flops = not gguf:tensor "output.weight", 0
+  local tied, layers, head = not gguf:tensor "output.weight", 0, 0
   for _, tensor in ipairs(gguf:tensors()) do
-    local n, share = 1, 2
-    for _, dimension in ipairs(tensor.shape) do n = n * dimension end
-    if #tensor.shape < 2 or is_table(tensor.name, tied) then
-      share = 0
-    elseif tensor.name:find "_exps%." and experts and used then
-      share = 2 * used / experts
+    local flops = #tensor.shape > 1 and 2 or 0
+    for _, dimension in ipairs(tensor.shape) do flops = flops * dimension end
+    if tensor.name == "output.weight" or (tied and tensor.name == "token_embd.weight") then
+      head = head + flops
+    elseif not is_table(tensor.name, tied) then
+      if tensor.name:find "_exps%." and experts and used then flops = flops * used / experts end
+      layers = layers + flops
     end
-    flops = flops + n * share
   end
-  return math.floor(flops)
+  return math.floor(layers), math.floor(head)
+end
+
+---The same of one token's attention to so many positions, in all layers.
+---@param gguf kigo.Gguf
+---@param positions number
+---@return number
+function traffic.attention_flops(gguf, positions)
+  local function of_arch(key) return gguf:get(gguf:get "general.architecture" .. "." .. key) end
+  local heads = of_arch "attention.head_count"
+  local width = of_arch "attention.key_length" and heads * of_arch "attention.key_length" or of_arch "embedding_length"
+  return 4 * of_arch "block_count" * width * positions
 end
 
 return traffic

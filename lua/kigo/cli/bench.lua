@@ -3,8 +3,22 @@ local bench = require "kigo.bench"
 local common = require "kigo.cli.common"
 local json = require "kigo.json"
 
+---A list of numbers: "1,8,64".
+local function numbers(name, text)
+  if not text then return nil end
+  local list = {}
+  for item in (text .. ","):gmatch "([^,]*)," do
+    local n = item:find "^%d+$" and math.tointeger(tonumber(item))
+    if not n or n < 1 or n > common.MAX_TOKENS then
+      common.fail(("--%s: numbers with commas between them expected, got %q"):format(name, text), 2)
+    end
+    list[#list + 1] = n
+  end
+  return list
+end
+
 return {
-  name = "bench", usage = "MODEL [--json] [--prompt-tokens 512] [--tokens 128] [--repeat 5] ...",
+  name = "bench", usage = "MODEL [--batch 1,8,64] [--context 512,4096] [--stages] [--json] [--repeat 5] ...",
   summary = "measure speed and memory of a model on this machine",
   arguments = { min = 1, max = 1 },
   options = common.join({
@@ -12,15 +26,23 @@ return {
     { name = "prompt-tokens", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
       help = "tokens of the prefill (default 512)" },
     { name = "tokens", short = "n", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
-      help = "tokens of the decode (default 128)" },
+      help = "tokens of the decode (default 128; 64 in a table)" },
+    { name = "batch", type = "string", argument = "LIST",
+      help = "a table: sequences computed together (on a GPU: 1,8,64)" },
+    { name = "context", type = "string", argument = "LIST",
+      help = "a table: tokens of each sequence before the decode (on a GPU: 512,4096)" },
+    { name = "stages", help = "on a GPU: what each stage of a step moves and takes" },
     { name = "repeat", type = "integer", argument = "N", min = 1, max = 1000,
       help = "runs, of which the median counts (default 5)" },
   }, common.load_options),
-  notes = "The share of the bandwidth counts the weights that a token reads, by their size in the file, and its cache.",
+  notes = "The share of the bandwidth counts the weights that a token reads, by their size in the file, and its cache.\n"
+    .. "A GPU gets a table. Its floor is the time in which the device could at best move those bytes, by the rate of\n"
+    .. "a copy, or do the products, by the rate of its tensor cores with operands in registers: both measured first.",
   run = function(options, arguments)
+    local batches, contexts = numbers("batch", options.batch), numbers("context", options.context)
     local figures = common.call(bench.measure, arguments[1], {
       prompt_tokens = options.prompt_tokens, tokens = options.tokens, repeats = options["repeat"],
-      load = common.loading(options),
+      batches = batches, contexts = contexts, stages = options.stages, load = common.loading(options),
     })
     common.say_fallback(figures.note)
     figures.note = nil

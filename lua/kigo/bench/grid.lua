@@ -1,0 +1,262 @@
+-- grid.lua - prefill and decode of several sequences together, at several lengths of context, beside the floor of the
+-- device: the time in which it could at best move the bytes, or multiply the numbers, that the work needs.
+local figures = require "kigo.bench.figures"
+local traffic = require "kigo.traffic"
+
+local grid = {}
+
+---@class kigo.bench.Row
+---@field context integer               tokens of each sequence before decoding
+---@field batch integer                 sequences
+---@field prefill_s number?             of all of them together
+---@field prefill_tokens_per_s number?
+---@field prefill_share number?         of the floor; where the device's rates are known
+---@field step_s number?                one token each, logits left where they are
+---@field decode_tokens_per_s number?   of all sequences together, each with the id that its logits give
+---@field draw_s number?                what drawing them adds to a step
+---@field decode_share number?          of the floor, of the step alone
+---@field logits_hash string?           of the first sequence; the same in every batch
+---@field note string?                  why there is nothing
+
+local ENOUGH_S = 1 -- after so many seconds nothing is repeated once more
+local FIRST_PROMPT = 32 -- tokens, of the time to the first token
+
+---The memory that the cache of one token takes.
+local function kv_bytes(model)
+  local stats = model:stats()
+  return stats.kv_bytes / (stats.n_pages * stats.page)
+end
+
+---Runs that a figure is the median of: as many as asked for, fewer of what takes long.
+local function repeated(repeats, measure)
+  local seconds, sum = {}, 0
+  repeat
+    seconds[#seconds + 1] = measure()
+    sum = sum + seconds[#seconds]
+  until #seconds == repeats or sum > ENOUGH_S
+  return figures.median(seconds)
+end
+
+local function close_all(seqs)
+  for _, seq in ipairs(seqs) do seq:close() end
+end
+
+---Sequences with a prompt each that nobody computed yet. Every prompt is another one, so that no cache is shared.
+local function open(model, batch, context)
+  local seqs = setmetatable({}, { __close = close_all })
+  for i = 1, batch do
+    seqs[i] = figures.try(model:sequence { seed = i })
+    figures.try(seqs[i]:feed(figures.some_ids(context, model.vocab_size, i)))
+  end
+  return seqs
+end
+
+local function step(model, seqs) figures.try(model:step(seqs)) end
+
+---Seconds of the prefill; also the last sequences, computed.
+local function measure_prefill(model, batch, context, repeats)
+  local seqs
+  local seconds = repeated(repeats, function()
+    if seqs then close_all(seqs) end
+    seqs = open(model, batch, context)
+    return figures.timed(step, model, seqs)
+  end)
+  return seconds, seqs
+end
+
+local function push_all(seqs, ids)
+  for i, seq in ipairs(seqs) do figures.try(seq:push(type(ids) == "table" and ids[i] or ids)) end
+end
+
+local function best_ids(seqs)
+  local ids = {}
+  for i, seq in ipairs(seqs) do ids[i] = seq.logits:argmax() end
+  return ids
+end
+
+local function rewind_all(seqs, pos)
+  for _, seq in ipairs(seqs) do figures.try(seq:rewind(pos)) end
+end
+
+---Median seconds of a step that leaves the logits where they are, and of one whose ids are drawn from them.
+local function measure_decode(model, seqs, context, tokens)
+  local steps, draws = {}, {}
+  local ids = figures.some_ids(tokens, model.vocab_size, 0)
+  local last -- of the first sequence, whatever else is in the batch
+  for i = 1, tokens do
+    push_all(seqs, ids[i])
+    steps[i] = figures.timed(step, model, seqs)
+    if i == tokens then last = seqs[1].logits:bytes() end
+  end
+  rewind_all(seqs, context)
+  push_all(seqs, ids[1])
+  step(model, seqs)
+  for i = 1, tokens do
+    draws[i] = figures.timed(function()
+      push_all(seqs, best_ids(seqs))
+      step(model, seqs)
+    end)
+  end
+  rewind_all(seqs, context)
+  return figures.median(steps), figures.median(draws), figures.hash(last)
+end
+
+-- ---- floors ----
+
+---What a device can at best do in no less time than this.
+local function floor_s(rates, bytes, flops)
+  return math.max(bytes / rates.copy_bytes_per_s, flops / rates.tensor_flops)
+end
+
+local function prefill_floor(model, rates, batch, context)
+  local layers, head = traffic.flops(model.gguf)
+  local rows = batch * context
+  return floor_s(rates, traffic.weight_bytes(model.gguf, rows) + rows * kv_bytes(model),
+    rows * (layers + traffic.attention_flops(model.gguf, context / 2)) + batch * head)
+end
+
+local function decode_floor(model, rates, batch, context)
+  local layers, head = traffic.flops(model.gguf)
+  return floor_s(rates, traffic.weight_bytes(model.gguf, batch) + batch * context * kv_bytes(model),
+    batch * (layers + head + traffic.attention_flops(model.gguf, context)))
+end
+
+-- ---- rows ----
+
+---Does the cache of so many tokens fit, as far as one can tell? If not: why.
+local function too_large(model, batch, context, tokens)
+  if context + tokens + 1 > model.context then return ("the context ends at %d"):format(model.context) end
+  local info = model:device_info()
+  local stats = model:stats()
+  if not info or stats.n_pages == 0 then return nil end
+  local wanted = batch * (context + tokens) * kv_bytes(model) - stats.kv_bytes
+  if wanted > 0.9 * (info.total - info.in_use) then
+    return ("%.1f GB more of cache are not free"):format(wanted / 1e9)
+  end
+end
+
+local function measure_row(model, rates, options, batch, context)
+  local row = { context = context, batch = batch }
+  row.note = too_large(model, batch, context, options.tokens)
+  if row.note then return row end
+  local prefill_s, seqs = measure_prefill(model, batch, context, options.repeats)
+  local opened <close> = seqs
+  row.prefill_s, row.prefill_tokens_per_s = prefill_s, batch * context / prefill_s
+  local drawn_s
+  row.step_s, drawn_s, row.logits_hash = measure_decode(model, opened, context, options.tokens)
+  row.draw_s = drawn_s - row.step_s
+  row.decode_tokens_per_s = batch / drawn_s
+  if rates then
+    row.prefill_share = prefill_floor(model, rates, batch, context) / prefill_s
+    row.decode_share = decode_floor(model, rates, batch, context + options.tokens / 2) / row.step_s
+  end
+  return row
+end
+
+---Seconds from a prompt to the id behind it.
+local function measure_first_token(model, repeats)
+  return repeated(math.max(repeats, 15), function()
+    local seqs <close> = open(model, 1, FIRST_PROMPT)
+    return figures.timed(function()
+      step(model, seqs)
+      best_ids(seqs)
+    end)
+  end)
+end
+
+---Rows of all batches and contexts. The first of them runs once before it counts.
+---@param model kigo.Model
+---@param rates { copy_bytes_per_s: number, tensor_flops: number }?
+---@param options { batches: integer[], contexts: integer[], tokens: integer, repeats: integer }
+---@return kigo.bench.Row[] rows
+---@return number first_token_s  of a prompt of 32 tokens
+function grid.measure(model, rates, options)
+  local rows = {}
+  for _, batch in ipairs(options.batches) do -- whatever is loaded or captured when it is first used
+    local seqs <close> = open(model, batch, math.min(FIRST_PROMPT, model.context - options.tokens - 2))
+    step(model, seqs)
+    for _ = 1, 3 do
+      push_all(seqs, best_ids(seqs))
+      step(model, seqs)
+    end
+  end
+  local first_token_s = measure_first_token(model, options.repeats)
+  for _, context in ipairs(options.contexts) do
+    for _, batch in ipairs(options.batches) do rows[#rows + 1] = measure_row(model, rates, options, batch, context) end
+  end
+  return rows, first_token_s
+end
+
+---The stages of a decode step and of a prefill, at the first context.
+---@return { what: string, stages: table[] }[]
+function grid.stages(model, rows, options)
+  local tables, context = {}, options.contexts[1]
+  for _, batch in ipairs(options.batches) do
+    if not too_large(model, batch, context, options.tokens) then
+      local seqs <close> = open(model, batch, context)
+      step(model, seqs)
+      push_all(seqs, 0)
+      local stages = figures.try(model:profile(seqs))
+      for _, row in ipairs(rows) do
+        if row.batch == batch and row.context == context and row.draw_s then
+          stages[#stages + 1] = { name = "sample", count = 1, seconds = math.max(row.draw_s, 0),
+            bytes = batch * model.vocab_size * 4 }
+        end
+      end
+      tables[#tables + 1] = { what = ("decode, batch %d, context %d"):format(batch, context), stages = stages }
+    end
+  end
+  local seqs <close> = open(model, 1, math.min(context, options.chunk))
+  tables[#tables + 1] = { what = ("prefill of %d"):format(seqs[1]:pos()), stages = figures.try(model:profile(seqs)) }
+  return tables
+end
+
+-- ---- for people ----
+
+local function share(value) return value and ("%5.1f %%"):format(100 * value) or "" end
+
+local function describe_rows(rows, add)
+  add("%7s %5s %12s %12s %8s %10s %12s %12s %8s  %s", "context", "batch", "prefill ms", "tokens/s", "of floor",
+    "step ms", "tokens/s", "with argmax", "of floor", "logits")
+  for _, row in ipairs(rows) do
+    if row.note then
+      add("%7d %5d  %s", row.context, row.batch, row.note)
+    else
+      add("%7d %5d %12.2f %12.0f %8s %10.3f %12.0f %12.0f %8s  %s", row.context, row.batch, row.prefill_s * 1e3,
+        row.prefill_tokens_per_s, share(row.prefill_share), row.step_s * 1e3, row.batch / row.step_s,
+        row.decode_tokens_per_s, share(row.decode_share), row.logits_hash)
+    end
+  end
+end
+
+local function describe_stages(about, add)
+  for _, one in ipairs(about.stages or {}) do
+    add("\n%s\n%-12s %5s %12s %12s %10s %9s", one.what, "stage", "count", "MB", "us", "GB/s", "of copies")
+    local sum, bytes = 0, 0
+    for _, stage in ipairs(one.stages) do
+      local rate = stage.seconds > 0 and stage.bytes / stage.seconds or 0
+      sum, bytes = sum + stage.seconds, bytes + stage.bytes
+      add("%-12s %5d %12.3f %12.1f %10.0f %9s", stage.name, stage.count, stage.bytes / 1e6, stage.seconds * 1e6,
+        rate / 1e9, share(rate / about.copy_bytes_per_s))
+    end
+    add("%-12s %5s %12.3f %12.1f %10.0f %9s", "together", "", bytes / 1e6, sum * 1e6, bytes / sum / 1e9,
+      share(bytes / sum / about.copy_bytes_per_s))
+  end
+end
+
+---The tables for people.
+---@param about table  of kigo.bench
+---@return string
+function grid.describe(about)
+  local out = {}
+  local function add(...) out[#out + 1] = (string.format(...):gsub(" +$", "")) end
+  add ""
+  describe_rows(about.rows, add)
+  local step_s = about.rows[1].step_s
+  add("first token  %.2f ms after a prompt of %d%s", about.first_token_s * 1e3, FIRST_PROMPT,
+    step_s and (", %.1f steps of the first row"):format(about.first_token_s / step_s) or "")
+  describe_stages(about, add)
+  return table.concat(out, "\n") .. "\n"
+end
+
+return grid
