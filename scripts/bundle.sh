@@ -39,6 +39,8 @@ for file in "$out"/kigo "$out"/*.so "$out"/embed; do
 done | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u | while read -r library; do
   case ${library##*/} in
     libc.so* | libm.so* | libdl.so* | librt.so* | libpthread.so* | libcuda.so* | libnvidia* | libcublas* | libkigo*) ;;
+    # An older one of these in front of the machine's own breaks what else is loaded there, the driver above all.
+    libstdc++* | libgcc_s*) die "${library##*/} would have to come along: link what needs it without it" ;;
     *) cp -L "$library" "$out/lib/" ;;
   esac
 done
@@ -92,4 +94,6 @@ EOT
 chmod +x "$out/test"
 
 "$out/kigo" --version >>"$out/bundle.txt"
-echo "$out: $(du -sm "$out" | cut -f 1) MB" >&2
+size=$(du -sm "$out" | cut -f 1)
+echo "$out: $size MB" >&2
+[ -n "$fixtures" ] || [ "$size" -lt 64 ] || die "that is more than 64 MB: build for fewer architectures (KIGO_CUDA_ARCHS)"

@@ -14,8 +14,8 @@ local median, some_ids, timed = figures.median, figures.some_ids, figures.timed
 ---@field tokens? integer         tokens of the decode, default 128
 ---@field repeats? integer        every figure is the median of so many runs, default 5
 ---@field batches? integer[]      so many sequences together, and
----@field contexts? integer[]     after so many tokens each: a table of all of them (lua/kigo/bench/grid.lua), which on a GPU
----is made without being asked for (1, 8, 64 and 512, 4096)
+---@field contexts? integer[]     after so many tokens each: a table of all of them (lua/kigo/bench/grid.lua), which a
+---GPU gets without being asked (1, 8, 64 and 512, 4096)
 ---@field stages? boolean         on a GPU: where the time goes
 ---@field load kigo.load.Options? how to load the model
 local known = { prompt_tokens = "integer", tokens = "integer", repeats = "integer", batches = "table",
@@ -220,7 +220,8 @@ function bench.describe(about)
   add("load", "%.3f s", about.load_s)
   if about.rows then
     describe_device(about, add)
-    add("runs", "medians; of %d prefills, fewer where one takes long, and %d tokens", about.repeats, about.decode_tokens)
+    add("runs", "medians; of %d prefills, fewer where one takes long, and %d tokens", about.repeats,
+      about.decode_tokens)
     return table.concat(out, "\n") .. "\n" .. grid.describe(about)
   end
   describe_one(about, add)

@@ -35,9 +35,9 @@ return {
     { name = "repeat", type = "integer", argument = "N", min = 1, max = 1000,
       help = "runs, of which the median counts (default 5)" },
   }, common.load_options),
-  notes = "The share of the bandwidth counts the weights that a token reads, by their size in the file, and its cache.\n"
-    .. "A GPU gets a table. Its floor is the time in which the device could at best move those bytes, by the rate of\n"
-    .. "a copy, or do the products, by the rate of its tensor cores with operands in registers: both measured first.",
+  notes = "The share of the bandwidth counts the weights that a token reads, by size in the file, and its cache.\n"
+    .. "A GPU gets a table. Its floor is the time in which the device could at best move those bytes, by the rate\n"
+    .. "of a copy, or do the products, by that of tensor cores with operands in registers: both measured first.",
   run = function(options, arguments)
     local batches, contexts = numbers("batch", options.batch), numbers("context", options.context)
     local figures = common.call(bench.measure, arguments[1], {
