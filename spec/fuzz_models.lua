@@ -19,6 +19,31 @@ for _, pre in ipairs { "gpt-2", "qwen2", "llama-bpe" } do
   models.vocabularies[pre] = vocabulary.bpe(options)
 end
 
+do
+  local M = "\u{2581}"
+  local UNIGRAM = { { M, -1 }, { "h", -2 }, { "e", -2 }, { "hell", -3 }, { M .. "hello", -3 }, { "o" .. M, -4 },
+    { "<u>", 0, 4 }, { M .. M, 0, 4 }, { "x", 0, 5 }, { "", -1 }, { "<|im_end|>", 0, 3 } }
+  local charsmap = { "tokenizer.ggml.precompiled_charsmap", "u8", vocabulary.charsmap("H", "he") }
+  local eos = { "tokenizer.ggml.eos_token_id", "u32", 2 }
+  local lossless = { "tokenizer.ggml.remove_extra_whitespaces", "bool", 0 }
+  models.vocabularies.unigram = vocabulary.of("t5", table.move(UNIGRAM, 1, #UNIGRAM, 3, { { "<unk>", 0, 2 },
+    { "</s>", 0, 3 } }), { charsmap, { "tokenizer.ggml.add_space_prefix", "bool", 1 } })
+  models.vocabularies["unigram-bytes"] = vocabulary.of("t5", vocabulary.rows(UNIGRAM), { lossless, eos })
+  models.vocabularies["spm-squeeze"] = vocabulary.of("llama", vocabulary.rows(UNIGRAM), { charsmap, eos,
+    { "tokenizer.ggml.remove_extra_whitespaces", "bool", 1 }, { "general.name", "string", "phi-3" } })
+  models.vocabularies.bert = vocabulary.of("bert", { { "[PAD]", 0, 3 }, { "[UNK]", 0, 3 }, { "[CLS]", 0, 3 },
+    { "[SEP]", 0, 3 }, { "[MASK]", 0, 3 }, { M .. "hell" }, { "o" }, { "h" }, { M .. "!" }, { M .. "\u{4e2d}" },
+    { M .. "u", 0, 4 }, { M .. "e" }, { M .. "\u{e9}" } }, { { "tokenizer.ggml.pre", "string", "modern-bert" },
+    { "tokenizer.ggml.normalizer.lowercase", "bool", 1 }, { "tokenizer.ggml.normalizer.strip_accents", "bool", 1 },
+    { "tokenizer.ggml.seperator_token_id", "u32", 3 }, { "tokenizer.ggml.add_sep_token", "bool", 1 } })
+  models.vocabularies.rwkv = vocabulary.rwkv({ { "he" }, { "hello" }, { " w" }, { "<u>", 0, 4 },
+    { "<|im_end|>", 0, 3 } }, { { "tokenizer.ggml.bos_token_id", "u32", 0 } })
+end
+
+---What decode gives back to the byte: all but those that squeeze, replace or do not know some text.
+models.lossless = { spm = true, ["gpt-2"] = true, qwen2 = true, ["llama-bpe"] = true, ["unigram-bytes"] = true,
+  rwkv = true }
+
 -- Bytes in a block of these many numbers, by the number of the type.
 local TYPES = { [0] = { 1, 4 }, [1] = { 1, 2 }, [2] = { 32, 18 }, [8] = { 32, 34 }, [12] = { 256, 144 },
   [14] = { 256, 210 }, [20] = { 32, 18 }, [30] = { 1, 2 }, [39] = { 32, 17 } }
@@ -109,6 +134,10 @@ models.list = {
     vocabulary = models.vocabularies.qwen2 },
   model { arch = "llama", hidden = 4, heads = 1, layers = 1, ffn = 4, vocab = 264, type = 30,
     vocabulary = models.vocabularies.spm },
+  model { arch = "llama", hidden = 4, heads = 1, layers = 1, ffn = 4, vocab = 13, type = 0,
+    vocabulary = models.vocabularies.bert },
+  model { arch = "llama", hidden = 4, heads = 1, layers = 1, ffn = 4, vocab = 5, type = 0,
+    vocabulary = { { "tokenizer.ggml.model", "string", "none" }, { "llama.vocab_size", "u32", 5 } } },
 }
 
 -- ---- writing, whatever the fields hold ----
@@ -226,6 +255,19 @@ end
 
 local CHANGES = { change_entry, change_entry, change_entry, change_entry, change_tensor, change_tensor, change_tensor,
   change_data, change_data, change_head }
+
+---A vocabulary, and nothing else, with up to three wrong fields.
+---@param dice spec.Dice
+---@return string
+function models.wrong_vocabulary(dice)
+  local names = {}
+  for name in pairs(models.vocabularies) do names[#names + 1] = name end
+  table.sort(names)
+  local m = { entries = copy(models.vocabularies[dice:pick(names)]), tensors = {}, data = "" }
+  if dice:once_in(4) then m.entries[2][3] = dice:pick { "llama", "t5", "bert", "rwkv", "gpt2", "none" } end
+  for _ = 1, dice:roll(4) - 1 do change_entry(dice, m) end
+  return models.write(m)
+end
 
 ---A file with one to three wrong fields.
 ---@param dice spec.Dice

@@ -121,24 +121,16 @@ targets.encode = {
         if tokenizer:is_control(id) then error(("%s: plain text became the control token %d"):format(name, id)) end
       end
       -- SentencePiece writes a space as U+2581 and reads it so.
-      local wanted = name == "spm" and text:gsub("\u{2581}", " ") or text
+      local is_spaced = name == "spm" or name == "unigram-bytes"
+      local wanted = is_spaced and text:gsub("\u{2581}", " ") or text
       local got = tokenizer:decode(ids)
-      if got ~= wanted then error(("%s: decode(encode(x)) is %q"):format(name, got)) end
+      if models.lossless[name] and got ~= wanted then error(("%s: decode(encode(x)) is %q"):format(name, got)) end
     end
     return true
   end,
 }
 
--- Ids as little-endian 32-bit numbers; most of them in the vocabulary.
-local function make_ids(dice, seeds)
-  if dice:once_in(4) then return fuzz.mutate(dice, seeds) end
-  local list = {}
-  for i = 1, dice:roll(40) do
-    list[i] = string.pack("<j", dice:once_in(20) and dice:extreme() or dice:roll(265) - 1):sub(1, 4)
-  end
-  return table.concat(list)
-end
-
+-- What a stream shows of ids, and why it ended.
 local function show(tokenizer, ids, stop)
   local stream <close> = assert(core.stream(tokenizer, { stop = stop }))
   local shown = {}
@@ -156,6 +148,70 @@ local function show(tokenizer, ids, stop)
   local all = table.concat(shown)
   if all ~= stream.text then error(("shown %q, text %q"):format(all, stream.text)) end
   return all, stream.reason
+end
+
+-- ---- vocabularies that lie ----
+
+local TEXTS = { "", "hello hell\u{e9} <|im_start|>\xFF", " <u>  Hh\u{4e2d}\u{2581}", ("h"):rep(101) .. "[MASK] x",
+  ("e\u{301}"):rep(40) .. "</s>\0\n" }
+
+local function check_text(tokenizer, text)
+  local plain = fuzz.accepted(tokenizer:encode(text))
+  if not plain then return false end
+  check_ids(plain, tokenizer.size)
+  for _, id in ipairs(plain) do
+    if tokenizer:is_control(id) then error(("plain text became the control token %d"):format(id)) end
+  end
+  local framed = fuzz.accepted(tokenizer:encode(text, { bos = true, eos = true, special = true }))
+  if not framed then return false end
+  check_ids(framed, tokenizer.size)
+  if tokenizer.add_bos and (framed[1] ~= tokenizer.bos or framed[2] == tokenizer.bos) then error "not one BOS" end
+  tokenizer:decode(framed)
+  tokenizer:decode(framed, { control = true })
+  show(tokenizer, plain, { "hell" })
+  return true
+end
+
+local VOCABULARY_WORDS = { "tokenizer.ggml.model", "t5", "bert", "rwkv", "llama", "gpt2", "none", "<0x41>", "\u{2581}",
+  "tokenizer.ggml.precompiled_charsmap", "tokenizer.ggml.scores", "tokenizer.ggml.token_type",
+  string.pack("<I4", 1), string.pack("<I4", 4), string.pack("<f", 0 / 0), string.pack("<f", 1e38) }
+
+local function vocabulary_seeds()
+  local list = {}
+  for _, entries in pairs(models.vocabularies) do list[#list + 1] = vocabulary.file(entries) end
+  table.sort(list)
+  return list
+end
+
+targets.vocabulary = {
+  seeds = vocabulary_seeds(),
+  make = function(dice, seeds)
+    return dice:once_in(3) and fuzz.mutate(dice, seeds, VOCABULARY_WORDS) or models.wrong_vocabulary(dice)
+  end,
+  try = function(bytes)
+    local gguf <close> = fuzz.accepted(core.parse_gguf(bytes, "fuzz"))
+    if not gguf then return false end
+    local tokenizer <close> = fuzz.accepted(core.tokenizer(gguf))
+    if not tokenizer then return false end
+    for id = 0, math.min(tokenizer.size, 300) - 1 do
+      local control = tokenizer:is_control(id) and tokenizer:control(tokenizer:piece(id))
+      if control and tokenizer:piece(control) ~= tokenizer:piece(id) then error("control token " .. id) end
+      tokenizer:is_end(id)
+    end
+    local taken = true
+    for _, text in ipairs(TEXTS) do taken = check_text(tokenizer, text) and taken end
+    return taken
+  end,
+}
+
+-- Ids as little-endian 32-bit numbers; most of them in the vocabulary.
+local function make_ids(dice, seeds)
+  if dice:once_in(4) then return fuzz.mutate(dice, seeds) end
+  local list = {}
+  for i = 1, dice:roll(40) do
+    list[i] = string.pack("<j", dice:once_in(20) and dice:extreme() or dice:roll(265) - 1):sub(1, 4)
+  end
+  return table.concat(list)
 end
 
 local function try_ids(tokenizer, ids)
