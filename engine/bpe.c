@@ -6,14 +6,10 @@
 
 #include "alloc.h"
 #include "error.h"
+#include "merges.h"
 #include "pretokenize.h"
 #include "tokenizer.h"
 #include "utf8.h"
-
-typedef struct merge_slot {
-  int32_t left, right, id; /* left -1: free */
-  uint32_t rank;
-} merge_slot;
 
 /* Is a token what merging its bytes gives? Found out when its text is first a word; every thread finds the same. */
 enum { UNKNOWN, WHOLE, IN_PARTS };
@@ -22,12 +18,9 @@ typedef struct bpe {
   const kg_pretokenizer *pre;
   kg_splitter splitter;
   int32_t byte_ids[256]; /* the symbol that a byte starts as; -1: none */
-  merge_slot *slots;     /* a hash table by (left, right) */
-  size_t mask;
-  uint64_t *filter; /* a bit for each hash: most pairs do not merge, and this table is small enough to stay near */
-  size_t filter_mask;
+  kg_merges merges;
   uint64_t seed;
-  int32_t *byte_slots;        /* the slot of two bytes, or -1: [first * 256 + second] */
+  int32_t *byte_slots;        /* the rule for two bytes, or -1: [first * 256 + second] */
   _Atomic uint8_t *wholeness; /* of each token */
 } bpe;
 
@@ -61,97 +54,6 @@ static size_t unmap(const char *text, size_t n, char *out)
   return used;
 }
 
-/* ---- merges ---- */
-
-static uint64_t hash_pair(const bpe *b, int32_t left, int32_t right)
-{
-  /* bounded: 32 bits, moved up by 32 */
-  return kg_vocab_hash(b->seed, (uint64_t)(uint32_t)left << 32 | (uint32_t)right, 1);
-}
-
-/* The pair's slot, or the free one where it belongs. */
-static merge_slot *find_slot(const bpe *b, uint64_t hash, int32_t left, int32_t right)
-{
-  for (size_t at = (size_t)hash & b->mask;; at = (at + 1) & b->mask) {
-    merge_slot *slot = &b->slots[at];
-    if (slot->left < 0 || (slot->left == left && slot->right == right)) return slot;
-  }
-}
-
-static uint64_t *filter_word(const bpe *b, uint64_t hash, uint64_t *bit)
-{
-  *bit = (uint64_t)1 << (hash >> 58); /* bounded: six bits */
-  return &b->filter[hash >> 32 & b->filter_mask];
-}
-
-/* What these two tokens merge to, or NULL. */
-static const merge_slot *find_merge(const bpe *b, int32_t left, int32_t right)
-{
-  const uint64_t hash = hash_pair(b, left, right);
-  uint64_t bit;
-  if (!(*filter_word(b, hash, &bit) & bit)) return NULL;
-  const merge_slot *slot = find_slot(b, hash, left, right);
-  return slot->left < 0 ? NULL : slot;
-}
-
-static int malformed_merge(const kg_gguf *gguf, uint64_t index, kg_string text, kg_error *err)
-{
-  char quoted[KG_QUOTE_MAX];
-  return kg_fail(err, KG_ERR_FORMAT, "%s: tokenizer.ggml.merges[%llu] is %s, not two pieces and a space",
-                 kg_gguf_path(gguf), (unsigned long long)index, kg_quote(quoted, text.data, text.size));
-}
-
-/* Enter one "left right". Merges of texts that are not in the vocabulary, or that would make a control token, can
- * never yield an id: they are left out. `buffer` has room for the text. */
-static int add_merge(bpe *b, const kg_vocab *vocab, const kg_gguf *gguf, uint64_t index, kg_string text, char *buffer,
-                     kg_error *err)
-{
-  const char *space = text.size > 2 ? memchr(text.data + 1, ' ', text.size - 2) : NULL;
-  if (!space) return malformed_merge(gguf, index, text, err);
-  const size_t left_size = (size_t)(space - text.data), right_size = text.size - left_size - 1;
-  const size_t n_left = unmap(text.data, left_size, buffer);
-  const size_t n_right = unmap(space + 1, right_size, buffer + n_left);
-  const int32_t left = kg_vocab_find(vocab, &vocab->texts, buffer, n_left);
-  const int32_t right = kg_vocab_find(vocab, &vocab->texts, buffer + n_left, n_right);
-  /* bounded: both parts are inside of one text */
-  const int32_t id = kg_vocab_find(vocab, &vocab->texts, buffer, n_left + n_right);
-  if (left < 0 || right < 0 || id < 0) return KG_OK;
-  const uint64_t hash = hash_pair(b, left, right);
-  uint64_t bit;
-  *filter_word(b, hash, &bit) |= bit;
-  merge_slot *slot = find_slot(b, hash, left, right);
-  if (slot->left < 0) *slot = (merge_slot){left, right, id, (uint32_t)index}; /* of repeated ones the first counts */
-  return KG_OK;
-}
-
-static int read_merges(bpe *b, const kg_vocab *vocab, const kg_gguf *gguf, kg_error *err)
-{
-  const kg_gguf_entry *merges;
-  int rc = kg_gguf_get_array(gguf, "tokenizer.ggml.merges", KG_GGUF_STRING, &merges, err);
-  if (rc) return rc;
-  if (merges->count > INT32_MAX)
-    return kg_fail(err, KG_ERR_FORMAT, "%s: tokenizer.ggml.merges has %llu elements, more than %d", kg_gguf_path(gguf),
-                   (unsigned long long)merges->count, INT32_MAX);
-  size_t n_slots = 8, longest = 0;
-  while (n_slots < merges->count + merges->count / 2) n_slots *= 2; /* bounded: count < 2^31 */
-  for (uint64_t i = 0; i < merges->count; i++)
-    if (merges->strings[i].size > longest) longest = merges->strings[i].size;
-  b->slots = kg_alloc_array(n_slots, sizeof *b->slots);
-  b->filter = kg_alloc_array(n_slots / 8, sizeof *b->filter); /* eight bits a slot */
-  b->filter_mask = n_slots / 8 - 1;
-  char *buffer = kg_alloc(longest);
-  if (!b->slots || !b->filter || !buffer) {
-    kg_free(buffer);
-    return kg_fail_memory(err, n_slots * sizeof *b->slots, "merges");
-  }
-  for (size_t i = 0; i < n_slots; i++) b->slots[i].left = -1;
-  b->mask = n_slots - 1;
-  for (uint64_t i = 0; i < merges->count && !rc; i++)
-    rc = add_merge(b, vocab, gguf, i, merges->strings[i], buffer, err);
-  kg_free(buffer);
-  return rc;
-}
-
 /* ---- opening ---- */
 
 static int find_pre(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
@@ -176,8 +78,8 @@ static int index_bytes(bpe *b, int32_t n_tokens, kg_error *err)
   if (!b->byte_slots || !b->wholeness) return kg_fail_memory(err, N_PAIRS * sizeof *b->byte_slots, "a tokenizer");
   for (size_t pair = 0; pair < N_PAIRS; pair++) {
     const int32_t left = b->byte_ids[pair / 256], right = b->byte_ids[pair % 256];
-    const merge_slot *slot = left >= 0 && right >= 0 ? find_merge(b, left, right) : NULL;
-    b->byte_slots[pair] = slot ? (int32_t)(slot - b->slots) : -1;
+    const kg_merge_rule *rule = left >= 0 && right >= 0 ? kg_merges_find(&b->merges, left, right) : NULL;
+    b->byte_slots[pair] = rule ? (int32_t)(rule - b->merges.slots) : -1;
   }
   return KG_OK;
 }
@@ -194,7 +96,7 @@ static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
     const char c = (char)byte;
     b->byte_ids[byte] = kg_vocab_find(&tokenizer->vocab, &tokenizer->vocab.texts, &c, 1);
   }
-  rc = read_merges(b, &tokenizer->vocab, gguf, err);
+  rc = kg_merges_read(&b->merges, &tokenizer->vocab, gguf, unmap, err);
   return rc ? rc : index_bytes(b, tokenizer->vocab.size, err);
 }
 
@@ -203,8 +105,7 @@ static void close(void *state)
   bpe *b = state;
   if (!b) return;
   kg_splitter_deinit(&b->splitter);
-  kg_free(b->slots);
-  kg_free(b->filter);
+  kg_merges_deinit(&b->merges);
   kg_free(b->byte_slots);
   kg_free(b->wholeness);
   kg_free(b);
@@ -223,7 +124,7 @@ static int push(kg_tokens *out, int32_t id, kg_error *err)
 static bool find_symbols_merge(const void *context, const kg_symbol *left, const kg_symbol *right, uint32_t *rank,
                                int32_t *id)
 {
-  const merge_slot *slot = left->id >= 0 && right->id >= 0 ? find_merge(context, left->id, right->id) : NULL;
+  const kg_merge_rule *slot = left->id >= 0 && right->id >= 0 ? kg_merges_find(context, left->id, right->id) : NULL;
   if (!slot) return false;
   *rank = slot->rank;
   *id = slot->id;
@@ -237,7 +138,7 @@ static int merge_long(const kg_tokenizer *tokenizer, const char *word, size_t si
   int rc = kg_merger_reset(merger, size, err);
   if (rc) return rc;
   for (size_t i = 0; i < size; i++) kg_merger_add(merger, (uint32_t)i, 1, b->byte_ids[(unsigned char)word[i]]);
-  if ((rc = kg_merger_run(merger, find_symbols_merge, b, err))) return rc;
+  if ((rc = kg_merger_run(merger, find_symbols_merge, &b->merges, err))) return rc;
   for (int32_t i = 0; i >= 0 && !rc; i = merger->symbols[i].next) {
     const kg_symbol *symbol = &merger->symbols[i];
     rc = symbol->id >= 0 ? push(out, symbol->id, err)
@@ -256,7 +157,7 @@ typedef struct parts {
   uint32_t ranks[SHORT_WORD];  /* UINT32_MAX: they do not merge */
 } parts;
 
-static void set_pair(parts *p, size_t i, const merge_slot *slot)
+static void set_pair(parts *p, size_t i, const kg_merge_rule *slot)
 {
   p->ranks[i] = slot ? slot->rank : UINT32_MAX;
   p->merged[i] = slot ? slot->id : -1;
@@ -265,7 +166,7 @@ static void set_pair(parts *p, size_t i, const merge_slot *slot)
 static void look_up_pair(const bpe *b, parts *p, size_t i)
 {
   const bool is_pair = i + 1 < p->n && p->ids[i] >= 0 && p->ids[i + 1] >= 0; /* bounded: i < n */
-  set_pair(p, i, is_pair ? find_merge(b, p->ids[i], p->ids[i + 1]) : NULL);  /* bounded: i < n */
+  set_pair(p, i, is_pair ? kg_merges_find(&b->merges, p->ids[i], p->ids[i + 1]) : NULL);  /* bounded: i < n */
 }
 
 static void merge_short(const bpe *b, parts *p, const char *word, size_t size)
@@ -276,7 +177,7 @@ static void merge_short(const bpe *b, parts *p, const char *word, size_t size)
     const int32_t id = b->byte_ids[bytes[i]];
     p->ids[i] = id >= 0 ? id : ~(int32_t)bytes[i];
     const int32_t slot = i + 1 < size ? b->byte_slots[bytes[i] * 256u + bytes[i + 1]] : -1; /* bounded: two bytes */
-    set_pair(p, i, slot >= 0 ? &b->slots[slot] : NULL);
+    set_pair(p, i, slot >= 0 ? &b->merges.slots[slot] : NULL);
   }
   for (;;) {
     size_t best = 0;

@@ -1,17 +1,22 @@
 /* spm.c - SentencePiece BPE (tokenizer.ggml.model "llama"): characters of the whole text, merged by score; what no
  * piece covers becomes bytes. The vocabulary writes a space as U+2581; kigo holds pieces and text with plain spaces, so
- * U+2581 in the text is a space to it, as it is to every tokenizer of this kind. */
+ * U+2581 in the text is a space to it, as it is to every tokenizer of this kind.
+ *
+ * The kind "gemma4" is the same with a list of merges instead of scores, and with lines: runs of newlines are words of
+ * their own, which are one token where the vocabulary has it. */
 #include <math.h>
 #include <string.h>
 
 #include "alloc.h"
 #include "error.h"
+#include "merges.h"
 #include "normalize.h"
 #include "tokenizer.h"
 #include "utf8.h"
 
 typedef struct spm {
-  uint32_t *ranks; /* of each token, from its score: the best score has the lowest */
+  uint32_t *ranks;  /* of each token, from its score: the best score has the lowest */
+  kg_merges merges; /* instead of them in "gemma4" */
   kg_normalizer normalizer;
 } spm;
 
@@ -46,14 +51,27 @@ static int read_scores(spm *s, const kg_vocab *vocab, const kg_gguf *gguf, kg_er
   return KG_OK;
 }
 
-static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
+static int open_with(kg_tokenizer *tokenizer, const kg_gguf *gguf, bool space_prefix, kg_error *err)
 {
   spm *s = tokenizer->state = kg_alloc_array(1, sizeof *s);
   if (!s) return kg_fail_memory(err, sizeof *s, "a tokenizer");
-  tokenizer->space_prefix = true;
+  tokenizer->space_prefix = space_prefix;
   int rc = kg_tokenizer_read_flag(gguf, "tokenizer.ggml.add_space_prefix", &tokenizer->space_prefix, err);
-  if (!rc) rc = kg_normalizer_read(&s->normalizer, gguf, false, err);
-  return rc ? rc : read_scores(s, &tokenizer->vocab, gguf, err);
+  return rc ? rc : kg_normalizer_read(&s->normalizer, gguf, false, err);
+}
+
+static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
+{
+  const int rc = open_with(tokenizer, gguf, true, err);
+  return rc ? rc : read_scores(tokenizer->state, &tokenizer->vocab, gguf, err);
+}
+
+static int open_merges(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
+{
+  const int rc = open_with(tokenizer, gguf, false, err);
+  if (rc) return rc;
+  spm *s = tokenizer->state;
+  return kg_merges_read(&s->merges, &tokenizer->vocab, gguf, kg_unmap_spaces, err);
 }
 
 static void close(void *state)
@@ -61,6 +79,7 @@ static void close(void *state)
   spm *s = state;
   if (!s) return;
   kg_free(s->ranks);
+  kg_merges_deinit(&s->merges);
   kg_normalizer_deinit(&s->normalizer);
   kg_free(s);
 }
@@ -69,24 +88,38 @@ static void close(void *state)
 
 typedef struct merge_context {
   const kg_vocab *vocab;
-  const uint32_t *ranks;
+  const spm *state;
   const char *text;
 } merge_context;
 
-static bool find_merge(const void *context, const kg_symbol *left, const kg_symbol *right, uint32_t *rank, int32_t *id)
+static bool find_by_score(const void *context, const kg_symbol *left, const kg_symbol *right, uint32_t *rank,
+                          int32_t *id)
 {
   const merge_context *c = context;
   /* bounded: two parts of one text */
   *id = kg_vocab_find(c->vocab, &c->vocab->texts, c->text + left->begin, (size_t)left->size + right->size);
   if (*id < 0) return false;
-  *rank = c->ranks[*id];
+  *rank = c->state->ranks[*id];
   return true;
 }
 
-static int encode_text(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_merger *merger, kg_tokens *out,
+static bool find_in_list(const void *context, const kg_symbol *left, const kg_symbol *right, uint32_t *rank,
+                         int32_t *id)
+{
+  const merge_context *c = context;
+  const bool is_pair = left->id >= 0 && right->id >= 0;
+  const kg_merge_rule *rule = is_pair ? kg_merges_find(&c->state->merges, left->id, right->id) : NULL;
+  if (!rule) return false;
+  *id = rule->id;
+  *rank = rule->rank;
+  return true;
+}
+
+static int encode_word(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_merger *merger, kg_tokens *out,
                        kg_error *err)
 {
   const kg_vocab *vocab = &tokenizer->vocab;
+  const spm *s = tokenizer->state;
   int rc = kg_merger_reset(merger, size, err);
   if (rc) return rc;
   for (size_t i = 0, length; i < size; i += length) {
@@ -94,8 +127,8 @@ static int encode_text(const kg_tokenizer *tokenizer, const char *text, size_t s
     if (kg_utf8_next(text + i, size - i, &c, &length) != KG_UTF8_VALID) length = 1;
     kg_merger_add(merger, (uint32_t)i, (uint32_t)length, kg_vocab_find(vocab, &vocab->texts, text + i, length));
   }
-  const merge_context context = {vocab, ((const spm *)tokenizer->state)->ranks, text};
-  if ((rc = kg_merger_run(merger, find_merge, &context, err))) return rc;
+  const merge_context context = {vocab, s, text};
+  if ((rc = kg_merger_run(merger, s->ranks ? find_by_score : find_in_list, &context, err))) return rc;
   for (int32_t i = 0; i >= 0 && !rc; i = merger->symbols[i].next) {
     const kg_symbol *symbol = &merger->symbols[i];
     if (symbol->id >= 0) {
@@ -109,6 +142,23 @@ static int encode_text(const kg_tokenizer *tokenizer, const char *text, size_t s
   return rc;
 }
 
+/* Lines and the newlines between them. */
+static int encode_lines(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_merger *merger,
+                        kg_tokens *out, kg_error *err)
+{
+  const kg_vocab *vocab = &tokenizer->vocab;
+  int rc = KG_OK;
+  for (size_t begin = 0, end; begin < size && !rc; begin = end) {
+    const bool is_newline = text[begin] == '\n';
+    for (end = begin + 1; end < size && (text[end] == '\n') == is_newline; end++) /* bounded: begin < size */
+      ;
+    const int32_t id = is_newline ? kg_vocab_find(vocab, &vocab->texts, text + begin, end - begin) : -1;
+    rc = id >= 0 ? kg_tokens_push(out, id, err)
+                 : encode_word(tokenizer, text + begin, end - begin, merger, out, err);
+  }
+  return rc;
+}
+
 static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, bool after_special, kg_merger *merger,
                   kg_tokens *out, kg_error *err)
 {
@@ -118,7 +168,8 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
   int rc = kg_normalizer_run(&s->normalizer, text, size, prefix, false, &normal, err);
   if (!rc && normal.size > INT32_MAX)
     rc = kg_fail(err, KG_ERR_ARGUMENT, "the text becomes too long when it is normalized: %zu bytes", normal.size);
-  if (!rc && normal.size) rc = encode_text(tokenizer, normal.data, normal.size, merger, out, err);
+  if (!rc && normal.size)
+    rc = (s->ranks ? encode_word : encode_lines)(tokenizer, normal.data, normal.size, merger, out, err);
   kg_bytes_deinit(&normal);
   return rc;
 }
@@ -126,3 +177,8 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
 const kg_tokenizer_kind kg_spm_kind = {
     .model = "llama", .unmap = kg_unmap_spaces, .unmap_user = kg_unmap_spaces, .add_bos = true, .open = open,
     .close = close, .encode = encode, .texts = {[KG_BOS] = "<s>", [KG_EOS] = "</s>", [KG_UNKNOWN] = "<unk>"}};
+
+const kg_tokenizer_kind kg_gemma4_kind = {
+    .model = "gemma4", .unmap = kg_unmap_spaces, .unmap_user = kg_unmap_spaces, .add_bos = true, .open = open_merges,
+    .close = close, .encode = encode,
+    .texts = {[KG_BOS] = "<bos>", [KG_EOS] = "<eos>", [KG_UNKNOWN] = "<unk>", [KG_PAD] = "<pad>"}};

@@ -11,8 +11,8 @@
 /* Text is measured in int32 in the tables of an encode call. */
 static const size_t max_text_bytes = INT32_MAX - 1;
 
-static const kg_tokenizer_kind *const kinds[] = {&kg_bpe_kind, &kg_spm_kind, &kg_wordpiece_kind, &kg_unigram_kind,
-                                                 &kg_rwkv_kind, &kg_none_kind};
+static const kg_tokenizer_kind *const kinds[] = {&kg_bpe_kind, &kg_spm_kind, &kg_gemma4_kind, &kg_wordpiece_kind,
+                                                 &kg_unigram_kind, &kg_rwkv_kind, &kg_none_kind};
 
 /* ---- growing arrays ---- */
 

@@ -34,7 +34,8 @@ typedef struct kg_tokenizer_kind {
                 kg_tokens *out, kg_error *err);
 } kg_tokenizer_kind;
 
-extern const kg_tokenizer_kind kg_bpe_kind, kg_spm_kind, kg_wordpiece_kind, kg_unigram_kind, kg_rwkv_kind, kg_none_kind;
+extern const kg_tokenizer_kind kg_bpe_kind, kg_spm_kind, kg_gemma4_kind, kg_wordpiece_kind, kg_unigram_kind, kg_rwkv_kind,
+    kg_none_kind;
 
 struct kg_tokenizer {
   const kg_tokenizer_kind *kind;

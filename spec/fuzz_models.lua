@@ -36,13 +36,15 @@ do
     { M .. "u", 0, 4 }, { M .. "e" }, { M .. "\u{e9}" } }, { { "tokenizer.ggml.pre", "string", "modern-bert" },
     { "tokenizer.ggml.normalizer.lowercase", "bool", 1 }, { "tokenizer.ggml.normalizer.strip_accents", "bool", 1 },
     { "tokenizer.ggml.seperator_token_id", "u32", 3 }, { "tokenizer.ggml.add_sep_token", "bool", 1 } })
+  models.vocabularies.gemma4 = vocabulary.of("gemma4", vocabulary.rows(UNIGRAM), { eos,
+    { "tokenizer.ggml.merges", "string", { "h e", "l l", "he ll", M .. " hello" } } })
   models.vocabularies.rwkv = vocabulary.rwkv({ { "he" }, { "hello" }, { " w" }, { "<u>", 0, 4 },
     { "<|im_end|>", 0, 3 } }, { { "tokenizer.ggml.bos_token_id", "u32", 0 } })
 end
 
 ---What decode gives back to the byte: all but those that squeeze, replace or do not know some text.
 models.lossless = { spm = true, ["gpt-2"] = true, qwen2 = true, ["llama-bpe"] = true, ["unigram-bytes"] = true,
-  rwkv = true }
+  rwkv = true, gemma4 = true }
 
 -- Bytes in a block of these many numbers, by the number of the type.
 local TYPES = { [0] = { 1, 4 }, [1] = { 1, 2 }, [2] = { 32, 18 }, [8] = { 32, 34 }, [12] = { 256, 144 },
@@ -264,7 +266,8 @@ function models.wrong_vocabulary(dice)
   for name in pairs(models.vocabularies) do names[#names + 1] = name end
   table.sort(names)
   local m = { entries = copy(models.vocabularies[dice:pick(names)]), tensors = {}, data = "" }
-  if dice:once_in(4) then m.entries[2][3] = dice:pick { "llama", "t5", "bert", "rwkv", "gpt2", "none" } end
+  if dice:once_in(4) then m.entries[2][3] = dice:pick { "llama", "t5", "bert", "rwkv", "gpt2", "none",
+    "gemma4" } end
   for _ = 1, dice:roll(4) - 1 do change_entry(dice, m) end
   return models.write(m)
 end

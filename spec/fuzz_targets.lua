@@ -121,7 +121,7 @@ targets.encode = {
         if tokenizer:is_control(id) then error(("%s: plain text became the control token %d"):format(name, id)) end
       end
       -- SentencePiece writes a space as U+2581 and reads it so.
-      local is_spaced = name == "spm" or name == "unigram-bytes"
+      local is_spaced = name == "spm" or name == "unigram-bytes" or name == "gemma4"
       local wanted = is_spaced and text:gsub("\u{2581}", " ") or text
       local got = tokenizer:decode(ids)
       if models.lossless[name] and got ~= wanted then error(("%s: decode(encode(x)) is %q"):format(name, got)) end

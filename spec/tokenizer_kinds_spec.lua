@@ -46,7 +46,7 @@ describe("kigo.tokenizer kinds", function()
   end
 
   for _, name in ipairs { "spm", "spm-no-prefix", "spm-squeeze", "unigram", "unigram-bytes", "bert-uncased",
-                          "bert-cased", "bert-accents" } do
+                          "bert-cased", "bert-accents", "gemma4" } do
     it("give the ids of outside tokenizers: " .. name, function()
       local _, n, first = compare("spec/fixtures/tokenizers", name)
       if first then

@@ -504,7 +504,7 @@ describe("kigo.tokenizer", function()
 
     it("list what is known when a kind is not", function()
       local _, models = parse(vocabulary.file(vocabulary.with(bpe, T .. "model", "string", "plamo2")))
-      for _, name in ipairs { "gpt2", "llama", "bert", "t5", "rwkv", "none", "plamo2" } do
+      for _, name in ipairs { "gpt2", "llama", "bert", "gemma4", "t5", "rwkv", "none", "plamo2" } do
         assert.is_truthy(models:find(name, 1, true))
       end
       local _, pres = parse(vocabulary.file(vocabulary.with(bpe, T .. "pre", "string", "my-pre")))
@@ -592,6 +592,8 @@ describe("kigo.tokenizer", function()
       { "t5", vocabulary.of("t5", vocabulary.rows { { "\u{2581}", -1 }, { "a", -2 }, { "b", -3 }, { "<t>", 0, 4 } },
         { { "tokenizer.ggml.precompiled_charsmap", "u8", vocabulary.charsmap("x", "x") },
           { "tokenizer.ggml.remove_extra_whitespaces", "bool", 0 } }) },
+      { "gemma4", vocabulary.of("gemma4", vocabulary.rows { { "\u{2581}", -1 }, { "a" }, { "aa" }, { "<t>", 0, 4 } },
+        { { "tokenizer.ggml.merges", "string", { "a a" } } }) },
       { "rwkv", vocabulary.rwkv { { "<t>", 0, 4 }, { "ab" } } },
       { "bert", vocabulary.of("bert", { { "[UNK]", 0, 3 }, { "<s>", 0, 3 }, { "\u{2581}a" }, { "a" }, { "b" },
         { "\u{2581}\u{4e2d}" }, { "<t>", 0, 4 }, { "\u{2581}x" }, { "y" }, { "\u{2581}y" } }) },
