@@ -62,12 +62,14 @@ static int get(lua_State *L)
   lua_pushvalue(L, 2);
   lua_rawget(L, lua_upvalueindex(1));
   if (!lua_isnil(L, -1)) return 1;
+  static const char *const reasons[] = {[KG_STREAM_STOP] = "stop", [KG_STREAM_END] = "end",
+                                        [KG_STREAM_LENGTH] = "length"};
   const kg_stream *stream = kg_check_open(L, 1, KG_CLASS_STREAM);
   const kg_stream_reason reason = kg_stream_get_reason(stream);
   if (!strcmp(key, "stopped"))
-    lua_pushboolean(L, reason != KG_STREAM_OPEN);
+    lua_pushboolean(L, reason == KG_STREAM_STOP || reason == KG_STREAM_END);
   else if (!strcmp(key, "reason") && reason != KG_STREAM_OPEN)
-    lua_pushstring(L, reason == KG_STREAM_STOP ? "stop" : "end");
+    lua_pushstring(L, reasons[reason]);
   else if (!strcmp(key, "text"))
     push_text(L, kg_stream_text(stream));
   return 1; /* else the nil of the method table */
@@ -91,12 +93,19 @@ static int release(lua_State *L)
   return 0;
 }
 
-/* The array of stop strings on top of the stack (or nil) in userdata, pushed; the table keeps the strings alive. */
+/* The stop strings on top of the stack (an array, one string or nil) in userdata, pushed; what was there keeps the
+ * strings alive. */
 static kg_string *check_stops(lua_State *L, size_t *n)
 {
   const int table = lua_gettop(L);
+  if (lua_type(L, table) == LUA_TSTRING) {
+    kg_string *stop = lua_newuserdatauv(L, sizeof *stop, 0);
+    stop->data = lua_tolstring(L, table, &stop->size);
+    *n = 1;
+    return stop;
+  }
   if (!lua_isnil(L, table) && !lua_istable(L, table))
-    luaL_error(L, "stop: array of strings expected, got %s", luaL_typename(L, table));
+    luaL_error(L, "stop: string or array of strings expected, got %s", luaL_typename(L, table));
   *n = lua_istable(L, table) ? (size_t)lua_rawlen(L, table) : 0;
   if (*n > INT32_MAX) luaL_error(L, "stop: %I strings are too many", (lua_Integer)*n);
   kg_string *stops = lua_newuserdatauv(L, *n * sizeof *stops + 1, 0);
@@ -109,7 +118,7 @@ static kg_string *check_stops(lua_State *L, size_t *n)
   return stops;
 }
 
-/* core.stream(tokenizer, {stop = {...}, after = id}) -> Stream; `after`: the token before the first one (stream.h) */
+/* core.stream(tokenizer, {stop = "..." or {...}, after = id}) -> Stream; `after`: the token before the first one (stream.h) */
 static int stream_new(lua_State *L)
 {
   static const char *const fields[] = {"stop", "after", NULL};

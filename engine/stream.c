@@ -230,6 +230,7 @@ int kg_stream_finish(kg_stream *stream, kg_string *text, kg_error *err)
   if (stream->n_partial && stream->reason != KG_STREAM_STOP) append(stream, replacement, REPLACEMENT_SIZE);
   stream->n_partial = 0;
   stream->is_finished = true;
+  if (stream->reason == KG_STREAM_OPEN) stream->reason = KG_STREAM_LENGTH;
   *text = show(stream, 0);
   return KG_OK;
 }

@@ -6,7 +6,7 @@
 
 typedef struct kg_stream kg_stream;
 
-typedef enum kg_stream_reason { KG_STREAM_OPEN, KG_STREAM_STOP, KG_STREAM_END } kg_stream_reason;
+typedef enum kg_stream_reason { KG_STREAM_OPEN, KG_STREAM_STOP, KG_STREAM_END, KG_STREAM_LENGTH } kg_stream_reason;
 
 /* The tokenizer must outlive the stream. Stop strings are copied; they must be UTF-8 and not empty. */
 int kg_stream_new(const kg_tokenizer *tokenizer, const kg_string *stops, size_t n_stops, kg_stream **out,
@@ -22,7 +22,8 @@ int kg_stream_follow(kg_stream *stream, int32_t id, kg_error *err);
  * byte can complete is passed on as U+FFFD, one per maximal invalid part. An end token sets the reason to END, a
  * complete stop string to STOP (the stop string and what follows are not shown). Ids after that are ignored. */
 int kg_stream_add(kg_stream *stream, int32_t id, kg_string *text, kg_error *err);
-/* Let go of what was held back; afterwards the stream is closed to new ids. */
+/* Let go of what was held back; afterwards the stream is closed to new ids. What ended without a stop string or an end
+ * token was cut at a length: the reason is LENGTH then. */
 int kg_stream_finish(kg_stream *stream, kg_string *text, kg_error *err);
 kg_stream_reason kg_stream_get_reason(const kg_stream *stream);
 /* Everything shown so far. */

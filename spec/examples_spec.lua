@@ -17,7 +17,7 @@ describe("examples", function()
     return output
   end
 
-  for _, name in ipairs { "01-chat", "02-sampler", "03-fork", "04-rewind", "05-look-inside" } do
+  for _, name in ipairs { "01-chat", "02-sampler", "03-fork", "04-rewind", "05-look-inside", "09-stream" } do
     it("run: " .. name, function()
       assert.is_truthy(succeeds(kigo .. " examples/" .. name .. ".lua"):find "%a+ +%S")
     end)

@@ -217,12 +217,19 @@ describe("kigo.stream", function()
       assert.equal(500000, #stream.text)
     end)
 
+    it("may be one string", function()
+      local tokenizer <close> = tokenizer_of { "ab!!cd" }
+      local stream <close> = core.stream(tokenizer, { stop = "!!" })
+      assert.equal("ab", stream:add(257))
+      assert.equal("stop", stream.reason)
+    end)
+
     it("must be UTF-8 and not empty", function()
       local tokenizer <close> = tokenizer_of {}
       for _, bad in ipairs { "", "\xFF", "\xC3", "a\x80", "\xED\xA0\x80" } do
         assert.has_error(function() core.stream(tokenizer, { stop = { "ok", bad } }) end)
       end
-      for _, bad in ipairs { 7, true, "x", { 7 }, { {} } } do
+      for _, bad in ipairs { 7, true, "", "\xFF", { 7 }, { {} } } do
         assert.has_error(function() core.stream(tokenizer, { stop = bad }) end)
       end
       core.stream(tokenizer, {}):close()
@@ -244,6 +251,17 @@ describe("kigo.stream", function()
       assert.equal("a", stream:finish())
       assert.equal("", stream:finish())
       assert.equal("a", stream.text)
+    end)
+
+    it("or stop strings that never come leave a length as the reason", function()
+      local tokenizer <close> = tokenizer_of {}
+      local stream <close> = core.stream(tokenizer, { stop = { "abc" } })
+      assert.equal("", stream:add(97))
+      assert.equal("a", stream:finish())
+      assert.equal("length", stream.reason)
+      assert.is_false(stream.stopped)
+      local copy <close> = stream:copy()
+      assert.equal("length", copy.reason)
     end)
 
     it("leave half a character to finish", function()

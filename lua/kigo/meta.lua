@@ -140,12 +140,13 @@ function core.make_model(path, options) end
 
 -- ---- text ----
 
----A vocabulary: text to ids and back. Ids are 0-based as in the file; those of special tokens are nil where there is
+---A vocabulary: text to ids and back. Ids are 0-based as in the file; those of special tokens are nil where there are
 ---none.
 ---@class kigo.Tokenizer
 ---@field size integer
----@field model string        kind: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE), "gemma4" (the same with
----a list of merges), "bert" (WordPiece), "t5" (unigram), "rwkv", or "none": a model without a vocabulary, whose ids have no text
+---@field model string        kind: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE), "gemma4" (the same with a list
+---of merges), "bert" (WordPiece), "t5" (unigram), "rwkv", or "none": a model without a vocabulary, whose ids have no
+---text
 ---@field pre string?         pre-tokenizer
 ---@field bos integer?        begins a text
 ---@field eos integer?        ends a text
@@ -226,16 +227,18 @@ function Tokenizer:control(text) end
 
 function Tokenizer:close() end
 
----Ids to text that may be shown: it holds back half UTF-8 characters and what may become a stop string.
+---Ids to text that may be shown: it holds back half UTF-8 characters and what may become a stop string, however both
+---are cut into tokens. Bytes that can become no character are shown as U+FFFD: at once where no later byte can help
+---them, else at the end. kigo.stream makes one.
 ---@class kigo.Stream
----@field stopped boolean            a stop string or an end token came
----@field reason "stop"|"end"|nil    which of them
----@field text string                all that was shown
+---@field stopped boolean                   a stop string or an end token came: what is added then is ignored
+---@field reason "stop"|"end"|"length"|nil  which of them; "length" after finish() without either; nil: still open
+---@field text string                       all that was shown
 local Stream = {}
 
 ---@class kigo.StreamOptions
----@field stop? string[]     texts that end it; they are not shown
----@field after? integer     the token before the first one, where a text goes on
+---@field stop? string|string[]  texts that end it; they are not shown. Of several that end together the longest counts
+---@field after? integer         the token before the first one, where a text goes on
 
 ---@param tokenizer kigo.Tokenizer
 ---@param options? kigo.StreamOptions
@@ -250,6 +253,7 @@ function core.stream(tokenizer, options) end
 ---@return integer? code
 function Stream:add(id) end
 
+---The end: no more ids are taken.
 ---@return string? text   what was held back
 ---@return string? message
 ---@return integer? code
