@@ -118,14 +118,16 @@ static kg_string *check_stops(lua_State *L, size_t *n)
   return stops;
 }
 
-/* core.stream(tokenizer, {stop = "..." or {...}, after = id}) -> Stream; `after`: the token before the first one (stream.h) */
+/* core.stream(tokenizer, {stop = "..." or {...}, after = id, control = false}) -> Stream; `after`: the token before the
+ * first one (stream.h); `control`: control tokens are spelled out */
 static int stream_new(lua_State *L)
 {
-  static const char *const fields[] = {"stop", "after", NULL};
+  static const char *const fields[] = {"stop", "after", "control", NULL};
   kg_check_tokenizer(L, 1);
   lua_settop(L, 2);
   kg_check_fields(L, 2, fields);
   const int32_t after = (int32_t)kg_opt_int_field(L, 2, "after", -1, 0, INT32_MAX);
+  const bool spell_control = kg_opt_bool_field(L, 2, "control", false);
   if (lua_istable(L, 2))
     lua_getfield(L, 2, "stop");
   else
@@ -139,6 +141,7 @@ static int stream_new(lua_State *L)
   kg_error err = {0};
   if (kg_stream_new(kg_check_tokenizer(L, 1), stops, n, &stream, &err)) return kg_push_error(L, &err);
   handle->object = stream;
+  if (spell_control) kg_stream_spell_control(stream);
   if (after >= 0 && kg_stream_follow(stream, after, &err)) return kg_push_error(L, &err);
   return 1;
 }

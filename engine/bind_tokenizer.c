@@ -167,6 +167,37 @@ static int control(lua_State *L)
   return 1;
 }
 
+/* list[n] = {[field] = bytes} for the list on top of the stack */
+static void push_segment(lua_State *L, const char *field, const char *bytes, size_t size, lua_Integer n)
+{
+  lua_createtable(L, 0, 1);
+  lua_pushlstring(L, bytes, size);
+  lua_setfield(L, -2, field);
+  lua_rawseti(L, -2, n);
+}
+
+/* tokenizer:segments(text) -> trusted text as segments: control tokens that it spells, and the text between them */
+static int segments(lua_State *L)
+{
+  luaL_checktype(L, 2, LUA_TSTRING);
+  size_t size, from = 0;
+  const char *text = lua_tolstring(L, 2, &size);
+  lua_Integer n = 0;
+  lua_newtable(L);
+  while (from < size) {
+    const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+    size_t at = size;
+    const int32_t id = kg_tokenizer_control_first(tokenizer, text, size, from, &at);
+    if (id < 0) at = size;
+    if (at > from) push_segment(L, "text", text + from, at - from, ++n);
+    if (id < 0) break;
+    const kg_string token = kg_vocab_piece(&kg_check_tokenizer(L, 1)->vocab, id);
+    push_segment(L, "control", token.data, token.size, ++n);
+    from = at + token.size;
+  }
+  return 1;
+}
+
 /* ---- properties ---- */
 
 static void push_id_or_nil(lua_State *L, int32_t id)
@@ -310,6 +341,7 @@ void kg_bind_tokenizer(lua_State *L)
 {
   static const luaL_Reg methods[] = {{"encode", encode},   {"decode", decode},         {"piece", piece},
                                      {"is_end", is_end},   {"is_control", is_control}, {"control", control},
+                                     {"segments", segments},
                                      {"close", release},   {NULL, NULL}};
   static const luaL_Reg metamethods[] = {
       {"__index", get}, {"__tostring", to_string}, {"__close", release}, {"__gc", release}, {NULL, NULL}};

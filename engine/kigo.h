@@ -115,6 +115,10 @@ KG_API int32_t kg_tokenizer_eos(const kg_tokenizer *tokenizer); /* -1: none */
 /* Does this id end an answer (eos, end of turn, end of message)? */
 KG_API bool kg_tokenizer_is_end(const kg_tokenizer *tokenizer, int32_t id);
 KG_API bool kg_tokenizer_is_control(const kg_tokenizer *tokenizer, int32_t id);
+/* The first control token that trusted text spells at or after `from`: its id and place, or -1. The longest there
+ * counts, and tokens are taken out of the text from left to right as KG_ENCODE_SPECIAL does it. */
+KG_API int32_t kg_tokenizer_control_first(const kg_tokenizer *tokenizer, const char *text, size_t size, size_t from,
+                                          size_t *at);
 /* The control token with exactly this text, or -1. */
 KG_API int32_t kg_tokenizer_control_find(const kg_tokenizer *tokenizer, const char *text, size_t size);
 

@@ -23,6 +23,7 @@ struct kg_stream {
   size_t n_shown;
   char partial[4]; /* the start of a character whose rest has not come; at most 3 bytes */
   size_t n_partial;
+  unsigned flags; /* KG_DECODE_* */
   bool after_special, is_finished;
   kg_stream_reason reason;
 };
@@ -112,6 +113,7 @@ int kg_stream_copy(const kg_stream *stream, kg_stream **out, kg_error *err)
   copy->n_shown = stream->n_shown;
   memcpy(copy->partial, stream->partial, sizeof copy->partial);
   copy->n_partial = stream->n_partial;
+  copy->flags = stream->flags;
   copy->after_special = stream->after_special;
   copy->is_finished = stream->is_finished;
   copy->reason = stream->reason;
@@ -125,6 +127,8 @@ int kg_stream_follow(kg_stream *stream, int32_t id, kg_error *err)
   if (!rc) kg_tokenizer_piece(stream->tokenizer, id, 0, &stream->after_special);
   return rc;
 }
+
+void kg_stream_spell_control(kg_stream *stream) { stream->flags |= KG_DECODE_CONTROL; }
 
 /* ---- text ---- */
 
@@ -211,7 +215,7 @@ int kg_stream_add(kg_stream *stream, int32_t id, kg_string *text, kg_error *err)
     return KG_OK;
   }
   bool after_special = stream->after_special;
-  const kg_string piece = kg_tokenizer_piece(stream->tokenizer, id, 0, &after_special);
+  const kg_string piece = kg_tokenizer_piece(stream->tokenizer, id, stream->flags, &after_special);
   if ((rc = reserve(stream, stream->n_partial + piece.size, err))) return rc; /* bounded: 3 and 2^32 at most */
   stream->after_special = after_special;
   take(stream, piece.data, piece.size);

@@ -18,6 +18,9 @@ void kg_stream_free(kg_stream *stream);
  * goes on with that text and leaves it. */
 int kg_stream_follow(kg_stream *stream, int32_t id, kg_error *err);
 
+/* Say, before the first id, that control tokens are shown as they are spelled; otherwise they are left out. */
+void kg_stream_spell_control(kg_stream *stream);
+
 /* Add one id; *text (borrowed until the next call) is what may be shown now, maybe empty. Invalid UTF-8 that no later
  * byte can complete is passed on as U+FFFD, one per maximal invalid part. An end token sets the reason to END, a
  * complete stop string to STOP (the stop string and what follows are not shown). Ids after that are ignored. */

@@ -648,3 +648,14 @@ int32_t kg_tokenizer_control_find(const kg_tokenizer *tokenizer, const char *tex
 {
   return kg_vocab_find(&tokenizer->vocab, &tokenizer->vocab.controls, text, size);
 }
+
+int32_t kg_tokenizer_control_first(const kg_tokenizer *tokenizer, const char *text, size_t size, size_t from,
+                                   size_t *at)
+{
+  const kg_vocab *vocab = &tokenizer->vocab;
+  for (;;) {
+    const int32_t id = kg_vocab_find_first(&vocab->specials, text, size, from, at);
+    if (id < 0 || vocab->types[id] == KG_TOKEN_CONTROL) return id;
+    from = *at + kg_vocab_piece(vocab, id).size; /* bounded: it stands in the text there */
+  }
+}

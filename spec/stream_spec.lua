@@ -273,6 +273,26 @@ describe("kigo.stream", function()
     end)
   end)
 
+  describe("control tokens", function()
+    it("are left out, or spelled out where that is asked for", function()
+      local special = { { "<|im_end|>", 3 }, { "<|tool|>", 3 } }
+      local gguf <close> = assert(core.parse_gguf(vocabulary.file(vocabulary.bpe { special = special }), "spec"))
+      local tokenizer <close> = assert(core.tokenizer(gguf))
+      local ids = { 0x61, END + 1, 0xC3, END + 1, 0x62, END }
+      for control, expected in pairs { [false] = "a\u{fffd}b", [true] = "a<|tool|>\u{fffd}<|tool|>b" } do
+        local stream <close> = assert(core.stream(tokenizer, { control = control, stop = { "|>b" } }))
+        local copy <close> = assert(stream:copy())
+        for _, each in ipairs { stream, copy } do
+          local text = ""
+          for _, id in ipairs(ids) do text = text .. each:add(id) end
+          text = text .. each:finish()
+          assert.equal(control and "a<|tool|>\u{fffd}<|tool" or expected, text)
+          assert.equal(control and "stop" or "end", each.reason)
+        end
+      end
+    end)
+  end)
+
   describe("SentencePiece", function()
     local it = support.shared and it or pending -- a vocabulary of this kind is reference data
     local tokenizer

@@ -202,6 +202,11 @@ function core.split(pre, text, options) end
 ---@return integer? code
 function Tokenizer:encode(text, options) end
 
+---Trusted text as segments: control tokens that it spells, and the text between them.
+---@param text string
+---@return kigo.Segment[]
+function Tokenizer:segments(text) end
+
 ---@param ids integer[]
 ---@param options? { control: boolean? }   control: spell control tokens out; default false
 ---@return string? bytes   may end within a UTF-8 character; kigo.stream never shows half of one
@@ -239,6 +244,7 @@ local Stream = {}
 ---@class kigo.StreamOptions
 ---@field stop? string|string[]  texts that end it; they are not shown. Of several that end together the longest counts
 ---@field after? integer         the token before the first one, where a text goes on
+---@field control? boolean       spell control tokens out; default false: leave them out
 
 ---@param tokenizer kigo.Tokenizer
 ---@param options? kigo.StreamOptions
