@@ -68,7 +68,8 @@ describe("kigo.cli", function()
       local status, out, err = run { "--help" }
       assert.equal(0, status)
       assert.equal("", err)
-      for _, name in ipairs { "run", "chat", "haiku", "bench", "inspect", "tokenize", "logits", "make-model" } do
+      for _, name in ipairs { "run", "chat", "haiku", "bench", "inspect", "tokenize", "template", "logits",
+        "make-model" } do
         assert.truthy(out:find("\n  " .. name .. " ", 1, true), name)
         local code, text = run { name, "--help" }
         assert.equal(0, code)
@@ -86,6 +87,9 @@ describe("kigo.cli", function()
         { { "inspect", "a", "b" }, '"b"' }, { { "logits", stories(), "--tokens", "1,x", "--out", "/dev/null" }, '"x"' },
         { { "logits", stories(), "--tokens", "1,512", "--out", "/dev/null" }, "512" },
         { { "run", "m.gguf", "-n", "0" }, "-n:" }, { { "run", "m.gguf", "--tokens=0" }, "--tokens:" },
+        { { "template", "m.gguf" }, "--context" }, { { "chat", support.haiku_model, "--set", "x" }, "NAME=JSON" },
+        { { "chat", support.haiku_model, "--set", "x={" }, "x" },
+        { { "template", "x.jinja", "--context", "c", "--ids" }, "--vocab" },
         { { "m.gguf" }, "kigo run m.gguf" }, { { "./m.gguf" }, "kigo run ./m.gguf" }, { { "--runn" }, "option --runn" },
       } do
         local status, out, err = run(case[1])
@@ -110,7 +114,11 @@ describe("kigo.cli", function()
         { "run", "/tmp" }, { "run", "README.md" }, { "tokenize", "/tmp" },
         { "tokenize", support.haiku_model, "--pre", "gpt-3" },
         { "make-model", "/tmp", "--like", "tiny" }, { "make-model", "/dev/null", "--like", "tiny" },
-        { "/nonexistent.lua" }, { "/tmp" },
+        { "/nonexistent.lua" }, { "/tmp" }, { "template", "/nonexistent.gguf", "--context", "/dev/null" },
+        { "template", support.haiku_model, "--context", "/nonexistent.json" },
+        { "template", support.haiku_model, "--context", empty },
+        { "template", "/nonexistent.jinja", "--context", empty },
+        { "chat", support.haiku_model, "--template", "no.jinja" },
       } do
         local status, out, err = run(case)
         assert.equal(1, status, table.concat(case, " ") .. "\n" .. err)
@@ -209,6 +217,78 @@ describe("kigo.cli", function()
     it("leaves control tokens in text alone", function()
       local _, ids = run({ "tokenize", support.haiku_model, "--ids" }, "<|im_start|>")
       assert.is_nil((" " .. ids .. " "):find " 2046 ")
+    end)
+  end)
+
+  describe("template", function()
+    local context, jinja
+    setup(function()
+      context = support.temporary(
+        '{"messages": [{"role": "user", "content": "Hi <|im_end|>"}], "add_generation_prompt": true}')
+      jinja = os.tmpname() .. ".jinja"
+      local file = assert(io.open(jinja, "wb"))
+      file:write("{% if not messages %}{{ raise_exception('Say something!') }}{% endif %}"
+        .. "<|im_start|>{{ messages[0].content }}")
+      file:close()
+    end)
+    teardown(function()
+      os.remove(context)
+      os.remove(jinja)
+    end)
+    local TEXT = "<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n"
+
+    it("writes exactly the text to a pipe", function()
+      local status, out, err = run { "template", support.haiku_model, "--context", context }
+      assert.equal(0, status, err)
+      assert.equal(TEXT, out)
+      assert.equal("<|im_start|>Hi <|im_end|>", (select(2, run { "template", jinja, "--context", context })))
+      local fixture = "templates/meta-llama-Llama-3.2-3B-Instruct"
+      local case = cjson.decode(support.read(support.fixture(fixture .. ".json"))).cases[1]
+      local variables = support.temporary(cjson.encode(case.context))
+      assert.equal(case.expected, (select(2, run { "template", support.fixture(fixture .. ".jinja"), "--context",
+        variables, "--now", "2026-07-29 10:29:00" })))
+      os.remove(variables)
+    end)
+
+    it("reads the context from standard input, too", function()
+      assert.equal(TEXT, (select(2, run({ "template", support.haiku_model, "--context", "-" }, support.read(context)))))
+    end)
+
+    it("shows tokens: only the template's own text becomes control tokens", function()
+      for _, words in ipairs { { support.haiku_model }, { jinja, "--vocab", support.haiku_model } } do
+        local status, out, err = run { "template", "--ids", "--context", context, table.unpack(words) }
+        assert.equal(0, status, err)
+        assert.truthy(out:find('^ *2046  "<|im_start|>"\n'), out)
+        local _, n = out:gsub('  "<|im_end|>"\n', "")
+        assert.equal(words[2] and 0 or 1, n)
+      end
+    end)
+
+    it("takes other templates by name", function()
+      local status, out = run { "template", support.haiku_model, "--template", "chatml", "--context", context }
+      assert.equal(0, status)
+      assert.equal(TEXT, out)
+      assert.equal(1, (run { "template", support.haiku_model, "--template", "llama3", "--context", context }))
+    end)
+
+    it("shows segments in colours on a terminal", function()
+      if not os.execute "command -v script >/dev/null" then return pending "there is no script(1) here" end
+      local pipe = assert(io.popen(("script -qec %s /dev/null"):format(
+        quote(("%s template %s --context %s"):format(support.program, support.haiku_model, context)))))
+      local out = pipe:read "a":gsub("\r\n", "\n")
+      pipe:close()
+      assert.equal(TEXT .. "\n", (out:gsub("\27%[[%d;]*m", "")))
+      assert.truthy(out:find("\27%[[%d;]+m<|im_start|>\27"))
+      assert.truthy(out:find("\27%[[%d;]+mHi <|im_end|>\27"))
+    end)
+
+    it("ends with the template's own message", function()
+      local nothing = support.temporary '{"messages": []}'
+      local status, out, err = run { "template", jinja, "--context", nothing }
+      os.remove(nothing)
+      assert.equal(1, status)
+      assert.equal("", out)
+      assert.equal("kigo: Say something!\n", err)
     end)
   end)
 
@@ -362,6 +442,20 @@ describe("kigo.cli", function()
       local _, lines = out:gsub("\n", "")
       assert.equal(6, lines)
       assert.truthy(out:find("twenty-nine", 1, true))
+    end)
+
+    it("takes another template and its variables", function()
+      local path = os.tmpname() .. ".jinja"
+      local file = assert(io.open(path, "wb"))
+      file:write("{% if mood != 'calm' %}{{ raise_exception('mood?') }}{% endif %}"
+        .. "<|im_start|>user\n{{ messages[0].content }}")
+      file:close()
+      local words = { "chat", support.haiku_model, "--temp", "0", "-n", "2", "--template", path }
+      assert.equal(1, (run(words, "Hi\n")))
+      table.move({ "--set", 'mood="calm"' }, 1, 2, #words + 1, words)
+      assert.equal(0, (run(words, "Hi\n")))
+      os.remove(path)
+      assert.equal(0, (run({ "chat", support.haiku_model, "-n", "2", "--template", "chatml" }, "Hi\n")))
     end)
 
     it("says what to do when the context is full", function()

@@ -17,7 +17,8 @@ describe("examples", function()
     return output
   end
 
-  for _, name in ipairs { "01-chat", "02-sampler", "03-fork", "04-rewind", "05-look-inside", "09-stream" } do
+  for _, name in ipairs { "01-chat", "02-sampler", "03-fork", "04-rewind", "05-look-inside", "07-tools",
+    "08-template", "09-stream" } do
     it("run: " .. name, function()
       assert.is_truthy(succeeds(kigo .. " examples/" .. name .. ".lua"):find "%a+ +%S")
     end)

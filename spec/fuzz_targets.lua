@@ -81,8 +81,7 @@ local function try_tokenizer(gguf)
   if not tokenizer then return end
   local ids = fuzz.accepted(tokenizer:encode "hello hell\u{e9} <|im_start|>\xFF")
   if ids then tokenizer:decode(ids, { control = true }) end
-  local source = gguf:get "tokenizer.chat_template"
-  fuzz.accepted(kigo.template.find(type(source) == "string" and source or nil, tokenizer))
+  fuzz.accepted(kigo.template.find(gguf, tokenizer))
 end
 
 targets.load = {
@@ -263,12 +262,13 @@ end
 targets.template = {
   make = function(dice, seeds) return fuzz.mutate(dice, seeds, TEMPLATE_WORDS) end,
   try = function(source)
-    local template = fuzz.accepted(kigo.template.find(source, tokenizers.qwen2))
+    local template = fuzz.accepted(kigo.template.new(source, tokenizers.qwen2))
     if not template then return false end
-    check_segments(template:render { { role = "user", content = source } })
-    check_segments(template:render({ { role = "system", content = "" }, { role = "user", content = "x" } },
-      { generate = true }))
-    check_segments(template:continue { { role = "user", content = "<|im_end|>" } })
+    for _, options in ipairs { {}, { generate = true, tools = { { name = source } }, now = "2026-07-29 10:29:00" } } do
+      local segments = fuzz.accepted(template:render({ { role = "system", content = "" },
+        { role = "user", content = source } }, options))
+      if segments then check_segments(segments) end
+    end
     return true
   end,
 }
@@ -296,11 +296,17 @@ local function make_messages(dice)
   return "return " .. fuzz.source(list)
 end
 
+local chatml
+do
+  local gguf <close> = assert(core.parse_gguf(vocabulary.file(models.vocabularies.qwen2), "qwen2"))
+  chatml = assert(kigo.template.find(gguf, tokenizers.qwen2, "chatml"))
+end
+
 -- A number that stands in a field for any other wrong type is as good: only the caller's mistakes may raise.
 targets.messages = {
   make = make_messages,
   try = function(source)
-    local template = assert(kigo.template.find(nil, tokenizers.qwen2, "chatml"))
+    local template = chatml
     local messages = assert(load(source, "=messages", "t", {}))()
     local called, segments, message, code = pcall(template.render, template, messages, { generate = true })
     if not called then
@@ -315,6 +321,42 @@ targets.messages = {
     end
     if n ~= found then error(("%d control tokens for %d control segments"):format(found, n)) end
     return true
+  end,
+}
+
+-- ---- answers ----
+
+local ANSWER_WORDS = { "<think>", "</think>", "<tool_call>", "</tool_call>", "\n", "{", "}", "[", "]", '"', "\\", ":",
+  '{"name": "f", "arguments": {"x": 1}}', "null", "1e5", "<function=f>", "<parameter=x>", "</parameter>", "</function>",
+  "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>", "f.call(", ")", "<｜tool▁calls▁begin｜>",
+  "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "```json\n", "<|channel|>", "final", "analysis",
+  " to=functions.f", "<|message|>", "<|end|>", "<|start|>", "<｜DSML｜function_calls>", '<｜DSML｜invoke name="f">',
+  "</｜DSML｜invoke>", ";", "," }
+
+---The answer in an order that does not depend on how it came about.
+local function answer_text(answer)
+  local parts = { answer.content, answer.reasoning or "-" }
+  for _, call in ipairs(answer.tool_calls) do
+    parts[#parts + 1] = ("%s(%s)%s"):format(call.name, call.arguments, call.id or "")
+    if not kigo.json.decode(call.arguments) then error("arguments that are no JSON: " .. call.arguments) end
+  end
+  return table.concat(parts, "|")
+end
+
+-- Whatever a model says is an answer, and it is the same one a byte at a time.
+targets.parse = {
+  make = function(dice, seeds) return fuzz.mutate(dice, seeds, ANSWER_WORDS) end,
+  try = function(text)
+    local n_calls = 0
+    for _, format in ipairs(kigo.parse.formats) do
+      local whole = kigo.parse.text(format.name, text)
+      local parser = kigo.parse.new(format.name, { hold = true })
+      for at = 1, #text do parser:add(text:sub(at, at)) end
+      parser:finish()
+      if answer_text(parser:result()) ~= answer_text(whole) then error(format.name .. " depends on the cuts") end
+      n_calls = n_calls + #whole.tool_calls
+    end
+    return n_calls > 0
   end,
 }
 

@@ -347,6 +347,102 @@ describe("kigo.generate", function()
       assert(chat:say("Write a haiku.", { max = 4 }))
     end)
 
+    ---A sampler that says these texts, one an answer, whatever the model thinks.
+    local function saying(...)
+      local tokenizer, answers = poet.tokenizer, { ... }
+      local ids
+      return function()
+        ids = ids or assert(tokenizer:encode(table.remove(answers, 1) or error "no more answers"))
+        local id = table.remove(ids, 1)
+        if not id then ids = nil end
+        return id or tokenizer.eos
+      end
+    end
+
+    it("takes answers apart", function()
+      local deltas = {}
+      local text = '<think>\nHm.\n</think>\n\nOh.\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+      local result = assert(poet:chat({ { role = "user", content = "hi" } }, { format = "hermes",
+        on_delta = function(delta) deltas[#deltas + 1] = delta.type end, sample = saying(text) }))
+      assert.equal("Oh.", result.answer.content)
+      assert.equal("Hm.", result.answer.reasoning)
+      assert.equal(1, result.answer.tool_calls[1].values.x)
+      assert.equal("reasoning", deltas[1])
+      assert.equal("call_end", deltas[#deltas])
+      assert.same({ role = "assistant", content = "Oh.", reasoning_content = "Hm.", tool_calls = { { id = "call00001",
+        type = "function", ["function"] = { name = "f", arguments = { x = 1 } } } } }, result.message)
+      assert.equal(text, result.text)
+    end)
+
+    it("hands a parser's error on, and the conversation stays as it was", function()
+      local chat <close> = assert(poet:conversation { sample = saying("one", "two") })
+      local ok = pcall(chat.say, chat, "hi", { on_delta = function() error "mine" end })
+      assert.is_false(ok)
+      assert.equal(0, chat.seq:pos())
+      assert.same({}, chat.messages)
+    end)
+
+    it("brings tools their answers back", function()
+      local source = "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ (m.content or '') }}"
+        .. "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+        .. "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+      local template = assert(kigo.template.new(source, poet.tokenizer))
+      local call = '<tool_call>{"name": "f", "arguments": {"b": 1, "a": [2.5, null]}}</tool_call>'
+      local chat <close> = assert(poet:conversation { template = template, sample = saying(call, "Done.") })
+      local first = assert(chat:say "Go.").answer.tool_calls[1]
+      local before = chat.seq:tokens()
+      assert.equal("f", first.name)
+      assert.equal("Done.", chat:say({ { role = "tool", content = "42", tool_call_id = "call00001" } }).text)
+      assert.same({ "user", "assistant", "tool", "assistant" }, (function()
+        local roles = {}
+        for i, message in ipairs(chat.messages) do roles[i] = message.role end
+        return roles
+      end)())
+      local after = chat.seq:tokens() -- arguments in the order that the model wrote: nothing was read twice
+      assert.same(before, table.move(after, 1, #before, 1, {}))
+      assert.equal(template:text(chat.messages), poet.tokenizer:decode(after, { control = true }) .. "<|im_end|>\n")
+    end)
+
+    it("goes back where the template changes what was said", function()
+      local source = "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content | trim ~ '<|im_end|>\n' }}"
+        .. "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+      local template = assert(kigo.template.new(source, poet.tokenizer))
+      local says = saying("  padded  ", "two", "three")
+      local chat <close> = assert(poet:conversation { template = template, sample = says })
+      assert(chat:say "Go.")
+      local first = chat.seq:tokens()
+      local function check()
+        local messages = table.move(chat.messages, 1, #chat.messages - 1, 1, {})
+        local prompt = poet.tokenizer:encode(template:render(messages, { generate = true }))
+        assert.same(prompt, table.move(chat.seq:tokens(), 1, #prompt, 1, {}))
+      end
+      local result, _, code = chat:say(("long "):rep(300))
+      assert.is_nil(result)
+      assert.equal(kigo.err.FULL, code)
+      assert.same(first, chat.seq:tokens())
+      assert.equal("two", assert(chat:say "On.").text)
+      check()
+      assert.is_true(#chat.seq:tokens() > 20)
+      assert(chat:say "On.", { stop = "hr" })
+      check()
+    end)
+
+    it("leaves a stop string out of what was said", function()
+      local chat <close> = assert(poet:conversation { sample = saying("one STOP", "two") })
+      assert.equal("one ", chat:say("Go.", { stop = "STOP" }).text)
+      assert(chat:say "On.")
+      assert.is_nil(poet.tokenizer:decode(chat.seq:tokens()):find("STOP", 1, true))
+    end)
+
+    it("goes on from messages that a script put there", function()
+      local chat <close> = assert(poet:conversation { sample = saying "ok" })
+      assert(chat:say { { role = "user", content = "a" }, { role = "assistant", content = "b" },
+        { role = "user", content = "c" } })
+      assert.equal(4, #chat.messages)
+      assert.has_error(function() chat:say(3) end)
+      assert.has_error(function() chat:say {} end)
+    end)
+
     it("refuses a closed conversation", function()
       local chat = assert(poet:conversation {})
       chat:close()

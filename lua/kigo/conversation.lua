@@ -1,28 +1,64 @@
--- A conversation on one timeline: what was said stays in the key/value cache, and answers stay as the ids that were
--- sampled. They are never made into tokens a second time.
+-- A conversation on one timeline: what was said stays in the key/value cache. Every turn the template renders the whole
+-- conversation again. Where that begins with what stands on the timeline, as it does with most templates, only the rest
+-- is fed, and answers stay as the ids that were sampled. Where it does not (templates drop old reasoning, trim contents
+-- or put tools into the last message), the timeline goes back to the first token that differs.
 local core = require "kigo.core"
 local check = require "kigo.check"
+local parse = require "kigo.parse"
 local sequence = require "kigo.sequence"
+local template = require "kigo.template"
 
 local conversation = {}
 
----Feed a prompt and generate; the result with its stats.
----@param seq kigo.Sequence
----@param prompt kigo.Segment[]|integer[]|string
----@param options? kigo.GenerateOptions
----@return kigo.ChatResult?
+---@class kigo.ChatOptions: kigo.GenerateOptions, kigo.RenderOptions   generate and parser are chosen here
+---@field seed? integer                    of the random numbers; default 0
+---@field template? string|kigo.Template   instead of the file's: one by name, or any other
+---@field format? string                   of the answers, by name (lua/kigo/parse/); default: what the template teaches
+conversation.options = { seed = "integer", template = "string|table", format = "string" }
+for name, wanted in pairs(sequence.generate_options) do conversation.options[name] = wanted end
+for name, wanted in pairs(template.render_options) do conversation.options[name] = wanted end
+conversation.options.generate, conversation.options.parser = nil, nil
+
+---@class kigo.ChatStats
+---@field prompt_tokens integer   that were fed
+---@field prompt_s number         seconds until the first token could be sampled
+---@field tokens integer
+---@field decode_s number         seconds for the rest
+
+---@class kigo.ChatResult: kigo.Generated
+---@field answer kigo.ParsedAnswer
+---@field message kigo.Message     the answer as a message, to go on with
+---@field stats kigo.ChatStats
+
+---The template that the options name.
+---@return kigo.Template?
 ---@return string? message
 ---@return integer? code
-function conversation.answer(seq, prompt, options)
+function conversation.template(model, options)
+  if type(options.template) == "table" then return options.template end
+  return model:template(options.template)
+end
+
+---Render the messages up to the head of the answer.
+local function render(tpl, messages, options)
+  local wanted = check.pick(options, template.render_options)
+  wanted.generate = true
+  return tpl:render(messages, wanted)
+end
+
+---Feed what is due of a prompt and generate the answer.
+local function answer(seq, due, options, parser)
   local before, t0 = seq:pos(), core.now()
-  local pos, message, code = seq:feed(prompt)
+  local pos, message, code = seq:feed(due)
   if not pos then return nil, message, code end
   local done
   done, message, code = seq:step()
   if not done then return nil, message, code end
   local t1 = core.now()
+  local wanted = check.pick(options, sequence.generate_options)
+  wanted.parser = parser
   local result
-  result, message, code = seq:generate(options)
+  result, message, code = seq:generate(wanted)
   if not result then return nil, message, code end
   ---@cast result kigo.ChatResult
   result.stats = { prompt_tokens = pos - before, prompt_s = t1 - t0, tokens = result.n_tokens,
@@ -30,29 +66,62 @@ function conversation.answer(seq, prompt, options)
   return result
 end
 
+local function parser_of(model, tpl, segments, options)
+  return model:parser { template = tpl, format = options.format, prompt = segments, tools = options.tools }
+end
+
+---Answer messages with a sequence of its own.
+---@param model kigo.Model
+---@param messages kigo.Message[]
+---@param options kigo.ChatOptions
+---@return kigo.ChatResult?
+---@return string? message
+---@return integer? code
+function conversation.chat(model, messages, options)
+  local tpl, message, code = conversation.template(model, options)
+  if not tpl then return nil, message, code end
+  local segments
+  segments, message, code = render(tpl, messages, options)
+  if not segments then return nil, message, code end
+  local parser = parser_of(model, tpl, segments, options)
+  local seq <close>, why, kind = model:sequence { seed = options.seed or 0 }
+  if not seq then return nil, why, kind end
+  local result
+  result, message, code = answer(seq, segments, options, parser)
+  if not result then return nil, message, code end
+  result.message = parse.message(result.answer, messages)
+  return result
+end
+
+-- ---- more than one turn ----
+
 ---@class kigo.Conversation
 ---@field model kigo.Model
 ---@field seq kigo.Sequence
 ---@field template kigo.Template
+---@field messages kigo.Message[]   what was said so far
+---@field _text string?   what stands on the timeline, control tokens spelled out; nil: there is no going on from it
 local Conversation = {}
 Conversation.__index = Conversation
 Conversation.__name = "kigo.Conversation"
 
----@class kigo.ConversationOptions: kigo.GenerateOptions
----@field seed? integer
----@field template? string   a format by name instead of the file's
----@field system? string     the system message
-local known = { seed = "integer", template = "string", system = "string" }
-for name, wanted in pairs(sequence.generate_options) do known[name] = wanted end
+---@class kigo.ConversationOptions: kigo.ChatOptions
+---@field system? string   the system message
+local known = { system = "string" }
+for name, wanted in pairs(conversation.options) do known[name] = wanted end
+
+-- What may differ from turn to turn.
+local turn_options = check.pick(conversation.options, conversation.options)
+turn_options.seed, turn_options.template = nil, nil
 
 ---@param model kigo.Model
----@param options? kigo.ConversationOptions   sampling options are the defaults of every answer
+---@param options? kigo.ConversationOptions   the defaults of every turn
 ---@return kigo.Conversation?   a to-be-closed handle
 ---@return string? message
 ---@return integer? code
 function conversation.new(model, options)
   options = check.options(options, known, 3)
-  local tpl, message, code = model:template(options.template)
+  local tpl, message, code = conversation.template(model, options)
   if not tpl then return nil, message, code end
   local self = setmetatable({ model = model, template = tpl, _options = options }, Conversation)
   local done
@@ -69,38 +138,106 @@ function Conversation:reset()
   self:close()
   local seq, message, code = self.model:sequence { seed = self._options.seed or 0 }
   if not seq then return nil, message, code end
-  self.seq = seq
+  self.seq, self.messages, self._text = seq, {}, ""
+  if self._options.system then self.messages[1] = { role = "system", content = self._options.system } end
   return true
 end
 
----The new turn's segments: the whole head of the conversation first, later what follows the last answer.
-function Conversation:_render(text)
-  local user = { role = "user", content = text }
-  if self.seq:pos() > 0 then return self.template:continue { user } end
-  if not self._options.system then return self.template:render({ user }, { generate = true }) end
-  return self.template:render({ { role = "system", content = self._options.system }, user }, { generate = true })
+---The segments behind the first n bytes of their text.
+local function behind(segments, n)
+  local rest = {}
+  for _, segment in ipairs(segments) do
+    local size = #(segment.control or segment.text)
+    if n >= size then
+      n = n - size
+    elseif n == 0 then
+      rest[#rest + 1] = segment
+    elseif segment.control then
+      return nil -- within a control token
+    else
+      rest[#rest + 1] = { text = segment.text:sub(n + 1), own = segment.own, special = segment.special }
+      n = 0
+    end
+  end
+  return rest
+end
+
+local function common_prefix(a, b)
+  local n = 0
+  while n < #a and n < #b and a[n + 1] == b[n + 1] do n = n + 1 end
+  return n
+end
+
+---What has to be fed behind which position. Text can be cut where a control token begins and nowhere else: the ids of
+---a text are not those of its parts.
+---@return integer pos
+---@return integer[]? due
+---@return string? message
+---@return integer? code
+function Conversation:_due(segments)
+  local tokenizer, here = self.model.tokenizer, self.seq:tokens()
+  local text = template.text(segments)
+  if self._text and text:sub(1, #self._text) == self._text then
+    local rest = behind(segments, #self._text)
+    local ids, message, code = tokenizer:encode(rest or {})
+    if not ids then return #here, nil, message, code end
+    if #here == 0 or (ids[1] and tokenizer:is_control(ids[1])) then return #here, ids end
+  end
+  local ids, message, code = tokenizer:encode(segments)
+  if not ids then return #here, nil, message, code end
+  local n = math.min(common_prefix(ids, here), #ids - 1) -- the last one is evaluated in any case
+  return n, table.move(ids, n + 1, #ids, 1, {})
+end
+
+---The answer to these messages, on our timeline or, where it has to go back, on a copy that takes its place.
+function Conversation:_answer(messages, options)
+  local segments, message, code = render(self.template, messages, options)
+  if not segments then return nil, message, code end
+  local pos, due
+  pos, due, message, code = self:_due(segments)
+  if not due then return nil, message, code end
+  local seq, mark = self.seq, self.seq:mark()
+  if pos < seq:pos() then
+    seq, message, code = seq:fork()
+    if not seq then return nil, message, code end
+    seq:rewind(pos)
+  end
+  local parser = parser_of(self.model, self.template, segments, options)
+  local called, result, why, kind = pcall(answer, seq, due, options, parser)
+  if not called or not result then
+    if seq == self.seq then seq:rewind(mark) else seq:close() end
+    if not called then error(result, 0) end
+    return nil, why, kind
+  end
+  if seq ~= self.seq then
+    self.seq:close()
+    self.seq = seq
+  end
+  self._text = result.reason ~= "stop" and template.text(segments) .. result.spelled or nil
+  return result
 end
 
 ---Say something and generate the answer. When the prompt does not fit or is cancelled while it is evaluated, the
 ---conversation stays as it was; an answer that was cancelled or cut by the context stays as far as it came.
----@param text string
----@param options? kigo.GenerateOptions   instead of the conversation's own, name by name
+---@param words string|kigo.Message|kigo.Message[]   a text of the user's, or messages: the answers of tools
+---@param options? kigo.ChatOptions   instead of the conversation's own, name by name
 ---@return kigo.ChatResult?
 ---@return string? message
 ---@return integer? code     kigo.err.FULL: reset, or use a model loaded with a larger ctx
-function Conversation:say(text, options)
+function Conversation:say(words, options)
   if not self.seq then error("the conversation is closed", 2) end
-  local merged = check.pick(self._options, sequence.generate_options)
-  for name, value in pairs(check.options(options, sequence.generate_options)) do merged[name] = value end
-  local segments, message, code = self:_render(text)
-  if not segments then return nil, message, code end
-  local mark = self.seq:mark()
-  local result
-  result, message, code = conversation.answer(self.seq, segments, merged)
-  if not result then
-    self.seq:rewind(mark)
-    return nil, message, code
-  end
+  if type(words) == "string" then words = { role = "user", content = words } end
+  if type(words) ~= "table" then error("text or messages expected, got " .. type(words), 2) end
+  if not words.role and #words == 0 then error("messages: there are none", 2) end
+  local merged = check.pick(self._options, turn_options)
+  for name, value in pairs(check.options(options, turn_options)) do merged[name] = value end
+  local messages = table.move(self.messages, 1, #self.messages, 1, {})
+  for _, message in ipairs(words.role and { words } or words) do messages[#messages + 1] = message end
+  local result, message, code = self:_answer(messages, merged)
+  if not result then return nil, message, code end
+  result.message = parse.message(result.answer, messages)
+  messages[#messages + 1] = result.message
+  self.messages = messages
   return result
 end
 

@@ -9,6 +9,8 @@
 local core = require "kigo.core"
 local arch = require "kigo.arch"
 local check = require "kigo.check"
+local json = require "kigo.json"
+local parse = require "kigo.parse"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
 local template = require "kigo.template"
@@ -23,6 +25,8 @@ local kigo = {
   err = core.err,
   core = core,
   template = template,
+  parse = parse,
+  json = json,
   receipt = receipt,
   -- tensors, text and time
   tensor = core.tensor,

@@ -1,8 +1,8 @@
--- The scripted half of kigo.Model: templates and chat. The class is made by engine/bind_model.c.
+-- The scripted half of kigo.Model: templates, parsers and chat. The class is made by engine/bind_model.c.
 local core = require "kigo.core"
 local check = require "kigo.check"
 local conversation = require "kigo.conversation"
-local sequence = require "kigo.sequence"
+local parse = require "kigo.parse"
 local template = require "kigo.template"
 
 ---@class kigo.Model
@@ -54,32 +54,37 @@ function Model:trace(ids, patterns, f)
   return values, names
 end
 
----The model's chat template, or a format by name.
----@param name? string
+---The model's chat template, or another one by name.
+---@param name? string       of a template in the file ("tool_use"), or of a format ("chatml")
 ---@return kigo.Template?
 ---@return string? message   names the fixes
----@return integer? code     kigo.err.UNSUPPORTED when the file's template is not one that kigo knows
+---@return integer? code     kigo.err.UNSUPPORTED where there is none, kigo.err.FORMAT where it is no Jinja
 function Model:template(name)
-  local tokenizer = self.tokenizer
-  if not tokenizer then return nil, "the model has no tokenizer, hence no chat template", core.err.UNSUPPORTED end
-  local source = self.gguf:get "tokenizer.chat_template"
-  return template.find(type(source) == "string" and source or nil, tokenizer, name)
+  if not self.tokenizer then return nil, "the model has no tokenizer, hence no chat template", core.err.UNSUPPORTED end
+  return template.find(self.gguf, self.tokenizer, name)
 end
 
----@class kigo.ChatOptions: kigo.GenerateOptions
----@field seed? integer       of the random numbers; default 0
----@field template? string    a format by name instead of the file's
-local chat_options = { seed = "integer", template = "string" }
-for name, wanted in pairs(sequence.generate_options) do chat_options[name] = wanted end
+---@class kigo.ModelParserOptions
+---@field format? string             by name; default: the one that the template teaches
+---@field template? kigo.Template    default: the model's own
+---@field prompt? kigo.Segment[]|string   what the answer follows: does it end within a block of reasoning?
+---@field tools? table[]
+---@field hold? boolean              tell of calls when they are complete
+local parser_options = { format = "string", template = "table", prompt = "table|string", tools = "table",
+  hold = "boolean" }
 
----@class kigo.ChatStats
----@field prompt_tokens integer
----@field prompt_s number     seconds until the first token could be sampled
----@field tokens integer
----@field decode_s number     seconds for the rest
-
----@class kigo.ChatResult: kigo.Generated
----@field stats kigo.ChatStats
+---A parser of one answer: content, reasoning and tool calls.
+---@param options? kigo.ModelParserOptions
+---@return kigo.Parser
+function Model:parser(options)
+  options = check.options(options, parser_options)
+  local source = options.template and options.template.source or self.gguf:get "tokenizer.chat_template"
+  local format, think = parse.recognise(type(source) == "string" and source or nil)
+  local prompt = options.prompt or ""
+  if type(prompt) == "table" then prompt = template.text(prompt) end
+  return parse.new(options.format or format, { think = think, thinking = parse.is_thinking(prompt, think),
+    tools = options.tools, hold = options.hold })
+end
 
 ---Answer a conversation with a sequence of its own.
 ---@param messages kigo.Message[]
@@ -88,15 +93,7 @@ for name, wanted in pairs(sequence.generate_options) do chat_options[name] = wan
 ---@return string? message
 ---@return integer? code
 function Model:chat(messages, options)
-  options = check.options(options, chat_options)
-  local tpl, message, code = self:template(options.template)
-  if not tpl then return nil, message, code end
-  local segments
-  segments, message, code = tpl:render(messages, { generate = true })
-  if not segments then return nil, message, code end
-  local seq <close>, why, kind = self:sequence { seed = options.seed or 0 }
-  if not seq then return nil, why, kind end
-  return conversation.answer(seq, segments, check.pick(options, sequence.generate_options))
+  return conversation.chat(self, messages, check.options(options, conversation.options))
 end
 
 ---A conversation that stays on one timeline from turn to turn.

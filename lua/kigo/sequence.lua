@@ -70,8 +70,11 @@ end
 ---@field receipt? boolean        also make a receipt of it (lua/kigo/receipt.lua)
 ---@field on_text? fun(text: string, id: integer?): boolean?  called after every token with the text that may be shown
 ---now (maybe ""), and with what was held back at the end (id is nil); false ends the answer
+---@field parser? kigo.Parser     takes the answer apart (model:parser); it is used up by one answer
+---@field on_delta? fun(delta: kigo.ParseDelta)   called with what the parser finds, as it comes
 local generate_options = {
   max = "integer", stop = "string|table", logprobs = "boolean", receipt = "boolean", on_text = "callable",
+  parser = "table", on_delta = "callable",
 }
 for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
 
@@ -84,6 +87,8 @@ for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
 ---@field logprobs number[]?      of the ids, and of end_id when there is one
 ---@field mean_logprob number?
 ---@field receipt kigo.Receipt?
+---@field answer kigo.ParsedAnswer?   what the parser found: content, reasoning and tool calls
+---@field spelled string?             what the parser read: the text with control tokens spelled out
 
 ---One answer in the making. `next` samples a token; `result` is what generate returns.
 ---@class kigo.Generation
@@ -93,6 +98,7 @@ Generation.__index = Generation
 
 function Generation:__close()
   self.out:close()
+  if self.spelled then self.spelled:close() end
   if self.made_pick then self.pick:close() end
 end
 
@@ -125,17 +131,20 @@ local function start(seq, options)
   local stop = options.stop
   if type(stop) == "string" then stop = { stop } end
   local timeline = seq:tokens()
-  local out = assert(core.stream(need_tokenizer(model, 3), { stop = stop, after = timeline[#timeline] }))
+  local tokenizer, last = need_tokenizer(model, 3), timeline[#timeline]
+  local out = assert(core.stream(tokenizer, { stop = stop, after = last }))
+  local spelled = options.parser and assert(core.stream(tokenizer, { stop = stop, after = last, control = true }))
   local pick, made_pick = sampler(options)
   local recorder, message, code
   if options.receipt then
     recorder, message, code = receipt.recorder(seq, pick)
     if not recorder then
       out:close()
+      if spelled then spelled:close() end
       return nil, message, code
     end
   end
-  return setmetatable({ recorder = recorder,
+  return setmetatable({ recorder = recorder, parser = options.parser, spelled = spelled, on_delta = options.on_delta,
     seq = seq, pick = pick, made_pick = made_pick, max = options.max or room, size = model.vocab_size, out = out,
     result = { text = "", ids = {}, n_tokens = 0, logprobs = options.logprobs and {} or nil },
   }, Generation)
@@ -160,11 +169,22 @@ function Generation:_sample()
   return id
 end
 
----End the answer and let go of what the stream held back.
+---Hand deltas to whom they concern.
+function Generation:_tell(deltas)
+  if not self.on_delta then return end
+  for _, delta in ipairs(deltas) do call(self.on_delta, delta) end
+end
+
+---End the answer and let go of what the streams and the parser held back.
 function Generation:_finish(reason)
   self.reason = reason
   local held = self.out:finish()
   local result = self.result
+  if self.parser then
+    self:_tell(self.parser:add(self.spelled:finish()))
+    self:_tell(self.parser:finish())
+    result.answer, result.spelled = self.parser:result(), self.spelled.text
+  end
   if self.recorder then result.receipt = self.recorder:finish(reason) end
   result.reason, result.text, result.n_tokens = reason, self.out.text, #result.ids
   if result.logprobs then
@@ -187,6 +207,7 @@ function Generation:next()
   local id, message, code = self:_sample()
   if not id then return nil, message, code end
   local text = self.out:add(id)
+  if self.parser then self:_tell(self.parser:add(self.spelled:add(id))) end
   if self.out.reason == "end" then
     self.result.end_id = id
     return text .. self:_finish "end"

@@ -3,22 +3,20 @@ local common = require "kigo.cli.common"
 local terminal = require "kigo.terminal"
 
 return {
-  name = "chat", usage = "MODEL [--system TEXT] [--template NAME] [--temp T] [-n N] [--seed S] ...",
+  name = "chat", usage = "MODEL [--system TEXT] [--template NAME] [--set NAME=JSON] [--temp T] [-n N] [--seed S] ...",
   summary = "talk with a model",
   arguments = { min = 1, max = 1 },
   options = common.join({
     { name = "system", type = "string", argument = "TEXT", help = "the system message" },
-    { name = "template", type = "string", argument = "NAME",
-      help = "a chat template by name instead of the model's own" },
     { name = "tokens", short = "n", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
       help = "most tokens of an answer (default: what the context holds)" },
-  }, common.sample_options, common.load_options),
+  }, common.template_options, common.sample_options, common.load_options),
   notes = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer.",
   run = function(options, arguments)
     local model <close> = common.load(arguments[1], options)
     local wanted = common.sampling(options)
-    wanted.system, wanted.template, wanted.max, wanted.seed = options.system, options.template, options.tokens,
-      common.seed(options)
+    wanted.system, wanted.max, wanted.seed = options.system, options.tokens, common.seed(options)
+    wanted.template, wanted.variables = common.template(model, options), common.variables(options)
     local chat <close> = common.call(model.conversation, model, wanted)
     common.try(terminal.chat(chat))
     return 0

@@ -1,5 +1,6 @@
 -- common.lua - what commands share: failing with one line, the options of loading and sampling, loading a model.
 local check = require "kigo.check"
+local json = require "kigo.json"
 local kigo = require "kigo"
 local progress = require "kigo.progress"
 
@@ -79,6 +80,62 @@ function common.load(path, options, extra)
   local model = common.call(kigo.load, path, common.loading(options, extra))
   common.say_fallback(model:stats().note)
   return model
+end
+
+-- ---- tokens and templates ----
+
+---A token's bytes, readable: quotes, control bytes and halves of UTF-8 characters escaped.
+---@param piece string
+---@return string
+function common.quoted(piece)
+  local escape = utf8.len(piece) and '[%c"\\]' or '[%c"\\\128-\255]'
+  return '"' .. piece:gsub(escape, function(c)
+    if c == "\n" then return "\\n" end
+    if c == '"' or c == "\\" then return "\\" .. c end
+    return ("\\x%02x"):format(c:byte())
+  end) .. '"'
+end
+
+common.template_options = {
+  { name = "template", type = "string", argument = "NAME",
+    help = "a chat template by name instead of the model's own, or a file NAME.jinja" },
+  { name = "set", type = "string", argument = "NAME=JSON", many = true,
+    help = "a variable of the template, like enable_thinking=false; may be repeated" },
+}
+
+---The template that the command line names.
+---@param model kigo.Model
+---@param options table
+---@return kigo.Template
+function common.template(model, options)
+  local name = options.template
+  if not name or not name:find "%.jinja$" then return common.try(model:template(name)) end
+  local file = common.try(io.open(name, "rb"))
+  local source = common.try(file:read "a")
+  file:close()
+  return common.try(kigo.template.new(source, common.tokenizer(model), name))
+end
+
+---The model's tokenizer, which the command cannot do without.
+---@param model kigo.Model
+---@return kigo.Tokenizer
+function common.tokenizer(model)
+  return model.tokenizer or common.fail(model.path .. ": the file has no tokenizer")
+end
+
+---The variables that the command line sets.
+---@param options table
+---@return table<string, any>
+function common.variables(options)
+  local variables = {}
+  for _, setting in ipairs(options.set or {}) do
+    local name, text = setting:match "^([%a_][%w_]*)=(.*)$"
+    if not name then common.fail(("--set: NAME=JSON expected, got %q"):format(setting), 2) end
+    local value, message = json.decode(text)
+    if value == nil then common.fail(("--set %s: %s"):format(name, message), 2) end
+    variables[name] = value
+  end
+  return variables
 end
 
 -- ---- sampling ----

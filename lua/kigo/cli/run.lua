@@ -7,7 +7,7 @@ local DEFAULT_TOKENS = 128
 
 ---Put the prompt on the timeline; an empty one is BOS alone.
 local function feed(seq, prompt)
-  local tokenizer = seq.model.tokenizer or common.fail(seq.model.path .. ": the file has no tokenizer")
+  local tokenizer = common.tokenizer(seq.model)
   if prompt ~= "" then return common.try(seq:feed(prompt)) end
   if not tokenizer.bos then
     common.fail "an empty prompt starts from BOS, and this model has none: give --prompt TEXT"

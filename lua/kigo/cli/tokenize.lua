@@ -2,16 +2,6 @@
 local common = require "kigo.cli.common"
 local kigo = require "kigo"
 
----A token's bytes, readable: quotes, control bytes and halves of UTF-8 characters escaped.
-local function quoted(piece)
-  local escape = utf8.len(piece) and '[%c"\\]' or '[%c"\\\128-\255]'
-  return '"' .. piece:gsub(escape, function(c)
-    if c == "\n" then return "\\n" end
-    if c == '"' or c == "\\" then return "\\" .. c end
-    return ("\\x%02x"):format(c:byte())
-  end) .. '"'
-end
-
 return {
   name = "tokenize", usage = "MODEL [--ids] [--no-bos] [--pre NAME] < TEXT",
   summary = "show standard input as tokens",
@@ -31,7 +21,7 @@ return {
       io.write(table.concat(ids, " "), "\n")
       return 0
     end
-    for _, id in ipairs(ids) do io.write(("%7d  %s\n"):format(id, quoted(tokenizer:piece(id)))) end
+    for _, id in ipairs(ids) do io.write(("%7d  %s\n"):format(id, common.quoted(tokenizer:piece(id)))) end
     return 0
   end,
 }
