@@ -612,7 +612,7 @@ int kg_tokenizer_decode(const kg_tokenizer *tokenizer, const int32_t *ids, size_
     const kg_string piece = rc ? (kg_string){0} : kg_tokenizer_piece(tokenizer, ids[i], flags, &after_special);
     size_t need = 0;
     if (!rc && (!kg_add_size(out->size, piece.size, &need) ||
-                !kg_grow((void **)&out->data, &out->capacity, need, 1)))
+                (need > out->capacity && !kg_grow((void **)&out->data, &out->capacity, need, 1))))
       rc = kg_fail_memory(err, need, "decoded text");
     if (rc) {
       out->size = size_before;

@@ -172,6 +172,27 @@ describe("kigo.cli", function()
     end)
   end)
 
+  describe("bench --tokenizer", function()
+    it("measures encoding and decoding, of a text of its own or of a file", function()
+      local status, out, err = run { "bench", "--tokenizer", support.haiku_model, "--json", "--repeat", "1" }
+      assert.equal(0, status, err)
+      local figures = cjson.decode(out)
+      assert.is_true(figures.encode_bytes_per_s > 0 and figures.decode_bytes_per_s > 0 and figures.tokens > 0)
+      assert.is_true(figures.text_bytes >= 2000000)
+      local path = support.temporary "Once upon a time"
+      status, out, err = run { "bench", "--tokenizer", support.haiku_model, path, "--repeat", "2", "--pre", "gpt-2" }
+      os.remove(path)
+      assert.equal(0, status, err)
+      for _, word in ipairs { "gpt-2", "encode", "decode", "MB/s" } do assert.truthy(out:find(word, 1, true), out) end
+    end)
+
+    it("refuses what it cannot read", function()
+      assert.equal(1, (run { "bench", "--tokenizer", support.haiku_model, "/nonexistent.txt" }))
+      assert.equal(1, (run { "bench", "--tokenizer", "/nonexistent.gguf" }))
+      assert.equal(2, (run { "bench", support.haiku_model, "text.txt" }))
+    end)
+  end)
+
   describe("run", function()
     local STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
       .. "One day, she saw a big, red ball. She wanted to play with it, but it was too high."

@@ -2,6 +2,23 @@
 local bench = require "kigo.bench"
 local common = require "kigo.cli.common"
 local json = require "kigo.json"
+local tokenizer_bench = require "kigo.tokenizer_bench"
+
+---The whole of the file, or the end of the command.
+local function read(path)
+  local file, message = io.open(path, "rb")
+  local text
+  if file then
+    text, message = file:read "a"
+    file:close()
+  end
+  return text or common.fail(message)
+end
+
+local function measure_tokenizer(options, arguments)
+  return common.call(tokenizer_bench.measure, arguments[1], { text = arguments[2] and read(arguments[2]),
+    pre = options.pre, repeats = options["repeat"] })
+end
 
 ---A list of numbers: "1,8,64".
 local function numbers(name, text)
@@ -17,11 +34,25 @@ local function numbers(name, text)
   return list
 end
 
+local function measure_model(options, arguments)
+  if arguments[2] then common.fail("bench takes a text only with --tokenizer", 2) end
+  local batches, contexts = numbers("batch", options.batch), numbers("context", options.context)
+  local figures = common.call(bench.measure, arguments[1], {
+    prompt_tokens = options.prompt_tokens, tokens = options.tokens, repeats = options["repeat"],
+    batches = batches, contexts = contexts, stages = options.stages, load = common.loading(options),
+  })
+  common.say_fallback(figures.note)
+  figures.note = nil
+  return figures
+end
+
 return {
-  name = "bench", usage = "MODEL [--batch 1,8,64] [--context 512,4096] [--stages] [--json] [--repeat 5] ...",
+  name = "bench", usage = "MODEL [--batch 1,8,64] [--context 512,4096] [--stages] [--json] [--repeat 5] ...\n"
+    .. "       kigo bench --tokenizer MODEL [TEXTFILE] [--json] [--repeat 5] [--pre NAME]",
   summary = "measure speed and memory of a model on this machine",
-  arguments = { min = 1, max = 1 },
+  arguments = { min = 1, max = 2 },
   options = common.join({
+    { name = "tokenizer", help = "measure the tokenizer, on TEXTFILE or on made-up text in many languages" },
     { name = "json", help = "print the figures as JSON, in bytes and seconds" },
     { name = "prompt-tokens", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
       help = "tokens of the prefill (default 512)" },
@@ -39,14 +70,9 @@ return {
     .. "A GPU gets a table. Its floor is the time in which the device could at best move those bytes, by the rate\n"
     .. "of a copy, or do the products, by that of tensor cores with operands in registers: both measured first.",
   run = function(options, arguments)
-    local batches, contexts = numbers("batch", options.batch), numbers("context", options.context)
-    local figures = common.call(bench.measure, arguments[1], {
-      prompt_tokens = options.prompt_tokens, tokens = options.tokens, repeats = options["repeat"],
-      batches = batches, contexts = contexts, stages = options.stages, load = common.loading(options),
-    })
-    common.say_fallback(figures.note)
-    figures.note = nil
-    io.write(options.json and json.encode(figures) .. "\n" or bench.describe(figures))
+    local measure = options.tokenizer and measure_tokenizer or measure_model
+    local figures, describe = measure(options, arguments), (options.tokenizer and tokenizer_bench or bench).describe
+    io.write(options.json and json.encode(figures) .. "\n" or describe(figures))
     return 0
   end,
 }
