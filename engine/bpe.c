@@ -11,6 +11,8 @@
 #include "tokenizer.h"
 #include "utf8.h"
 
+#define NO_RULE UINT32_MAX /* there are fewer slots */
+
 /* Is a token what merging its bytes gives? Found out when its text is first a word; every thread finds the same. */
 enum { UNKNOWN, WHOLE, IN_PARTS };
 
@@ -20,7 +22,7 @@ typedef struct bpe {
   int32_t byte_ids[256]; /* the symbol that a byte starts as; -1: none */
   kg_merges merges;
   uint64_t seed;
-  int32_t *byte_slots;        /* the rule for two bytes, or -1: [first * 256 + second] */
+  uint32_t *byte_rules;       /* the slot of two bytes' rule, or NO_RULE: [first * 256 + second] */
   _Atomic uint8_t *wholeness; /* of each token */
 } bpe;
 
@@ -73,13 +75,13 @@ static int find_pre(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
 static int index_bytes(bpe *b, int32_t n_tokens, kg_error *err)
 {
   enum { N_PAIRS = 256 * 256 };
-  b->byte_slots = kg_alloc_array(N_PAIRS, sizeof *b->byte_slots);
+  b->byte_rules = kg_alloc_array(N_PAIRS, sizeof *b->byte_rules);
   b->wholeness = kg_alloc_array((size_t)n_tokens, sizeof *b->wholeness);
-  if (!b->byte_slots || !b->wholeness) return kg_fail_memory(err, N_PAIRS * sizeof *b->byte_slots, "a tokenizer");
+  if (!b->byte_rules || !b->wholeness) return kg_fail_memory(err, N_PAIRS * sizeof *b->byte_rules, "a tokenizer");
   for (size_t pair = 0; pair < N_PAIRS; pair++) {
     const int32_t left = b->byte_ids[pair / 256], right = b->byte_ids[pair % 256];
     const kg_merge_rule *rule = left >= 0 && right >= 0 ? kg_merges_find(&b->merges, left, right) : NULL;
-    b->byte_slots[pair] = rule ? (int32_t)(rule - b->merges.slots) : -1;
+    b->byte_rules[pair] = rule ? (uint32_t)(rule - b->merges.slots) : NO_RULE;
   }
   return KG_OK;
 }
@@ -106,7 +108,7 @@ static void close(void *state)
   if (!b) return;
   kg_splitter_deinit(&b->splitter);
   kg_merges_deinit(&b->merges);
-  kg_free(b->byte_slots);
+  kg_free(b->byte_rules);
   kg_free(b->wholeness);
   kg_free(b);
 }
@@ -176,8 +178,8 @@ static void merge_short(const bpe *b, parts *p, const char *word, size_t size)
   for (size_t i = 0; i < size; i++) {
     const int32_t id = b->byte_ids[bytes[i]];
     p->ids[i] = id >= 0 ? id : ~(int32_t)bytes[i];
-    const int32_t slot = i + 1 < size ? b->byte_slots[bytes[i] * 256u + bytes[i + 1]] : -1; /* bounded: two bytes */
-    set_pair(p, i, slot >= 0 ? &b->merges.slots[slot] : NULL);
+    const uint32_t rule = i + 1 < size ? b->byte_rules[bytes[i] * 256u + bytes[i + 1]] : NO_RULE; /* bounded: bytes */
+    set_pair(p, i, rule != NO_RULE ? &b->merges.slots[rule] : NULL);
   }
   for (;;) {
     size_t best = 0;

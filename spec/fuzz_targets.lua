@@ -104,6 +104,13 @@ for name, entries in pairs(models.vocabularies) do
   tokenizers[name] = assert(core.tokenizer(gguf))
 end
 
+-- Byte-level BPE with every pre-tokenizer.
+local splitters = {}
+for _, name in ipairs(core.pretokenizers()) do
+  local gguf <close> = assert(core.parse_gguf(vocabulary.file(models.vocabularies.qwen2), name))
+  splitters[name] = assert(core.tokenizer(gguf, { pre = name }))
+end
+
 local function check_ids(ids, size)
   for _, id in ipairs(ids) do
     if math.type(id) ~= "integer" or id < 0 or id >= size then error("id " .. tostring(id)) end
@@ -124,6 +131,44 @@ targets.encode = {
       local wanted = is_spaced and text:gsub("\u{2581}", " ") or text
       local got = tokenizer:decode(ids)
       if models.lossless[name] and got ~= wanted then error(("%s: decode(encode(x)) is %q"):format(name, got)) end
+    end
+    return true
+  end,
+}
+
+-- White space and digits in runs, letters of all kinds, bytes that are no UTF-8: what regular expressions trip over.
+local TEXT_WORDS = { "'s", "'LL", " ", "\n", "\r\n", "\t", "1", "12", "a", "B", "/", "!", "\xFF", "\xE4\xB8",
+  "\u{301}" }
+
+local function make_text(dice, seeds)
+  if dice:once_in(4) then return fuzz.mutate(dice, seeds) end
+  if dice:once_in(3) then return dice:text(60) end
+  local parts = {}
+  for i = 1, dice:roll(30) do
+    local part
+    if dice:once_in(3) then
+      part = utf8.char(dice:roll(dice:pick { 0x80, 0x800, 0x3100, 0xD7FF, 0x1FFFF }))
+    else
+      part = dice:pick(TEXT_WORDS)
+    end
+    parts[i] = part:rep(dice:once_in(5) and dice:roll(40) or 1)
+  end
+  return table.concat(parts)
+end
+
+targets.split = {
+  make = make_text,
+  try = function(text)
+    for name, tokenizer in pairs(splitters) do
+      local last = 0
+      for _, at in ipairs(assert(core.split(name, text))) do
+        if at <= last then error(("%s: a word ends at %d, the one before at %d"):format(name, at, last)) end
+        last = at
+      end
+      if last ~= #text then error(("%s: the last word ends at %d"):format(name, last)) end
+      local ids = assert(tokenizer:encode(text))
+      check_ids(ids, tokenizer.size)
+      if tokenizer:decode(ids) ~= text then error(name .. ": another text after decode(encode(x))") end
     end
     return true
   end,
