@@ -374,6 +374,27 @@ describe("kigo.generate", function()
       assert.equal(text, result.text)
     end)
 
+    it("reads answers in the format that the template teaches", function()
+      local source = "{{ messages[0].content }}<tool_call>{% if enable_thinking %}<think>\n{% endif %}"
+      local template = assert(kigo.template.new(source, poet.tokenizer))
+      local messages = { { role = "user", content = "hi" } }
+      assert.equal("plain", poet:parser().format)
+      assert.equal("hermes", poet:parser({ template = template }).format)
+      assert.equal("mistral", poet:parser({ template = template, format = "mistral" }).format)
+      for _, on in ipairs { true, false } do
+        local prompt = template:render(messages, { enable_thinking = on })
+        local parser = poet:parser { template = template, prompt = prompt }
+        parser:add "Hm.</think>Yes."
+        parser:finish()
+        assert.equal(on and "Yes." or "Hm.</think>Yes.", parser:result().content)
+        local result = assert(poet:chat(messages, { template = template, enable_thinking = on,
+          sample = saying "Hm.</think>Yes." }))
+        assert.equal(on and "Hm." or nil, result.answer.reasoning)
+      end
+      assert.has_error(function() poet:parser { formt = "hermes" } end)
+      assert.has_error(function() poet:parser { format = "hermess" } end)
+    end)
+
     it("hands a parser's error on, and the conversation stays as it was", function()
       local chat <close> = assert(poet:conversation { sample = saying("one", "two") })
       local ok = pcall(chat.say, chat, "hi", { on_delta = function() error "mine" end })

@@ -166,7 +166,24 @@ describe("kigo.parse", function()
       check("harmony", "<|channel|>final<|message|>Yes.", { "Yes.", false })
     end)
 
-    it("others: minimax, kimi, tool_calls, command", function()
+    it("gemma4: a token for quotes", function()
+      check("gemma4", '<|tool_call>call:f{x:<|"|>Z\u{fc}rich, "CH"<|"|>,n:3,on:true,off:None,l:[1,{a:<|"|>b<|"|>}]}'
+        .. "<tool_call|>",
+        { "", false, { "f", '{"x": "Z\u{fc}rich, \\"CH\\"", "n": 3, "on": true, "off": null, "l": [1, {"a": "b"}]}' } })
+      check("gemma4", "<|channel>thought\nHm.<channel|>ok<|tool_call>call:f{}<tool_call|>"
+        .. "<|tool_call>call:g{}<tool_call|>",
+        { "ok", "Hm.", { "f", "{}" }, { "g", "{}" } }, { think = { "<|channel>thought", "<channel|>" } })
+    end)
+
+    it("pythonic: calls as Python writes them", function()
+      check("pythonic", [[<|tool_call_start|>[f(x='it\'s', y="a\n", z=[1, {'k': None}, True]), g()]<|tool_call_end|>]],
+        { "", false, { "f", [[{"x": "it's", "y": "a\n", "z": [1, {"k": null}, true]}]] }, { "g", "{}" } })
+    end)
+
+    it("others: minimax, minicpm5, kimi, tool_calls, command, gigachat", function()
+      check("minicpm5", [[<function name="f"><param name="x">[{'a': 'b'}]</param></function>]],
+        { "", false, { "f", '{"x": [{"a": "b"}]}' } })
+      check("gigachat", '<|function_call|>{"name": "f", "arguments": {}}', { "", false, { "f", "{}" } })
       check("minimax", '<minimax:tool_call>\n<invoke name="f">\n<parameter name="x">a b</parameter>\n</invoke>\n'
         .. '<invoke name="g">\n</invoke>\n</minimax:tool_call>', { "", false, { "f", '{"x": "a b"}' }, { "g", "{}" } })
       check("kimi", "ok<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
@@ -216,6 +233,10 @@ describe("kigo.parse", function()
         '<｜DSML｜function_calls><｜DSML｜invoke name="f"><｜DSML｜parameter name="x">1</｜DSML｜parameter>' },
       harmony = { "<|channel|>", "<|channel|>final", "<|channel|>commentary to=functions.f<|message|>{x}<|call|>",
         "<|start|>" .. ("x"):rep(600) .. "<|message|>", "Hello.", " to=functions.f" },
+      gemma4 = { "<|tool_call>", "<|tool_call>call:f", "<|tool_call>call:f{", "<|tool_call>call:f{x:y}<tool_call|>",
+        "<|tool_call>call:{}<tool_call|>", '<|tool_call>call:f{x:<|"|>}<tool_call|>', "<|tool_call>call:f{}x" },
+      pythonic = { "<|tool_call_start|>", "<|tool_call_start|>[f]", "<|tool_call_start|>[f(1)]",
+        "<|tool_call_start|>[f(x=y)]", "<|tool_call_start|>[f(x='a)]", "<|tool_call_start|>[f()]x" },
       minimax = { "<minimax:tool_call>", '<minimax:tool_call><invoke name="f">' },
       kimi = { "<|tool_call_begin|>", "<|tool_call_begin|>f<|tool_call_argument_begin|>x", "<|tool_call_begin|>"
         .. "<|tool_call_argument_begin|>{}" },
@@ -295,7 +316,7 @@ describe("kigo.parse", function()
       end
       local n_calls = 0
       for _, format in ipairs(parse.formats) do
-        for _ = 1, 150 do
+        for _ = 1, 100 do
           local parts = {}
           for i = 1, dice(12) do parts[i] = words[dice(#words)] end
           local text = table.concat(parts)
@@ -345,6 +366,84 @@ describe("kigo.parse", function()
       assert.equal("plain", (parse.recognise(nil)))
       assert.same({ "[THINK]", "[/THINK]" }, select(2, parse.recognise "x [THINK] y"))
     end)
+  end)
+
+  -- What templates write for calls of earlier turns is what their models were taught to write.
+  describe("the calls that public templates write", function()
+    local ENDS = { "<|im_end|>", "</s>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<｜end▁of▁sentence｜>", "[e~[",
+      "<|call|>", "<|end_of_text|>", "<|END_OF_TURN_TOKEN|>", "<sep>", "<turn|>", "<|message_sep|>",
+      "<|tool_response>" }
+
+    ---The text without the last end token and what follows it.
+    local function cut(text)
+      local last
+      for _, token in ipairs(ENDS) do
+        local at = text:find(token, 1, true)
+        while at do
+          if not last or at > last then last = at end
+          at = text:find(token, at + 1, true)
+        end
+      end
+      return last and text:sub(1, last - 1) or text
+    end
+
+    local function render(template, context, n, generate)
+      local variables = {}
+      for name, value in pairs(context) do variables[name] = value end
+      variables.messages, variables.add_generation_prompt = table.move(context.messages, 1, n, 1, {}), generate
+      local segments = template:render_with(variables, "2026-07-29 10:29:00")
+      return segments and kigo.template.text(segments)
+    end
+
+    ---Calls and arguments as the message has them.
+    local function wanted_of(message)
+      local list = {}
+      for i, call in ipairs(message.tool_calls) do
+        local f = call["function"] or call
+        local arguments = f.arguments
+        if type(arguments) == "string" then arguments = kigo.json.decode(arguments) end
+        list[i] = { f.name, arguments }
+      end
+      return list
+    end
+
+    ---How many turns with calls of the fixture were read back.
+    local function read_back(name)
+      local source = support.read(support.fixture("templates/" .. name .. ".jinja"))
+      local format, think = parse.recognise(source)
+      local template = assert(kigo.template.new(source))
+      local n = 0
+      for _, case in ipairs(kigo.json.decode(support.read(support.fixture("templates/" .. name .. ".json"))).cases) do
+        local context = case.context
+        for k, message in ipairs(case.id:find "/gen$" and context.messages or {}) do
+          local is_call = type(message.tool_calls) == "table" and #message.tool_calls > 0
+          local prompt = is_call and render(template, context, k - 1, true)
+          local whole = prompt and render(template, context, k, false)
+          if whole and whole:sub(1, #prompt) == prompt then
+            local answer = parse.text(format, cut(whole:sub(#prompt + 1)), { think = think,
+              thinking = parse.is_thinking(prompt, think),
+              tools = context.tools ~= kigo.json.null and context.tools or nil })
+            local got = {}
+            for i, call in ipairs(answer.tool_calls) do got[i] = { call.name, call.values } end
+            assert.same(wanted_of(message), got, name .. " " .. case.id)
+            n = n + 1
+          end
+        end
+      end
+      return n
+    end
+
+    for name, least in pairs {
+      ["Qwen-Qwen2.5-7B-Instruct"] = 6, ["Qwen-Qwen3-0.6B"] = 3, ["Qwen3-Coder"] = 5, ["Qwen3.5-4B"] = 5,
+      ["meta-llama-Llama-3.1-8B-Instruct"] = 9, ["meta-llama-Llama-3.2-3B-Instruct"] = 8,
+      ["mistralai-Mistral-Nemo-Instruct-2407"] = 1, ["unsloth-mistral-Devstral-Small-2507"] = 4,
+      ["deepseek-ai-DeepSeek-V3.1"] = 7, ["deepseek-ai-DeepSeek-V3.2"] = 2, ["deepseek-ai-DeepSeek-V4-Flash-0731"] = 10,
+      ["openai-gpt-oss-120b"] = 9, ["ibm-granite-granite-4.1"] = 8, ["MiniMax-M2"] = 4, ["unsloth-Apriel-1.5"] = 8,
+      ["LFM2.5-8B-A1B"] = 5, ["google-gemma-4-31B-it"] = 1, ["openbmb-MiniCPM5-1B"] = 4,
+      ["CohereForAI-c4ai-command-r7b-12-2024-tool_use"] = 4,
+    } do
+      it("are read back: " .. name, function() assert.is_true(read_back(name) >= least) end)
+    end
   end)
 
   describe("a format of one's own", function()

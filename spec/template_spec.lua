@@ -459,6 +459,25 @@ describe("kigo.template", function()
       assert.is_true(n > 500, n .. " cases")
     end)
 
+    it("gives the ids that its whole text gives in a vocabulary with merges", function()
+      local gguf <close> = assert(core.open_gguf(support.fixture "vocab/qwen2.gguf"))
+      local tokenizer <close> = assert(core.tokenizer(gguf))
+      local n = 0
+      for _, name in ipairs { "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "MiMo-VL", "Qwen3-Coder" } do
+        local source = support.read(support.fixture("templates/" .. name .. ".jinja"))
+        local template = assert(kigo.template.new(source, tokenizer))
+        for _, one in ipairs(json.decode(support.read(support.fixture("templates/" .. name .. ".json"))).cases) do
+          local foreign = { one.context.messages, one.context.tools }
+          if one.expected and not spells(foreign, { "<|im_start|>", "<|im_end|>", "<|endoftext|>" }) then
+            local segments = assert(template:render_with(one.context, "2026-07-29 10:29:00"))
+            assert.same(tokenizer:encode(one.expected, { special = true }), tokenizer:encode(segments), one.id)
+            n = n + 1
+          end
+        end
+      end
+      assert.is_true(n > 100, n .. " cases")
+    end)
+
     it("lets no text of strangers become a control token", function()
       local n = 0
       each_fixture(function(_, template, tokenizer, _, texts)

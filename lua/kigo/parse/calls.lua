@@ -16,8 +16,12 @@ local function read_quoted(reader)
   return text and json.is_object(text) and text or nil
 end
 
----The arguments of a call. An object goes to `sink` as it comes.
-local function read_arguments(reader, sink)
+---The arguments of a call: an object, a text that holds one, or null for none.
+---@param reader kigo.parse.Reader
+---@param sink fun(text: string)   gets the object, where it is one as it comes
+---@return true?   nil: they are none
+function calls.arguments(reader, sink)
+  reader:space()
   local next = reader:peek()
   if next == "{" then return json.value(reader, sink) end
   local text
@@ -27,7 +31,13 @@ local function read_arguments(reader, sink)
     text = "{}"
   end
   if text then sink(text) end
-  return text and true
+  return text and true or nil
+end
+
+---The arguments of the call that began last.
+---@return true?
+function calls.arguments_of(reader, answer)
+  return calls.arguments(reader, function(text) answer:arguments(text) end)
 end
 
 ---One object.
@@ -56,10 +66,10 @@ function calls.object(reader, answer, accepts)
     complete = true
     if name then
       begin()
-      return read_arguments(reader, function(text) answer:arguments(text) end)
+      return calls.arguments_of(reader, answer)
     end
     local parts = {}
-    if not read_arguments(reader, function(text) parts[#parts + 1] = text end) then return nil end
+    if not calls.arguments(reader, function(text) parts[#parts + 1] = text end) then return nil end
     early = table.concat(parts)
     return true
   end

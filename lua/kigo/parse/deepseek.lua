@@ -1,11 +1,7 @@
 -- deepseek.lua - formats whose calls stand between control tokens: DeepSeek V3, R1 and V3.1, and Kimi K2.
-local json = require "kigo.parse.json"
+local calls = require "kigo.parse.calls"
 
 local MAX_NAME = 256
-
-local function arguments(reader, answer)
-  return reader:peek() == "{" and json.value(reader, function(text) answer:arguments(text) end)
-end
 
 ---V3 and R1: function<sep>NAME, and the arguments as a fenced block. V3.1: NAME<sep> and the arguments.
 local function read_deepseek_call(reader, answer)
@@ -13,14 +9,12 @@ local function read_deepseek_call(reader, answer)
   if not head then return nil end
   if head ~= "function" then
     answer:call(head)
-    reader:space()
-    return arguments(reader, answer)
+    return calls.arguments_of(reader, answer)
   end
   local name = reader:upto({ "\n" }, MAX_NAME)
   if not name or not reader:literal "```json" then return nil end
   answer:call(name)
-  reader:space()
-  if not arguments(reader, answer) then return nil end
+  if not calls.arguments_of(reader, answer) then return nil end
   reader:space()
   return reader:literal "```"
 end
@@ -32,8 +26,7 @@ local function read_kimi_call(reader, answer)
   local name = id and (id:match "^functions%.(.+):%d+$" or id:match "^(.+):%d+$" or id)
   if not name or name == "" then return nil end
   answer:call(name, id)
-  reader:space()
-  return arguments(reader, answer)
+  return calls.arguments_of(reader, answer)
 end
 
 ---@param format table   begin, finish: of all calls; call, call_end: of each

@@ -1,7 +1,7 @@
 -- harmony.lua - gpt-oss: messages with a channel each, <|channel|>NAME<|message|>TEXT<|end|>. The channel analysis is
 -- reasoning, final and commentary are content; a message with a recipient (to=functions.NAME) is a call.
+local calls = require "kigo.parse.calls"
 local json = require "kigo.json"
-local json_text = require "kigo.parse.json"
 
 local MESSAGE = "<|message|>"
 local HEADS = { "<|start|>", "<|channel|>" }
@@ -27,7 +27,7 @@ local function read_call(reader, answer, recipient)
     answer:arguments('{"code": ' .. json.encode(table.concat(parts)) .. "}")
     return true
   end
-  if reader:peek() ~= "{" or not json_text.value(reader, function(text) answer:arguments(text) end) then return nil end
+  if not calls.arguments_of(reader, answer) then return nil end
   reader:space()
   return read_end(reader)
 end

@@ -39,9 +39,10 @@ local check = require "kigo.check"
 local parse = { formats = {} }
 
 -- A template may show several: the one that only one format uses is asked for first.
-for _, name in ipairs { "harmony", "deepseek", "mistral", "tagged", "marked", "llama3" } do
+for _, name in ipairs { "harmony", "deepseek", "mistral", "gemma", "tagged", "marked", "llama3" } do
   for _, format in ipairs(require("kigo.parse." .. name)) do table.insert(parse.formats, format) end
 end
+table.insert(parse.formats, require("kigo.parse.python").format)
 table.insert(parse.formats, { name = "plain", markers = {}, recognise = function() return true end })
 
 ---Add a format; later ones are asked first.
@@ -55,7 +56,7 @@ end
 
 local THINK = { "<think>", "</think>" }
 local OTHER_THINK = { { "[THINK]", "[/THINK]" }, { "<|START_THINKING|>", "<|END_THINKING|>" },
-  { "<seed:think>", "</seed:think>" } }
+  { "<seed:think>", "</seed:think>" }, { "<|channel>thought", "<channel|>" } }
 
 ---Which format a chat template teaches, and its markers of reasoning.
 ---@param source string?   nil: no template

@@ -4,7 +4,8 @@
 -- <function=NAME>{...}.
 local calls = require "kigo.parse.calls"
 local json = require "kigo.json"
-local json_text = require "kigo.parse.json"
+local new_reader = require("kigo.parse.reader").new
+local python = require "kigo.parse.python"
 
 local PYTHON_TAG, FUNCTION, FUNCTION_END = "<|python_tag|>", "<function=", "</function>"
 local MAX_NAME = 256
@@ -23,36 +24,16 @@ local function read_objects(reader, answer, options)
   return not reader:has_next()
 end
 
----A value of Python's as JSON text: strings and numbers, the others that a call holds.
-local function python_value(text)
-  local quote, inner = text:match "^(['\"])(.*)%1$"
-  if quote then return json.encode((inner:gsub("\\(['\"\\])", "%1"))) end
-  local word = ({ True = "true", False = "false", None = "null" })[text] or text
-  return json_text.is_value(word) and word or nil
-end
-
----'query="a, b", count=3' as JSON, or nil where it is something else.
-local function keyword_arguments(text)
-  local parts, at = {}, 1
-  while text:find("%S", at) do
-    local key, first = text:match("^%s*([%a_][%w_]*)%s*=%s*()", at)
-    if not key then return nil end
-    local quote, stop = text:match("^['\"]", first), first
-    if quote then
-      repeat stop = (text:find("[\\" .. quote .. "]", stop + 1) or #text + 1)
-        local is_escape = text:sub(stop, stop) == "\\"
-        if is_escape then stop = stop + 1 end
-      until not is_escape
-    else
-      stop = (text:find("[,%s]", first) or #text + 1) - 1
-    end
-    local value = python_value(text:sub(first, stop))
-    local behind = text:match("^%s*()", stop + 1)
-    if not value or (behind <= #text and text:sub(behind, behind) ~= ",") then return nil end
-    parts[#parts + 1] = json.encode(key) .. ": " .. value
-    at = behind + 1
-  end
-  return "{" .. table.concat(parts, ", ") .. "}"
+---'brave_search.call(query="a")': the tool and its arguments, or nil where it is other code.
+local function builtin_call(code)
+  local tool, behind = code:match "^([%a_][%w_]*)%.call%(()"
+  if not tool then return nil end
+  local reader = new_reader()
+  reader:feed(code:sub(behind))
+  reader:close()
+  local arguments = python.arguments(reader)
+  reader:space()
+  if arguments and not reader:has_next() then return tool, arguments end
 end
 
 ---What follows the tag and is no JSON: a call of a built-in tool, else code.
@@ -60,9 +41,8 @@ local function read_code(reader, answer)
   local parts = {}
   reader:before({}, function(text) parts[#parts + 1] = text end)
   local code = table.concat(parts)
-  local tool, inner = code:match "^([%a_][%w_]*)%.call%((.*)%)%s*$"
-  local arguments = tool and keyword_arguments(inner)
-  answer:call(arguments and tool or "python")
+  local tool, arguments = builtin_call(code)
+  answer:call(tool or "python")
   answer:arguments(arguments or '{"code": ' .. json.encode(code) .. "}")
   return true
 end
@@ -72,8 +52,7 @@ local function read_function(reader, answer)
   local name = reader:upto({ ">" }, MAX_NAME)
   if not name or name == "" then return nil end
   answer:call(name)
-  reader:space()
-  if reader:peek() ~= "{" or not json_text.value(reader, function(text) answer:arguments(text) end) then return nil end
+  if not calls.arguments_of(reader, answer) then return nil end
   reader:space()
   return reader:literal(FUNCTION_END) or not reader:has_next()
 end

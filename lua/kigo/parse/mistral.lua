@@ -1,7 +1,6 @@
 -- mistral.lua - [TOOL_CALLS] and either a JSON list of calls, or NAME[ARGS]{...} for each call, with [CALL_ID]ID
 -- between name and arguments in some models.
 local calls = require "kigo.parse.calls"
-local json = require "kigo.parse.json"
 
 local OPEN, ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 local MAX_NAME = 256
@@ -13,8 +12,7 @@ local function read_named(reader, answer)
   name = name and name:match "^%s*(.-)%s*$"
   if not marker or name == "" then return nil end
   answer:call(name, id)
-  reader:space()
-  return reader:peek() == "{" and json.value(reader, function(text) answer:arguments(text) end)
+  return calls.arguments_of(reader, answer)
 end
 
 ---@param reader kigo.parse.Reader

@@ -2,9 +2,11 @@
 -- parser hands on as arguments is the JSON that the tags mean.
 --
 -- Such a text does not say whether 3 is a number or a string: the tool's schema does, where it is known. Without one a
--- value that is JSON means that, True, False and None mean what Python means by them, and everything else is a string.
+-- value that is JSON means that; what Python would read as a list, a dict, True, False or None means that; everything
+-- else is a string.
 local json = require "kigo.json"
 local json_text = require "kigo.parse.json"
+local python = require "kigo.parse.python"
 
 local MAX_NAME = 256
 local PYTHON = { True = "true", False = "false", None = "null" }
@@ -13,7 +15,7 @@ local PYTHON = { True = "true", False = "false", None = "null" }
 local function as_json(text)
   local trimmed = text:match "^%s*(.*%S)" or ""
   if PYTHON[trimmed] then return PYTHON[trimmed] end
-  return json_text.is_value(trimmed) and trimmed or nil
+  return json_text.is_value(trimmed) and trimmed or python.container(trimmed)
 end
 
 ---Does the schema of this argument say that it is a string, and nothing else?
@@ -48,7 +50,7 @@ end
 
 ---@return kigo.parse.Format
 local function tagged(format)
-  local markers = { format.open, format.bare and format.call or nil }
+  local markers = { format.open or format.call, format.open and format.bare and format.call or nil }
   local function read_call(reader, answer, options)
     local name = reader:upto(format.name_end, MAX_NAME)
     if not name or name == "" or name:find "%c" then return nil end
@@ -96,6 +98,9 @@ return {
   tagged { name = "minimax", open = "<minimax:tool_call>", close = "</minimax:tool_call>",
     call = '<invoke name="', name_end = { '">' }, call_end = "</invoke>",
     argument = '<parameter name="', argument_end = "</parameter>", recognise = has "<minimax:tool_call>" },
+  tagged { name = "minicpm5", -- without an outer tag
+    call = '<function name="', name_end = { '">' }, call_end = "</function>",
+    argument = '<param name="', argument_end = "</param>", recognise = has '<param name="' },
   dsml("deepseek_v3.2", "function_calls"),
   dsml("deepseek_v4", "tool_calls"),
 }
