@@ -265,7 +265,8 @@ describe("kigo.haiku", function()
         function model.set_timing() return true end
         function model.device_info()
           return { index = 0, total = 80e9, in_use = device.in_use, note = "", most_bytes_per_s = 33e12,
-            managed_in_use = tricks.managed and tricks.managed(device.in_use) or nil }
+            managed_in_use = tricks.managed and tricks.managed(device.in_use) or nil,
+            process_in_use = tricks.process and tricks.process(device.in_use) or nil }
         end
         function model:check_weights()
           local damaged = tricks.other_weights or (self.damaged and not tricks.blind)
@@ -303,6 +304,16 @@ describe("kigo.haiku", function()
       fails_on_gpu("memory: ", { stays_on_host = true })
       fails_on_gpu("memory: ", { leaks = true })
       fails_on_gpu("memory: ", { managed = function() return 5e9 end }) -- the other count sees nothing
+      fails_on_gpu("memory: ", { process = function() return 5e8 end })
+    end)
+
+    it("does not mind other programs where the driver knows this one's memory", function()
+      local n = 0
+      local report = check_gpu { process = function(bytes) return bytes end, managed = function(bytes)
+        n = n + 1e9 -- somebody takes more and more
+        return bytes + n
+      end }
+      assert.is_true(report.passed, report.reason)
     end)
 
     it("fails weights that are not the file's, and a comparison that would not see it", function()

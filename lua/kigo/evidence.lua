@@ -31,7 +31,8 @@ function evidence.is_due(model) return model:stats().device:find "^cuda" ~= nil 
 -- is first used. Never as much as the weights themselves.
 local LEFT_OVER = 32e6
 
----The ways in which the driver counts memory, the most telling first.
+-- The ways in which the driver counts memory. Where it tells what this process has, that decides, because other
+-- programs may come and go on the device meanwhile; elsewhere, in most containers, all of them must agree.
 local COUNTS = {
   { field = "process_in_use", name = "this process, by NVML" },
   { field = "managed_in_use", name = "the device, by NVML" },
@@ -44,12 +45,13 @@ local COUNTS = {
 ---@param packed integer           bytes of its packed weights
 ---@return kigo.evidence.Finding
 function evidence.memory(before, open, after, packed)
-  local parts, passed = {}, true
+  local parts, passed, decided = {}, true, false
   for _, count in ipairs(COUNTS) do
     local field = count.field
     if before[field] and open[field] and after[field] then
       local grown, left = open[field] - before[field], after[field] - before[field]
-      passed = passed and grown >= packed and left < math.min(LEFT_OVER, packed)
+      if not decided then passed = passed and grown >= packed and left < math.min(LEFT_OVER, packed) end
+      decided = decided or field == "process_in_use"
       parts[#parts + 1] = ("+%s, then %+.1f MB (%s)"):format(megabytes(grown), left / 1e6, count.name)
     end
   end

@@ -14,6 +14,9 @@ return {
       help = "of the random numbers (default: another one each time)" },
     common.receipt_option,
   }, common.load_options),
+  notes = "The exit status is 0 when every question was answered as a model answers it, else 1. On a GPU the device\n"
+    .. "and its driver are asked too: did memory in use grow by the weights and shrink again, do the weights read back\n"
+    .. "equal the file, and did the device's own clock see every forward pass?",
   run = function(options, arguments)
     local path = options.model or arguments[1] or haiku.bundled_model()
     if not path then common.fail "the bundled model is not here: give --model FILE" end
