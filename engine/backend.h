@@ -102,7 +102,8 @@ typedef struct kg_profile {
 
 typedef struct kg_backend {
   const char *name;
-  /* Compile the plan, which must outlive the executable. Copies the weights; kg_gguf_release_pages after each part. */
+  /* Compile the plan, which must outlive the executable. Copies the weights, from a file that was just found to be
+   * unchanged; kg_gguf_release_pages after each part. */
   int (*compile)(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err);
   void (*release)(kg_executable *exe); /* NULL allowed */
   int (*run)(kg_executable *exe, const kg_batch *batch, kg_error *err);

@@ -117,6 +117,7 @@ static int open_parts(kg_model *model, const kg_model_options *options, kg_error
   if (!status) status = choose_kv_type(model->plan, options->kv, &compile.kv_type, err);
   model->kv_type = compile.kv_type;
   if (!status) status = scratch_init(&model->scratch, model->chunk, err);
+  if (!status) status = kg_gguf_check_unchanged(kg_plan_gguf(model->plan), err); /* reading what a shorter file lost is fatal */
   if (!status) status = model->backend->compile(model->plan, &compile, &model->exe, err);
   if (!status) status = kg_kv_new(model->backend, model->exe, max_pages, &model->kv, err);
   return status;

@@ -411,8 +411,9 @@ describe("kigo.haiku", function()
       if not tiny.has_gpu then return pending "there is no GPU here" end
       local function load() return kigo.load(support.haiku_model, { device = "cuda" }) end
       local model <close> = assert(load())
-      assert(model:flip_weight("blk.0.ffn_down.weight", 4321, 1))
-      local report = haiku.check(model, haiku.environment(load))
+      assert(model:flip_weight("blk.0.ffn_down.weight", 4321, 1)) -- too little to write worse poems
+      local report = haiku.check(model, environment { copy = load, clock = function() return 13 end, seed = 13,
+        random = lcg(13), topic = "falling leaves" })
       assert.is_false(report.passed)
       assert.truthy(report.reason:find("weights: .*blk%.0%.ffn_down%.weight is not the file's$"), report.reason)
     end)

@@ -139,6 +139,7 @@ local function context(path, options)
   local gguf <close> = select(2, timed(kigo.open_gguf, path))
   local wanted = math.max(options.prompt_tokens or 512, (options.tokens or 128) + 1)
   local of_grid = grid_options(options)
+  wanted = math.max(wanted, grid.FIRST_PROMPT + of_grid.tokens + 2)
   for _, one in ipairs(of_grid.contexts) do wanted = math.max(wanted, one + of_grid.tokens + 2) end
   local limit = gguf:get((gguf:get "general.architecture" or "") .. ".context_length")
   return math.type(limit) == "integer" and limit > 0 and math.min(wanted, limit) or wanted

@@ -19,7 +19,8 @@ local grid = {}
 ---@field note string?                  why there is nothing
 
 local ENOUGH_S = 1 -- after so many seconds nothing is repeated once more
-local FIRST_PROMPT = 32 -- tokens, of the time to the first token
+
+grid.FIRST_PROMPT = 32 -- tokens, of the time to the first token
 
 ---The memory that the cache of one token takes.
 local function kv_bytes(model)
@@ -156,7 +157,7 @@ end
 ---Seconds from a prompt to the id behind it.
 local function measure_first_token(model, repeats)
   return repeated(math.max(repeats, 15), function()
-    local seqs <close> = open(model, 1, FIRST_PROMPT)
+    local seqs <close> = open(model, 1, grid.FIRST_PROMPT)
     return figures.timed(function()
       step(model, seqs)
       best_ids(seqs)
@@ -164,23 +165,24 @@ local function measure_first_token(model, repeats)
   end)
 end
 
----Rows of all batches and contexts. The first of them runs once before it counts.
+---Rows of all batches and contexts, after each batch ran without being counted: code is loaded and graphs are captured
+---when they are first used.
 ---@param model kigo.Model
 ---@param rates { copy_bytes_per_s: number, tensor_flops: number }?
 ---@param options { batches: integer[], contexts: integer[], tokens: integer, repeats: integer }
 ---@return kigo.bench.Row[] rows
----@return number first_token_s  of a prompt of 32 tokens
+---@return number? first_token_s  of a prompt of 32 tokens, where the context holds it
 function grid.measure(model, rates, options)
   local rows = {}
-  for _, batch in ipairs(options.batches) do -- whatever is loaded or captured when it is first used
-    local seqs <close> = open(model, batch, math.min(FIRST_PROMPT, model.context - options.tokens - 2))
+  for _, batch in ipairs(options.batches) do
+    local seqs <close> = open(model, batch, math.min(grid.FIRST_PROMPT, model.context - options.tokens - 2))
     step(model, seqs)
     for _ = 1, 3 do
       push_all(seqs, best_ids(seqs))
       step(model, seqs)
     end
   end
-  local first_token_s = measure_first_token(model, options.repeats)
+  local first_token_s = model.context >= grid.FIRST_PROMPT and measure_first_token(model, options.repeats) or nil
   for _, context in ipairs(options.contexts) do
     for _, batch in ipairs(options.batches) do rows[#rows + 1] = measure_row(model, rates, options, batch, context) end
   end
@@ -253,8 +255,10 @@ function grid.describe(about)
   add ""
   describe_rows(about.rows, add)
   local step_s = about.rows[1].step_s
-  add("first token  %.2f ms after a prompt of %d%s", about.first_token_s * 1e3, FIRST_PROMPT,
-    step_s and (", %.1f steps of the first row"):format(about.first_token_s / step_s) or "")
+  if about.first_token_s then
+    add("first token  %.2f ms after a prompt of %d%s", about.first_token_s * 1e3, grid.FIRST_PROMPT,
+      step_s and (", %.1f steps of the first row"):format(about.first_token_s / step_s) or "")
+  end
   describe_stages(about, add)
   return table.concat(out, "\n") .. "\n"
 end

@@ -15,8 +15,8 @@ return {
     common.receipt_option,
   }, common.load_options),
   notes = "The exit status is 0 when every question was answered as a model answers it, else 1. On a GPU the device\n"
-    .. "and its driver are asked too: did memory in use grow by the weights and shrink again, do the weights read back\n"
-    .. "equal the file, and did the device's own clock see every forward pass?",
+    .. "and its driver are asked too: did memory in use grow by the weights and shrink again, are the weights, read\n"
+    .. "back, those of the file, and did the device's own clock see every forward pass?",
   run = function(options, arguments)
     local path = options.model or arguments[1] or haiku.bundled_model()
     if not path then common.fail "the bundled model is not here: give --model FILE" end
