@@ -1,8 +1,10 @@
 /* bind_tensor.c - kigo.Tensor: whole-tensor methods for Lua. Names with a trailing underscore work in place and return
  * the tensor itself. Ids are 0-based. */
+#include <math.h>
 #include <string.h>
 
 #include "bind.h"
+#include "draw.h"
 #include "tensor.h"
 #include "vector.h"
 
@@ -476,12 +478,15 @@ static int vector_digest(lua_State *L)
   const int64_t n = (int64_t)(n_bytes / sizeof(float));
   float *x = lua_newuserdatauv(L, 3 * n_bytes + 1, 0), *y = x + n, *z = y + n;
   memcpy(x, source, (size_t)n * sizeof *x);
-  double sums[6] = {0};
+  double sums[5] = {0};
   const float max = vector->max(x, n), min = vector->min(x, n);
   sums[0] = vector->sum(x, n);
-  sums[1] = vector->exp_sum(x, n, max, y, &sums[2]);
-  vector->entropy_sums(y, n, &sums[3], &sums[4]);
-  sums[5] = (double)(vector->find(x, n, min) + vector->find_above(x, n, (float)sums[0] / (float)(n + 1)) +
+  sums[1] = vector->exp_sum(x, n, max, y);
+  uint64_t masses[2] = {0};
+  if (!vector->count_nan(x, n) && max < INFINITY && max > -INFINITY)
+    masses[0] = vector->weigh(x, n, max, kg_mass_scale(n), z, &masses[1]);
+  vector->entropy_sums(y, n, &sums[2], &sums[3]);
+  sums[4] = (double)(vector->find(x, n, min) + vector->find_above(x, n, (float)sums[0] / (float)(n + 1)) +
                      vector->count_nan(x, n));
   vector->fill(z, n, 0.25f);
   vector->add(z, x, n, 1.75f);
@@ -494,6 +499,7 @@ static int vector_digest(lua_State *L)
   luaL_addlstring(&digest, (const char *)&max, sizeof max);
   luaL_addlstring(&digest, (const char *)&min, sizeof min);
   luaL_addlstring(&digest, (const char *)sums, sizeof sums);
+  luaL_addlstring(&digest, (const char *)masses, sizeof masses);
   luaL_addlstring(&digest, (const char *)y, 2 * (size_t)n * sizeof *y);
   luaL_pushresult(&digest);
   return 1;

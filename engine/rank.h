@@ -6,11 +6,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "shared.h"
+
 /* A value and its index as one number: what ranks higher is larger, and no two are equal. */
 typedef uint64_t kg_rank;
 
 /* Order of floats as an order of integers: -0 equals +0, NaN is 0 and below -inf. */
-static inline uint32_t kg_rank_key(float value)
+KG_SHARED uint32_t kg_rank_key(float value)
 {
   if (value != value) return 0;
   value += 0.0f; /* -0 becomes +0 */
@@ -19,14 +21,23 @@ static inline uint32_t kg_rank_key(float value)
   return bits ^ (-(bits >> 31) | 0x80000000u); /* all bits of a negative one, the sign of another: no branch on it */
 }
 
-static inline kg_rank kg_rank_make(float value, uint32_t index)
+KG_SHARED kg_rank kg_rank_make(float value, uint32_t index)
 {
   return (uint64_t)kg_rank_key(value) << 32 | (uint32_t)~index;
 }
 
-static inline int32_t kg_rank_index(kg_rank rank)
+KG_SHARED int32_t kg_rank_index(kg_rank rank)
 {
   return (int32_t)~(uint32_t)rank;
+}
+
+/* The value of a rank; -0 comes back as +0. */
+KG_SHARED float kg_rank_value(kg_rank rank)
+{
+  const uint32_t key = (uint32_t)(rank >> 32), bits = key >> 31 ? key ^ 0x80000000u : ~key;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value; /* of a NaN's rank: a NaN */
 }
 
 /* Sort descending. `scratch` holds n too. */

@@ -4,12 +4,12 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "draw.h"
 #include "error.h"
 #include "rank.h"
 #include "vector.h"
 
 enum {
-  STAGES_MAX = 64,
   RANKED_FIRST = 64, /* few candidates hold most of the mass: first so many are ranked, ... */
   RANKED_MOST = 512, /* ... then so many, and then buckets are filled */
   BUCKET_SHIFT = 20, /* of a candidate's rank key: its sign, exponent and 3 bits of its mantissa */
@@ -18,19 +18,25 @@ enum {
 
 /* The candidates of one run are positions [0, n) of x; their ids ascend, so that ties by position are ties by id. */
 struct kg_chain {
+  int32_t n_refs;
   kg_stage *stages; /* bias_ids and bias_values are ours */
   size_t n_stages;
+  kg_draw_program program; /* the same for devices; unless is_plain, they cannot run it */
+  int32_t *bias_ids;       /* of the program */
+  float *bias_values;
+  bool is_plain;
   int64_t capacity; /* items in each of the next five */
   float *x;         /* logits of the candidates */
   int32_t *ids;     /* their ids, unless is_full */
   float *weights;   /* exp(x - max) */
   float *order;     /* typical: what to rank by */
   int32_t *counts;  /* by id, for the penalties; all zero between runs */
-  double bucket_mass[N_BUCKETS];
+  uint64_t bucket_mass[N_BUCKETS];
   uint32_t bucket_count[N_BUCKETS];
   kg_rank *room;
   size_t n_room;
   int64_t n;
+  float mass_scale; /* see kg_mass */
   bool is_full; /* every id is a candidate: position = id */
 };
 
@@ -113,9 +119,85 @@ static bool own_bias(kg_stage *stage)
   return true;
 }
 
+/* ---- for devices ---- */
+
+/* Biases of one stage by ascending id; false where an id comes twice: their sum depends on the order. */
+static bool sort_biases(int32_t *ids, float *values, int32_t n, kg_rank *room)
+{
+  for (int32_t i = 0; i < n; i++) room[i] = (uint64_t)(uint32_t)ids[i] << 32 | (uint32_t)i;
+  kg_rank_sort(room, room + n, (size_t)n); /* descending */
+  float *in_order = (float *)(room + n);
+  for (int32_t i = 0; i < n; i++) {
+    const kg_rank item = room[n - 1 - i];
+    ids[i] = (int32_t)(item >> 32);
+    in_order[i] = values[(uint32_t)item];
+    if (i && ids[i] == ids[i - 1]) return false;
+  }
+  if (n) memcpy(values, in_order, (size_t)n * sizeof *values);
+  return true;
+}
+
+static bool is_elementwise(const kg_stage *stage)
+{
+  return stage->kind == KG_STAGE_PENALTIES || stage->kind == KG_STAGE_BIAS ||
+         (stage->kind == KG_STAGE_TEMPERATURE && stage->value != 0);
+}
+
+static void write_program(kg_chain *chain)
+{
+  kg_draw_program *program = &chain->program;
+  program->n_stages = (int32_t)chain->n_stages;
+  program->max_bias_id = -1;
+  program->bias_ids = chain->bias_ids;
+  program->bias_values = chain->bias_values;
+  for (size_t i = 0; i < chain->n_stages; i++) {
+    const kg_stage *stage = &chain->stages[i];
+    program->stages[i] = (kg_draw_stage){.kind = (int32_t)stage->kind, .value = stage->value, .k = stage->k,
+                                         .last_n = stage->last_n, .repeat = stage->repeat, .bias = program->n_biases,
+                                         .frequency = stage->frequency, .presence = stage->presence};
+    if (stage->kind == KG_STAGE_PENALTIES && program->last_n >= 0)
+      program->last_n = stage->last_n < 0 || stage->last_n > program->last_n ? stage->last_n : program->last_n;
+    if (stage->kind == KG_STAGE_BIAS) {
+      program->stages[i].n_bias = stage->n_bias;
+      program->n_biases += stage->n_bias;
+    }
+  }
+  while (program->n_prefix < program->n_stages && is_elementwise(&chain->stages[program->n_prefix])) program->n_prefix++;
+}
+
+static int make_program(kg_chain *chain, kg_error *err)
+{
+  size_t n = 0;
+  for (size_t i = 0; i < chain->n_stages; i++)
+    if (chain->stages[i].kind == KG_STAGE_BIAS) n += (size_t)chain->stages[i].n_bias;
+  chain->is_plain = n <= INT32_MAX;
+  if (!chain->is_plain) return KG_OK;
+  chain->bias_ids = kg_alloc_array(n, sizeof *chain->bias_ids);
+  chain->bias_values = kg_alloc_array(n, sizeof *chain->bias_values);
+  kg_rank *room = kg_alloc_array(n, 2 * sizeof *room);
+  if (!chain->bias_ids || !chain->bias_values || !room) {
+    kg_free(room);
+    return kg_fail_memory(err, n * 24, "the biases of a sampler chain");
+  }
+  write_program(chain);
+  for (size_t i = 0; i < chain->n_stages; i++) {
+    const kg_draw_stage *stage = &chain->program.stages[i];
+    if (!stage->n_bias) continue;
+    int32_t *ids = chain->bias_ids + stage->bias;
+    float *values = chain->bias_values + stage->bias;
+    memcpy(ids, chain->stages[i].bias_ids, (size_t)stage->n_bias * sizeof *ids);
+    memcpy(values, chain->stages[i].bias_values, (size_t)stage->n_bias * sizeof *values);
+    if (!sort_biases(ids, values, stage->n_bias, room)) chain->is_plain = false;
+    const int32_t last = ids[stage->n_bias - 1];
+    if (last > chain->program.max_bias_id) chain->program.max_bias_id = last;
+  }
+  kg_free(room);
+  return KG_OK;
+}
+
 int kg_chain_new(const kg_stage *stages, size_t n, kg_chain **out, kg_error *err)
 {
-  if (n > STAGES_MAX) return kg_fail(err, KG_ERR_ARGUMENT, "a chain of %zu stages is longer than %d", n, STAGES_MAX);
+  if (n > KG_CHAIN_STAGES) return kg_fail(err, KG_ERR_ARGUMENT, "a chain of %zu stages is longer than %d", n, KG_CHAIN_STAGES);
   for (size_t i = 0; i < n; i++) {
     const int status = check_stage((place){i + 1, stages[i].kind}, &stages[i], err);
     if (status) return status;
@@ -127,6 +209,7 @@ int kg_chain_new(const kg_stage *stages, size_t n, kg_chain **out, kg_error *err
     kg_free(chain);
     return kg_fail_memory(err, sizeof *chain, "a sampler chain");
   }
+  chain->n_refs = 1;
   chain->stages = own;
   for (size_t i = 0; i < n; i++) {
     own[i] = stages[i];
@@ -135,8 +218,12 @@ int kg_chain_new(const kg_stage *stages, size_t n, kg_chain **out, kg_error *err
     kg_chain_free(chain);
     return kg_fail_memory(err, (size_t)stages[i].n_bias * 8, "the biases of a sampler chain");
   }
-  *out = chain;
-  return KG_OK;
+  const int status = make_program(chain, err);
+  if (status)
+    kg_chain_free(chain);
+  else
+    *out = chain;
+  return status;
 }
 
 static void free_scratch(kg_chain *chain)
@@ -157,14 +244,22 @@ const kg_stage *kg_chain_stages(const kg_chain *chain, size_t *n)
   return chain->stages;
 }
 
+kg_chain *kg_chain_ref(kg_chain *chain)
+{
+  chain->n_refs++;
+  return chain;
+}
+
 void kg_chain_free(kg_chain *chain)
 {
-  if (!chain) return;
+  if (!chain || --chain->n_refs) return;
   for (size_t i = 0; i < chain->n_stages; i++) {
     kg_free((void *)(uintptr_t)chain->stages[i].bias_ids);
     kg_free((void *)(uintptr_t)chain->stages[i].bias_values);
   }
   kg_free(chain->stages);
+  kg_free(chain->bias_ids);
+  kg_free(chain->bias_values);
   free_scratch(chain);
   kg_free(chain->room);
   kg_free(chain);
@@ -259,23 +354,14 @@ static int rank_top(kg_chain *chain, const float *by, int64_t k, kg_error *err)
   return status;
 }
 
-/* A sum of weights, in the order of ranks, that is to be reached (is_draw: exceeded). */
-typedef struct goal {
-  double mass;
-  bool is_draw;
-} goal;
-
-static bool is_reached(goal wanted, double mass) { return wanted.is_draw ? mass > wanted.mass : mass >= wanted.mass; }
-
-/* Walk down room[0..n), which follows on candidates of `mass`. True: *last reaches the goal. False: *last is the last
- * one with any weight. */
-static bool walk(const kg_chain *chain, int64_t n, double mass, goal wanted, kg_rank *last)
+/* Walk down room[0..n), which follows on candidates of `mass`, to the first one at which the sum reaches the goal. */
+static bool walk(const kg_chain *chain, int64_t n, uint64_t mass, uint64_t goal, kg_rank *last)
 {
   for (int64_t i = 0; i < n; i++) {
-    const float weight = chain->weights[kg_rank_index(chain->room[i])];
-    if (!i || weight > 0) *last = chain->room[i];
-    mass += weight;
-    if (is_reached(wanted, mass)) return true;
+    mass += kg_mass(chain->weights[kg_rank_index(chain->room[i])], chain->mass_scale);
+    if (mass < goal) continue;
+    *last = chain->room[i];
+    return true;
   }
   return false;
 }
@@ -284,22 +370,17 @@ static uint32_t bucket_of(float by) { return kg_rank_key(by) >> BUCKET_SHIFT; }
 
 /* For flat distributions, where ranking would mean to sort most of the vocabulary: sum the weights in buckets of like
  * values, and rank only the bucket in which the goal lies. */
-static int walk_buckets(kg_chain *chain, const float *by, goal wanted, kg_rank *last, kg_error *err)
+static int walk_buckets(kg_chain *chain, const float *by, uint64_t goal, kg_rank *last, kg_error *err)
 {
   memset(chain->bucket_mass, 0, sizeof chain->bucket_mass);
   memset(chain->bucket_count, 0, sizeof chain->bucket_count);
   for (int64_t i = 0; i < chain->n; i++) {
-    chain->bucket_mass[bucket_of(by[i])] += chain->weights[i];
+    chain->bucket_mass[bucket_of(by[i])] += kg_mass(chain->weights[i], chain->mass_scale);
     chain->bucket_count[bucket_of(by[i])]++;
   }
-  double mass = 0, mass_before = 0;
-  uint32_t bucket = 0; /* the goal's; where rounding keeps the sum of all below it, the last one with any weight */
-  for (uint32_t b = N_BUCKETS; b-- > 0 && !is_reached(wanted, mass);) {
-    if (chain->bucket_mass[b] == 0) continue;
-    bucket = b;
-    mass_before = mass;
-    mass += chain->bucket_mass[b];
-  }
+  uint64_t before = 0;
+  uint32_t bucket = N_BUCKETS - 1;
+  for (; bucket && before + chain->bucket_mass[bucket] < goal; bucket--) before += chain->bucket_mass[bucket];
   const size_t n_in = chain->bucket_count[bucket];
   const int status = make_room(chain, 2 * n_in, err);
   if (status) return status;
@@ -307,19 +388,20 @@ static int walk_buckets(kg_chain *chain, const float *by, goal wanted, kg_rank *
   for (int64_t i = 0; i < chain->n; i++)
     if (bucket_of(by[i]) == bucket) *next++ = kg_rank_make(by[i], (uint32_t)i);
   kg_rank_sort(chain->room, chain->room + n_in, n_in);
-  walk(chain, (int64_t)n_in, mass_before, wanted, last);
+  walk(chain, (int64_t)n_in, before, goal, last);
   return KG_OK;
 }
 
-/* The last candidate, in the order of `by`, of the shortest run that reaches the goal. */
-static int find_goal(kg_chain *chain, const float *by, goal wanted, kg_rank *last, kg_error *err)
+/* The last candidate, in the order of `by`, of the shortest run whose mass reaches the goal, which is at most that of
+ * all candidates. */
+static int find_goal(kg_chain *chain, const float *by, uint64_t goal, kg_rank *last, kg_error *err)
 {
   for (int64_t k = RANKED_FIRST; k <= RANKED_MOST; k *= RANKED_MOST / RANKED_FIRST) {
     const int64_t n_ranked = k < chain->n ? k : chain->n;
     const int status = rank_top(chain, by, n_ranked, err);
-    if (status || walk(chain, n_ranked, 0, wanted, last) || n_ranked == chain->n) return status;
+    if (status || walk(chain, n_ranked, 0, goal, last) || n_ranked == chain->n) return status;
   }
-  return walk_buckets(chain, by, wanted, last, err);
+  return walk_buckets(chain, by, goal, last, err);
 }
 
 static int best_logit(const kg_chain *chain, float *max, kg_error *err)
@@ -330,15 +412,15 @@ static int best_logit(const kg_chain *chain, float *max, kg_error *err)
   return KG_OK;
 }
 
-/* Fill weights with exp(x - max); *total is their sum, *mean (unless NULL) the mean of x - max. */
-static int weigh(kg_chain *chain, double *total, double *mean, kg_error *err)
+/* Fill weights with exp(x - max); *total is their mass, *mean (unless NULL) the mean of x - max. */
+static int weigh(kg_chain *chain, uint64_t *total, float *mean, kg_error *err)
 {
   float max;
   const int status = best_logit(chain, &max, err);
   if (status) return status;
-  double moment;
-  *total = kg_vector_get()->exp_sum(chain->x, chain->n, max, chain->weights, mean ? &moment : NULL);
-  if (mean) *mean = moment / *total;
+  uint64_t moment;
+  *total = kg_vector_get()->weigh(chain->x, chain->n, max, chain->mass_scale, chain->weights, mean ? &moment : NULL);
+  if (mean) *mean = kg_mean_of(moment, *total);
   return KG_OK;
 }
 
@@ -365,10 +447,10 @@ static int keep_top_k(kg_chain *chain, int32_t k, kg_error *err)
 static int keep_top_p(kg_chain *chain, float p, kg_error *err)
 {
   if (p == 1) return KG_OK;
-  double total;
+  uint64_t total;
   kg_rank last;
   int status = weigh(chain, &total, NULL, err);
-  if (!status) status = find_goal(chain, chain->x, (goal){(double)p * total, false}, &last, err);
+  if (!status) status = find_goal(chain, chain->x, kg_goal_of_share(p, total), &last, err);
   if (!status) keep_down_to(chain, chain->x, last);
   return status;
 }
@@ -389,7 +471,7 @@ static int keep_min_p(kg_chain *chain, float p, kg_error *err)
       if (chain->x[at] > cut) move_down(chain, n_kept++, at);
   }
   keep_first(chain, n_kept);
-  vector->exp_sum(chain->x, n_kept, max, chain->weights, NULL);
+  vector->weigh(chain->x, n_kept, max, chain->mass_scale, chain->weights, NULL);
   n_kept = 0;
   for (int64_t i = 0; i < chain->n; i++)
     if (chain->weights[i] >= p) move_down(chain, n_kept++, i);
@@ -400,24 +482,17 @@ static int keep_min_p(kg_chain *chain, float p, kg_error *err)
 static int keep_typical(kg_chain *chain, float p, kg_error *err)
 {
   if (p == 1) return KG_OK;
-  float max;
-  double total, mean;
+  float max, mean;
+  uint64_t total;
   kg_rank last;
   int status = best_logit(chain, &max, err);
   if (!status) status = weigh(chain, &total, &mean, err);
   if (status) return status;
   /* With d = x - max: -log(p) = log(total) - d and the entropy is log(total) - mean, so they differ by |d - mean|. */
-  const float mean_d = (float)mean;
-  for (int64_t i = 0; i < chain->n; i++) chain->order[i] = -fabsf(chain->x[i] - max - mean_d);
-  status = find_goal(chain, chain->order, (goal){(double)p * total, false}, &last, err);
+  for (int64_t i = 0; i < chain->n; i++) chain->order[i] = kg_typicality(chain->x[i], max, mean);
+  status = find_goal(chain, chain->order, kg_goal_of_share(p, total), &last, err);
   if (!status) keep_down_to(chain, chain->order, last);
   return status;
-}
-
-static float penalized(float logit, int32_t count, const kg_stage *stage)
-{
-  const float repeated = logit > 0 ? logit / stage->repeat : logit * stage->repeat;
-  return repeated - stage->frequency * (float)count - stage->presence;
 }
 
 static int apply_penalties(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, const kg_sequence *sequence,
@@ -425,7 +500,7 @@ static int apply_penalties(kg_chain *chain, const kg_stage *stage, int64_t n_voc
 {
   if (!sequence) return KG_OK;
   const int32_t n_tokens = kg_sequence_pos(sequence);
-  const int32_t first = stage->last_n < 0 || stage->last_n > n_tokens ? 0 : n_tokens - stage->last_n;
+  const int32_t first = kg_history_first(stage->last_n, n_tokens);
   const int32_t *tokens = kg_sequence_tokens(sequence);
   for (int32_t i = first; i < n_tokens; i++)
     if (tokens[i] < 0 || tokens[i] >= n_vocab)
@@ -437,7 +512,8 @@ static int apply_penalties(kg_chain *chain, const kg_stage *stage, int64_t n_voc
     if (!count) continue; /* done at its first occurrence */
     chain->counts[tokens[i]] = 0;
     const int64_t at = find_id(chain, tokens[i]);
-    if (at >= 0) chain->x[at] = penalized(chain->x[at], count, stage);
+    if (at >= 0)
+      chain->x[at] = kg_penalized(chain->x[at], count, stage->repeat, stage->frequency, stage->presence);
   }
   return KG_OK;
 }
@@ -450,7 +526,7 @@ static int apply_bias(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, k
                      (long long)n_vocab);
   for (int32_t i = 0; i < stage->n_bias; i++) {
     const int64_t at = find_id(chain, stage->bias_ids[i]);
-    if (at >= 0) chain->x[at] += stage->bias_values[i];
+    if (at >= 0) chain->x[at] = kg_biased(chain->x[at], stage->bias_values[i]);
   }
   return KG_OK;
 }
@@ -504,12 +580,13 @@ static int load(kg_chain *chain, const kg_tensor *logits, kg_error *err)
   if (n_nan) return kg_fail(err, KG_ERR_NUMERIC, "%lld of %lld logits are NaN", (long long)n_nan, (long long)n);
   if (kg_vector_get()->max(chain->x, n) == INFINITY) prefer_infinite(chain->x, n);
   chain->n = n;
+  chain->mass_scale = kg_mass_scale(n);
   chain->is_full = true;
   return KG_OK;
 }
 
 /* Load the logits and apply the stages; afterwards `weights` belong to what is left. */
-static int run(kg_chain *chain, const kg_tensor *logits, const kg_sequence *sequence, double *total, kg_error *err)
+static int run(kg_chain *chain, const kg_tensor *logits, const kg_sequence *sequence, uint64_t *total, kg_error *err)
 {
   int status = load(chain, logits, err);
   const int64_t n_vocab = chain->n;
@@ -518,26 +595,79 @@ static int run(kg_chain *chain, const kg_tensor *logits, const kg_sequence *sequ
   return status ? status : weigh(chain, total, NULL, err);
 }
 
-int kg_chain_pick(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err)
+static int pick_on_host(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err)
 {
-  double total;
+  uint64_t total;
   int status = run(chain, logits, sequence, &total, err);
   if (status) return status;
-  if (chain->n == 1) {
-    *id = id_at(chain, 0);
-    return KG_OK;
+  double u = 0;
+  if (total > kg_mass(1, chain->mass_scale)) {
+    if (!sequence) return kg_fail(err, KG_ERR_ARGUMENT, "a draw needs a sequence");
+    u = kg_sequence_uniform(sequence);
   }
-  if (!sequence) return kg_fail(err, KG_ERR_ARGUMENT, "a draw needs a sequence");
   kg_rank drawn;
-  status = find_goal(chain, chain->x, (goal){kg_sequence_uniform(sequence) * total, true}, &drawn, err);
+  status = find_goal(chain, chain->x, kg_goal_of_draw(u, total), &drawn, err);
   if (!status) *id = id_at(chain, kg_rank_index(drawn));
   return status;
+}
+
+/* ---- on devices ---- */
+
+bool kg_chain_plan_draw(const kg_chain *chain, const kg_sequence *sequence, int64_t n_vocab, kg_draw *out)
+{
+  if (!chain->is_plain || chain->program.max_bias_id >= n_vocab) return false;
+  *out = (kg_draw){.program = &chain->program};
+  if (!sequence) return true;
+  out->seed = kg_sequence_seed(sequence);
+  out->n_draws = kg_sequence_draws(sequence);
+  out->pos = kg_sequence_pos(sequence);
+  const int32_t first = kg_history_first(chain->program.last_n, out->pos);
+  if (!chain->program.last_n) return true;
+  out->n_history = out->pos - first;
+  out->history = kg_sequence_tokens(sequence) + first;
+  for (int32_t i = 0; i < out->n_history; i++)
+    if (out->history[i] < 0 || out->history[i] >= n_vocab) return false;
+  return true;
+}
+
+/* Count the number that was drawn. False: it has to be done on the host. */
+static bool settle_draw(kg_drawn drawn, kg_sequence *sequence, int32_t *id)
+{
+  if (drawn.status < 0 || (drawn.status == KG_DRAWN && !sequence)) return false;
+  if (drawn.status == KG_DRAWN) kg_sequence_set_draws(sequence, kg_sequence_draws(sequence) + 1);
+  *id = drawn.id;
+  return true;
+}
+
+int kg_chain_pick(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err)
+{
+  const kg_tensor_ops *ops = logits->buffer->ops;
+  const int64_t n = kg_tensor_count(logits);
+  kg_draw draw;
+  if (ops->draw && logits->n_dims == 1 && kg_chain_plan_draw(chain, sequence, n, &draw)) {
+    kg_drawn drawn;
+    const int status = ops->draw(logits->buffer, logits->at, n, &draw, &drawn, err);
+    if (status || settle_draw(drawn, sequence, id)) return status;
+  }
+  return pick_on_host(chain, logits, sequence, id, err);
+}
+
+int kg_chain_pick_as_device(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err)
+{
+  kg_draw draw;
+  kg_drawn drawn = {0, KG_DRAW_FAILED};
+  int status = load(chain, logits, err); /* for its checks, and for memory to read them to */
+  if (!status) status = kg_tensor_read(logits, 0, chain->n, chain->x, err);
+  if (!status && kg_chain_plan_draw(chain, sequence, chain->n, &draw))
+    status = kg_draw_alone(&draw, chain->x, (int32_t)chain->n, &drawn, err);
+  if (status || settle_draw(drawn, sequence, id)) return status;
+  return kg_fail(err, KG_ERR_UNSUPPORTED, "left to the chain on the host");
 }
 
 int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *ids, float *probs,
                         int32_t capacity, int32_t *n, kg_error *err)
 {
-  double total;
+  uint64_t total;
   int status = run(chain, logits, sequence, &total, err);
   if (status) return status;
   int32_t n_left = 0;
@@ -548,7 +678,7 @@ int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *s
   for (int32_t i = 0; i < n_written; i++) {
     const int32_t position = kg_rank_index(chain->room[i]);
     ids[i] = id_at(chain, position);
-    probs[i] = (float)(chain->weights[position] / total);
+    probs[i] = (float)((double)chain->weights[position] * (double)chain->mass_scale / (double)total);
   }
   *n = n_left;
   return KG_OK;

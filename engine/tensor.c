@@ -177,12 +177,12 @@ static int host_softmax(kg_buffer *to, int64_t to_at, const kg_buffer *from, int
     float *out = floats(to, to_at + row * n);
     const float max = vector->max(x, n);
     if (log_wanted) {
-      const double sum = vector->exp_sum(x, n, max, NULL, NULL);
+      const double sum = vector->exp_sum(x, n, max, NULL);
       if (out != x) memmove(out, x, (size_t)n * sizeof *out);
       vector->affine(out, n, 1, -max); /* two steps: x - max is exact where it matters */
       vector->affine(out, n, 1, (float)-log(sum));
     } else {
-      const double sum = vector->exp_sum(x, n, max, out, NULL);
+      const double sum = vector->exp_sum(x, n, max, out);
       vector->affine(out, n, (float)(1 / sum), 0);
     }
   }

@@ -3,7 +3,7 @@
 #ifndef KG_TENSOR_H
 #define KG_TENSOR_H
 
-#include "kigo.h"
+#include "draw.h"
 
 enum { KG_TENSOR_DIMS = 4 };
 
@@ -32,6 +32,8 @@ typedef struct kg_tensor_ops {
   int (*entropy)(const kg_buffer *b, int64_t at, int64_t n, double *out, kg_error *err);
   /* min and max skip NaNs: +inf and -inf when nothing is left */
   int (*reduce)(const kg_buffer *b, int64_t at, int64_t n, double *sum, float *min, float *max, kg_error *err);
+  /* draw from n logits, or leave it to the host (KG_DRAW_FAILED); NULL where the numbers are on the host anyway */
+  int (*draw)(const kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, kg_drawn *out, kg_error *err);
 } kg_tensor_ops;
 
 struct kg_buffer {

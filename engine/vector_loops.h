@@ -6,10 +6,14 @@ enum { FN(PARTS) = KG_VECTOR_BLOCK / LANES };
 typedef float FN(vf) __attribute__((vector_size(LANES * 4)));
 typedef int32_t FN(vi) __attribute__((vector_size(LANES * 4)));
 typedef uint32_t FN(vu) __attribute__((vector_size(LANES * 4))); /* where bits may wrap around */
+typedef double FN(vd) __attribute__((vector_size(LANES * 8)));
+typedef uint64_t FN(vq) __attribute__((vector_size(LANES * 8)));
 
 #define vf FN(vf)
 #define vi FN(vi)
 #define vu FN(vu)
+#define vd FN(vd)
+#define vq FN(vq)
 #define EACH_PART _Pragma("GCC unroll 8") for (int part = 0; part < FN(PARTS); part++)
 
 static inline vf FN(load)(const float *x)
@@ -198,29 +202,55 @@ static double FN(sum)(const float *x, int64_t n)
   return total;
 }
 
-static double FN(exp_sum)(const float *x, int64_t n, float max, float *out, double *moment)
+static double FN(exp_sum)(const float *x, int64_t n, float max, float *out)
 {
-  double total = 0, total_moment = 0;
+  double total = 0;
   float room[KG_VECTOR_BLOCK], e_room[KG_VECTOR_BLOCK];
   for (int64_t chunk = 0; chunk < n; chunk += SUM_CHUNK) {
     const int64_t end = chunk + SUM_CHUNK < n ? chunk + SUM_CHUNK : n;
-    vf acc[FN(PARTS)], acc_moment[FN(PARTS)];
-    EACH_PART acc[part] = acc_moment[part] = (vf){0};
+    vf acc[FN(PARTS)];
+    EACH_PART acc[part] = (vf){0};
     for (int64_t at = chunk; at < end; at += KG_VECTOR_BLOCK) {
       const float *block = FN(block)(x, at, end, -INFINITY, room);
       float *to = !out || end - at < KG_VECTOR_BLOCK ? e_room : out + at;
       EACH_PART
       {
-        const vf d = FN(load)(block + part * LANES) - max;
-        const vf e = FN(exp)(d);
+        const vf e = FN(exp)(FN(load)(block + part * LANES) - max);
         acc[part] += e;
-        if (moment) acc_moment[part] += FN(masked)(~(e == 0.0f), e * d); /* 0 * -inf is nothing, not NaN */
         FN(store)(to + part * LANES, e);
       }
       if (out && to == e_room) memcpy(out + at, e_room, (size_t)(end - at) * sizeof *out);
     }
     total += FN(tree_sum)(acc);
-    if (moment) total_moment += FN(tree_sum)(acc_moment);
+  }
+  return total;
+}
+
+/* kg_mass of a register of weights: added to a number of [0, 2^52), 2^52 leaves its nearest integer in the low bits. No
+ * function, because its result is wider than registers may be. */
+#define MASS(weight) ((vq)(__builtin_convertvector((weight) * scale, vd) + 0x1p52) - 0x4330000000000000u)
+
+static uint64_t FN(weigh)(const float *x, int64_t n, float max, float scale, float *out, uint64_t *moment)
+{
+  vq acc = {0}, acc_moment = {0};
+  float room[KG_VECTOR_BLOCK], e_room[KG_VECTOR_BLOCK];
+  for (int64_t at = 0; at < n; at += KG_VECTOR_BLOCK) {
+    const float *block = FN(block)(x, at, n, -INFINITY, room);
+    float *to = n - at < KG_VECTOR_BLOCK ? e_room : out + at;
+    EACH_PART
+    {
+      const vf d = FN(load)(block + part * LANES) - max;
+      const vf e = FN(exp)(d);
+      acc += MASS(e);
+      if (moment) acc_moment += MASS(FN(masked)(~(e == 0.0f), e * -d)); /* 0 * inf is nothing, not NaN */
+      FN(store)(to + part * LANES, e);
+    }
+    if (to == e_room) memcpy(out + at, e_room, (size_t)(n - at) * sizeof *out);
+  }
+  uint64_t total = 0, total_moment = 0;
+  for (int i = 0; i < LANES; i++) {
+    total += acc[i];
+    total_moment += acc_moment[i];
   }
   if (moment) *moment = total_moment;
   return total;
@@ -316,11 +346,15 @@ static const kg_vector FN(table) = {.name = NAME,
                                     .find_above = FN(find_above),
                                     .count_nan = FN(count_nan),
                                     .exp_sum = FN(exp_sum),
+                                    .weigh = FN(weigh),
                                     .entropy_sums = FN(entropy_sums)};
 
 #undef vf
 #undef vi
 #undef vu
+#undef MASS
+#undef vd
+#undef vq
 #undef EACH_PART
 #undef LANES
 #undef NAME

@@ -1,0 +1,163 @@
+/* draw.h - a sampler chain as plain data, and the arithmetic that everything that runs one shares: the chain on the
+ * host (sampler.c) and blocks of threads on a device (draw_block.h). Both give the same id, bit for bit:
+ *
+ * Weights are exp(x - max) in float32, from one polynomial. They are summed as whole numbers of 2^-44 ("mass"): such
+ * sums are exact, so they do not depend on their order, and everybody may sum as suits him. Candidates are ranked by
+ * (logit, lower id), which is an order without ties. Everything else is done to each candidate by itself. */
+#ifndef KG_DRAW_H
+#define KG_DRAW_H
+
+#include <math.h>
+#include <stdbool.h>
+
+#include "kigo.h"
+#include "random.h"
+#include "rank.h"
+
+enum kg_sampler_stage {
+  /* Keep the best candidate alone. */
+  KG_STAGE_GREEDY,
+  /* Logits / value; 0 is greedy. 0, or 1e-6 to 1e6. */
+  KG_STAGE_TEMPERATURE,
+  /* Keep the k best; k <= 0 keeps all. (Fan, Lewis, Dauphin: "Hierarchical Neural Story Generation", 2018) */
+  KG_STAGE_TOP_K,
+  /* Keep the shortest run of best candidates whose probabilities sum to value or more, at least one; 1 keeps all.
+   * 0 to 1. (Holtzman et al.: "The Curious Case of Neural Text Degeneration", 2019) */
+  KG_STAGE_TOP_P,
+  /* Keep those with a probability >= value * the best one's. 0 to 1. (Nguyen et al.: "Turning Up the Heat: Min-p
+   * Sampling for Creative and Coherent LLM Outputs", 2024) */
+  KG_STAGE_MIN_P,
+  /* Order by |-log(probability) - entropy|, ties by the lower id; keep the shortest run whose probabilities sum to
+   * value or more, at least one; 1 keeps all. 0 to 1. (Meister et al.: "Locally Typical Sampling", 2022) */
+  KG_STAGE_TYPICAL,
+  /* For each id among the last last_n tokens (-1: all) of the timeline, with its count there: a positive logit is
+   * divided by `repeat`, another multiplied (Keskar et al.: "CTRL", 2019); then frequency * count and, once, presence
+   * are subtracted. repeat 1e-3 to 1e3; the others -1e3 to 1e3. */
+  KG_STAGE_PENALTIES,
+  /* Add bias_values to the logits of bias_ids: -1e6 to 1e6, or -inf, which bans. An id outside the vocabulary is an
+   * error when the chain is used. */
+  KG_STAGE_BIAS
+};
+
+enum { KG_CHAIN_STAGES = 64 };
+
+typedef struct kg_draw_stage {
+  int32_t kind;              /* enum kg_sampler_stage */
+  float value;
+  int32_t k, last_n;
+  float repeat, frequency, presence;
+  int32_t bias, n_bias;      /* which of the program's biases */
+} kg_draw_stage;
+
+/* A chain without pointers into itself. The first n_prefix stages change logits one by one and drop none. */
+typedef struct kg_draw_program {
+  int32_t n_stages, n_prefix;
+  int32_t last_n;            /* how much history the penalties look at; 0: none, -1: all */
+  int32_t n_biases, max_bias_id;
+  kg_draw_stage stages[KG_CHAIN_STAGES];
+  const int32_t *bias_ids;   /* ascending within a stage */
+  const float *bias_values;
+} kg_draw_program;
+
+/* One draw: what it depends on besides the logits. */
+typedef struct kg_draw {
+  const kg_draw_program *program;
+  uint64_t seed, n_draws;    /* numbers drawn at this position before */
+  int32_t pos;               /* tokens on the timeline */
+  const int32_t *history;    /* the last n_history of them, as many as the program looks at */
+  int32_t n_history;
+} kg_draw;
+
+enum { KG_DRAWN_NONE = 0,    /* one candidate had all the weight: no random number was needed */
+       KG_DRAWN = 1,
+       KG_DRAW_FAILED = -1   /* nothing was drawn: the host's chain will say why, or can do it */ };
+
+typedef struct kg_drawn {
+  int32_t id, status;
+} kg_drawn;
+
+/* ---- weights ---- */
+
+/* exp(x) for x <= 0 as kg_vector's exp_sum and weigh compute it, bit for bit (vector_loops.h); not for NaN. */
+KG_SHARED float kg_draw_weight(float x)
+{
+  if (x < -86.5f) return 0;
+  const float shifted = x * 1.44269504088896341f + 12582912.0f;
+  const float n = shifted - 12582912.0f;
+  const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
+  float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  uint32_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000u;
+  float power;
+  memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+/* The mass of weight 1: sums of n_vocab masses stay below 2^63. */
+KG_SHARED float kg_mass_scale(int64_t n_vocab)
+{
+  return n_vocab <= 1 << 19 ? 17592186044416.0f /* 2^44 */ : 4294967296.0f /* 2^32 */;
+}
+
+/* Nearest whole number of a weight in [0, 1], halves to the even one. */
+KG_SHARED uint64_t kg_mass(float weight, float scale)
+{
+  const double shifted = (double)(weight * scale) + 4503599627370496.0; /* 2^52: the number is in the low bits */
+  uint64_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  return bits - 0x4330000000000000u;
+}
+
+/* ---- goals: masses that a sum must reach, from 1 to total ---- */
+
+KG_SHARED uint64_t kg_goal_between(double wanted, uint64_t total)
+{
+  if (!(wanted > 1)) return 1;
+  return wanted >= (double)total ? total : (uint64_t)wanted;
+}
+
+/* Of the shortest run with a share of p or more. */
+KG_SHARED uint64_t kg_goal_of_share(float p, uint64_t total)
+{
+  return kg_goal_between(ceil((double)p * (double)total), total);
+}
+
+/* Of the first candidate at which the sum exceeds u. */
+KG_SHARED uint64_t kg_goal_of_draw(double u, uint64_t total)
+{
+  return kg_goal_between(floor(u * (double)total) + 1, total);
+}
+
+/* ---- stages that change one logit ---- */
+
+KG_SHARED float kg_penalized(float logit, int32_t count, float repeat, float frequency, float presence)
+{
+  const float repeated = logit > 0 ? logit / repeat : logit * repeat;
+  return repeated - frequency * (float)count - presence;
+}
+
+/* -inf bans, whatever was there. */
+KG_SHARED float kg_biased(float logit, float bias) { return bias == -INFINITY ? bias : logit + bias; }
+
+/* The first token that a penalty of the last `last_n` (-1: all) looks at, of n. */
+KG_SHARED int32_t kg_history_first(int32_t last_n, int32_t n) { return last_n < 0 || last_n > n ? 0 : n - last_n; }
+
+/* What "typical" ranks by: the opposite of the distance between surprise and entropy. */
+KG_SHARED float kg_typicality(float x, float max, float mean) { return -fabsf(x - max - mean); }
+
+/* The mean of x - max under the weights. */
+KG_SHARED float kg_mean_of(uint64_t moment, uint64_t total) { return -(float)((double)moment / (double)total); }
+
+/* ---- on the host ---- */
+
+/* One draw, step by step as a block of threads makes it (draw_block.h), with memory of its own: the scalar twin of the
+ * kernels, for backends that have none and for tests. */
+int kg_draw_alone(const kg_draw *draw, const float *logits, int32_t n_vocab, kg_drawn *out, kg_error *err);
+
+#endif

@@ -1,0 +1,714 @@
+/* draw_block.h - a chain behind its prefix, run by one block of threads that all call the same functions: on a device by
+ * KG_DRAW_THREADS threads (kernels/sample.cu), on the host by one (draw.c), which is how it is tested without a device.
+ *
+ * Nothing is sorted but a few: what a stage keeps is everything that ranks at least as high as some candidate, and that
+ * one is found from histograms of counts or masses, each over the bucket that the one before leaves. Dropped candidates
+ * leave no trace but -inf, or are left behind when the rest moves to a list. All sums are of whole numbers, so the order
+ * of threads does not show.
+ *
+ * Before, many blocks prepare a row: its prefix, the best of each group of ids, and what the first stage behind the prefix
+ * needs of all candidates (kg_draw_sift). */
+#ifndef KG_DRAW_BLOCK_H
+#define KG_DRAW_BLOCK_H
+
+#include "draw.h"
+
+enum {
+  KG_DRAW_THREADS = 1024,
+  KG_DRAW_SMALL = KG_DRAW_THREADS / 4, /* so few are sorted: four threads count who is above one of them */
+  KG_DRAW_BUCKETS = 1 << 11,
+  KG_DRAW_LIST = 1 << 15,   /* candidates that fit a list */
+  KG_DRAW_GROUPS = 1 << 11, /* of ids, of which the best is known */
+  KG_DRAW_CHUNK = 1024,     /* ids that are prepared together; whole groups */
+  KG_DRAW_VOCAB_MAX = KG_DRAW_GROUPS * KG_DRAW_CHUNK
+};
+
+/* What the first stage behind the prefix needs of all candidates. */
+typedef enum kg_draw_sift {
+  KG_SIFT_NOTHING,
+  KG_SIFT_WEIGH, /* masses by bucket of their distance to the best */
+  KG_SIFT_MIN_P  /* those who stay, in list 0 */
+} kg_draw_sift;
+
+KG_SHARED kg_draw_sift kg_draw_sift_of(const kg_draw_program *program)
+{
+  if (program->n_prefix == program->n_stages) return KG_SIFT_WEIGH;
+  const kg_draw_stage *stage = &program->stages[program->n_prefix];
+  if (stage->kind == KG_STAGE_MIN_P && stage->value > 0) return KG_SIFT_MIN_P;
+  return stage->kind == KG_STAGE_TOP_P && stage->value < 1 ? KG_SIFT_WEIGH : KG_SIFT_NOTHING;
+}
+
+/* Memory of one row. The last three are zero when a row is prepared. */
+typedef struct kg_draw_row {
+  float *x;           /* [n_vocab] the logits behind the prefix */
+  kg_rank *best;      /* [groups] the highest rank of each group; -inf where there is none */
+  float *list_x[2];   /* [KG_DRAW_LIST] */
+  int32_t *list_ids[2];
+  uint64_t *mass;     /* [KG_DRAW_BUCKETS] KG_SIFT_WEIGH; see kg_draw_bucket */
+  uint32_t n_list;    /* KG_SIFT_MIN_P: those who stay; more than KG_DRAW_LIST: not all of them are in the list */
+  int32_t n_nan;      /* chunks with logits that are none, or +inf: the host's business */
+} kg_draw_row;
+
+/* The bucket of a logit, by its distance to the best; masses end at a distance of 32. */
+KG_SHARED int kg_draw_bucket(float x, float max)
+{
+  const float at = (max - x) * (KG_DRAW_BUCKETS / 32);
+  return at < KG_DRAW_BUCKETS - 1 ? (int)at : KG_DRAW_BUCKETS - 1;
+}
+
+/* Ids in a group. */
+KG_SHARED int32_t kg_draw_group(int32_t n_vocab)
+{
+  return n_vocab <= 128 * KG_DRAW_GROUPS ? 128 : KG_DRAW_CHUNK;
+}
+
+KG_SHARED int32_t kg_draw_group_count(int32_t n_vocab)
+{
+  return (n_vocab - 1) / kg_draw_group(n_vocab) + 1;
+}
+
+/* ---- a block ---- */
+
+/* What the threads of a block share. */
+typedef struct kg_draw_shared {
+  union {
+    struct {
+      uint32_t low[KG_DRAW_BUCKETS], high[KG_DRAW_BUCKETS]; /* halves of masses; the best bucket first */
+      uint32_t count[KG_DRAW_BUCKETS];
+    } bucket;
+    struct {
+      kg_rank ranks[KG_DRAW_SMALL], sorted[KG_DRAW_SMALL];
+      uint64_t mass[KG_DRAW_SMALL], sorted_mass[KG_DRAW_SMALL];
+    } small;
+    int32_t groups[KG_DRAW_GROUPS];
+  } u;
+  uint64_t warps[32];
+  uint64_t before; /* mass above `at` */
+  uint32_t at, n;
+} kg_draw_shared;
+
+#ifdef __CUDACC__
+
+#define KG_BLOCK static __device__
+#define KG_BLOCK_SYNC() __syncthreads()
+#define KG_BLOCK_THREAD ((int)threadIdx.x)
+#define KG_BLOCK_THREADS KG_DRAW_THREADS
+#define KG_BLOCK_LANES 32
+
+KG_BLOCK uint64_t kg_block_sum(kg_draw_shared *s, uint64_t x)
+{
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) s->warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = s->warps[threadIdx.x % 32];
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
+KG_BLOCK uint64_t kg_block_max(kg_draw_shared *s, uint64_t x)
+{
+  for (int step = 16; step; step >>= 1) {
+    const uint64_t other = __shfl_xor_sync(~0u, x, step);
+    x = other > x ? other : x;
+  }
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) s->warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = s->warps[threadIdx.x % 32];
+  for (int step = 16; step; step >>= 1) {
+    const uint64_t other = __shfl_xor_sync(~0u, x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+/* The sum of x of the threads before this one. */
+KG_BLOCK uint64_t kg_block_sum_before(kg_draw_shared *s, uint64_t x)
+{
+  const int lane = threadIdx.x % 32;
+  uint64_t sum = x;
+  for (int step = 1; step < 32; step <<= 1) {
+    const uint64_t other = __shfl_up_sync(~0u, sum, step);
+    if (lane >= step) sum += other;
+  }
+  __syncthreads();
+  if (lane == 31) s->warps[threadIdx.x / 32] = sum;
+  __syncthreads();
+  uint64_t warps = s->warps[lane];
+  for (int step = 1; step < 32; step <<= 1) {
+    const uint64_t other = __shfl_up_sync(~0u, warps, step);
+    if (lane >= step) warps += other;
+  }
+  const int warp = threadIdx.x / 32;
+  warps = __shfl_sync(~0u, warps, warp ? warp - 1 : 0);
+  return sum - x + (warp ? warps : 0);
+}
+
+KG_BLOCK uint32_t kg_block_add(uint32_t *sum, uint32_t x) { return atomicAdd(sum, x); }
+
+/* How many of the n ranks are above `rank`: asked by four neighbouring threads for the same one. */
+KG_BLOCK uint32_t kg_block_above(const kg_rank *ranks, int n, kg_rank rank)
+{
+  uint32_t above = 0;
+  for (int i = threadIdx.x % 4; i < n; i += 4) above += ranks[i] > rank;
+  above += __shfl_xor_sync(~0u, above, 1);
+  return above + __shfl_xor_sync(~0u, above, 2);
+}
+#define KG_BLOCK_ASKING 4
+
+#else
+
+#define KG_BLOCK static inline
+#define KG_BLOCK_SYNC() ((void)0)
+#define KG_BLOCK_THREAD 0
+#define KG_BLOCK_THREADS 1
+#define KG_BLOCK_LANES 1
+#define KG_BLOCK_ASKING 1
+
+KG_BLOCK uint64_t kg_block_sum(const kg_draw_shared *s, uint64_t x)
+{
+  (void)s;
+  return x;
+}
+
+KG_BLOCK uint64_t kg_block_max(const kg_draw_shared *s, uint64_t x)
+{
+  (void)s;
+  return x;
+}
+
+KG_BLOCK uint64_t kg_block_sum_before(const kg_draw_shared *s, uint64_t x)
+{
+  (void)s;
+  (void)x;
+  return 0;
+}
+
+KG_BLOCK uint32_t kg_block_add(uint32_t *sum, uint32_t x)
+{
+  const uint32_t before = *sum;
+  *sum += x;
+  return before;
+}
+
+KG_BLOCK uint32_t kg_block_above(const kg_rank *ranks, int n, kg_rank rank)
+{
+  uint32_t above = 0;
+  for (int i = 0; i < n; i++) above += ranks[i] > rank;
+  return above;
+}
+
+#endif
+
+/* Add to a sum in two halves: shared memory has no fast atomic sums of 64 bits. */
+KG_BLOCK void kg_block_add_halves(uint32_t *low, uint32_t *high, uint64_t x)
+{
+  const uint32_t x_low = (uint32_t)x, carry = kg_block_add(low, x_low) + x_low < x_low;
+  const uint32_t x_high = (uint32_t)(x >> 32) + carry;
+  if (x_high) kg_block_add(high, x_high);
+}
+
+#define KG_BLOCK_EACH(i, n) for (int i = KG_BLOCK_THREAD; i < (n); i += KG_BLOCK_THREADS)
+
+/* ---- candidates ---- */
+
+/* Candidates, or just ranks. */
+typedef struct kg_draw_items {
+  float *x;
+  const int32_t *ids;    /* NULL: position i is id i */
+  const kg_rank *ranks;  /* NULL, or all there is */
+  int32_t n;
+} kg_draw_items;
+
+/* What to rank by, and what one weighs. */
+typedef struct kg_draw_order {
+  bool by_typicality, by_count;
+  float max, mean, scale;
+} kg_draw_order;
+
+/* The state of a run; the same in every thread. */
+typedef struct kg_draw_run {
+  const kg_draw *draw;
+  const kg_draw_row *row;
+  kg_draw_shared *s;
+  kg_draw_items items;
+  int32_t n_vocab;
+  float scale;
+  int list;       /* where a next list goes */
+  bool is_fresh;  /* items are the row's x, as it was prepared */
+} kg_draw_run;
+
+KG_BLOCK kg_rank kg_draw_rank_at(const kg_draw_items *items, const kg_draw_order *order, int i)
+{
+  if (items->ranks) return items->ranks[i];
+  const float x = items->x[i];
+  const float by = order->by_typicality ? kg_typicality(x, order->max, order->mean) : x;
+  return kg_rank_make(by, (uint32_t)(items->ids ? items->ids[i] : i));
+}
+
+/* What counts in a sum; 0: not among the candidates. */
+KG_BLOCK uint64_t kg_draw_mass_at(const kg_draw_items *items, const kg_draw_order *order, int i)
+{
+  return order->by_count ? 1 : kg_mass(kg_draw_weight(items->x[i] - order->max), order->scale);
+}
+
+/* ---- finding the one at which a sum reaches a goal ---- */
+
+/* In w[0..n), which follow on `before`: s->at, and s->before of it. The sum of all must reach the goal. A w is given as
+ * one array, or as two of halves. */
+KG_BLOCK uint64_t kg_draw_whole(const uint64_t *w, const uint32_t *low, const uint32_t *high, int i)
+{
+  return w ? w[i] : (uint64_t)high[i] << 32 | low[i];
+}
+
+KG_BLOCK void kg_draw_cross(kg_draw_shared *s, const uint64_t *w, const uint32_t *low, const uint32_t *high, int n,
+                            uint64_t before, uint64_t goal)
+{
+  const int per = (n + KG_BLOCK_THREADS - 1) / KG_BLOCK_THREADS, first = KG_BLOCK_THREAD * per;
+  const int end = first + per < n ? first + per : n;
+  uint64_t own = 0;
+  for (int i = first; i < end; i++) own += kg_draw_whole(w, low, high, i);
+  uint64_t sum = before + kg_block_sum_before(s, own);
+  if (sum < goal && sum + own >= goal) {
+    int i = first;
+    for (uint64_t next; (next = sum + kg_draw_whole(w, low, high, i)) < goal; i++) sum = next;
+    s->at = (uint32_t)i;
+    s->before = sum;
+  }
+  KG_BLOCK_SYNC();
+}
+
+/* Those who are in question yet: in a bucket, and between two ranks. */
+typedef struct kg_draw_fit {
+  int bucket;         /* of kg_draw_bucket; -1: any */
+  kg_rank low, high;
+  uint64_t before;    /* mass above them */
+  uint32_t n;
+} kg_draw_fit;
+
+KG_BLOCK bool kg_draw_fits(const kg_draw_items *items, const kg_draw_order *order, const kg_draw_fit *fit, int i,
+                           kg_rank *rank)
+{
+  if (fit->bucket >= 0 && kg_draw_bucket(items->x[i], order->max) != fit->bucket) return false;
+  *rank = kg_draw_rank_at(items, order, i);
+  return *rank >= fit->low && *rank <= fit->high;
+}
+
+/* The lowest and the highest rank of those who fit and weigh something. */
+KG_BLOCK void kg_draw_close_in(kg_draw_shared *s, const kg_draw_items *items, const kg_draw_order *order,
+                               kg_draw_fit *fit)
+{
+  kg_rank low_not = 0, high = 0, rank; /* the complement of the lowest */
+  KG_BLOCK_EACH(i, items->n)
+  {
+    if (!kg_draw_fits(items, order, fit, i, &rank) || !kg_draw_mass_at(items, order, i)) continue;
+    low_not = ~rank > low_not ? ~rank : low_not;
+    high = rank > high ? rank : high;
+  }
+  fit->low = ~kg_block_max(s, low_not);
+  fit->high = kg_block_max(s, high);
+}
+
+/* Look into the bucket, of the distance to the best or else of ranks, in which the goal is. */
+KG_BLOCK void kg_draw_look_into(kg_draw_shared *s, const kg_draw_items *items, const kg_draw_order *order,
+                                uint64_t goal, bool by_distance, kg_draw_fit *fit)
+{
+  int shift = 0;
+  while (!by_distance && (fit->high - fit->low) >> shift >= KG_DRAW_BUCKETS) shift++;
+  KG_BLOCK_SYNC();
+  KG_BLOCK_EACH(i, KG_DRAW_BUCKETS) s->u.bucket.low[i] = s->u.bucket.high[i] = s->u.bucket.count[i] = 0;
+  KG_BLOCK_SYNC();
+  KG_BLOCK_EACH(i, items->n)
+  {
+    kg_rank rank;
+    if (!kg_draw_fits(items, order, fit, i, &rank)) continue;
+    const uint64_t mass = kg_draw_mass_at(items, order, i);
+    if (!mass) continue;
+    const int at = by_distance ? kg_draw_bucket(items->x[i], order->max) : (int)((fit->high - rank) >> shift);
+    kg_block_add(&s->u.bucket.count[at], 1);
+    kg_block_add_halves(&s->u.bucket.low[at], &s->u.bucket.high[at], mass);
+  }
+  KG_BLOCK_SYNC();
+  kg_draw_cross(s, NULL, s->u.bucket.low, s->u.bucket.high, KG_DRAW_BUCKETS, fit->before, goal);
+  fit->before = s->before;
+  fit->n = s->u.bucket.count[s->at];
+  if (by_distance)
+    fit->bucket = (int)s->at;
+  else {
+    fit->high -= (kg_rank)s->at << shift;
+    const kg_rank width = ((kg_rank)1 << shift) - 1;
+    fit->low = fit->high - fit->low > width ? fit->high - width : fit->low;
+  }
+  KG_BLOCK_SYNC();
+}
+
+/* Sort those that fit, and walk down. */
+KG_BLOCK kg_rank kg_draw_among_few(kg_draw_shared *s, const kg_draw_items *items, const kg_draw_order *order,
+                                   uint64_t goal, const kg_draw_fit *fit)
+{
+  KG_BLOCK_SYNC();
+  s->n = 0;
+  KG_BLOCK_SYNC();
+  KG_BLOCK_EACH(i, items->n)
+  {
+    kg_rank rank;
+    if (!kg_draw_fits(items, order, fit, i, &rank)) continue;
+    const uint64_t mass = kg_draw_mass_at(items, order, i);
+    if (!mass) continue;
+    const uint32_t at = kg_block_add(&s->n, 1);
+    s->u.small.ranks[at] = rank;
+    s->u.small.mass[at] = mass;
+  }
+  KG_BLOCK_SYNC();
+  const int n = (int)s->n;
+  for (int i = KG_BLOCK_THREAD / KG_BLOCK_ASKING; i < KG_DRAW_SMALL; i += KG_BLOCK_THREADS / KG_BLOCK_ASKING) {
+    const kg_rank rank = i < n ? s->u.small.ranks[i] : 0;
+    const uint32_t above = kg_block_above(s->u.small.ranks, n, rank);
+    if (i < n && KG_BLOCK_THREAD % KG_BLOCK_ASKING == 0) {
+      s->u.small.sorted[above] = rank;
+      s->u.small.sorted_mass[above] = s->u.small.mass[i];
+    }
+  }
+  KG_BLOCK_SYNC();
+  kg_draw_cross(s, s->u.small.sorted_mass, NULL, NULL, n, fit->before, goal);
+  const kg_rank found = s->u.small.sorted[s->at];
+  KG_BLOCK_SYNC();
+  return found;
+}
+
+/* The rank at which the sum of masses (or counts), from the highest on, reaches the goal; `before` is above all items. */
+KG_BLOCK kg_rank kg_draw_select(kg_draw_shared *s, const kg_draw_items *items, const kg_draw_order *order,
+                                uint64_t before, uint64_t goal)
+{
+  kg_draw_fit fit = {-1, 0, ~(kg_rank)0, before, (uint32_t)items->n};
+  if (fit.n > KG_DRAW_SMALL && !order->by_count && !order->by_typicality)
+    kg_draw_look_into(s, items, order, goal, true, &fit);
+  while (fit.n > KG_DRAW_SMALL) {
+    kg_draw_close_in(s, items, order, &fit);
+    kg_draw_look_into(s, items, order, goal, false, &fit);
+  }
+  return kg_draw_among_few(s, items, order, goal, &fit);
+}
+
+/* ---- the best, and masses ---- */
+
+KG_BLOCK kg_rank kg_draw_best(const kg_draw_run *run)
+{
+  const kg_draw_order by_logit = {0};
+  kg_draw_items items = run->items;
+  if (run->is_fresh) {
+    items.ranks = run->row->best;
+    items.n = kg_draw_group_count(run->n_vocab);
+  }
+  kg_rank best = 0;
+  KG_BLOCK_EACH(i, items.n)
+  {
+    const kg_rank rank = kg_draw_rank_at(&items, &by_logit, i);
+    best = rank > best ? rank : best;
+  }
+  return kg_block_max(run->s, best);
+}
+
+/* The best logit; false where there is none, or it is infinite. */
+KG_BLOCK bool kg_draw_max(const kg_draw_run *run, float *max)
+{
+  *max = kg_rank_value(kg_draw_best(run));
+  return *max > -INFINITY && *max < INFINITY;
+}
+
+/* Have masses been summed by buckets already? */
+KG_BLOCK bool kg_draw_is_weighed(const kg_draw_run *run)
+{
+  return run->is_fresh && kg_draw_sift_of(run->draw->program) == KG_SIFT_WEIGH;
+}
+
+KG_BLOCK uint64_t kg_draw_total(const kg_draw_run *run, const kg_draw_order *order)
+{
+  const bool is_weighed = kg_draw_is_weighed(run);
+  const int n = is_weighed ? KG_DRAW_BUCKETS : run->items.n;
+  uint64_t total = 0;
+  KG_BLOCK_EACH(i, n) total += is_weighed ? run->row->mass[i] : kg_draw_mass_at(&run->items, order, i);
+  return kg_block_sum(run->s, total);
+}
+
+KG_BLOCK float kg_draw_mean(const kg_draw_run *run, const kg_draw_order *order, uint64_t total)
+{
+  uint64_t moment = 0;
+  KG_BLOCK_EACH(i, run->items.n)
+  {
+    const float d = run->items.x[i] - order->max, e = kg_draw_weight(d);
+    if (e > 0) moment += kg_mass(e * -d, order->scale);
+  }
+  return kg_mean_of(kg_block_sum(run->s, moment), total);
+}
+
+/* ---- dropping ---- */
+
+/* What stays: ranks from `last` on, weights from `least` on, or a bucket. */
+typedef enum kg_draw_cut_kind { KG_CUT_RANK, KG_CUT_WEIGHT, KG_CUT_BUCKET } kg_draw_cut_kind;
+
+typedef struct kg_draw_cut {
+  kg_draw_order order;
+  kg_draw_cut_kind kind;
+  kg_rank last;
+  float least;
+  int bucket;
+} kg_draw_cut;
+
+KG_BLOCK bool kg_draw_stays(const kg_draw_items *items, const kg_draw_cut *cut, int i)
+{
+  switch (cut->kind) {
+  case KG_CUT_WEIGHT: return kg_draw_weight(items->x[i] - cut->order.max) >= cut->least;
+  case KG_CUT_BUCKET: return kg_draw_bucket(items->x[i], cut->order.max) == cut->bucket;
+  default: return kg_draw_rank_at(items, &cut->order, i) >= cut->last;
+  }
+}
+
+/* Can anything of a group with this best one stay? */
+KG_BLOCK bool kg_draw_group_stays(const kg_draw_cut *cut, kg_rank best)
+{
+  const float x = kg_rank_value(best);
+  switch (cut->kind) {
+  case KG_CUT_WEIGHT: /* a hair below: rounding may give a lower logit the higher weight */
+    return kg_draw_weight(x - cut->order.max) >= 0.999f * cut->least;
+  case KG_CUT_BUCKET: return kg_draw_bucket(x, cut->order.max) <= cut->bucket;
+  default: return best >= cut->last;
+  }
+}
+
+KG_BLOCK void kg_draw_take(const kg_draw_run *run, const kg_draw_cut *cut, int i)
+{
+  if (!kg_draw_stays(&run->items, cut, i)) return;
+  const uint32_t at = kg_block_add(&run->s->n, 1);
+  if (at >= KG_DRAW_LIST) return;
+  run->row->list_x[run->list][at] = run->items.x[i];
+  run->row->list_ids[run->list][at] = run->items.ids ? run->items.ids[i] : i;
+}
+
+/* The fresh row's groups in which anything can stay. */
+KG_BLOCK void kg_draw_take_groups(const kg_draw_run *run, const kg_draw_cut *cut)
+{
+  kg_draw_shared *s = run->s;
+  const int n_groups = kg_draw_group_count(run->n_vocab), size = kg_draw_group(run->n_vocab);
+  s->at = 0;
+  KG_BLOCK_SYNC();
+  KG_BLOCK_EACH(i, n_groups) if (kg_draw_group_stays(cut, run->row->best[i])) s->u.groups[kg_block_add(&s->at, 1)] = i;
+  KG_BLOCK_SYNC();
+  const int n = (int)s->at, lane = KG_BLOCK_THREAD % KG_BLOCK_LANES;
+  for (int g = KG_BLOCK_THREAD / KG_BLOCK_LANES; g < n; g += KG_BLOCK_THREADS / KG_BLOCK_LANES) {
+    const int first = s->u.groups[g] * size, end = first + size < run->n_vocab ? first + size : run->n_vocab;
+    for (int i = first + lane; i < end; i += KG_BLOCK_LANES) kg_draw_take(run, cut, i);
+  }
+}
+
+KG_BLOCK void kg_draw_use_list(kg_draw_run *run, int32_t n)
+{
+  const kg_draw_items list = {run->row->list_x[run->list], run->row->list_ids[run->list], NULL, n};
+  run->items = list;
+  run->list = 1 - run->list;
+  run->is_fresh = false;
+}
+
+/* Move what stays to a list; false, and nothing has changed, where it does not fit. */
+KG_BLOCK bool kg_draw_to_list(kg_draw_run *run, const kg_draw_cut *cut)
+{
+  KG_BLOCK_SYNC();
+  run->s->n = 0;
+  KG_BLOCK_SYNC();
+  if (run->is_fresh && !cut->order.by_typicality)
+    kg_draw_take_groups(run, cut);
+  else
+    KG_BLOCK_EACH(i, run->items.n) kg_draw_take(run, cut, i);
+  KG_BLOCK_SYNC();
+  const uint32_t n = run->s->n;
+  if (n > KG_DRAW_LIST) return false;
+  kg_draw_use_list(run, (int32_t)n);
+  return true;
+}
+
+KG_BLOCK void kg_draw_keep(kg_draw_run *run, const kg_draw_cut *cut)
+{
+  if (kg_draw_to_list(run, cut)) return;
+  KG_BLOCK_EACH(i, run->items.n) if (!kg_draw_stays(&run->items, cut, i)) run->items.x[i] = -INFINITY;
+  run->is_fresh = false;
+  KG_BLOCK_SYNC();
+}
+
+/* The k best of a fresh row, and maybe some more, to a list. */
+KG_BLOCK void kg_draw_narrow(kg_draw_run *run, int32_t k)
+{
+  const int32_t n_groups = kg_draw_group_count(run->n_vocab);
+  if (!run->is_fresh || k > n_groups) return;
+  const kg_draw_items best = {NULL, NULL, run->row->best, n_groups};
+  kg_draw_cut cut = {{false, true, 0, 0, 0}, KG_CUT_RANK, 0, 0, 0};
+  cut.last = kg_draw_select(run->s, &best, &cut.order, 0, (uint64_t)k); /* k groups have one that is as high */
+  kg_draw_to_list(run, &cut);
+}
+
+/* ---- stages ---- */
+
+KG_BLOCK bool kg_draw_keep_best(kg_draw_run *run)
+{
+  const kg_rank best = kg_draw_best(run);
+  const float max = kg_rank_value(best);
+  if (!(max > -INFINITY && max < INFINITY)) return false;
+  KG_BLOCK_SYNC();
+  if (KG_BLOCK_THREAD == 0) {
+    run->row->list_x[run->list][0] = max;
+    run->row->list_ids[run->list][0] = kg_rank_index(best);
+  }
+  KG_BLOCK_SYNC();
+  kg_draw_use_list(run, 1);
+  return true;
+}
+
+KG_BLOCK void kg_draw_top_k(kg_draw_run *run, int32_t k)
+{
+  if (k <= 0 || k >= run->items.n) return;
+  kg_draw_narrow(run, k);
+  if (k >= run->items.n) return;
+  kg_draw_cut cut = {{false, true, 0, 0, 0}, KG_CUT_RANK, 0, 0, 0};
+  cut.last = kg_draw_select(run->s, &run->items, &cut.order, 0, (uint64_t)k);
+  kg_draw_keep(run, &cut);
+}
+
+/* The rank at which the mass, from the best on, reaches the goal. */
+KG_BLOCK kg_rank kg_draw_reach(const kg_draw_run *run, const kg_draw_order *order, uint64_t goal)
+{
+  if (kg_draw_is_weighed(run)) {
+    KG_BLOCK_SYNC();
+    kg_draw_cross(run->s, run->row->mass, NULL, NULL, KG_DRAW_BUCKETS, 0, goal);
+    const uint64_t before = run->s->before;
+    const kg_draw_cut cut = {*order, KG_CUT_BUCKET, 0, 0, (int)run->s->at};
+    kg_draw_run bucket = *run;
+    if (kg_draw_to_list(&bucket, &cut)) return kg_draw_select(run->s, &bucket.items, order, before, goal);
+  }
+  return kg_draw_select(run->s, &run->items, order, 0, goal);
+}
+
+KG_BLOCK bool kg_draw_top_p(kg_draw_run *run, float p)
+{
+  if (p == 1) return true;
+  kg_draw_cut cut = {{false, false, 0, 0, run->scale}, KG_CUT_RANK, 0, 0, 0};
+  if (!kg_draw_max(run, &cut.order.max)) return false;
+  cut.last = kg_draw_reach(run, &cut.order, kg_goal_of_share(p, kg_draw_total(run, &cut.order)));
+  kg_draw_keep(run, &cut);
+  return true;
+}
+
+KG_BLOCK bool kg_draw_typical(kg_draw_run *run, float p)
+{
+  if (p == 1) return true;
+  kg_draw_cut cut = {{false, false, 0, 0, run->scale}, KG_CUT_RANK, 0, 0, 0};
+  if (!kg_draw_max(run, &cut.order.max)) return false;
+  const uint64_t total = kg_draw_total(run, &cut.order);
+  cut.order.mean = kg_draw_mean(run, &cut.order, total);
+  cut.order.by_typicality = true;
+  cut.last = kg_draw_select(run->s, &run->items, &cut.order, 0, kg_goal_of_share(p, total));
+  kg_draw_keep(run, &cut);
+  return true;
+}
+
+KG_BLOCK bool kg_draw_min_p(kg_draw_run *run, float p)
+{
+  kg_draw_cut cut = {{false, false, 0, 0, run->scale}, KG_CUT_WEIGHT, 0, p, 0};
+  if (!kg_draw_max(run, &cut.order.max)) return false;
+  if (p == 0) return true;
+  const bool is_sifted = run->is_fresh && kg_draw_sift_of(run->draw->program) == KG_SIFT_MIN_P;
+  if (is_sifted && run->row->n_list <= KG_DRAW_LIST)
+    kg_draw_use_list(run, (int32_t)run->row->n_list);
+  else
+    kg_draw_keep(run, &cut);
+  return true;
+}
+
+KG_BLOCK int32_t kg_draw_id_at(const kg_draw_items *items, int i) { return items->ids ? items->ids[i] : i; }
+
+KG_BLOCK void kg_draw_penalize(kg_draw_run *run, const kg_draw_stage *stage)
+{
+  const kg_draw *draw = run->draw;
+  const int32_t first = kg_history_first(stage->last_n, draw->n_history);
+  KG_BLOCK_EACH(i, run->items.n)
+  {
+    const int32_t id = kg_draw_id_at(&run->items, i);
+    int32_t count = 0;
+    for (int32_t h = first; h < draw->n_history; h++) count += draw->history[h] == id;
+    if (count)
+      run->items.x[i] = kg_penalized(run->items.x[i], count, stage->repeat, stage->frequency, stage->presence);
+  }
+}
+
+/* Where id is in ascending ids[0..n), or -1. */
+KG_SHARED int32_t kg_draw_find(const int32_t *ids, int32_t n, int32_t id)
+{
+  int32_t low = 0, high = n;
+  while (low < high) {
+    const int32_t middle = low + (high - low) / 2;
+    if (ids[middle] < id)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low < n && ids[low] == id ? low : -1;
+}
+
+KG_BLOCK void kg_draw_bias(kg_draw_run *run, const kg_draw_stage *stage)
+{
+  const kg_draw_program *program = run->draw->program;
+  KG_BLOCK_EACH(i, run->items.n)
+  {
+    const int32_t at = kg_draw_find(program->bias_ids + stage->bias, stage->n_bias, kg_draw_id_at(&run->items, i));
+    if (at >= 0) run->items.x[i] = kg_biased(run->items.x[i], program->bias_values[stage->bias + at]);
+  }
+}
+
+KG_BLOCK void kg_draw_divide(kg_draw_run *run, float divisor)
+{
+  if (divisor == 1) return;
+  KG_BLOCK_EACH(i, run->items.n) run->items.x[i] /= divisor;
+}
+
+/* False: the host's chain must say what is wrong. */
+KG_BLOCK bool kg_draw_apply(kg_draw_run *run, const kg_draw_stage *stage)
+{
+  switch (stage->kind) {
+  case KG_STAGE_GREEDY: return kg_draw_keep_best(run);
+  case KG_STAGE_TOP_K: kg_draw_top_k(run, stage->k); return true;
+  case KG_STAGE_TOP_P: return kg_draw_top_p(run, stage->value);
+  case KG_STAGE_MIN_P: return kg_draw_min_p(run, stage->value);
+  case KG_STAGE_TYPICAL: return kg_draw_typical(run, stage->value);
+  default: break;
+  }
+  if (stage->kind == KG_STAGE_TEMPERATURE && stage->value == 0) return kg_draw_keep_best(run);
+  KG_BLOCK_SYNC();
+  if (stage->kind == KG_STAGE_TEMPERATURE)
+    kg_draw_divide(run, stage->value);
+  else if (stage->kind == KG_STAGE_PENALTIES)
+    kg_draw_penalize(run, stage);
+  else
+    kg_draw_bias(run, stage);
+  run->is_fresh = false;
+  KG_BLOCK_SYNC();
+  return true;
+}
+
+/* Everything behind the prefix. The result is the same in every thread. */
+KG_BLOCK kg_drawn kg_draw_block(const kg_draw *draw, const kg_draw_row *row, int32_t n_vocab, kg_draw_shared *s)
+{
+  const kg_draw_program *program = draw->program;
+  const kg_drawn failed = {0, KG_DRAW_FAILED};
+  kg_draw_run run = {draw, row, s, {row->x, NULL, NULL, n_vocab}, n_vocab, kg_mass_scale(n_vocab), 0, true};
+  if (row->n_nan) return failed;
+  for (int i = program->n_prefix; i < program->n_stages; i++)
+    if (!kg_draw_apply(&run, &program->stages[i])) return failed;
+  kg_draw_order order = {false, false, 0, 0, run.scale};
+  if (!kg_draw_max(&run, &order.max)) return failed;
+  const uint64_t total = kg_draw_total(&run, &order);
+  kg_drawn drawn = {0, total > kg_mass(1, run.scale) ? KG_DRAWN : KG_DRAWN_NONE};
+  const double u = drawn.status == KG_DRAWN ? kg_uniform(draw->seed, (uint64_t)draw->pos, draw->n_draws) : 0;
+  drawn.id = kg_rank_index(kg_draw_reach(&run, &order, kg_goal_of_draw(u, total)));
+  return drawn;
+}
+
+#endif
