@@ -59,6 +59,16 @@ typedef struct kg_batch {
   const kg_trace *traces;
 } kg_batch;
 
+/* Draw n_draws ids for each row of a batch, each from the logits of a pass over the id before, without a round trip. */
+typedef struct kg_run_ahead {
+  int32_t n_draws;
+  bool evaluates_first;   /* the batch's own rows are yet to be evaluated; else the first draw is from logits that are there */
+  const kg_draw *draws;   /* [rows] the first one of each; then pos and history go on, and n_draws is 0 */
+  kg_drawn *drawn;        /* [rows][n_draws] results; behind a failed draw all fail */
+} kg_run_ahead;
+
+enum { KG_AHEAD_ROWS = 64 }; /* most rows of it */
+
 typedef struct kg_executable kg_executable; /* each backend defines its own */
 
 /* ---- what a device's driver says ---- */
@@ -107,6 +117,10 @@ typedef struct kg_backend {
   int (*compile)(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err);
   void (*release)(kg_executable *exe); /* NULL allowed */
   int (*run)(kg_executable *exe, const kg_batch *batch, kg_error *err);
+  /* NULL where the host is near enough. One row a span, each wanted; the spans' pages reach n_draws - 1 positions on. The
+   * wanted buffers end with the logits of the last pass. On failure they hold anything, and so do pages from the rows'
+   * positions on. */
+  int (*run_ahead)(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err);
   /* Make pages [0, n_pages) exist; existing ones keep their content. Failure changes nothing. */
   int (*kv_reserve)(kg_executable *exe, int32_t n_pages, kg_error *err);
   /* Copy a page (all layers), as much of it as n_positions need. */

@@ -4,8 +4,8 @@
 
 #include <string.h>
 
+#include "ahead.h"
 #include "error.h"
-#include "step.h"
 
 enum { FIELDS = 1, PARENT, PROGRESS, N_USER_VALUES = PROGRESS };
 
@@ -233,26 +233,56 @@ static int model_sequence(lua_State *L)
   return 1;
 }
 
+/* The sequences of the table at index 2. They stay on the stack: a progress function may empty the table. */
+static kg_sequence **check_sequences(lua_State *L, size_t *n)
+{
+  luaL_checktype(L, 2, LUA_TTABLE);
+  *n = (size_t)lua_rawlen(L, 2);
+  if (*n > INT32_MAX / 16) luaL_error(L, "sequences: %I are too many", (lua_Integer)*n);
+  luaL_checkstack(L, (int)*n + 8, "too many sequences");
+  kg_sequence **sequences = lua_newuserdatauv(L, *n * sizeof *sequences + 1, 0);
+  for (size_t i = 0; i < *n; i++) {
+    lua_rawgeti(L, 2, (lua_Integer)i + 1);
+    sequences[i] = kg_check_sequence(L, -1);
+  }
+  return sequences;
+}
+
 /* model:step(sequences) -> true, or nil, message, code. Evaluates what all of them wait for, in shared passes. */
 static int model_step(lua_State *L)
 {
   kg_model *model = check_model(L, 1);
-  luaL_checktype(L, 2, LUA_TTABLE);
+  size_t n;
   lua_settop(L, 2);
-  const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
-  if (n > INT32_MAX / 16) return luaL_error(L, "sequences: %I are too many", n);
-  luaL_checkstack(L, (int)n + 8, "too many sequences");
-  kg_sequence **sequences = lua_newuserdatauv(L, (size_t)n * sizeof *sequences + 1, 0);
-  for (lua_Integer i = 0; i < n; i++) { /* they stay on the stack: a progress function may empty the table */
-    lua_rawgeti(L, 2, i + 1);
-    sequences[i] = kg_check_sequence(L, -1);
-  }
+  kg_sequence **sequences = check_sequences(L, &n);
   kg_error err;
   kg_begin_step(L, 1);
-  const int status = kg_step(model, sequences, (size_t)n, &err);
+  const int status = kg_step(model, sequences, n, &err);
   kg_end_step(L, 1);
   if (status) return kg_push_error(L, &err);
   lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* model:draw(sequences, chain, ahead = 1) -> ids, or nil, message, code: seq:draw of all of them, in shared passes. */
+static int model_draw(lua_State *L)
+{
+  kg_model *model = check_model(L, 1);
+  kg_chain *chain = kg_check_open(L, 3, KG_CLASS_CHAIN);
+  const lua_Integer ahead = luaL_optinteger(L, 4, 1);
+  luaL_argcheck(L, ahead >= 1 && ahead <= KG_AHEAD_MAX, 4, "1 to 1024 expected");
+  size_t n;
+  lua_settop(L, 3);
+  kg_sequence **sequences = check_sequences(L, &n);
+  int32_t *ids = lua_newuserdatauv(L, n * sizeof *ids + 1, 0);
+  kg_error err;
+  kg_begin_step(L, 1);
+  kg_chain_ref(chain); /* a progress function may close it */
+  const int status = kg_draw_items(model, sequences, n, chain, (int32_t)ahead, ids, &err);
+  kg_chain_free(chain);
+  kg_end_step(L, 1);
+  if (status) return kg_push_error(L, &err);
+  kg_push_ids(L, ids, n);
   return 1;
 }
 
@@ -429,7 +459,9 @@ static int model_get_stats(lua_State *L)
   set_integer(L, "kv_bytes", (int64_t)stats.kv_bytes);
   set_integer(L, "n_threads", stats.n_threads);
   set_integer(L, "n_tokens_evaluated", stats.n_tokens_evaluated);
+  set_integer(L, "n_tokens_dropped", stats.n_tokens_dropped);
   set_integer(L, "n_steps", stats.n_steps);
+  set_integer(L, "n_steps_dropped", stats.n_steps_dropped);
   set_integer(L, "n_timed", stats.n_timed);
   lua_pushnumber(L, stats.timed_s);
   lua_setfield(L, -2, "timed_s");
@@ -456,7 +488,7 @@ static int model_scramble(lua_State *L)
 void kg_bind_model(lua_State *L)
 {
   static const luaL_Reg methods[] = {{"close", close_model},       {"sequence", model_sequence},
-                                     {"step", model_step},         {"set_progress", set_progress},
+                                     {"step", model_step},         {"draw", model_draw},         {"set_progress", set_progress},
                                      {"logits", model_logits},     {"trace", model_trace},
                                      {"values", model_values},     {"stats", model_get_stats},
                                      {"scramble", model_scramble}, {NULL, NULL}};

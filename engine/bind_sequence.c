@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "sequence.h"
+#include "ahead.h"
 
 #define CLASS_RNG "kigo.Rng"
 #define CLASS_MARK "kigo.Mark"
@@ -136,6 +136,28 @@ static int step(lua_State *L)
   kg_error err;
   if (evaluate(L, &err)) return kg_push_error(L, &err);
   lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* seq:draw(chain, ahead = 1) -> id as chain(seq.logits, seq) draws it, or nil, message, code. Up to `ahead` - 1 tokens
+ * further are computed at once, for a caller who pushes each id and draws again. */
+static int draw(lua_State *L)
+{
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  kg_chain *chain = kg_check_open(L, 2, KG_CLASS_CHAIN);
+  const int32_t ahead = (int32_t)luaL_optinteger(L, 3, 1);
+  luaL_argcheck(L, ahead >= 1 && ahead <= KG_AHEAD_MAX, 3, "1 to 1024 expected");
+  lua_getiuservalue(L, 1, MODEL);
+  const int model = lua_gettop(L);
+  int32_t id;
+  kg_error err;
+  kg_begin_step(L, model);
+  kg_chain_ref(chain); /* a progress function may close it */
+  const int status = kg_sequence_draw(sequence, chain, ahead, &id, &err);
+  kg_chain_free(chain);
+  kg_end_step(L, model);
+  if (status) return kg_push_error(L, &err);
+  lua_pushinteger(L, id);
   return 1;
 }
 
@@ -382,7 +404,7 @@ void kg_bind_sequence(lua_State *L)
   static const luaL_Reg methods[] = {
       {"close", close_sequence}, {"feed", feed}, {"push", push},      {"pos", pos},
       {"tokens", tokens},        {"seed", seed}, {"mark", make_mark}, {"rewind", rewind_sequence},
-      {"fork", fork_sequence},   {"step", step}, {NULL, NULL}};
+      {"fork", fork_sequence},   {"step", step}, {"draw", draw},       {NULL, NULL}};
   static const luaL_Reg metamethods[] = {{"__index", sequence_index},        {"__newindex", sequence_new_index},
                                          {"__gc", collect_sequence},         {"__close", close_sequence},
                                          {"__tostring", sequence_to_string}, {NULL, NULL}};

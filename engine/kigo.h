@@ -151,7 +151,9 @@ typedef struct kg_model_stats {
   int32_t n_threads;          /* 0 where it does not apply */
   int64_t n_tokens_evaluated; /* tokens that went through the forward pass since the model was opened */
   int64_t n_steps;            /* forward passes */
-  int64_t n_timed;            /* of them timed by the device itself (kg_model_set_timing) */
+  int64_t n_tokens_dropped;   /* not counted above: drawn and evaluated ahead of the caller, who went another way */
+  int64_t n_steps_dropped;    /* and passes of nothing but such tokens */
+  int64_t n_timed;            /* passes timed by the device itself, dropped ones too (kg_model_set_timing) */
   double timed_s;             /* what those took there */
 } kg_model_stats;
 
@@ -193,6 +195,11 @@ typedef struct kg_chain kg_chain;
 /* Draw the next id for the sequence from its logits with the chain (made by kg_chain_new in sampler.h, or from Lua
  * tables by kigo.chain). The draw depends on logits, the timeline, its seed and its position only. */
 KG_API int kg_chain_pick(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err);
+
+/* The same from the sequence's own logits, which are computed where they are missing. Up to `ahead` - 1 tokens further
+ * are drawn and evaluated in the same round trip, where the device gains by it: a caller who feeds each id and draws
+ * again gets them without waiting, and nobody else notices (ahead.h says more). 1: none. */
+KG_API int kg_sequence_draw(kg_sequence *sequence, kg_chain *chain, int32_t ahead, int32_t *id, kg_error *err);
 
 /* ---- Lua --------------------------------------------------------------------------------------------------- */
 

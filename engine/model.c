@@ -19,7 +19,7 @@ struct kg_model {
   int32_t context, chunk;
   int32_t n_sequences;
   bool is_stepping;
-  int64_t n_tokens_evaluated, n_steps;
+  int64_t n_tokens_evaluated, n_steps, n_tokens_dropped, n_steps_dropped;
   kg_progress progress;
   void *progress_user;
   kg_scratch scratch;
@@ -78,6 +78,9 @@ static void scratch_deinit(kg_scratch *scratch)
   kg_free(scratch->wanted);
   kg_free(scratch->traces);
   kg_free(scratch->items);
+  kg_free(scratch->draws);
+  kg_free(scratch->drawn);
+  kg_free(scratch->missing);
 }
 
 static int scratch_init(kg_scratch *scratch, int32_t chunk, kg_error *err)
@@ -174,6 +177,8 @@ void kg_model_get_stats(const kg_model *model, kg_model_stats *out)
   model->backend->get_stats(model->exe, out);
   out->n_tokens_evaluated = model->n_tokens_evaluated;
   out->n_steps = model->n_steps;
+  out->n_tokens_dropped = model->n_tokens_dropped;
+  out->n_steps_dropped = model->n_steps_dropped;
 }
 
 const kg_plan *kg_model_plan(const kg_model *model)
@@ -289,6 +294,12 @@ void kg_model_count(kg_model *model, int64_t n_tokens, int64_t n_steps)
 {
   model->n_tokens_evaluated += n_tokens;
   model->n_steps += n_steps;
+}
+
+void kg_model_count_dropped(kg_model *model, int64_t n_tokens, int64_t n_steps)
+{
+  model->n_tokens_dropped += n_tokens;
+  model->n_steps_dropped += n_steps;
 }
 
 void kg_model_sequence_opened(kg_model *model)

@@ -42,6 +42,10 @@ typedef struct kg_scratch {
   size_t traces_capacity;
   void *items; /* kg_step_item of kg_step */
   size_t items_capacity;
+  kg_draw *draws; /* of ahead.c, as the next two */
+  kg_drawn *drawn;
+  kg_sequence **missing;
+  size_t draws_capacity, drawn_capacity, missing_capacity;
   int64_t serial; /* of the step, to find a sequence that is named twice */
 } kg_scratch;
 kg_scratch *kg_model_scratch(kg_model *model);
@@ -49,6 +53,7 @@ kg_scratch *kg_model_scratch(kg_model *model);
 /* Progress and cancellation between the runs of a step; KG_ERR_CANCELLED when the callback says so. */
 int kg_model_progress(kg_model *model, const char *what, int64_t done, int64_t total, kg_error *err);
 void kg_model_count(kg_model *model, int64_t n_tokens, int64_t n_steps);
+void kg_model_count_dropped(kg_model *model, int64_t n_tokens, int64_t n_steps);
 void kg_model_sequence_opened(kg_model *model);
 void kg_model_sequence_closed(kg_model *model);
 

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "ahead.h"
 #include "alloc.h"
 #include "error.h"
 #include "random.h"
@@ -30,6 +31,8 @@ int kg_sequence_new(kg_model *model, uint64_t seed, kg_sequence **out, kg_error 
 void kg_sequence_free(kg_sequence *sequence)
 {
   if (!sequence) return;
+  kg_sequence_drop_ahead(sequence);
+  kg_free(sequence->future.drawn);
   kg_kv_release(kg_model_kv(sequence->model), &sequence->pages);
   kg_buffer_unref(sequence->logits);
   kg_free(sequence->tokens.ids);
@@ -58,6 +61,7 @@ int kg_sequence_feed(kg_sequence *sequence, const int32_t *ids, size_t n, kg_err
     return kg_fail(err, KG_ERR_FULL, "the context is full: %zu tokens are there, %zu new ones, the limit is %zu", there,
                    n, limit);
   if (!grow_tokens(&sequence->tokens, there + n)) return kg_fail_memory(err, (there + n) * sizeof *ids, "the timeline");
+  if (n) kg_sequence_follow(sequence, ids, n);
   if (n) memcpy(sequence->tokens.ids + there, ids, n * sizeof *ids);
   sequence->tokens.n += n;
   return KG_OK;
@@ -69,12 +73,20 @@ int kg_sequence_rewind(kg_sequence *sequence, int32_t pos, kg_error *err)
   if (status) return status;
   if (pos < 0 || pos > kg_sequence_pos(sequence))
     return kg_fail(err, KG_ERR_ARGUMENT, "position %d is outside 0 to %d", pos, kg_sequence_pos(sequence));
+  kg_sequence_drop_ahead(sequence);
   sequence->tokens.n = (size_t)pos;
   if (sequence->n_evaluated > pos) sequence->n_evaluated = pos;
   kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, sequence->n_evaluated);
   sequence->logits_pos = -1; /* of another token, or a sampler may have written to them */
   sequence->n_draws = 0;
   return KG_OK;
+}
+
+int kg_sequence_ensure_logits(kg_sequence *sequence, kg_error *err)
+{
+  if (sequence->logits) return KG_OK;
+  kg_model *model = sequence->model;
+  return kg_model_backend(model)->buffer_new(kg_model_executable(model), kg_model_vocab_size(model), &sequence->logits, err);
 }
 
 static bool logits_are_current(const kg_sequence *sequence)
@@ -140,6 +152,11 @@ int kg_sequence_logits(kg_sequence *sequence, kg_tensor **out, kg_error *err)
   const int64_t shape[1] = {kg_model_vocab_size(sequence->model)};
   const int status = kg_sequence_evaluate(sequence, err);
   return status ? status : kg_tensor_view(sequence->logits, 0, 1, shape, out, err);
+}
+
+int kg_sequence_draw(kg_sequence *sequence, kg_chain *chain, int32_t ahead, int32_t *id, kg_error *err)
+{
+  return kg_draw_items(sequence->model, &sequence, 1, chain, ahead, id, err);
 }
 
 /* ---- questions ---- */

@@ -4,6 +4,22 @@
 
 #include "model.h"
 
+typedef struct kg_passes kg_passes; /* ahead.c */
+
+/* Draws that were made ahead of the caller, by one chain; none where passes is NULL. */
+typedef struct kg_future {
+  kg_drawn *drawn;         /* [n_computed]; the first n are good */
+  size_t capacity;
+  int32_t n, n_computed;
+  int32_t n_alone;         /* so many draws look no further: somebody looked at logits in between */
+  int32_t at;              /* the one that belongs to the timeline as it is */
+  bool is_taken;           /* somebody has asked for it */
+  bool evaluates_first;    /* the rows before it were evaluated with the others */
+  uint64_t n_draws;        /* numbers drawn before the first one */
+  kg_chain *chain;         /* one reference */
+  kg_passes *passes;       /* likewise */
+} kg_future;
+
 struct kg_sequence {
   kg_model *model;
   kg_tokens tokens;        /* the timeline */
@@ -13,6 +29,7 @@ struct kg_sequence {
   uint64_t n_draws;        /* random numbers drawn at position draw_pos; a new position starts at 0 */
   int32_t draw_pos;
   kg_buffer *logits;       /* vocab floats, made on first use */
+  kg_future future;
   int32_t logits_pos;      /* tokens on the timeline when the logits were computed; -1: none */
   struct {                 /* bookkeeping of the step that runs */
     int64_t serial;
@@ -28,6 +45,7 @@ kg_model *kg_sequence_model(const kg_sequence *sequence);
 int32_t kg_sequence_pending(const kg_sequence *sequence);
 /* Bring the logits up to date, as kg_sequence_logits does, without making a handle. */
 int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err);
+int kg_sequence_ensure_logits(kg_sequence *sequence, kg_error *err); /* a buffer for them */
 /* A number that tells timelines apart by their first `n` tokens. */
 uint64_t kg_sequence_hash(const kg_sequence *sequence, int32_t n);
 /* Where drawing stands at the current position, and going back there. */

@@ -5,6 +5,7 @@
 
 #include <assert.h>
 
+#include "ahead.h"
 #include "alloc.h"
 #include "error.h"
 
@@ -23,12 +24,6 @@ typedef struct step {
 } step;
 
 /* ---- before the first run ---- */
-
-static int ensure_logits(step *s, kg_sequence *sequence, kg_error *err)
-{
-  if (sequence->logits) return KG_OK;
-  return s->backend->buffer_new(s->exe, kg_model_vocab_size(s->model), &sequence->logits, err);
-}
 
 static int check_room(const kg_buffer *buffer, int64_t at, int64_t rows, int64_t width, kg_error *err)
 {
@@ -69,7 +64,8 @@ static int prepare(step *s, kg_error *err)
     sequence->step.n_rows = 0;
     s->n_total += pending;
     const kg_step_item *item = &s->items[i];
-    int status = pending ? ensure_logits(s, sequence, err) : KG_OK;
+    if (pending) kg_sequence_interrupt(sequence); /* the step computes what the caller asks for, here and now */
+    int status = pending ? kg_sequence_ensure_logits(sequence, err) : KG_OK;
     if (!status && item->all_logits)
       status = check_room(item->all_logits, item->at, pending, kg_model_vocab_size(s->model), err);
     if (status) return status;

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "draws.h"
 #include "host.h"
 #include "vector_ops.h"
 
@@ -32,6 +33,48 @@ int kg_cuda_alloc(size_t n_bytes, const char *what, void **out, kg_error *err)
   const cudaError_t status = cudaMalloc(out, n_bytes ? n_bytes : 1);
   if (status == cudaErrorMemoryAllocation) return fail_memory(n_bytes, what, err);
   return kg_cuda_check(status, what, err);
+}
+
+/* ---- mail: memory of operations whose results the host reads, made when first used ---- */
+
+/* Pinned: the device writes to it. */
+typedef struct kg_mail {
+  kg_vector_room room;
+  void *there;           /* what room points into */
+  kg_reduced reduced;
+  int32_t index[KG_TOP_MAX];
+  float value[KG_TOP_MAX];
+} kg_mail;
+
+static int open_mail(kg_stream *stream, kg_error *err)
+{
+  if (stream->mail) return KG_OK;
+  const size_t parts = (KG_REDUCE_BLOCKS + 1) * sizeof(kg_reduced), best = KG_DRAW_GROUPS * sizeof(kg_rank);
+  const size_t list = KG_DRAW_LIST * sizeof(float), counter = 16, n_bytes = counter + parts + best + 2 * list;
+  void *mail = NULL, *there = NULL;
+  int code = kg_cuda_alloc(n_bytes, "operations on tensors", &there, err);
+  if (!code) code = kg_cuda_check(cudaMemsetAsync(there, 0, counter, stream->handle), "clearing", err);
+  if (!code) code = kg_cuda_check(cudaMallocHost(&mail, sizeof(kg_mail)), "pinned memory for results", err);
+  if (code) {
+    (void)cudaFree(there);
+    return code;
+  }
+  unsigned char *at = there;
+  stream->mail = mail;
+  *stream->mail = (kg_mail){.there = there,
+                            .room = {.arrived = there,
+                                     .parts = (kg_reduced *)(at + counter),
+                                     .best = (kg_rank *)(at + counter + parts),
+                                     .list_x = (float *)(at + counter + parts + best),
+                                     .list_ids = (int32_t *)(at + counter + parts + best + list)}};
+  return KG_OK;
+}
+
+static void close_mail(kg_mail *mail)
+{
+  if (!mail) return;
+  (void)cudaFree(mail->there);
+  (void)cudaFreeHost(mail);
 }
 
 /* ---- streams ---- */
@@ -69,6 +112,8 @@ void kg_stream_unref(kg_stream *stream)
   cudaMemPool_t pool;
   (void)cudaSetDevice(stream->device);
   (void)cudaStreamSynchronize(stream->handle);
+  kg_draws_free(stream->draws);
+  close_mail(stream->mail);
   (void)cudaStreamDestroy(stream->handle);
   if (!cudaDeviceGetDefaultMemPool(&pool, stream->device)) (void)cudaMemPoolTrimTo(pool, 0);
   (void)cudaGetLastError();
@@ -169,6 +214,7 @@ static int upload(const kg_stream *s, void *out, const void *in, size_t n_bytes,
 static int cuda_write(kg_buffer *b, int64_t at, int64_t n, const float *in, kg_error *err)
 {
   const int code = check_span(b, at, n, err);
+  if (!code && n == 1) return kg_cuda_fill(stream_of(b), floats(b, at), 1, *in, err); /* no need to wait */
   return code || !n ? code : upload(stream_of(b), floats(b, at), in, (size_t)n * sizeof *in, err);
 }
 
@@ -244,16 +290,15 @@ static int cuda_fill(kg_buffer *b, int64_t at, int64_t n, float value, kg_error 
 static int cuda_fill_at(kg_buffer *b, int64_t at, int64_t n, const int32_t *index, int64_t n_index, float value,
                         kg_error *err)
 {
-  temporary t = {0};
   int code = check_span(b, at, n, err);
   for (int64_t i = 0; i < n_index && !code; i++)
     if (index[i] < 0 || index[i] >= n)
       code = kg_fail(err, KG_ERR_ARGUMENT, "index %d is outside 0 to %lld", index[i], (long long)n - 1);
-  if (code || !n_index) return code;
-  code = take(&t, stream_of(b), (size_t)n_index * sizeof *index, err);
-  if (!code) code = upload(stream_of(b), t.data, index, (size_t)n_index * sizeof *index, err);
-  if (!code) code = kg_cuda_fill_at(stream_of(b), floats(b, at), t.data, n_index, value, err);
-  give_back(&t);
+  for (int64_t i = 0; i < n_index && !code; i += KG_FILL_MAX) {
+    const int64_t left = n_index - i;
+    code = kg_cuda_fill_at(stream_of(b), floats(b, at), index + i, (int32_t)(left < KG_FILL_MAX ? left : KG_FILL_MAX),
+                           value, err);
+  }
   return code;
 }
 
@@ -287,22 +332,25 @@ static int cuda_mul(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, 
   return code;
 }
 
+/* The whole of x in one number or few: what the device wrote to the mail. */
+static int reduce(const kg_buffer *b, int64_t at, int64_t n, const kg_reduced **out, kg_error *err)
+{
+  kg_stream *s = stream_of(b);
+  int code = check_span(b, at, n, err);
+  if (!code) code = open_mail(s, err);
+  if (!code) code = kg_cuda_reduce(s, floats(b, at), n, false, &s->mail->reduced, &s->mail->room, err);
+  *out = code ? NULL : &s->mail->reduced;
+  return code ? code : kg_stream_wait(s, "reading a tensor", err);
+}
+
 static int cuda_argmax(const kg_buffer *b, int64_t at, int64_t n, int64_t *index, float *value, kg_error *err)
 {
-  temporary t = {0};
-  uint64_t key = 0;
-  int code = check_span(b, at, n, err);
-  if (code) return code;
+  const kg_reduced *all;
   if (!n || n > INT32_MAX) return kg_fail(err, KG_ERR_ARGUMENT, "argmax of %lld numbers", (long long)n);
-  code = take(&t, stream_of(b), sizeof key, err);
-  if (!code) code = kg_cuda_argmax(stream_of(b), floats(b, at), n, t.data, err);
-  if (!code) code = download(stream_of(b), &key, t.data, sizeof key, err);
-  give_back(&t);
+  const int code = reduce(b, at, n, &all, err);
   if (code) return code;
-  const uint32_t high = (uint32_t)(key >> 32), bits = high >> 31 ? high & 0x7fffffff : ~high;
-  *index = (uint32_t)~key;
-  memcpy(value, &bits, sizeof *value);
-  if (!high) *value = NAN; /* all are none */
+  *index = kg_rank_index(all->best);
+  *value = kg_rank_value(all->best); /* a NaN where all are */
   return KG_OK;
 }
 
@@ -316,58 +364,78 @@ static int cuda_softmax(kg_buffer *to, int64_t to_at, const kg_buffer *from, int
     return kg_fail(err, KG_ERR_ARGUMENT, "softmax of %lld rows of %lld", (long long)rows, (long long)n);
   int code = check_span(to, to_at, count, err);
   if (code || !count) return code;
-  code = operand(stream_of(to), from, from_at, count, &t, &in, err);
-  if (!code) code = kg_cuda_softmax(stream_of(to), in, rows, n, log_wanted, floats(to, to_at), err);
+  code = open_mail(stream_of(to), err);
+  if (!code) code = operand(stream_of(to), from, from_at, count, &t, &in, err);
+  if (!code) code = kg_cuda_softmax(stream_of(to), in, rows, n, log_wanted, floats(to, to_at), &stream_of(to)->mail->room, err);
   give_back(&t);
   return code;
 }
 
 static int cuda_reduce(const kg_buffer *b, int64_t at, int64_t n, double *sum, float *min, float *max, kg_error *err)
 {
-  temporary t = {0};
-  kg_reduced all;
-  int code = check_span(b, at, n, err);
-  if (!code) code = take(&t, stream_of(b), sizeof all, err);
-  if (!code) code = kg_cuda_reduce(stream_of(b), floats(b, at), n, t.data, err);
-  if (!code) code = download(stream_of(b), &all, t.data, sizeof all, err);
-  give_back(&t);
+  const kg_reduced *all;
+  const int code = reduce(b, at, n, &all, err);
   if (code) return code;
-  if (sum) *sum = all.sum;
-  if (min) *min = all.min;
-  if (max) *max = all.max;
+  if (sum) *sum = all->sum;
+  if (min) *min = all->min;
+  if (max) *max = all->max;
   return KG_OK;
 }
 
-/* ---- on the host: what needs order or care, over a copy ---- */
-
-static int host_copy_of(const kg_buffer *b, int64_t at, int64_t n, kg_buffer **out, kg_error *err)
+static int cuda_entropy(const kg_buffer *b, int64_t at, int64_t n, double *out, kg_error *err)
 {
-  int code = check_span(b, at, n, err);
-  if (!code) code = kg_host()->host_buffer_new(n, out, err);
+  const kg_reduced *all;
+  const int code = reduce(b, at, n, &all, err);
   if (code) return code;
-  code = cuda_read(b, at, n, (*out)->data, err);
-  if (code) (*out)->release(*out);
+  if (all->min < 0)
+    return kg_fail(err, KG_ERR_ARGUMENT,
+                   "entropy wants probabilities, but one is %g (take the softmax of logits first)", (double)all->min);
+  if (all->sum == 0) return kg_fail(err, KG_ERR_ARGUMENT, "entropy wants probabilities, but their sum is 0");
+  *out = log(all->sum) - all->p_log_p / all->sum;
+  return KG_OK;
+}
+
+static int cuda_draw(const kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, kg_drawn *out, kg_error *err)
+{
+  kg_stream *s = stream_of(b);
+  *out = (kg_drawn){0, KG_DRAW_FAILED};
+  int code = check_span(b, at, n, err);
+  if (code || n < 1 || n > KG_DRAW_VOCAB_MAX) return code;
+  const kg_draw_request request = {.draw = draw, .logits = floats(b, at)};
+  code = kg_draws_begin(s, &request, 1, (int32_t)n, 1, err);
+  if (!code) code = kg_draws_next(s, err);
+  if (!code) code = kg_stream_wait(s, "drawing", err);
+  if (!code) *out = kg_draws_of(s, 0)[0];
+  return code;
+}
+
+/* More of them than a block sorts are ranked on the host, over a copy. */
+static int top_of_copy(const kg_buffer *b, int64_t at, int64_t n, int64_t k, int32_t *index, float *value, kg_error *err)
+{
+  kg_buffer *copy;
+  int code = kg_host()->host_buffer_new(n, &copy, err);
+  if (code) return code;
+  code = cuda_read(b, at, n, copy->data, err);
+  if (!code) code = copy->ops->topk(copy, 0, n, k, index, value, err);
+  copy->release(copy);
   return code;
 }
 
 static int cuda_topk(const kg_buffer *b, int64_t at, int64_t n, int64_t k, int32_t *index, float *value, kg_error *err)
 {
-  kg_buffer *copy;
-  int code = host_copy_of(b, at, n, &copy, err);
+  kg_stream *s = stream_of(b);
+  int code = check_span(b, at, n, err);
   if (code) return code;
-  code = copy->ops->topk(copy, 0, n, k, index, value, err);
-  copy->release(copy);
-  return code;
-}
-
-static int cuda_entropy(const kg_buffer *b, int64_t at, int64_t n, double *out, kg_error *err)
-{
-  kg_buffer *copy;
-  int code = host_copy_of(b, at, n, &copy, err);
+  if (k < 1 || k > KG_TOP_MAX || k > n || n > KG_DRAW_VOCAB_MAX) return top_of_copy(b, at, n, k, index, value, err);
+  code = open_mail(s, err);
   if (code) return code;
-  code = copy->ops->entropy(copy, 0, n, out, err);
-  copy->release(copy);
-  return code;
+  kg_mail *mail = s->mail;
+  code = kg_cuda_top(s, floats(b, at), (int32_t)n, (int32_t)k, mail->index, mail->value, &mail->room, err);
+  if (!code) code = kg_stream_wait(s, "reading a tensor", err);
+  if (code) return code;
+  memcpy(index, mail->index, (size_t)k * sizeof *index);
+  memcpy(value, mail->value, (size_t)k * sizeof *value);
+  return KG_OK;
 }
 
 static const kg_tensor_ops cuda_tensor_ops = {.like = cuda_like,
@@ -383,4 +451,5 @@ static const kg_tensor_ops cuda_tensor_ops = {.like = cuda_like,
                                               .topk = cuda_topk,
                                               .softmax = cuda_softmax,
                                               .entropy = cuda_entropy,
-                                              .reduce = cuda_reduce};
+                                              .reduce = cuda_reduce,
+                                              .draw = cuda_draw};

@@ -171,6 +171,21 @@ static int cuda_profile(kg_executable *exe, const kg_batch *batch, kg_profile *o
   return code ? code : kg_gpu_profile(exe, batch, out, err);
 }
 
+static int cuda_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err)
+{
+  const int code = check_batch(exe, batch, err);
+  if (code) return code;
+  if (batch->n_rows > KG_AHEAD_ROWS || batch->n_spans != batch->n_rows || batch->n_wanted != batch->n_rows ||
+      batch->n_traces || ahead->n_draws < 1 || ahead->n_draws > INT32_MAX / KG_AHEAD_ROWS)
+    return kg_fail(err, KG_ERR_ARGUMENT, "%d draws ahead for %d rows of %d spans", ahead->n_draws, batch->n_rows,
+                   batch->n_spans);
+  for (int32_t i = 0; i < batch->n_spans; i++)
+    for (int32_t p = batch->spans[i].pos / KG_PAGE; p <= (batch->spans[i].pos + ahead->n_draws - 1) / KG_PAGE; p++)
+      if (batch->spans[i].pages[p] < 0 || batch->spans[i].pages[p] >= exe->n_pages)
+        return kg_fail(err, KG_ERR_ARGUMENT, "span %d: page %d of %d", i, batch->spans[i].pages[p], exe->n_pages);
+  return kg_gpu_run_ahead(exe, batch, ahead, err);
+}
+
 /* ---- looking into weights ---- */
 
 static size_t cuda_weight_bytes(const kg_executable *exe, int32_t weight) { return exe->weights[weight].n_bytes; }
@@ -234,6 +249,7 @@ static const kg_backend cuda_backend = {.name = "cuda",
                                         .compile = cuda_compile,
                                         .release = cuda_release,
                                         .run = cuda_run,
+                                        .run_ahead = cuda_run_ahead,
                                         .kv_reserve = kg_gpu_cache_reserve,
                                         .kv_copy = kg_gpu_cache_copy,
                                         .weight_bytes = cuda_weight_bytes,

@@ -18,6 +18,8 @@ typedef struct kg_stream {
   cudaStream_t handle;
   bool overlaps; /* the device can start a kernel before the one before it is done (Hopper and later) */
   int32_t n_refs;
+  struct kg_draws *draws; /* draws.h, and */
+  struct kg_mail *mail;   /* buffer.c: made when first used */
 } kg_stream;
 
 /* A matrix in fragment order (format.h), by value in the arguments of kernels. */

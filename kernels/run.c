@@ -1,6 +1,7 @@
 /* run.c - a batch: its rows to the device, then the stages, as a graph where the same shape comes again and again. */
 #include <string.h>
 
+#include "draws.h"
 #include "executable.h"
 
 /* Rows [row0, row0 + n_rows) of a batch, with what they want. */
@@ -10,6 +11,7 @@ typedef struct kg_pass {
   const kg_program *program;
   int32_t row0, n_rows;
   int32_t wanted0, n_wanted; /* of batch->wanted */
+  int32_t n_ahead;           /* positions behind the rows' that follow without a round trip */
   int32_t n_splits;          /* attention: see kg_attention_args */
   bool single_rows;          /* every row is of another sequence */
   kg_meta_layout at;
@@ -446,7 +448,7 @@ static int32_t rows_in_pass(const pass *p, const kg_span *span, int32_t *first)
 
 static int32_t last_page(const pass *p, const kg_span *span, int32_t first, int32_t n)
 {
-  return (span->pos + p->row0 + first + n - 1 - span->row) / KG_PAGE;
+  return (span->pos + p->row0 + first + n - 1 - span->row + p->n_ahead) / KG_PAGE;
 }
 
 static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
@@ -488,7 +490,7 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
     ((float **)(m + p->at.out_rows))[i] = (float *)wanted->buffer->data + wanted->at;
   }
   p->n_splits = 8; /* a power of two, so that graphs live long */
-  while (p->n_splits * KG_ATTENTION_SPLIT <= max_pos) p->n_splits *= 2;
+  while (p->n_splits * KG_ATTENTION_SPLIT <= max_pos + p->n_ahead) p->n_splits *= 2;
   return KG_OK;
 }
 
@@ -518,6 +520,7 @@ static bool is_decoding(const pass *p)
          p->n_rows == p->batch->n_spans;
 }
 
+/* The rows of a pass to the device. */
 static int bring_rows(pass *p, kg_error *err)
 {
   kg_executable *exe = p->exe;
@@ -582,3 +585,43 @@ int kg_gpu_pass_stage(kg_pass *p, const kg_gpu_stage *stage, kg_error *err)
 }
 
 void kg_gpu_pass_free(kg_pass *p) { kg_free(p); }
+
+/* ---- many steps without a round trip ---- */
+
+/* Where row i of a step reads its token and position, as a row and as a wanted one. */
+static kg_draw_request request_of(const pass *p, const kg_run_ahead *ahead, int32_t i)
+{
+  int32_t *const tokens = (int32_t *)(p->exe->meta + p->at.tokens), *const positions = (int32_t *)(p->exe->meta + p->at.positions);
+  int32_t *const wanted_tokens = (int32_t *)(p->exe->meta + p->at.wanted_tokens);
+  int32_t *const wanted_positions = (int32_t *)(p->exe->meta + p->at.wanted_positions);
+  const kg_wanted *wanted = &p->batch->wanted[i];
+  return (kg_draw_request){.draw = &ahead->draws[i],
+                           .logits = (const float *)wanted->buffer->data + wanted->at,
+                           .tokens = {tokens + i, wanted_tokens + i},
+                           .positions = {positions + i, wanted_positions + i}};
+}
+
+/* Everything is enqueued at once: what a draw finds is written to where the next pass reads its tokens and positions. */
+int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err)
+{
+  kg_draw_request requests[KG_AHEAD_ROWS];
+  pass p = {.exe = exe, .batch = batch, .program = &exe->fused, .n_rows = batch->n_rows, .n_wanted = batch->n_rows,
+            .n_ahead = ahead->n_draws - 1};
+  int code = kg_stream_use(exe->stream, err);
+  if (!code) code = bring_rows(&p, err);
+  for (int32_t i = 0; i < batch->n_rows && !code; i++) requests[i] = request_of(&p, ahead, i);
+  if (!code) code = kg_gpu_timing_begin(exe, err);
+  if (!code) code = kg_draws_begin(exe->stream, requests, batch->n_rows, kg_plan_vocab_size(exe->plan), ahead->n_draws, err);
+  for (int32_t i = 0; i < ahead->n_draws && !code; i++) {
+    if (i || ahead->evaluates_first) code = run_graph(&p, err);
+    if (!code) code = kg_draws_next(exe->stream, err);
+  }
+  if (!code) code = kg_gpu_timing_end(exe, err);
+  const int waited = kg_stream_wait(exe->stream, "steps ahead", code ? NULL : err);
+  if (!code) code = waited;
+  if (!code) code = kg_gpu_timing_add(exe, ahead->n_draws - !ahead->evaluates_first, err);
+  for (int32_t i = 0; i < batch->n_rows && !code; i++)
+    memcpy(ahead->drawn + (size_t)i * (size_t)ahead->n_draws, kg_draws_of(exe->stream, i),
+           (size_t)ahead->n_draws * sizeof *ahead->drawn);
+  return code;
+}

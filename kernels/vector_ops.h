@@ -1,9 +1,11 @@
 /* vector_ops.h - whole-tensor operations on the device; what they mean: kg_tensor_ops in tensor.h. Results that go to
- * the host are written to `out` in device memory. */
+ * the host are written to `out` in memory of the host that the device can write to; they are there once the stream has
+ * been waited for. Sums have one order for each n. */
 #ifndef KG_CUDA_VECTOR_OPS_H
 #define KG_CUDA_VECTOR_OPS_H
 
 #include "device.h"
+#include "draw_block.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -12,20 +14,42 @@ extern "C" {
 /* Was this library built for the current device? */
 int kg_cuda_probe_kernels(kg_error *err);
 
+/* What a reduction knows; a part of the array first, then all of it. */
+typedef struct kg_reduced {
+  double sum, p_log_p;  /* of x; of x * log(x), with 0 for x below the normal numbers */
+  double exp_sum;       /* of exp(x - max) */
+  float min, max;       /* NaNs skipped */
+  kg_rank best;
+} kg_reduced;
+
+enum {
+  KG_REDUCE_BLOCKS = 128,   /* parts of a row */
+  KG_TOP_MAX = KG_DRAW_SMALL,
+  KG_FILL_MAX = 512         /* indices of one kg_cuda_fill_at */
+};
+
+/* Memory that operations of one stream share. */
+typedef struct kg_vector_room {
+  kg_reduced *parts;      /* [KG_REDUCE_BLOCKS] on the device */
+  unsigned *arrived;      /* zero between operations */
+  kg_rank *best;          /* [KG_DRAW_GROUPS] */
+  float *list_x;          /* [KG_DRAW_LIST] */
+  int32_t *list_ids;
+} kg_vector_room;
+
 int kg_cuda_fill(kg_stream *s, float *x, int64_t n, float value, kg_error *err);
-int kg_cuda_fill_at(kg_stream *s, float *x, const int32_t *index, int64_t n_index, float value, kg_error *err);
+int kg_cuda_fill_at(kg_stream *s, float *x, const int32_t *index /* host */, int32_t n_index, float value, kg_error *err);
 int kg_cuda_affine(kg_stream *s, float *x, int64_t n, float factor, float offset, kg_error *err);
 int kg_cuda_add(kg_stream *s, float *x, const float *o, int64_t n, float factor, kg_error *err);
 int kg_cuda_mul(kg_stream *s, float *x, const float *o, int64_t n, kg_error *err);
-int kg_cuda_softmax(kg_stream *s, const float *x, int64_t rows, int64_t n, bool log, float *out, kg_error *err);
-/* *out: the greatest key of kg_argmax_key; 32-bit indices */
-int kg_cuda_argmax(kg_stream *s, const float *x, int64_t n, unsigned long long *out, kg_error *err);
-
-typedef struct kg_reduced {
-  double sum;
-  float min, max;
-} kg_reduced;
-int kg_cuda_reduce(kg_stream *s, const float *x, int64_t n, kg_reduced *out, kg_error *err);
+int kg_cuda_softmax(kg_stream *s, const float *x, int64_t rows, int64_t n, bool log, float *out, const kg_vector_room *room,
+                    kg_error *err);
+/* Everything but exp_sum, unless it is wanted. n below 2^31. */
+int kg_cuda_reduce(kg_stream *s, const float *x, int64_t n, bool exponents, kg_reduced *out, const kg_vector_room *room,
+                   kg_error *err);
+/* The k best, best first; k at most KG_TOP_MAX and n, n at most KG_DRAW_VOCAB_MAX. */
+int kg_cuda_top(kg_stream *s, const float *x, int32_t n, int32_t k, int32_t *index, float *value, const kg_vector_room *room,
+                kg_error *err);
 
 #ifdef __cplusplus
 }

@@ -251,7 +251,7 @@ describe("kigo.haiku", function()
         device.in_use = device.in_use + (tricks.stays_on_host and 0 or MODEL_BYTES + 5e6)
         function model:stats()
           return { device = "cuda", variant = "fake", n_tokens_evaluated = self.evaluated, n_steps = self.steps,
-            timed_s = self.timed_s, n_timed = self.n_timed, weight_bytes = MODEL_BYTES }
+            n_steps_dropped = 0, timed_s = self.timed_s, n_timed = self.n_timed, weight_bytes = MODEL_BYTES }
         end
         function model:chat(...)
           local before, t0 = self.steps, kigo.now()

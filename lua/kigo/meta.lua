@@ -366,6 +366,16 @@ function core.chain(stages) end
 ---@return integer? code
 function Chain:candidates(logits, seq) end
 
+---What the chain draws as the kernels of a device do it, computed here: for specs. Code UNSUPPORTED where a device
+---would leave the draw to the chain.
+---@param chain kigo.Chain
+---@param logits kigo.Tensor
+---@param seq? kigo.Sequence
+---@return integer? id
+---@return string? message
+---@return integer? code
+function core.pick_as_device(chain, logits, seq) end
+
 ---What the chain is made of, with every field; numbers as the chain holds them (float32).
 ---@return kigo.Stage[]
 function Chain:stages() end
@@ -541,6 +551,15 @@ function Model:sequence(options) end
 ---@return integer? code
 function Model:step(sequences) end
 
+---Sequence:draw of all of them, in shared forward passes; all or nothing.
+---@param sequences kigo.Sequence[]
+---@param chain kigo.Chain
+---@param ahead? integer
+---@return integer[]? ids
+---@return string? message
+---@return integer? code
+function Model:draw(sequences, chain, ahead) end
+
 ---The logits after every position, on a sequence of its own.
 ---@param ids integer[]
 ---@return kigo.Tensor? logits   [#ids, vocab_size]
@@ -562,7 +581,9 @@ function Model:values() end
 ---@field n_threads integer
 ---@field n_tokens_evaluated integer   since loading
 ---@field n_steps integer              forward passes
----@field n_timed integer              of them timed by the device (Model:set_timing)
+---@field n_tokens_dropped integer     drawn and evaluated ahead of the caller, who went another way; not counted above
+---@field n_steps_dropped integer      passes of nothing but such tokens
+---@field n_timed integer              passes timed by the device, dropped ones too (Model:set_timing)
 ---@field timed_s number               what those took there
 ---@field n_sequences integer
 ---@field n_pages integer              of the key/value cache, as allocated now
@@ -670,6 +691,16 @@ function Sequence:seed() end
 ---@return string? message
 ---@return integer? code
 function Sequence:step() end
+
+---The id that chain(seq.logits, seq) gives, or nil, message, code. Up to `ahead` - 1 tokens further are drawn and
+---evaluated in the same round trip to the device: a caller who pushes each id and draws again gets them without
+---waiting, anybody else drops them. Nothing but the speed depends on it.
+---@param chain kigo.Chain
+---@param ahead? integer   1 to 1024; 1 unless given
+---@return integer? id
+---@return string? message
+---@return integer? code
+function Sequence:draw(chain, ahead) end
 
 ---@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds
 function Sequence:mark() end

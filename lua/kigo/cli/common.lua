@@ -154,12 +154,14 @@ common.sample_options = {
   { name = "repeat-last", type = "integer", argument = "N", min = -1, max = common.MAX_TOKENS,
     help = "tokens that count as repetition (default 64; -1: all)" },
   { name = "stop", type = "string", argument = "TEXT", many = true, help = "end before this text; may be repeated" },
+  { name = "ahead", type = "integer", argument = "N", min = 1, max = 1024,
+    help = "tokens per round trip to a GPU (default 4); the text is the same" },
   { name = "seed", type = "integer", argument = "S",
     help = "seed of the random numbers (default: another one each time)" },
 }
 
 local generate_names = { temp = true, top_k = true, top_p = true, min_p = true, typical = true, repeat_penalty = true,
-  repeat_last = true, stop = true }
+  repeat_last = true, stop = true, ahead = true }
 
 ---The options of seq:generate that were given.
 ---@param options table

@@ -1,0 +1,26 @@
+/* draws.h - the memory of draws on a device: rows with their programs, histories and scratch. Belongs to a stream, whose
+ * order keeps one use from the next. */
+#ifndef KG_CUDA_DRAWS_H
+#define KG_CUDA_DRAWS_H
+
+#include "sample.h"
+
+typedef struct kg_draws kg_draws;
+
+/* One row of a use. */
+typedef struct kg_draw_request {
+  const kg_draw *draw;     /* host */
+  const float *logits;     /* device */
+  int32_t *tokens[2], *positions[2]; /* see kg_sample_row */
+} kg_draw_request;
+
+/* Bring the requests over, for `n_steps` draws of each. Waits for nothing but memory. */
+int kg_draws_begin(kg_stream *stream, const kg_draw_request *requests, int32_t n_rows, int32_t n_vocab, int32_t n_steps,
+                   kg_error *err);
+/* Enqueue the next draw of every row. */
+int kg_draws_next(kg_stream *stream, kg_error *err);
+/* What row `row` has drawn, n_steps of it, once the stream has been waited for. */
+const kg_drawn *kg_draws_of(const kg_stream *stream, int32_t row);
+void kg_draws_free(kg_draws *draws); /* NULL allowed */
+
+#endif

@@ -1,0 +1,231 @@
+#include "common.cuh"
+#include "sample.h"
+
+enum {
+  PREPARE_THREADS = 256,
+  PREPARE_EACH = KG_DRAW_CHUNK / PREPARE_THREADS, /* ids of a thread */
+  GROUP = 128,
+  SIFT_THREADS = 512,
+  SIFT_EACH = 8,
+  SIFT_CHUNK = SIFT_THREADS * SIFT_EACH
+};
+static_assert(KG_DRAW_CHUNK % GROUP == 0 && GROUP % 32 == 0, "groups are whole in chunks, and warps in groups");
+
+static __device__ __forceinline__ kg_rank warp_best(kg_rank x)
+{
+  for (int step = 16; step; step >>= 1) {
+    const kg_rank other = __shfl_xor_sync(~0u, x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+/* ids [first, first + n) of a row, in shared memory. */
+struct chunk {
+  float x[KG_DRAW_CHUNK];
+  int counts[KG_DRAW_CHUNK];
+};
+
+static __device__ void penalize(chunk *c, const kg_draw *draw, const kg_draw_stage *stage, int first, int n)
+{
+  for (int i = threadIdx.x; i < n; i += PREPARE_THREADS) c->counts[i] = 0;
+  __syncthreads();
+  for (int h = kg_history_first(stage->last_n, draw->n_history) + threadIdx.x; h < draw->n_history; h += PREPARE_THREADS) {
+    const int at = draw->history[h] - first;
+    if (at >= 0 && at < n) atomicAdd(&c->counts[at], 1);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += PREPARE_THREADS)
+    if (c->counts[i]) c->x[i] = kg_penalized(c->x[i], c->counts[i], stage->repeat, stage->frequency, stage->presence);
+}
+
+static __device__ void add_bias(chunk *c, const kg_draw_program *program, const kg_draw_stage *stage, int first, int n)
+{
+  for (int b = stage->bias + threadIdx.x; b < stage->bias + stage->n_bias; b += PREPARE_THREADS) {
+    const int at = program->bias_ids[b] - first; /* each id once */
+    if (at >= 0 && at < n) c->x[at] = kg_biased(c->x[at], program->bias_values[b]);
+  }
+}
+
+/* prepare_rows: x = the logits behind the chain's prefix, and the best of each group.
+ * grid: (chunks of KG_DRAW_CHUNK ids, rows); shared: 8 KB. moves 8 bytes an id. twin: prepare and group in draw.c. */
+static __global__ void __launch_bounds__(PREPARE_THREADS) prepare_rows(kg_sample_row *rows, int n_vocab)
+{
+  __shared__ chunk c;
+  __shared__ unsigned long long chunk_best;
+  wait_for_previous();
+  kg_sample_row *row = &rows[blockIdx.y];
+  const kg_draw_program *program = row->draw.program;
+  const int first = blockIdx.x * KG_DRAW_CHUNK, n = min(KG_DRAW_CHUNK, n_vocab - first);
+  const float *logits = row->logits + first;
+  bool is_bad = false;
+  float x[PREPARE_EACH];
+  if (!threadIdx.x) chunk_best = 0;
+#pragma unroll
+  for (int j = 0; j < PREPARE_EACH; j++) {
+    const int i = threadIdx.x + j * PREPARE_THREADS;
+    x[j] = i < n ? logits[i] : 0;
+  }
+#pragma unroll
+  for (int j = 0; j < PREPARE_EACH; j++) {
+    is_bad |= !(x[j] < CUDART_INF_F);
+    c.x[threadIdx.x + j * PREPARE_THREADS] = x[j];
+  }
+  if (__syncthreads_or(is_bad) && !threadIdx.x) atomicAdd(&row->room.n_nan, 1);
+  for (int i = 0; i < program->n_prefix; i++) {
+    const kg_draw_stage *stage = &program->stages[i];
+    if (stage->kind == KG_STAGE_PENALTIES)
+      penalize(&c, &row->draw, stage, first, n);
+    else if (stage->kind == KG_STAGE_BIAS)
+      add_bias(&c, program, stage, first, n);
+    else if (stage->value != 1)
+      for (int j = threadIdx.x; j < n; j += PREPARE_THREADS) c.x[j] /= stage->value;
+    __syncthreads();
+  }
+  const bool small_groups = kg_draw_group(n_vocab) == GROUP;
+  for (int g = threadIdx.x / 32; g * GROUP < n; g += PREPARE_THREADS / 32) {
+    kg_rank best = 0;
+    for (int i = g * GROUP + threadIdx.x % 32; i < min(n, (g + 1) * GROUP); i += 32) {
+      const kg_rank rank = kg_rank_make(c.x[i], (uint32_t)(first + i));
+      best = rank > best ? rank : best;
+      row->room.x[first + i] = c.x[i];
+    }
+    best = warp_best(best);
+    if (threadIdx.x % 32) continue;
+    if (small_groups)
+      row->room.best[first / GROUP + g] = best;
+    else
+      atomicMax(&chunk_best, best);
+  }
+  if (small_groups) return;
+  __syncthreads();
+  if (!threadIdx.x) row->room.best[blockIdx.x] = chunk_best;
+}
+
+/* What a row's first stage behind the prefix needs. */
+struct sifting {
+  unsigned low[KG_DRAW_BUCKETS], high[KG_DRAW_BUCKETS];
+  unsigned long long best;
+  unsigned n, first;
+};
+
+/* Masses by bucket: of this block, then added to the row's. */
+static __device__ void weigh(sifting *s, const float *x, float max, float scale, uint64_t *mass)
+{
+  for (int i = threadIdx.x; i < KG_DRAW_BUCKETS; i += SIFT_THREADS) s->low[i] = s->high[i] = 0;
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < SIFT_EACH; j++) {
+    const uint64_t m = kg_mass(kg_draw_weight(x[j] - max), scale);
+    const int at = kg_draw_bucket(x[j], max);
+    if (m) kg_block_add_halves(&s->low[at], &s->high[at], m);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < KG_DRAW_BUCKETS; i += SIFT_THREADS) {
+    const unsigned long long m = (unsigned long long)s->high[i] << 32 | s->low[i];
+    if (m) atomicAdd((unsigned long long *)&mass[i], m);
+  }
+}
+
+/* Those whose weight is at least p, to the row's first list. */
+static __device__ void keep_min_p(sifting *s, const float *x, float max, float p, int first, kg_draw_row *room)
+{
+  unsigned n = 0;
+  bool stays[SIFT_EACH];
+#pragma unroll
+  for (int j = 0; j < SIFT_EACH; j++) {
+    stays[j] = kg_draw_weight(x[j] - max) >= p; /* p is above 0: nothing behind the vocabulary stays */
+    n += stays[j];
+  }
+  unsigned at = n ? atomicAdd(&s->n, n) : 0;
+  __syncthreads();
+  if (!threadIdx.x && s->n) s->first = atomicAdd(&room->n_list, s->n);
+  __syncthreads();
+  at += s->first;
+#pragma unroll
+  for (int j = 0; j < SIFT_EACH; j++)
+    if (stays[j] && at < KG_DRAW_LIST) {
+      room->list_x[0][at] = x[j];
+      room->list_ids[0][at++] = first + j * SIFT_THREADS;
+    }
+}
+
+/* sift_rows: kg_draw_sift, for the rows that want it. grid: (chunks of SIFT_CHUNK ids, rows); moves 4 bytes an id.
+ * twin: sift in draw.c. */
+static __global__ void __launch_bounds__(SIFT_THREADS) sift_rows(kg_sample_row *rows, int n_vocab)
+{
+  __shared__ sifting s;
+  wait_for_previous();
+  kg_sample_row *row = &rows[blockIdx.y];
+  const kg_draw_program *program = row->draw.program;
+  const kg_draw_sift kind = kg_draw_sift_of(program);
+  if (kind == KG_SIFT_NOTHING) return;
+  if (!threadIdx.x) {
+    s.best = 0;
+    s.n = 0;
+  }
+  const int first = blockIdx.x * SIFT_CHUNK + threadIdx.x;
+  float x[SIFT_EACH];
+#pragma unroll
+  for (int j = 0; j < SIFT_EACH; j++) {
+    const int i = first + j * SIFT_THREADS;
+    x[j] = i < n_vocab ? row->room.x[i] : -CUDART_INF_F;
+  }
+  kg_rank own = 0;
+  for (int i = threadIdx.x; i < kg_draw_group_count(n_vocab); i += SIFT_THREADS)
+    own = row->room.best[i] > own ? row->room.best[i] : own;
+  __syncthreads();
+  own = warp_best(own);
+  if (threadIdx.x % 32 == 0) atomicMax(&s.best, own);
+  __syncthreads();
+  const float max = kg_rank_value(s.best);
+  if (!(max > -CUDART_INF_F && max < CUDART_INF_F)) return; /* the block that draws sees it too */
+  if (kind == KG_SIFT_WEIGH)
+    weigh(&s, x, max, kg_mass_scale(n_vocab), row->room.mass);
+  else
+    keep_min_p(&s, x, max, program->stages[program->n_prefix].value, first, &row->room);
+}
+
+/* What was drawn goes to the host and into the next step; the row is ready for its next draw. */
+static __device__ void settle(kg_sample_row *row, kg_drawn drawn)
+{
+  row->failed = row->failed || drawn.status < 0;
+  if (row->failed) drawn = {0, KG_DRAW_FAILED};
+  *row->drawn++ = drawn;
+  row->room.n_nan = 0;
+  row->room.n_list = 0;
+  if (row->failed) return;
+  row->draw.pos++;
+  row->draw.n_draws = 0;
+  if (row->history) row->history[row->draw.n_history++] = drawn.id;
+  for (int i = 0; i < 2; i++)
+    if (row->tokens[i]) {
+      *row->tokens[i] = drawn.id;
+      ++*row->positions[i];
+    }
+}
+
+/* draw_rows: everything behind the prefix. grid: rows; one block each. twin: kg_draw_alone. */
+static __global__ void __launch_bounds__(KG_DRAW_THREADS) draw_rows(kg_sample_row *rows, int n_vocab)
+{
+  __shared__ kg_draw_shared shared;
+  wait_for_previous();
+  kg_sample_row *row = &rows[blockIdx.x];
+  const kg_drawn drawn = kg_draw_block(&row->draw, &row->room, n_vocab, &shared);
+  __syncthreads();
+  if (kg_draw_sift_of(row->draw.program) == KG_SIFT_WEIGH)
+    for (int i = threadIdx.x; i < KG_DRAW_BUCKETS; i += KG_DRAW_THREADS) row->room.mass[i] = 0;
+  if (!threadIdx.x) settle(row, drawn);
+}
+
+int kg_cuda_sample(kg_stream *s, kg_sample_row *rows, int32_t n_rows, int32_t n_vocab, bool sifts, kg_error *err)
+{
+  if (n_vocab < 1 || n_vocab > KG_DRAW_VOCAB_MAX || n_rows < 1 || n_rows > 65535)
+    return kg_fail(err, KG_ERR_ARGUMENT, "drawing from %d rows of %d", n_rows, n_vocab);
+  const dim3 grid((unsigned)((n_vocab - 1) / KG_DRAW_CHUNK + 1), (unsigned)n_rows);
+  int code = run_kernel(s, "prepare_rows", prepare_rows, grid, PREPARE_THREADS, 0, err, rows, n_vocab);
+  const dim3 sift_grid((unsigned)((n_vocab - 1) / SIFT_CHUNK + 1), (unsigned)n_rows);
+  if (!code && sifts) code = run_kernel(s, "sift_rows", sift_rows, sift_grid, SIFT_THREADS, 0, err, rows, n_vocab);
+  if (code) return code;
+  return run_kernel(s, "draw_rows", draw_rows, dim3((unsigned)n_rows), KG_DRAW_THREADS, 0, err, rows, n_vocab);
+}
