@@ -29,7 +29,7 @@ typedef struct kg_tokenizer_kind {
   int (*open)(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err);
   void (*close)(void *state);
   /* Append the ids of plain text of at least one byte that holds no user-defined token. `after_special`: it stands at
-   * the start, or behind a control or user-defined token. */
+   * the start, or behind a control or user-defined token. NULL: ids without text. */
   int (*encode)(const kg_tokenizer *tokenizer, const char *text, size_t size, bool after_special, kg_merger *merger,
                 kg_tokens *out, kg_error *err);
 } kg_tokenizer_kind;

@@ -235,9 +235,11 @@ describe("kigo.cli", function()
       assert.truthy(shown:find('\\n"', 1, true))
     end)
 
-    it("leaves control tokens in text alone", function()
+    it("leaves control tokens in text alone, unless told otherwise", function()
       local _, ids = run({ "tokenize", support.haiku_model, "--ids" }, "<|im_start|>")
       assert.is_nil((" " .. ids .. " "):find " 2046 ")
+      local _, special = run({ "tokenize", support.haiku_model, "--ids", "--special" }, "<|im_start|>")
+      assert.truthy((" " .. special:gsub("\n", " ")):find " 2046 ")
     end)
   end)
 

@@ -361,6 +361,22 @@ describe("kigo.tokenizer kinds", function()
       assert.equal(3, tokenizer.size)
     end)
 
+    it("does not keep a model from working on ids", function()
+      local kigo, models = require "kigo", require "spec.fuzz_models"
+      local path = support.temporary(models.write(models.list[#models.list]))
+      local model <close> = assert(kigo.load(path, { device = "reference" }))
+      os.remove(path)
+      assert.equal("none", model.tokenizer.model)
+      local seq <close> = assert(model:sequence { seed = 1 })
+      local pos, _, code = seq:feed "text"
+      assert.is_nil(pos)
+      assert.equal(core.err.UNSUPPORTED, code)
+      assert(seq:feed { 1, 2 })
+      local answer = assert(seq:generate { max = 3 })
+      assert.equal(3, #answer.ids)
+      assert.equal("", answer.text)
+    end)
+
     it("is refused without a size", function()
       refuses(core.err.FORMAT, none {})
       refuses(core.err.FORMAT, none { { "llama.vocab_size", "u32", 0 } })
