@@ -1,5 +1,5 @@
-/* merges.h - the list of merges of a vocabulary (tokenizer.ggml.merges) as a hash table: which two tokens become one, and
- * how early in the list. */
+/* merges.h - the list of merges of a vocabulary (tokenizer.ggml.merges) as a hash table: which two tokens become one,
+ * and how early in the list. */
 #ifndef KG_MERGES_H
 #define KG_MERGES_H
 
@@ -18,8 +18,8 @@ typedef struct kg_merges {
   uint64_t seed;
 } kg_merges;
 
-/* `unmap`: from the text of a piece in the list to what it writes. Zero-initialised storage; kg_merges_deinit also after
- * a failure. */
+/* `unmap`: from the text of a piece in the list to what it writes. Zero-initialised storage; kg_merges_deinit also
+ * after a failure. */
 int kg_merges_read(kg_merges *merges, const kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_error *err);
 void kg_merges_deinit(kg_merges *merges);
 

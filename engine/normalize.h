@@ -19,9 +19,9 @@ typedef struct kg_normalizer {
 int kg_normalizer_read(kg_normalizer *normalizer, const kg_gguf *gguf, bool squeeze, kg_error *err);
 void kg_normalizer_deinit(kg_normalizer *normalizer);
 
-/* Append the normal form of a text to `out`, with plain spaces where SentencePiece writes U+2581, so that a U+2581 of the
- * text is a space too. `prefix`: a space in front, where there is anything at all. Bytes that are no UTF-8 stay as they
- * are, or become U+FFFD each with `replace_invalid`. KG_ERR_FORMAT when the table turns out to be malformed. */
+/* Append the normal form of a text to `out`, with plain spaces where SentencePiece writes U+2581, so that a U+2581 of
+ * the text is a space too. `prefix`: a space in front, where there is anything at all. Bytes that are no UTF-8 stay as
+ * they are, or become U+FFFD each with `replace_invalid`. KG_ERR_FORMAT when the table turns out to be malformed. */
 int kg_normalizer_run(const kg_normalizer *normalizer, const char *text, size_t size, bool prefix,
                       bool replace_invalid, kg_bytes *out, kg_error *err);
 

@@ -1,5 +1,5 @@
-/* rwkv.c - RWKV's vocabulary (tokenizer.ggml.model "rwkv"): always the longest token from the left. The file spells bytes
- * as Python would print them: \xHH, \t, \n, \r, \\, \'. */
+/* rwkv.c - RWKV's vocabulary (tokenizer.ggml.model "rwkv"): always the longest token from the left. The file spells
+ * bytes as Python would print them: \xHH, \t, \n, \r, \\, \'. */
 #include <string.h>
 
 #include "alloc.h"
@@ -68,15 +68,3 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
 
 const kg_tokenizer_kind kg_rwkv_kind = {.model = "rwkv", .unmap = unmap, .open = open, .close = close,
                                         .encode = encode};
-
-/* ---- no vocabulary ---- */
-
-static int open_none(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
-{
-  (void)tokenizer, (void)gguf, (void)err;
-  return KG_OK;
-}
-
-static void close_none(void *state) { (void)state; }
-
-const kg_tokenizer_kind kg_none_kind = {.model = "none", .open = open_none, .close = close_none};

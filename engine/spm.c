@@ -4,7 +4,6 @@
  *
  * The kind "gemma4" is the same with a list of merges instead of scores, and with lines: runs of newlines are words of
  * their own, which are one token where the vocabulary has it. */
-#include <math.h>
 #include <string.h>
 
 #include "alloc.h"
@@ -32,22 +31,16 @@ static uint32_t rank_of(float score)
   return ~(bits & 0x80000000u ? ~bits : bits | 0x80000000u);
 }
 
-static int read_scores(spm *s, const kg_vocab *vocab, const kg_gguf *gguf, kg_error *err)
+static int read_scores(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
 {
-  static const char key[] = "tokenizer.ggml.scores";
+  spm *s = tokenizer->state;
   const kg_gguf_entry *scores;
-  const int rc = kg_gguf_get_array(gguf, key, KG_GGUF_F32, &scores, err);
+  const int rc = kg_tokenizer_read_scores(tokenizer, gguf, &scores, err);
   if (rc) return rc;
-  if (scores->count != (uint64_t)vocab->size)
-    return kg_fail(err, KG_ERR_FORMAT, "%s: %s has %llu elements for %d tokens", kg_gguf_path(gguf), key,
-                   (unsigned long long)scores->count, vocab->size);
-  s->ranks = kg_alloc_array((size_t)vocab->size, sizeof *s->ranks);
-  if (!s->ranks) return kg_fail_memory(err, (size_t)vocab->size * sizeof *s->ranks, "scores");
-  for (int32_t id = 0; id < vocab->size; id++) {
-    const float score = (float)kg_gguf_entry_double(scores, (uint64_t)id);
-    if (isnan(score)) return kg_fail(err, KG_ERR_FORMAT, "%s: %s[%d] is not a number", kg_gguf_path(gguf), key, id);
-    s->ranks[id] = rank_of(score);
-  }
+  const int32_t size = tokenizer->vocab.size;
+  s->ranks = kg_alloc_array((size_t)size, sizeof *s->ranks);
+  if (!s->ranks) return kg_fail_memory(err, (size_t)size * sizeof *s->ranks, "scores");
+  for (int32_t id = 0; id < size; id++) s->ranks[id] = rank_of((float)kg_gguf_entry_double(scores, (uint64_t)id));
   return KG_OK;
 }
 
@@ -63,7 +56,7 @@ static int open_with(kg_tokenizer *tokenizer, const kg_gguf *gguf, bool space_pr
 static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
 {
   const int rc = open_with(tokenizer, gguf, true, err);
-  return rc ? rc : read_scores(tokenizer->state, &tokenizer->vocab, gguf, err);
+  return rc ? rc : read_scores(tokenizer, gguf, err);
 }
 
 static int open_merges(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)

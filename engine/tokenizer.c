@@ -1,5 +1,6 @@
 #include "tokenizer.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -11,8 +12,20 @@
 /* Text is measured in int32 in the tables of an encode call. */
 static const size_t max_text_bytes = INT32_MAX - 1;
 
+/* ---- a model without a vocabulary ---- */
+
+static int open_none(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
+{
+  (void)tokenizer, (void)gguf, (void)err;
+  return KG_OK;
+}
+
+static void close_none(void *state) { (void)state; }
+
+static const kg_tokenizer_kind none_kind = {.model = "none", .open = open_none, .close = close_none};
+
 static const kg_tokenizer_kind *const kinds[] = {&kg_bpe_kind, &kg_spm_kind, &kg_gemma4_kind, &kg_wordpiece_kind,
-                                                 &kg_unigram_kind, &kg_rwkv_kind, &kg_none_kind};
+                                                 &kg_unigram_kind, &kg_rwkv_kind, &none_kind};
 
 /* ---- growing arrays ---- */
 
@@ -70,14 +83,16 @@ static int read_pre(kg_tokenizer *tokenizer, const kg_gguf *gguf, const char *fo
   return tokenizer->pre ? KG_OK : kg_fail_memory(err, pre.size, "a name");
 }
 
-/* The id under the key, or -1 where the file has none. */
-static int read_id(const kg_tokenizer *tokenizer, const kg_gguf *gguf, const char *key, int32_t *out, kg_error *err)
+/* The id under the key, or -1 where the file has none, or has one outside of the vocabulary that it can do without. */
+static int read_id(const kg_tokenizer *tokenizer, const kg_gguf *gguf, const char *key, bool is_needed, int32_t *out,
+                   kg_error *err)
 {
   *out = -1;
   if (!kg_gguf_find(gguf, key)) return KG_OK;
   int64_t id;
-  const int rc = kg_gguf_get_int(gguf, key, 0, tokenizer->vocab.size - 1, &id, err);
-  if (!rc) *out = (int32_t)id;
+  const int64_t last = tokenizer->vocab.size - 1;
+  const int rc = kg_gguf_get_int(gguf, key, is_needed ? 0 : INT64_MIN, is_needed ? last : INT64_MAX, &id, err);
+  if (!rc && id >= 0 && id <= last) *out = (int32_t)id;
   return rc;
 }
 
@@ -153,9 +168,11 @@ static int read_special_ids(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_err
   int32_t *special = tokenizer->special;
   special[KG_NO_SPECIAL] = -1;
   for (int i = KG_NO_SPECIAL + 1; i < KG_SPECIAL_COUNT; i++) {
-    int rc = read_id(tokenizer, gguf, special_names[i].key, &special[i], err);
+    /* Public files name paddings behind the end of the vocabulary, and the like; a wrong EOS is another matter. */
+    const bool is_needed = i <= KG_UNKNOWN;
+    int rc = read_id(tokenizer, gguf, special_names[i].key, is_needed, &special[i], err);
     if (!rc && special[i] < 0 && special_names[i].old_key)
-      rc = read_id(tokenizer, gguf, special_names[i].old_key, &special[i], err);
+      rc = read_id(tokenizer, gguf, special_names[i].old_key, is_needed, &special[i], err);
     if (rc) return rc;
     if (special[i] < 0) special[i] = spelled(&tokenizer->vocab, tokenizer->kind->texts[i]);
   }
@@ -242,6 +259,22 @@ int kg_tokenizer_read_flag(const kg_gguf *gguf, const char *key, bool *out, kg_e
     return kg_fail(err, KG_ERR_FORMAT, "%s: %s is %s%s, not a bool", kg_gguf_path(gguf), key,
                    entry->is_array ? "an array of " : "of type ", kg_gguf_type_name(entry->type));
   *out = kg_gguf_entry_int(entry, 0) != 0;
+  return KG_OK;
+}
+
+int kg_tokenizer_read_scores(const kg_tokenizer *tokenizer, const kg_gguf *gguf, const kg_gguf_entry **scores,
+                             kg_error *err)
+{
+  static const char key[] = "tokenizer.ggml.scores";
+  const int rc = kg_gguf_get_array(gguf, key, KG_GGUF_F32, scores, err);
+  if (rc) return rc;
+  const int32_t size = tokenizer->vocab.size;
+  if ((*scores)->count != (uint64_t)size)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: %s has %llu elements for %d tokens", kg_gguf_path(gguf), key,
+                   (unsigned long long)(*scores)->count, size);
+  for (int32_t id = 0; id < size; id++)
+    if (isnan(kg_gguf_entry_double(*scores, (uint64_t)id)))
+      return kg_fail(err, KG_ERR_FORMAT, "%s: %s[%d] is not a number", kg_gguf_path(gguf), key, id);
   return KG_OK;
 }
 

@@ -34,8 +34,8 @@ typedef struct kg_tokenizer_kind {
                 kg_tokens *out, kg_error *err);
 } kg_tokenizer_kind;
 
-extern const kg_tokenizer_kind kg_bpe_kind, kg_spm_kind, kg_gemma4_kind, kg_wordpiece_kind, kg_unigram_kind, kg_rwkv_kind,
-    kg_none_kind;
+extern const kg_tokenizer_kind kg_bpe_kind, kg_spm_kind, kg_gemma4_kind, kg_wordpiece_kind, kg_unigram_kind,
+    kg_rwkv_kind;
 
 struct kg_tokenizer {
   const kg_tokenizer_kind *kind;
@@ -56,6 +56,9 @@ kg_special kg_special_find(const char *name);
 
 /* For the kinds: the bool under the key; *out stays as it is where the file has none. */
 int kg_tokenizer_read_flag(const kg_gguf *gguf, const char *key, bool *out, kg_error *err);
+/* The scores of all tokens: an array of as many floats, none of which is NaN. */
+int kg_tokenizer_read_scores(const kg_tokenizer *tokenizer, const kg_gguf *gguf, const kg_gguf_entry **scores,
+                             kg_error *err);
 /* Append one id; the unknown token for text (UNSUPPORTED: there is none, or it is a control token); the token for one
  * byte that no piece covers, or the unknown one. */
 int kg_tokens_push(kg_tokens *tokens, int32_t id, kg_error *err);

@@ -1,7 +1,7 @@
-/* unigram.c - SentencePiece unigram (tokenizer.ggml.model "t5"): of all ways to write the text with pieces, the one whose
- * scores sum up best (Viterbi). A character that no piece covers costs a penalty and becomes bytes, where the vocabulary
- * has them, or else the unknown token, one for a run of them. Sums are doubles: floats, as SentencePiece takes them, lose
- * all differences between scores on long texts. */
+/* unigram.c - SentencePiece unigram (tokenizer.ggml.model "t5"): of all ways to write the text with pieces, the one
+ * whose scores sum up best (Viterbi). A character that no piece covers costs a penalty and becomes bytes, where the
+ * vocabulary has them, or else the unknown token, one for a run of them. Sums are doubles: floats, as SentencePiece
+ * takes them, lose all differences between scores on long texts. */
 #include <math.h>
 #include <string.h>
 
@@ -23,25 +23,23 @@ static const double unknown_penalty = 10; /* below the worst piece, as in traini
 
 /* ---- opening ---- */
 
-static int read_scores(unigram *u, const kg_vocab *vocab, const kg_gguf *gguf, kg_error *err)
+static int read_scores(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
 {
-  static const char key[] = "tokenizer.ggml.scores";
+  unigram *u = tokenizer->state;
+  const kg_vocab *vocab = &tokenizer->vocab;
   const kg_gguf_entry *scores;
-  const int rc = kg_gguf_get_array(gguf, key, KG_GGUF_F32, &scores, err);
+  const int rc = kg_tokenizer_read_scores(tokenizer, gguf, &scores, err);
   if (rc) return rc;
-  if (scores->count != (uint64_t)vocab->size)
-    return kg_fail(err, KG_ERR_FORMAT, "%s: %s has %llu elements for %d tokens", kg_gguf_path(gguf), key,
-                   (unsigned long long)scores->count, vocab->size);
   u->scores = kg_alloc_array((size_t)vocab->size, sizeof *u->scores);
   if (!u->scores) return kg_fail_memory(err, (size_t)vocab->size * sizeof *u->scores, "scores");
   float worst = 0;
   bool is_first = true;
   for (int32_t id = 0; id < vocab->size; id++) {
-    u->scores[id] = (float)kg_gguf_entry_double(scores, (uint64_t)id);
+    const float score = u->scores[id] = (float)kg_gguf_entry_double(scores, (uint64_t)id);
     if (vocab->types[id] != KG_TOKEN_NORMAL) continue;
-    if (!isfinite(u->scores[id]))
-      return kg_fail(err, KG_ERR_FORMAT, "%s: %s[%d] is not a finite number", kg_gguf_path(gguf), key, id);
-    if (is_first || u->scores[id] < worst) worst = u->scores[id];
+    if (!isfinite(score))
+      return kg_fail(err, KG_ERR_FORMAT, "%s: tokenizer.ggml.scores[%d] is not finite", kg_gguf_path(gguf), id);
+    if (is_first || score < worst) worst = score;
     is_first = false;
   }
   u->unknown_score = (double)worst - unknown_penalty;
@@ -55,7 +53,7 @@ static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
   tokenizer->space_prefix = true;
   int rc = kg_tokenizer_read_flag(gguf, "tokenizer.ggml.add_space_prefix", &tokenizer->space_prefix, err);
   if (!rc) rc = kg_normalizer_read(&u->normalizer, gguf, true, err);
-  if (!rc) rc = read_scores(u, &tokenizer->vocab, gguf, err);
+  if (!rc) rc = read_scores(tokenizer, gguf, err);
   if (!rc) rc = kg_vocab_build_trie(&tokenizer->vocab, 1u << KG_TOKEN_NORMAL, &u->pieces, err);
   for (int byte = 0; byte < 256; byte++) u->has_bytes = u->has_bytes || tokenizer->vocab.byte_ids[byte] >= 0;
   return rc;

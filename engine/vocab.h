@@ -34,9 +34,9 @@ typedef struct kg_vocab {
 /* From the text of a token in the file to the bytes that it writes; never longer. Returns the size. */
 typedef size_t (*kg_unmap)(const char *text, size_t n, char *out);
 
-/* Read tokens and types; `unmap` is for tokens of ordinary text, `unmap_user` for USER_DEFINED ones (NULL: as they are),
- * BYTE tokens must spell <0xHH>, the others write what they spell. Zero-initialised storage; kg_vocab_deinit also after a
- * failure. */
+/* Read tokens and types; `unmap` is for tokens of ordinary text, `unmap_user` for USER_DEFINED ones (NULL: as they
+ * are), BYTE tokens must spell <0xHH>, the others write what they spell. Zero-initialised storage; kg_vocab_deinit
+ * also after a failure. */
 int kg_vocab_read(kg_vocab *vocab, const kg_gguf *gguf, kg_unmap unmap, kg_unmap unmap_user, kg_error *err);
 /* `size` tokens that write nothing. */
 int kg_vocab_init_mute(kg_vocab *vocab, int32_t size, kg_error *err);

@@ -1,9 +1,9 @@
 /* wordpiece.c - WordPiece (tokenizer.ggml.model "bert"): words of BERT's BasicTokenizer, each written with the longest
- * pieces from the left, or as one unknown token. GGUF files hold the pieces that begin words with U+2581 before them and
- * the others bare; kigo holds a plain space.
+ * pieces from the left, or as one unknown token. GGUF files hold the pieces that begin words with U+2581 before them
+ * and the others bare; kigo holds a plain space.
  *
- * Oracle: BertNormalizer and BertPreTokenizer of Hugging Face. Deliberate differences: our Unicode is
- * newer (new punctuation parts words); the range of CJK ideographs is BERT's own (U+2B820 on, not U+2B920). */
+ * Oracle: BertNormalizer and BertPreTokenizer of Hugging Face. Deliberate differences: our Unicode is newer (new
+ * punctuation parts words); the range of CJK ideographs is BERT's own (U+2B820 on, not U+2B920). */
 #include <string.h>
 
 #include <utf8proc.h>
@@ -29,12 +29,13 @@ static bool has_letter(const kg_vocab *vocab, uint32_t c)
   char piece[5] = {' '};
   /* bounded: an address; a letter has 4 bytes at most */
   const size_t n = (size_t)utf8proc_encode_char((utf8proc_int32_t)c, (utf8proc_uint8_t *)piece + 1);
-  /* bounded: at most 5 bytes */
-  return kg_vocab_find(vocab, &vocab->texts, piece, n + 1) >= 0 || kg_vocab_find(vocab, &vocab->texts, piece + 1, n) >= 0;
+  const char *letter = &piece[1];
+  if (kg_vocab_find(vocab, &vocab->texts, letter, n) >= 0) return true;
+  return kg_vocab_find(vocab, &vocab->texts, piece, n + 1) >= 0; /* bounded: at most 5 bytes */
 }
 
-/* Files before 2026 do not say what the text was like. The alphabet of the vocabulary does: after lower-casing there are
- * no capitals in it, after stripping accents no letters with accents. */
+/* Files before 2026 do not say what the text was like. The alphabet of the vocabulary does: after lower-casing there
+ * are no capitals in it, after stripping accents no letters with accents. */
 static void guess_normalization(wordpiece *w, const kg_vocab *vocab)
 {
   int n_capitals = 0;

@@ -435,7 +435,14 @@ describe("kigo.tokenizer kinds", function()
         assert.is_nil(plain[name])
         local tokenizer <close> = bpe { { T .. key .. "_token_id", "u32", USER } }
         assert.equal(USER, tokenizer[name])
-        refuses(core.err.FORMAT, vocabulary.bpe { entries = { { T .. key .. "_token_id", "u32", 256 } } })
+        refuses(core.err.FORMAT, vocabulary.bpe { entries = { { T .. key .. "_token_id", "string", "1" } } })
+        local beyond = vocabulary.bpe { entries = { { T .. key .. "_token_id", "u32", 256 } } }
+        if ("bos eos eot eom unk"):find(name, 1, true) then
+          refuses(core.err.FORMAT, beyond)
+        else
+          local lax <close> = make(beyond)
+          assert.is_nil(lax[name])
+        end
       end
       local older <close> = bpe { { T .. "prefix_token_id", "u32", 1 }, { T .. "suffix_token_id", "u32", 2 },
         { T .. "middle_token_id", "u32", 3 } }
