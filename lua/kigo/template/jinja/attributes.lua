@@ -53,7 +53,7 @@ local function named(run, v, name)
   if k == "loop" then return v:attribute(name) end
   if k == "namespace" then return value.get(v.dict, str.own(name), run) end
   if k == "tuple" and v.names and v.names[name] then return v[v.names[name]] end
-  if k == "macro" and name == "name" then return str.own(v.name) end
+  if k == "macro" and name == "name" and v.name then return str.own(v.name) end
   if name:sub(1, 2) == "__" then return unsafe(v, name) end
   local refused = MUTATING[k]
   return refused and refused[name] and unsafe(v, name) or nil
@@ -70,7 +70,7 @@ end
 function attributes.get(run, v, name)
   check_defined(v)
   local found = named(run, v, name.text)
-  if found == nil and v.kind == "dict" then found = value.get(v, name, run) end
+  if found == nil and kind(v) == "dict" then found = value.get(v, name, run) end
   if found == nil then return missing(run, v, name) end
   return found
 end
@@ -160,7 +160,7 @@ local function clamp(x, n, low, high)
   return x < low and low or x > high and high or x
 end
 
----First position (0-based), number and step of a slice of n items.
+---First position (0-based), number, step and end of a slice of n items.
 local function slice_of(n, from, to, step)
   step = step or 1
   if step == 0 then fault.raise("other", "slice step cannot be zero") end
@@ -168,15 +168,15 @@ local function slice_of(n, from, to, step)
   if step < 0 then low, high = -1, n - 1 end
   local first = from and clamp(from, n, low, high) or step > 0 and low or high
   local stop = to and clamp(to, n, low, high) or step > 0 and high or low
-  if step > 0 then return first, first < stop and (stop - first - 1) // step + 1 or 0, step end
-  return first, first > stop and (first - stop - 1) // -step + 1 or 0, step
+  if step > 0 then return first, first < stop and (stop - first - 1) // step + 1 or 0, step, stop end
+  return first, first > stop and (first - stop - 1) // -step + 1 or 0, step, stop
 end
 
 local function slice_string(run, s, from, to, step)
   run:spend_bytes(#s.text)
   local first, count, by = slice_of(str.length(s), from, to, step)
   if by == 1 then return str.slice(s, first, first + count) end
-  run:spend(str.length(s) + count)
+  run:spend(6 * str.length(s) + count)
   local characters, pieces = {}, {}
   for character in str.characters(s) do characters[#characters + 1] = character end
   for i = 1, count do pieces[i] = characters[first + (i - 1) * by + 1] end
@@ -198,13 +198,13 @@ function attributes.slice(run, v, from, to, step)
   check_defined(v)
   local k = kind(v)
   if k ~= "str" and k ~= "list" and k ~= "tuple" and k ~= "range" then
-    return value.undefined(("'%s object' has no slices"):format(value.type_name(v)))
+    fault.raise("type", "'%s' object has no slices", value.type_name(v))
   end
   from, to, step = bound(from, "indices"), bound(to, "indices"), bound(step, "step")
   if k == "str" then return slice_string(run, v, from, to, step) end
   if k == "range" then
-    local first, count, by = slice_of(v.n, from, to, step)
-    return value.range(v.start + first * v.step, v.start + (first + count * by) * v.step, v.step * by, count)
+    local first, count, by, stop = slice_of(v.n, from, to, step)
+    return value.range(v.start + first * v.step, v.start + stop * v.step, v.step * by, count)
   end
   return slice_list(run, v, from, to, step)
 end

@@ -17,6 +17,8 @@ local value = require "kigo.template.jinja.value"
 
 local call = {}
 
+local kind = value.kind
+
 ---No keywords yet.
 ---@return kigo.jinja.Keywords
 function call.keywords() return { names = {}, map = {}, keys = {} } end
@@ -59,6 +61,7 @@ end
 ---@param keywords kigo.jinja.Keywords?
 ---@return any
 function call.invoke(run, native, self, arguments, n, keywords)
+  if kind(self) == "str" then run:spend_bytes(#self.text) end -- most of what is done with a string reads all of it
   if native.variadic then return native.run(run, self, arguments, n, keywords) end
   local parameters = native.parameters
   if n > #parameters then
@@ -84,12 +87,11 @@ end
 ---@param keywords kigo.jinja.Keywords?
 ---@return any
 function call.value(run, callee, arguments, n, keywords)
-  local kind = value.kind(callee)
-  if kind == "macro" then return callee:invoke(run, arguments, n, keywords) end
-  if kind == "function" then return call.invoke(run, callee, nil, arguments, n, keywords) end
-  if kind == "method" then return call.invoke(run, callee.method, callee.self, arguments, n, keywords) end
-  if kind == "loop" or kind == "joiner" then return callee:invoke(run, arguments, n, keywords) end
-  if kind == "undefined" then value.fail_undefined(callee) end
+  local k = kind(callee)
+  if k == "macro" or k == "loop" or k == "joiner" then return callee:invoke(run, arguments, n, keywords) end
+  if k == "function" then return call.invoke(run, callee, nil, arguments, n, keywords) end
+  if k == "method" then return call.invoke(run, callee.method, callee.self, arguments, n, keywords) end
+  if k == "undefined" then value.fail_undefined(callee) end
   fault.raise("type", "'%s' object is not callable", value.type_name(callee))
 end
 
@@ -118,7 +120,7 @@ function call.integer(v, name, default)
   if v == nil then return default end
   local x = value.number(v)
   if math.type(x) ~= "integer" then
-    if value.kind(v) == "undefined" then value.fail_undefined(v) end
+    if kind(v) == "undefined" then value.fail_undefined(v) end
     fault.raise("type", "%s: '%s' object cannot be interpreted as an integer", name, value.type_name(v))
   end
   return x
@@ -129,7 +131,7 @@ end
 ---@param name string
 ---@return kigo.jinja.Str
 function call.string(v, name)
-  if value.kind(v) ~= "str" then
+  if kind(v) ~= "str" then
     fault.raise("type", "%s must be str, not %s", name, value.type_name(v))
   end
   return v

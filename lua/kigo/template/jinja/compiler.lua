@@ -176,7 +176,7 @@ function compilers.filter_block(node, scope)
   return function(frame, run)
     local v, signal = capture(frame, run)
     if signal then return signal end
-    run:write(print.str(run, v))
+    run:write(call.string(v, "what a filter block writes"))
   end
 end
 
@@ -241,21 +241,23 @@ local function compile_condition(node, outer)
   end
 end
 
--- The rounds of a loop in a frame: a closure that returns whether there was one.
+-- The rounds of a loop in a frame: a closure that returns whether one was run to its end, as Python's Jinja counts them
+-- for `else`.
 local function compile_rounds(node, scope, loop_slot)
   local assign = compile_assignment(node.target, scope)
   local enter = compile_entry(Scope.assigned(node.body), scope)
   local body = compile_block(node.body, scope)
   return function(frame, run, loop)
-    local any = false
+    local any_whole = false
     frame[loop_slot] = loop
     while loop:advance() do
-      any = true
       assign(frame, run, loop.current)
       if enter then enter(frame, run) end
-      if body(frame, run) == "break" then break end
+      local signal = body(frame, run)
+      if signal == "break" then break end
+      any_whole = any_whole or not signal
     end
-    return any
+    return any_whole
   end
 end
 
@@ -323,7 +325,7 @@ end
 local caller_key = str.own "caller"
 
 function compilers.call_block(node, scope)
-  local definition = compile_function(node, scope, "caller")
+  local definition = compile_function(node, scope, nil)
   local callee = expressions.compile(node.call.callee, scope)
   local evaluate, at = expressions.arguments(node.call.arguments, scope), node.call.at
   return function(frame, run)
@@ -333,7 +335,7 @@ function compilers.call_block(node, scope)
     keywords.names[#keywords.names + 1], keywords.keys.caller = "caller", caller_key
     keywords.map.caller = macro.new(definition, frame)
     run.at = at
-    run:write(print.str(run, call.value(run, f, arguments, n, keywords)))
+    run:write(call.string(call.value(run, f, arguments, n, keywords), "what a call block writes"))
   end
 end
 

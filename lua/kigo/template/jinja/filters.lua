@@ -11,6 +11,7 @@ local tojson = require "kigo.template.jinja.tojson"
 local value = require "kigo.template.jinja.value"
 require "kigo.template.jinja.filters_list"
 require "kigo.template.jinja.filters_text"
+require "kigo.template.jinja.wordwrap"
 
 local kind = value.kind
 
@@ -38,11 +39,8 @@ end)
 
 define("abs", "", function(_, v)
   local x = value.number(v)
-  if not x then
-    if kind(v) == "undefined" then value.fail_undefined(v) end
-    fault.raise("type", "bad operand type for abs(): '%s'", value.type_name(v))
-  end
-  return x < 0 and operators.negative(x) or x
+  if not x then fault.raise("type", "bad operand type for abs(): '%s'", value.type_name(v)) end
+  return math.type(x) == "float" and math.abs(x) or x < 0 and operators.negative(x) or x
 end)
 
 -- Python's float(text); nil for what is none.
@@ -116,14 +114,17 @@ local function round_common(x, precision)
   if math.type(x) == "integer" and precision >= 0 then return x end
   if x ~= x or math.abs(x) == math.huge then return x end
   if precision > 22 then return x end
-  if precision >= 0 then return tonumber(("%." .. precision .. "f"):format(x)) + 0.0 end
+  if precision >= 0 then -- printf rounds as Python does: to the nearest, ties to even
+    local text = ("%." .. precision .. "f"):format(x)
+    return tonumber(text:find(".", 1, true) and text or text .. ".0")
+  end
   local unit = 10.0 ^ -precision
-  local scaled = x / unit
+  local scaled = math.abs(x) / unit
   local floor = math.floor(scaled)
   local rest = scaled - floor
-  local rounded = (rest > 0.5 or rest == 0.5 and floor % 2 == 1) and floor + 1 or floor
-  local result = rounded * unit
-  return math.type(x) == "integer" and math.tointeger(result) or result
+  local rounded = ((rest > 0.5 or rest == 0.5 and floor % 2 == 1) and floor + 1 or floor) * unit
+  if x < 0 or 1 / x < 0 then rounded = -rounded end
+  return math.type(x) == "integer" and math.tointeger(rounded) or rounded
 end
 
 define("round", "precision? method?", function(_, v, precision, method)
@@ -134,7 +135,7 @@ define("round", "precision? method?", function(_, v, precision, method)
     fault.raise("other", "method must be common, ceil or floor")
   end
   if not x then
-    if kind(v) == "undefined" then value.fail_undefined(v) end
+    if name ~= "common" and kind(v) == "undefined" then value.fail_undefined(v) end
     fault.raise("type", "type %s doesn't define __round__ method", value.type_name(v))
   end
   if name == "common" then return round_common(x, precision) end
@@ -144,15 +145,24 @@ define("round", "precision? method?", function(_, v, precision, method)
   return math[name](scaled) / unit
 end)
 
+-- Python's float(v).
+local function to_float(v)
+  local x = kind(v) == "str" and parse_float(v.text) or value.number(v)
+  if x then return x + 0.0 end
+  if kind(v) == "str" then fault.raise("other", "could not convert string to float") end
+  if kind(v) == "undefined" then value.fail_undefined(v) end
+  fault.raise("type", "float() argument must be a string or a real number, not '%s'", value.type_name(v))
+end
+
 local UNITS = { { "kB", "KiB" }, { "MB", "MiB" }, { "GB", "GiB" }, { "TB", "TiB" }, { "PB", "PiB" }, { "EB", "EiB" },
   { "ZB", "ZiB" }, { "YB", "YiB" } }
 
 define("filesizeformat", "binary?", function(_, v, binary)
-  local x, base = value.number(v) or 0, 1000
+  local x, base = to_float(v), 1000
   local is_binary = binary ~= nil and value.truth(binary)
   if is_binary then base = 1024 end
   if x == 1 then return str.foreign "1 Byte" end
-  if x < base then return str.foreign(("%d Bytes"):format(math.floor(x))) end
+  if x < base then return str.foreign(("%d Bytes"):format(format.truncated(x))) end
   local power, names = base, UNITS[1]
   for i = 2, #UNITS do
     if x < power * base then break end

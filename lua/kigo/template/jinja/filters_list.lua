@@ -147,18 +147,17 @@ extreme("max", function(run, a, b) return value.less(b, a, ">", run) end)
 define("sort", "reverse? case_sensitive? attribute?", function(run, v, descending, case_sensitive, attribute)
   local items, n = value.items(run, v)
   local gets = {}
-  if given(attribute) and kind(attribute) == "str" and attribute.text:find(",", 1, true) then
+  if given(attribute) and kind(attribute) == "str" then
     for name in (attribute.text .. ","):gmatch "([^,]*)," do
       gets[#gets + 1] = key_getter(run, str.own(name), case_sensitive)
     end
+  else
+    gets[1] = key_getter(run, attribute, case_sensitive)
   end
-  local key = key_getter(run, attribute, case_sensitive)
-  if gets[1] then
-    function key(item)
-      local keys = {}
-      for i, get in ipairs(gets) do keys[i] = get(item) end
-      return value.list(keys)
-    end
+  local function key(item) -- a list, also for one attribute: equal items of lists need no order
+    local keys = {}
+    for i, get in ipairs(gets) do keys[i] = get(item) end
+    return value.list(keys)
   end
   return value.list(sort.sorted(run, items, n, key, truth(descending)), n)
 end)
@@ -166,7 +165,7 @@ end)
 define("dictsort", "case_sensitive? by? reverse?", function(run, v, case_sensitive, by, descending)
   if kind(v) ~= "dict" then
     if kind(v) == "undefined" then value.fail_undefined(v) end
-    fault.raise("undefined", "'%s object' has no attribute 'items'", value.type_name(v))
+    fault.raise("other", "'%s object' has no attribute 'items'", value.type_name(v))
   end
   local what = by and call.string(by, "by").text or "key"
   if what ~= "key" and what ~= "value" then fault.raise("other", "You can only sort by either \"key\" or \"value\"") end
@@ -229,6 +228,7 @@ define("batch", "linecount fill_with?", function(run, v, count, filler)
   return value.iterator(function()
     if is_over then return nil end
     local row = {}
+    run:spend(8)
     for item in next_item do
       run:spend(1)
       row[#row + 1] = item
@@ -253,7 +253,7 @@ define("slice", "slices fill_with?", function(run, v, slices, filler)
     if i >= slices then return nil end
     local count = size + (i < extra and 1 or 0)
     local row = table.move(items, at, at + count - 1, 1, {})
-    run:spend(count + 1)
+    run:spend(count + 8)
     at, i = at + count, i + 1
     if given(filler) and i > extra then row[count + 1] = filler end
     return value.list(row)

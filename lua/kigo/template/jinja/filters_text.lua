@@ -83,8 +83,15 @@ end)
 
 -- ---- lines and words ----
 
+-- Filters that Python applies to strings alone.
+local function needs_text(v)
+  if kind(v) == "undefined" then value.fail_undefined(v) end
+  if kind(v) == "list" then fault.raise("other", "'list' object has no attribute 'splitlines'") end
+  return call.string(v, "the operand")
+end
+
 define("indent", "width? first? blank?", function(run, v, width, first, blank)
-  local s = print.str(run, v)
+  local s = needs_text(v)
   local indention = width and kind(width) == "str" and width
     or str.rep(run, str.new(" ", str.is_own(s)), call.integer(width, "width", 4))
   local newline = str.new("\n", str.is_own(s))
@@ -110,7 +117,8 @@ define("wordcount", "", function(run, v)
 end)
 
 define("truncate", "length? killwords? end? leeway?", function(run, v, length, kill, ending, leeway)
-  local s = print.str(run, v)
+  if kind(v) == "list" or kind(v) == "dict" or kind(v) == "undefined" then return v end
+  local s = call.string(v, "the operand")
   length, leeway = call.integer(length, "length", 255), call.integer(leeway, "leeway", 5)
   ending = ending and call.string(ending, "end") or str.own "..."
   if length < str.length(ending) then fault.raise("other", "expected length >= %d", str.length(ending)) end
@@ -172,66 +180,4 @@ define("urlencode", "", function(run, v)
     parts[#parts + 1] = percent(key, ""):gsub("%%20", "+") .. "=" .. percent(item, ""):gsub("%%20", "+")
   end
   return str.foreign(table.concat(parts, "&"))
-end)
-
--- ---- wordwrap ----
-
--- A line of words and the blanks between them, at most `width` characters wide.
-local function wrap_line(run, line, width, break_long)
-  local lines, current, size = {}, {}, 0
-  local function finish()
-    while current[1] and current[#current].is_space do current[#current] = nil end
-    local pieces = {}
-    for i, chunk in ipairs(current) do pieces[i] = chunk.text end
-    if pieces[1] then lines[#lines + 1] = str.concat(run, pieces) end
-    current, size = {}, 0
-  end
-  local function put(text, is_space)
-    current[#current + 1] = { text = text, is_space = is_space }
-    size = size + str.length(text)
-  end
-  local at = 1
-  while at <= #line.text do
-    local stop = line.text:match("^%s+()", at) or line.text:match("^[^%s-]*%-*()", at)
-    local is_space = line.text:find("^%s", at) ~= nil
-    local chunk = str.sub(line, at, stop - 1)
-    local length = str.length(chunk)
-    run:spend(4 + length)
-    if size + length > width and not (is_space and size == 0) then
-      if not is_space and length > width and break_long then
-        while size + str.length(chunk) > width do
-          local room = math.max(width - size, 1)
-          put(str.slice(chunk, 0, room), false)
-          chunk = str.slice(chunk, room, str.length(chunk))
-          run:spend_bytes(#chunk.text)
-          finish()
-        end
-        if chunk.text ~= "" then put(chunk, false) end
-      else
-        finish()
-        if not is_space then put(chunk, false) end
-      end
-    elseif not (is_space and size == 0 and #lines > 0) then
-      put(chunk, is_space)
-    end
-    at = stop
-  end
-  finish()
-  return lines
-end
-
-define("wordwrap", "width? break_long_words? wrapstring? break_on_hyphens?", function(run, v, width, long, wrap)
-  local s = print.str(run, v)
-  width = call.integer(width, "width", 79)
-  if width <= 0 then fault.raise("other", "invalid width %d (must be > 0)", width) end
-  wrap = wrap and wrap ~= value.none and call.string(wrap, "wrapstring") or str.new("\n", str.is_own(s))
-  local pieces = {}
-  for i, line in ipairs(search.lines(run, s)) do
-    if i > 1 then pieces[#pieces + 1] = wrap end
-    for j, part in ipairs(wrap_line(run, line, width, long == nil or value.truth(long))) do
-      if j > 1 then pieces[#pieces + 1] = wrap end
-      pieces[#pieces + 1] = part
-    end
-  end
-  return str.concat(run, pieces)
 end)

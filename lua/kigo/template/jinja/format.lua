@@ -163,7 +163,9 @@ end
 local CONVERSIONS = { i = "d", u = "d" }
 
 -- The item behind a "%" at `at`: its value as text, and the position behind it.
-local function printf_at(run, text, at, state)
+local function printf_at(run, s, at, state)
+  local text = s.text
+  if text:sub(at, at) == "%" then return str.sub(s, at, at), at + 1 end
   local name
   if text:sub(at, at) == "(" then
     local stop = text:find(")", at, true)
@@ -172,9 +174,7 @@ local function printf_at(run, text, at, state)
   end
   local flags, width, dot, precision, type, stop = text:match("^([-+ #0]*)(%*?%d*)(%.?)(%*?%d*)[hlL]?(.?)()", at)
   if type == "" then fault.raise("other", "incomplete format") end
-  if type == "%" then return str.foreign "%", stop end
   type = CONVERSIONS[type] or type
-  if not type:find "[dxXoeEfFgGcrsa]" then fault.raise("other", "unsupported format character") end
   local item = { flags = flags, type = type, padding = state.padding }
   local v = name and named_value(run, state, name)
   item.width = width == "*" and star(state) or math.tointeger(tonumber(width)) or width == "" and 0
@@ -184,6 +184,7 @@ local function printf_at(run, text, at, state)
   end
   if item.width < 0 then item.width, item.flags = -item.width, flags .. "-" end
   if v == nil then v = next_value(state) end
+  if not type:find "[dxXoeEfFgGcrsa]" then fault.raise("other", "unsupported format character") end
   return printf_item(run, v, item), stop
 end
 
@@ -205,7 +206,7 @@ function format.printf(run, s, values)
     pieces[#pieces + 1] = str.sub(s, at, percent and percent - 1 or #text)
     if not percent then break end
     run:spend(4)
-    pieces[#pieces + 1], at = printf_at(run, text, percent + 1, state)
+    pieces[#pieces + 1], at = printf_at(run, s, percent + 1, state)
   end
   if state.at <= state.n and k ~= "dict" and k ~= "list" and k ~= "undefined" and k ~= "range" then
     fault.raise("type", "not all arguments converted during string formatting")

@@ -18,7 +18,7 @@ define("range", "start stop? step?", function(run, _, start, stop, step)
   start, stop, step = call.integer(start, "range"), call.integer(stop, "range"), call.integer(step, "range", 1)
   if not stop then start, stop = 0, start end
   if step == 0 then fault.raise("other", "range() arg 3 must not be zero") end
-  local distance = step > 0 and (stop - start + 0.0) or (start - stop + 0.0)
+  local distance = step > 0 and (stop + 0.0 - start) or (start + 0.0 - stop)
   local n = math.max(math.ceil(distance / math.abs(step + 0.0)), 0)
   if n > MAX_RANGE then fault.raise("other", "a range has more than %d items", MAX_RANGE) end
   run:spend(1)
@@ -74,7 +74,7 @@ define("raise_exception", "message", function(run, _, message)
 end)
 
 define("strftime_now", "format", function(run, _, format)
-  run:spend_bytes(#call.string(format, "format").text * 4)
+  run:spend(#call.string(format, "format").text)
   return str.like(format, strftime(format.text, run.now))
 end)
 

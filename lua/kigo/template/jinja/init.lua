@@ -58,7 +58,7 @@ Text.__name = "kigo.jinja.Text"
 local render_options = { now = "string|table", steps = "integer", output = "integer" }
 
 ---The limits of a rendering.
-local STEPS, OUTPUT = 1 << 24, 1 << 24
+local STEPS, OUTPUT = 1 << 23, 1 << 24
 
 ---@class kigo.jinja.Template
 ---@field name string

@@ -4,7 +4,7 @@ local fault = require "kigo.template.jinja.fault"
 local value = require "kigo.template.jinja.value"
 
 ---@class kigo.jinja.MacroDefinition
----@field name string
+---@field name string?                         none for the body of {% call %}
 ---@field parameters string[]
 ---@field slots integer[]                     of the parameters
 ---@field defaults table<integer, kigo.jinja.Expression>
@@ -51,14 +51,14 @@ local function place_rest(self, frame, run, arguments, n, rest, keywords)
   if definition.kwargs then
     frame[definition.kwargs] = call.keyword_dict(run, keywords, rest)
   elseif rest and next(rest) then
-    fault.raise("type", "macro '%s' takes no keyword argument '%s'", self.name, (next(rest)))
+    fault.raise("type", "macro '%s' takes no keyword argument '%s'", self.name or "caller", (next(rest)))
   end
   local count = #definition.parameters
   if definition.varargs then
     local more = math.max(n - count, 0)
     frame[definition.varargs] = value.tuple(table.move(arguments, count + 1, count + more, 1, {}), more)
   elseif n > count then
-    fault.raise("type", "macro '%s' takes not more than %d argument(s)", self.name, count)
+    fault.raise("type", "macro '%s' takes not more than %d argument(s)", self.name or "caller", count)
   end
 end
 

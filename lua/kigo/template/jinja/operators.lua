@@ -126,6 +126,7 @@ binary["//"] = function(_, a, b)
   end
   x, y = x + 0.0, y + 0.0
   local quotient = (x - float_modulo(x, y)) / y
+  if quotient == 0 then return 1 / (x / y) < 0 and -0.0 or 0.0 end
   local floor = math.floor(quotient) + 0.0
   return quotient - floor > 0.5 and floor + 1.0 or floor
 end

@@ -92,7 +92,10 @@ function writers.namespace(run, out, v, depth)
   out[#out + 1] = ">"
 end
 
-function writers.macro(_, out, v) out[#out + 1] = "<Macro " .. print.quote(v.name) .. ">" end
+function writers.macro(_, out, v)
+  out[#out + 1] = "<Macro " .. (v.name and print.quote(v.name) or "anonymous") .. ">"
+end
+
 function writers.loop(_, out, v) out[#out + 1] = ("<LoopContext %d/%d>"):format(v.index0 + 1, v:length()) end
 
 -- Python shows an address; nothing depends on it.
@@ -100,7 +103,7 @@ local function write_object(_, out, v) out[#out + 1] = "<" .. value.type_name(v)
 
 function write(run, out, v, depth)
   if depth > value.max_depth then fault.raise("recursion", "a value is nested too deeply to print") end
-  run:spend(1);
+  run:spend(3);
   (writers[kind(v)] or write_object)(run, out, v, depth)
   run:spend_bytes(#out[#out])
 end

@@ -18,7 +18,7 @@ function search.places(run, text, needle, max)
     if not found then break end
     places[#places + 1] = found
     at = found + #needle
-    run:spend(4)
+    run:spend(6)
   end
   return places
 end
@@ -52,23 +52,22 @@ local function words(run, text)
   return list
 end
 
--- Up to max words; the rest stays together, at the right or at the left.
+-- Up to max words; the rest stays together, at the right or at the left, with the white space at its far end.
 local function split_words(run, s, max, from_right)
   local list, pieces = words(run, s.text), {}
-  run:spend(4 * #list)
+  run:spend(6 * #list)
   if max < 0 or max >= #list then
     for i, word in ipairs(list) do pieces[i] = str.sub(s, word[1], word[2]) end
     return pieces
   end
   if from_right then
     local rest = #list - max
-    pieces[1] = str.sub(s, str.strip_bounds(s.text:sub(1, list[rest][2]), nil, true, false), list[rest][2])
+    pieces[1] = str.sub(s, 1, list[rest][2])
     for i = rest + 1, #list do pieces[#pieces + 1] = str.sub(s, list[i][1], list[i][2]) end
     return pieces
   end
   for i = 1, max do pieces[i] = str.sub(s, list[i][1], list[i][2]) end
-  local _, last = str.strip_bounds(s.text, nil, false, true)
-  pieces[max + 1] = str.sub(s, list[max + 1][1], last)
+  pieces[max + 1] = str.sub(s, list[max + 1][1], #s.text)
   return pieces
 end
 
@@ -95,7 +94,7 @@ end
 -- `new` before, between and behind characters.
 local function insert_everywhere(run, s, new, max)
   local pieces, left = {}, max
-  run:spend_bytes(32 * #s.text)
+  run:spend(6 * #s.text)
   for character in str.characters(s) do
     if left ~= 0 then pieces[#pieces + 1] = new end
     left = left - 1
@@ -152,7 +151,7 @@ function search.lines(run, s, keep_ends)
     if after then
       pieces[#pieces + 1] = str.sub(s, at, (keep_ends or not found) and after - 1 or found - 1)
       at, look = after, after
-      run:spend(4)
+      run:spend(6)
     end
   end
   return pieces

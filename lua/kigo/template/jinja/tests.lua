@@ -64,7 +64,7 @@ define("upper", "", function(run, v) return case.all_cased(print.str(run, v).tex
 -- ---- what there is ----
 
 local function define_known(name, list)
-  define(name, "", function(_, v) return kind(v) == "str" and list[v.text] ~= nil end)
+  define(name, "", function(run, v) return list[value.key(v, run)] ~= nil end)
 end
 
 define_known("filter", registry.filters)

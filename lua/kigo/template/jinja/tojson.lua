@@ -92,7 +92,7 @@ end
 
 function encode(self, v, depth)
   if depth > value.max_depth then fault.raise("recursion", "a value is nested too deeply for JSON") end
-  self.run:spend(1)
+  self.run:spend(3)
   local k = kind(v)
   if k == "str" then return write(self, string_text(self, v.text)) end
   if k == "int" or k == "float" then return write(self, number_text(v)) end

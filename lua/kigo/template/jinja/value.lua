@@ -106,7 +106,7 @@ end
 -- ---- dictionaries ----
 
 local function tuple_key(tuple, run, depth)
-  run:spend(tuple.n)
+  run:spend(4 * tuple.n)
   if depth > value.max_depth then fault.raise("recursion", "a tuple is nested too deeply") end
   local parts = {}
   for i = 1, tuple.n do
@@ -129,6 +129,7 @@ function value.key(v, run)
   if k == "bool" then return v and 1 or 0 end
   if k == "float" then return v ~= v and none or math.tointeger(v) or v end
   if k == "tuple" then return tuple_key(v, run, 1) end
+  if k == "undefined" then return value.undefined end -- all are equal
   if k == "list" or k == "dict" then fault.raise("type", "unhashable type: '%s'", value.type_name(v)) end
   return v
 end
@@ -219,6 +220,13 @@ local function equal_dicts(a, b, run, depth)
   return true
 end
 
+-- Lua compares long strings byte by byte where their lengths agree.
+local function equal_text(a, b, run)
+  if #a ~= #b then return false end
+  if #a > 256 then run:spend_bytes(#a) end
+  return a == b
+end
+
 local function equal_ranges(a, b)
   return a.n == b.n and (a.n == 0 or a.start == b.start and (a.n == 1 or a.step == b.step))
 end
@@ -231,7 +239,7 @@ function equals(a, b, run, depth)
   if x or y then return x == y end
   local k = a.kind
   if k ~= b.kind then return false end
-  if k == "str" then return a.text == b.text end
+  if k == "str" then return equal_text(a.text, b.text, run) end
   if k == "list" or k == "tuple" then return equal_items(a, b, run, depth + 1) end
   if k == "dict" then return equal_dicts(a, b, run, depth + 1) end
   if k == "range" then return equal_ranges(a, b) end
@@ -256,7 +264,10 @@ local function less(a, b, operator, run, depth)
   if x and y then return x < y end
   local k = kind(a)
   if k ~= kind(b) then refuse_order(a, b, operator) end
-  if k == "str" then return a.text < b.text end
+  if k == "str" then
+    run:spend_bytes(math.min(#a.text, #b.text))
+    return a.text < b.text
+  end
   if k ~= "list" and k ~= "tuple" then refuse_order(a, b, operator) end
   if depth > value.max_depth then fault.raise("recursion", "values are nested too deeply to compare") end
   for i = 1, math.min(a.n, b.n) do
@@ -355,7 +366,7 @@ function value.items(run, v)
   for item in next_item do
     n = n + 1
     items[n] = item
-    run:spend(2)
+    run:spend(6)
   end
   return items, n
 end
