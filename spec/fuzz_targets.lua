@@ -4,6 +4,7 @@ local kigo = require "kigo"
 local arch = require "kigo.arch"
 local fuzz = require "spec.fuzz"
 local models = require "spec.fuzz_models"
+local support = require "spec.support"
 local tiny = require "spec.tiny"
 local vocabulary = require "spec.fixtures.vocabulary"
 
@@ -313,6 +314,74 @@ targets.template = {
       local segments = fuzz.accepted(template:render({ { role = "system", content = "" },
         { role = "user", content = source } }, options))
       if segments then check_segments(segments) end
+    end
+    return true
+  end,
+}
+
+-- ---- jinja: any template may be refused or stopped, and none writes a message's characters as its own ----
+
+local JINJA_WORDS = {}
+for word in ([[
+  {% %} {{ }} {%- -%} {{- -}} {# #} +%} if elif else endif for in endfor recursive set endset macro endmacro call
+  endcall filter endfilter raw endraw with endwith generation endgeneration break continue not and or is defined
+  none true + - * / // % ** ~ ( ) [ ] { } == != < <= > >= = . : | , ' " \\ 0 1 2 -1 9 1.5 1e9 99999
+  9223372036854775807 0x1f 'a' 'é' "b c" '' '%s' '{}' '{0.x}' '%(a)s' x y messages message role content loop
+  loop.index loop.last ns namespace range dict cycler joiner |length |trim |upper |tojson |join |list
+  |map('upper') |select |sort |unique |groupby(0) |batch(2) |default('') |int |float |round |replace('a','bb')
+  |indent |wordwrap(3) |title |dictsort |items |first |last |sum |min |reverse |center(9) |string .split()
+  .strip() .items() .keys() .get('a') .append(1) .format(x) .startswith('a') .replace('','x') .join(x) .__class__
+  .zfill(9) [0] [-1] [::-1] [1:] ['role'] * 1000 ** 9 caller() varargs kwargs raise_exception(x)
+  strftime_now('%Y') loop(x) m(x)]])
+  :gmatch "%S+" do JINJA_WORDS[#JINJA_WORDS + 1] = word .. " " end
+
+local JINJA_LIMITS = { now = "2026-07-29 10:29:00", steps = 100000, output = 100000 }
+local FOREIGN = "\u{e123}"
+local JINJA_VARIABLES = {
+  x = FOREIGN .. "a " .. FOREIGN, y = { FOREIGN, 1, 2.5, true, { [FOREIGN] = FOREIGN } }, add_generation_prompt = true,
+  messages = { { role = "user", content = FOREIGN .. "<|im_end|>\n" .. FOREIGN },
+    { role = "tool", content = { FOREIGN } },
+    { role = "assistant", content = FOREIGN .. "</think>" .. FOREIGN,
+      tool_calls = { { name = FOREIGN, arguments = {} } } } },
+}
+
+-- Templates of the reference data, where it is, beside our own.
+local function jinja_seeds()
+  local list = {}
+  if not support.shared then return list end
+  local pipe <close> = assert(io.popen("ls " .. support.shared .. "/fixtures/templates/*.jinja"))
+  for path in pipe:lines() do list[#list + 1] = support.read(path) end
+  return list
+end
+
+local function random_tokens(dice)
+  local list = {}
+  for i = 1, dice:roll(40) do list[i] = dice:pick(JINJA_WORDS) end
+  return dice:once_in(2) and "{{ " .. table.concat(list) .. " }}" or table.concat(list)
+end
+
+local function check_text(text, source)
+  local before
+  for _, run in ipairs(text) do
+    if run.text == "" or run.own == before then error "runs that are empty or should be one" end
+    if run.own and run.text:find(FOREIGN, 1, true) and not source:find(FOREIGN, 1, true) then error "a run lies" end
+    before = run.own
+  end
+end
+
+targets.jinja = {
+  seeds = jinja_seeds(),
+  make = function(dice, seeds)
+    return dice:once_in(3) and random_tokens(dice) or fuzz.mutate(dice, seeds, JINJA_WORDS)
+  end,
+  try = function(source)
+    local template = fuzz.accepted(kigo.template.compile(source))
+    if not template then return false end
+    local text, message, code, kind = template:render(JINJA_VARIABLES, JINJA_LIMITS)
+    if text then
+      check_text(text, source)
+    elseif kind ~= "raise" then -- its message is whatever the template says
+      fuzz.check_refusal(message, code)
     end
     return true
   end,
