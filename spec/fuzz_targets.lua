@@ -360,7 +360,7 @@ local function random_tokens(dice)
   return dice:once_in(2) and "{{ " .. table.concat(list) .. " }}" or table.concat(list)
 end
 
-local function check_text(text, source)
+local function check_runs(text, source)
   local before
   for _, run in ipairs(text) do
     if run.text == "" or run.own == before then error "runs that are empty or should be one" end
@@ -379,7 +379,7 @@ targets.jinja = {
     if not template then return false end
     local text, message, code, kind = template:render(JINJA_VARIABLES, JINJA_LIMITS)
     if text then
-      check_text(text, source)
+      check_runs(text, source)
     elseif kind ~= "raise" then -- its message is whatever the template says
       fuzz.check_refusal(message, code)
     end

@@ -103,7 +103,7 @@ describe("kigo.template.jinja", function()
       { "{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3" },
     },
     ["macros"] = {
-      { "{% macro m(a, b=a ~ '!') %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m(1, 2, 3, x=4) }}{{ m(5)}}",
+      { "{% macro m(a, b=a ~ '!') %}{{ a }}{{ b }}{{ varargs}}{{ kwargs }}{% endmacro %}{{ m(1, 2, 3, x=4) }}{{ m(5)}}",
         "12(3,){'x': 4}55!(){}" },
       { "{% macro m() %}<{{ caller(2) }}>{% endmacro %}{% call(x) m() %}{{ x * 2 }}{% endcall %}", "<4>" },
       { "{% macro m() %}{{ x }}{% endmacro %}{% set x = 1 %}{{ m() }}", "1" },

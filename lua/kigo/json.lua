@@ -156,7 +156,7 @@ local UNESCAPES = { b = "\b", f = "\f", n = "\n", r = "\r", t = "\t", ["/"] = "/
 
 -- \uXXXX behind the backslash at `at`; two of them where they are the halves of a pair.
 function Reader:unicode_escape()
-  local high = tonumber(self.text:match("^u(%x%x%x%x)", self.at), 16)
+  local high = tonumber(self.text:match("^u(%x%x%x%x)", self.at) or "", 16)
   if not high then self:fail "four hexadecimal digits expected" end
   self.at = self.at + 5
   if high < 0xD800 or high > 0xDFFF then return utf8.char(high) end
