@@ -3,7 +3,10 @@
 
 #include "bind.h"
 
-static utf8proc_int32_t check_character(lua_State *L) { return (utf8proc_int32_t)kg_check_int(L, 1, "character", 0, 0x10FFFF); }
+static utf8proc_int32_t check_character(lua_State *L)
+{
+  return (utf8proc_int32_t)kg_check_int(L, 1, "character", 0, 0x10FFFF);
+}
 
 /* core.unicode.category(c) -> "Lu", "Nd", ... */
 static int category(lua_State *L)

@@ -27,6 +27,7 @@ describe("kigo.meta", function()
   it("describes every function of the engine, and no others", function()
     local names = declared("meta.lua", "model.lua", "sequence.lua")
     assert.same(functions(kigo.core), names.core)
+    assert.same(functions(kigo.core.unicode), names.Unicode)
     for class, methods in pairs(kigo.core.classes) do assert.same(functions(methods), names[class], class) end
   end)
 

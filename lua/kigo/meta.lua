@@ -11,7 +11,34 @@
 ---@field version string
 ---@field err kigo.err
 ---@field classes table<string, table>   the method tables; Lua files add to Model and Sequence
+---@field unicode kigo.Unicode
 local core = {}
+
+---What Unicode says about one character; all of them take and give code points.
+---@class kigo.Unicode
+local Unicode = {}
+
+---@param character integer
+---@return string   "Lu", "Nd", ...
+function Unicode.category(character) end
+
+---The one character that is its upper case; itself where there is none.
+---@param character integer
+---@return integer
+function Unicode.upper(character) end
+
+---@param character integer
+---@return integer
+function Unicode.lower(character) end
+
+---@param character integer
+---@return integer
+function Unicode.title(character) end
+
+---Full case folding: one or more characters.
+---@param character integer
+---@return integer ...
+function Unicode.fold(character) end
 
 ---@class kigo.err
 ---@field ARGUMENT integer     a mistake of the caller's that could not raise

@@ -18,6 +18,15 @@
 -- tojson) is a variable's. Tests and comparisons take no notice of it. In doubt a character is a variable's: then it is
 -- plain text to a model.
 --
+-- What differs from Python's Jinja with the environment that Hugging Face's templates are written for:
+--   - integers have 64 bits (more is a "limit"); there are no complex numbers, no bytes, no attributes of numbers;
+--   - nothing is escaped on its own: `safe` and `escape` give plain text, to which more can be added unescaped;
+--   - `pprint` writes one line; methods, iterators and objects print without an address; `random`, `urlize`, `lipsum`,
+--     other templates and `autoescape` have no meaning here;
+--   - a name that a scope assigns begins with the value it has outside, also for macros that are called before;
+--   - a slice of a number or None is a "type" fault, also where Python folds constants; a filter or call block that
+--     gives no string fails where it stands, not at the end; which items sort compares first where some have no order.
+--
 -- The way through the files: lexer, parser and statements (text to tree), scope, compiler and expressions (tree to
 -- closures), value, str and print (what there is), operators, attributes, call, methods, filters, tests, globals (what
 -- can be done with it), run (limits).

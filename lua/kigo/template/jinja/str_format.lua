@@ -139,23 +139,23 @@ end
 
 local braces
 
--- The inside of a field: its value as text.
-local function field(run, s, fields, depth)
-  local body = s.text
-  local name, conversion, rest = body:match "^([^!:]*)!?([^:]?)(.*)$"
-  if not body:find("^[^!:]*!", 1) then name, conversion, rest = body:match "^([^!:]*)()(.*)$" end
-  if rest ~= "" and rest:sub(1, 1) ~= ":" then refuse "expected ':' after conversion specifier" end
-  local v = field_value(run, fields, name)
-  if conversion == "r" or conversion == "a" then
-    v = print.repr(run, v)
-  elseif conversion == "s" then
-    v = print.str(run, v)
-  elseif type(conversion) == "string" then
-    refuse "unknown conversion specifier"
-  end
-  local spec = rest:sub(2)
-  if spec:find("{", 1, true) then spec = braces(run, str.own(spec), fields, depth + 1).text end
-  return format_value(run, v, spec, fields.is_own)
+-- name!conversion:specification
+local function split_field(body)
+  local name, rest = body:match "^([^!:]*)(.*)$"
+  local conversion, spec = rest:match "^!(.)(.*)$"
+  spec = spec or rest
+  if conversion and not conversion:find "[rsa]" then refuse "unknown conversion specifier" end
+  if spec ~= "" and spec:sub(1, 1) ~= ":" then refuse "expected ':' after conversion specifier" end
+  return name, conversion, spec:sub(2)
+end
+
+-- The inside of a field: its value as text. What a specification takes from the arguments pads with their provenance.
+local function field(run, body, fields, depth)
+  local name, conversion, spec_text = split_field(body)
+  local v, spec = field_value(run, fields, name), str.new(spec_text, fields.is_own)
+  if conversion then v = (conversion == "s" and print.str or print.repr)(run, v) end
+  if spec_text:find("{", 1, true) then spec = braces(run, spec, fields, depth + 1) end
+  return format_value(run, v, spec.text, str.is_own(spec))
 end
 
 -- Where the field that begins behind `at` ends.
@@ -185,7 +185,7 @@ function braces(run, s, fields, depth)
     else
       if text:byte(brace) == 125 then refuse "single '}' encountered in format string" end
       local stop = closing(text, brace + 1)
-      pieces[#pieces + 1] = field(run, str.sub(s, brace + 1, stop - 1), fields, depth)
+      pieces[#pieces + 1] = field(run, text:sub(brace + 1, stop - 1), fields, depth)
       at = stop + 1
     end
   end
