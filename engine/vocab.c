@@ -179,7 +179,7 @@ static bool is_in_index(const kg_vocab *vocab, const kg_text_index *index, int32
   /* bounded: id < INT32_MAX - 1 */
   if (vocab->offsets[id] == vocab->offsets[id + 1]) return false; /* nothing to find it by */
   if (index == &vocab->controls) return type == KG_TOKEN_CONTROL;
-  return type == KG_TOKEN_NORMAL || type == KG_TOKEN_UNUSED || type == KG_TOKEN_USER_DEFINED;
+  return type == KG_TOKEN_NORMAL || type == KG_TOKEN_USER_DEFINED;
 }
 
 static int build_index(kg_vocab *vocab, kg_text_index *index, kg_error *err)

@@ -25,7 +25,7 @@ typedef struct kg_vocab {
   uint8_t *types;    /* kg_token_type of each id */
   int32_t byte_ids[256]; /* tokens that stand for one byte whatever precedes them (type BYTE); -1: none */
   uint64_t seed;         /* of the hash functions */
-  kg_text_index texts;        /* what ordinary text may become: NORMAL, UNUSED, USER_DEFINED */
+  kg_text_index texts;        /* what ordinary text may become: NORMAL, USER_DEFINED */
   kg_text_index controls;     /* what only control segments may become: CONTROL */
   kg_trie user_defined; /* what is cut out of text before anything else looks at it: USER_DEFINED */
   kg_trie specials;     /* the same where text may spell control tokens: USER_DEFINED, CONTROL, UNKNOWN */

@@ -462,6 +462,18 @@ describe("kigo.tokenizer kinds", function()
       assert.equal(core.err.UNSUPPORTED, code)
     end)
 
+    it("that are unused are never given for text", function()
+      local rows = vocabulary.rows { { "a", -1 }, { "aa", -2, 5 }, { "x", -3, 5 }, { "\u{2581}", -4 } }
+      for _, entries in ipairs {
+        vocabulary.of("llama", rows), vocabulary.of("t5", rows), vocabulary.rwkv { { "aa", 0, 5 }, { "x", 0, 5 } },
+        vocabulary.of("gemma4", rows, { { T .. "merges", "string", { "a a" } } }),
+        vocabulary.bpe { special = { { "aa", 5 } }, merges = { { "a", "a" } } },
+      } do
+        local tokenizer <close> = make(entries)
+        assert.equal("aax", tokenizer:decode(tokenizer:encode "aax"))
+      end
+    end)
+
     it("swallow the white space behind them in Phi-3", function()
       local rows = { { "<unk>", 0, 2 }, { "<s>", 0, 3 }, { "</s>", 0, 3 }, { "<|user|>", 0, 3 }, { "<|end|>", 0, 3 },
         { "<tag>", 0, 4 }, { "\u{2581}", -1 }, { "a", -2 }, { "\n", -3 } }
