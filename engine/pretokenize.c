@@ -182,10 +182,17 @@ static size_t next_before_three_digits(const char *text, size_t size, size_t pos
   return size;
 }
 
+/* \w at pos. The engine of the models' own tokenizers also takes the superscripts and fractions of Latin 1 for words. */
+static bool is_word_at(const char *text, size_t size, size_t pos)
+{
+  size_t length;
+  const uint32_t c = category_at(text, size, pos, &length);
+  return c & KG_WORD || (c & KG_NUMBER && text[pos] == '\xC2');
+}
+
 /* \d{1,3}(?=(?:\d{3})*\b): groups of three digits, from the right, unless a letter or the like follows. */
 static size_t next_digits_of_word(const char *text, size_t size, size_t pos)
 {
-  size_t length;
   if (category_before(text, pos) & KG_DIGIT) {
     const size_t end = skip(text, size, pos, KG_DIGIT, 3);
     if (end > pos) return end; /* a later group */
@@ -193,7 +200,7 @@ static size_t next_digits_of_word(const char *text, size_t size, size_t pos)
   for (size_t at = pos;;) {
     const size_t begin = find(text, size, at, KG_DIGIT), end = skip(text, size, begin, KG_DIGIT, SIZE_MAX);
     if (begin == size) return size;
-    const bool cut = !(category_at(text, size, end, &length) & KG_WORD);
+    const bool cut = !is_word_at(text, size, end);
     if (cut && begin > pos) return begin;
     if (cut) return skip(text, size, begin, KG_DIGIT, first_group(count(text, begin, end)));
     at = end;

@@ -13,8 +13,8 @@
 #define KG_SPACE (1u << 30)     /* white space but CR and LF */
 #define KG_NEWLINE (1u << 31)   /* CR and LF */
 #define KG_WHITE (KG_SPACE | KG_NEWLINE)
-/* \w of regular expressions (also Nl and Pc), less a few symbols that are alphabetic (circled letters) */
-#define KG_WORD (KG_LETTER | KG_MARK | KG_DIGIT | 1u << 10 | 1u << 12)
+/* \w of regular expressions: also Nl, Pc and symbols that are alphabetic */
+#define KG_WORD (KG_LETTER | KG_MARK | KG_DIGIT | 1u << 10 | 1u << 12 | 1u << 28)
 
 extern const unsigned char kg_category_blocks[];
 extern const char kg_categories[];

@@ -52,9 +52,7 @@ def cl100k(words, numbers):
 LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 GPT4O = cased(UPPER, LOWER, CONTRACTION + "?") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + BREAKS
 NOT_HAN = r"&&[^\p{Han}]]"
-KIMI = (
-    r"[\p{Han}]+|" + cased(UPPER[:-1] + NOT_HAN, LOWER[:-1] + NOT_HAN, CONTRACTION + "?") + r"|\p{N}{1,3}|" + TAIL
-)
+KIMI = r"[\p{Han}]+|" + cased(UPPER[:-1] + NOT_HAN, LOWER[:-1] + NOT_HAN, CONTRACTION + "?") + r"|\p{N}{1,3}|" + TAIL
 CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 DEEPSEEK3 = (
@@ -103,9 +101,7 @@ KINDS = {
     ),
     "deepseek-coder": sequence(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, DIGITS),
     "deepseek-v3": sequence(r"\p{N}{1,3}", CJK, DEEPSEEK3),
-    "spark2_5": sequence(
-        r"\p{N}{1,3}", CJK, DEEPSEEK3.replace(r"+[\r\n]*|\s*[\r\n]+|", r"+|[\r\n]|"), DIGITS
-    ),
+    "spark2_5": sequence(r"\p{N}{1,3}", CJK, DEEPSEEK3.replace(r"+[\r\n]*|\s*[\r\n]+|", r"+|[\r\n]|"), DIGITS),
     "afmoe": sequence(
         r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))",
         "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f"
@@ -123,8 +119,12 @@ KINDS = {
     "bloom": sequence(BLOOM),
     "viking": sequence(BLOOM, DIGITS),
     "chameleon": sequence(
-        r"<sentinel:[0-9]+>", r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", "([\t\n]|    |  )", r"\p{N}",
-        r"[\p{P}!-/:-@\[-`{-~]", GPT2
+        r"<sentinel:[0-9]+>",
+        r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+        "([\t\n]|    |  )",
+        r"\p{N}",
+        r"[\p{P}!-/:-@\[-`{-~]",
+        GPT2,
     ),
     "bailingmoe": sequence(
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"

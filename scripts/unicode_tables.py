@@ -1,5 +1,6 @@
 """Write engine/unicode.c: the general category of every character, from the Unicode data of utf8proc, and the
-property White_Space, from PCRE2's. One Unicode version is pinned below; the script refuses a utf8proc of another.
+properties White_Space and Alphabetic, from PCRE2's. One Unicode version is pinned below; the script refuses a
+utf8proc of another.
 
 usage: unicode_tables.py [--check] [FILE]     needs libutf8proc and libpcre2-8 (>= 10.40) of this system
 --check writes nothing and fails where the file differs from what would be written.
@@ -12,7 +13,9 @@ import sys
 
 UNICODE = "15.0.0"
 BLOCK = 128  # code points in a block; blocks that are alike are stored once
-WHITE_SPACE, NEWLINE = 30, 31  # beyond utf8proc's 30 categories; NEWLINE: CR and LF, white space too
+# Beyond utf8proc's 30 categories, and in the place of surrogates, which no text has. NEWLINE: CR and LF, white space too.
+ALPHABETIC_SYMBOL, WHITE_SPACE, NEWLINE = 28, 30, 31
+SYMBOL = 22  # utf8proc's number of So
 ZERO = ord("(")  # category 0 as a character: none becomes a quote or a backslash, nor a "?", as all Zs are white space
 
 
@@ -23,18 +26,18 @@ def load(name):
     return ctypes.CDLL(path)
 
 
-def white_space():
-    """The characters with the property White_Space."""
+def with_property(name):
+    """The characters with this property."""
     pcre2 = load("pcre2-8")
     pcre2.pcre2_compile_8.restype = ctypes.c_void_p
     pcre2.pcre2_match_data_create_8.restype = ctypes.c_void_p
     code, offset = ctypes.c_int(), ctypes.c_size_t()
     utf, no_context = 0x00080000, None
     compiled = pcre2.pcre2_compile_8(
-        rb"\p{White_Space}", ctypes.c_size_t(-1), utf, ctypes.byref(code), ctypes.byref(offset), no_context
+        rb"\p{%s}" % name.encode(), ctypes.c_size_t(-1), utf, ctypes.byref(code), ctypes.byref(offset), no_context
     )
     if not compiled:
-        sys.exit(f"unicode_tables.py: PCRE2 does not know White_Space (error {code.value})")
+        sys.exit(f"unicode_tables.py: PCRE2 does not know {name} (error {code.value})")
     data = pcre2.pcre2_match_data_create_8(1, None)
 
     def has(c):
@@ -53,7 +56,10 @@ def categories():
     if version != UNICODE:
         sys.exit(f"unicode_tables.py: this utf8proc knows Unicode {version}, not {UNICODE}")
     table = bytearray(utf8proc.utf8proc_category(c) for c in range(0x110000))
-    for c in white_space():
+    for c in with_property("Alphabetic"):
+        if table[c] == SYMBOL:
+            table[c] = ALPHABETIC_SYMBOL
+    for c in with_property("White_Space"):
         table[c] = WHITE_SPACE
     for c in b"\r\n":
         table[c] = NEWLINE
@@ -87,7 +93,8 @@ def header():
     return (
         f"/* unicode.c - made by scripts/unicode_tables.py from the data of utf8proc and PCRE2: Unicode {UNICODE}. */\n"
         f"/* Blocks of {BLOCK} code points, the first one first; and the categories of their code points, in utf8proc's\n"
-        f" * numbers, {WHITE_SPACE}: white space, {NEWLINE}: CR or LF, each written as the character '{chr(ZERO)}' + number. */\n"
+        f" * numbers, each written as the character '{chr(ZERO)}' + number. {ALPHABETIC_SYMBOL}: alphabetic So, "
+        f"{WHITE_SPACE}: white space, {NEWLINE}: CR or LF. */\n"
         '#include "unicode.h"\n\n'
         f"const unsigned char kg_category_blocks[{len(index)}] = {{\n"
         + wrap([f"{number}," for number in index], " ")
