@@ -230,6 +230,8 @@ static int get(lua_State *L)
     lua_pushinteger(L, kg_tokenizer_size(tokenizer));
   else if (!strcmp(key, "model"))
     lua_pushstring(L, tokenizer->kind->model);
+  else if (!strcmp(key, "normalize"))
+    lua_pushboolean(L, tokenizer->normalize);
   else if (!strcmp(key, "pre"))
     push_pre(L, tokenizer);
   else if (!strcmp(key, "add_bos"))
@@ -259,17 +261,18 @@ static int release(lua_State *L)
   return 0;
 }
 
-/* core.tokenizer(gguf, {pre = nil}) -> Tokenizer; the Gguf may be closed afterwards */
+/* core.tokenizer(gguf, {pre = nil, normalize = false}) -> Tokenizer; the Gguf may be closed afterwards */
 static int tokenizer_open(lua_State *L)
 {
-  static const char *const fields[] = {"pre", NULL};
+  static const char *const fields[] = {"pre", "normalize", NULL};
   kg_check_gguf(L, 1);
   kg_check_fields(L, 2, fields);
-  const char *pre = kg_opt_string_field(L, 2, "pre", NULL);
+  const kg_tokenizer_options options = {.pre = kg_opt_string_field(L, 2, "pre", NULL),
+                                        .normalize = kg_opt_bool_field(L, 2, "normalize", false)};
   kg_handle *handle = kg_push_handle(L, KG_CLASS_TOKENIZER, 0);
   kg_tokenizer *tokenizer;
   kg_error err = {0};
-  if (kg_tokenizer_open(kg_check_gguf(L, 1), pre, &tokenizer, &err)) return kg_push_error(L, &err);
+  if (kg_tokenizer_open(kg_check_gguf(L, 1), &options, &tokenizer, &err)) return kg_push_error(L, &err);
   handle->object = tokenizer;
   return 1;
 }

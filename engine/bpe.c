@@ -1,12 +1,13 @@
-/* bpe.c - byte-level BPE (tokenizer.ggml.model "gpt2"): words of bytes, merged in the order of the file's list. Most words
- * are one token, or stood in the text before: the vocabulary's index and a small cache spare their merging. Both give
- * what merging would. */
+/* bpe.c - byte-level BPE (tokenizer.ggml.model "gpt2"): words of bytes, merged in the order of the file's list. Most
+ * words are one token, or stood in the text before: the vocabulary's index and a small cache spare their merging. Both
+ * give what merging would. */
 #include <stdatomic.h>
 #include <string.h>
 
 #include "alloc.h"
 #include "error.h"
 #include "merges.h"
+#include "nfc.h"
 #include "pretokenize.h"
 #include "tokenizer.h"
 #include "utf8.h"
@@ -92,7 +93,8 @@ static int open(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err)
   if (!b) return kg_fail_memory(err, sizeof *b, "a tokenizer");
   int rc = find_pre(tokenizer, gguf, err);
   if (rc) return rc;
-  tokenizer->add_bos = b->pre->add_bos;
+  tokenizer->add_bos = (b->pre->flags & KG_PRE_ADD_BOS) != 0;
+  tokenizer->normalize = tokenizer->normalize && b->pre->flags & KG_PRE_NFC;
   b->seed = tokenizer->vocab.seed;
   for (int byte = 0; byte < 256; byte++) {
     const char c = (char)byte;
@@ -316,7 +318,7 @@ static int encode_word(const kg_tokenizer *tokenizer, const char *word, size_t s
   const bpe *b = tokenizer->state;
   const int32_t id = kg_vocab_find(&tokenizer->vocab, &tokenizer->vocab.texts, word, size);
   if (id >= 0) {
-    if (b->pre->whole_words || atomic_load_explicit(&b->wholeness[id], memory_order_relaxed) == WHOLE)
+    if (b->pre->flags & KG_PRE_WHOLE_WORDS || atomic_load_explicit(&b->wholeness[id], memory_order_relaxed) == WHOLE)
       return push(out, id, err);
   }
   const size_t first = out->n;
@@ -379,10 +381,9 @@ static int encode_words(const kg_tokenizer *tokenizer, kg_split *split, const wo
   return rc;
 }
 
-static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, bool after_special, kg_merger *merger,
-                  kg_tokens *out, kg_error *err)
+static int encode_normal(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_merger *merger,
+                         kg_tokens *out, kg_error *err)
 {
-  (void)after_special;
   const bpe *b = tokenizer->state;
   kg_split split = {0};
   word_cache cache = {.text = text, .first = out->n};
@@ -391,6 +392,19 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
   if (!rc) rc = encode_words(tokenizer, &split, &cache, size, merger, out, err);
   kg_split_end(&split);
   kg_free(cache.slots);
+  return rc;
+}
+
+static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, bool after_special, kg_merger *merger,
+                  kg_tokens *out, kg_error *err)
+{
+  (void)after_special;
+  if (!tokenizer->normalize || !kg_nfc_may_change(text, size))
+    return encode_normal(tokenizer, text, size, merger, out, err);
+  kg_bytes normal = {0};
+  int rc = kg_nfc_append(text, size, &normal, err);
+  if (!rc) rc = encode_normal(tokenizer, normal.data, normal.size, merger, out, err);
+  kg_bytes_deinit(&normal);
   return rc;
 }
 

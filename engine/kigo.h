@@ -99,9 +99,16 @@ enum { KG_ENCODE_BOS = 1, /* begin as the file asks for: with exactly one BOS, a
        KG_ENCODE_EOS = 4, /* end as the file asks for: with EOS or SEP, unless the segments end with it */
        KG_ENCODE_SPECIAL = 8 /* text that spells a control token becomes it: for text that is trusted */ };
 
-/* Build the tokenizer that the file describes. It copies what it needs: the file may be closed afterwards. `pre` is the
- * name of a pre-tokenizer that goes before the file's (see tokenizer.ggml.pre), or NULL. */
-KG_API int kg_tokenizer_open(const kg_gguf *gguf, const char *pre, kg_tokenizer **out, kg_error *err);
+typedef struct kg_tokenizer_options {
+  const char *pre; /* name of a pre-tokenizer that goes before the file's tokenizer.ggml.pre; NULL: the file's */
+  bool normalize;  /* bring text into Unicode's form C where the model's own tokenizer does; then not every text comes
+                      back from its ids as it was */
+} kg_tokenizer_options;
+
+/* Build the tokenizer that the file describes. It copies what it needs: the file may be closed afterwards. `options`
+ * may be NULL. */
+KG_API int kg_tokenizer_open(const kg_gguf *gguf, const kg_tokenizer_options *options, kg_tokenizer **out,
+                             kg_error *err);
 KG_API void kg_tokenizer_free(kg_tokenizer *tokenizer);
 /* Append the ids of the segments to `out`; on failure `out` is unchanged. Invalid UTF-8 is encoded as bytes. */
 KG_API int kg_tokenizer_encode(const kg_tokenizer *tokenizer, const kg_segment *segments, size_t n_segments,

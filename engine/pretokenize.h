@@ -19,11 +19,17 @@ typedef struct kg_split_rule {
   kg_split_next by_hand; /* NULL: by PCRE2 */
 } kg_split_rule;
 
+/* What else the tokenizers of a name do. */
+enum {
+  KG_PRE_WHOLE_WORDS = 1, /* a word that is a token is that token, whatever merges say */
+  KG_PRE_ADD_BOS = 2,     /* where the file does not say */
+  KG_PRE_NFC = 4          /* the model's own tokenizer normalizes text; runtimes of such files do not */
+};
+
 typedef struct kg_pretokenizer {
   const char *name;
   const kg_split_rule *rules; /* up to KG_SPLIT_RULES_MAX, then an empty one; each cuts the pieces of the one before */
-  bool whole_words;           /* a word that is a token is that token, whatever merges say */
-  bool add_bos;               /* where the file does not say */
+  unsigned flags;             /* KG_PRE_* */
 } kg_pretokenizer;
 
 /* The pre-tokenizer for a name of tokenizer.ggml.pre, or NULL. */

@@ -419,11 +419,12 @@ static int read_all(kg_tokenizer *tokenizer, const kg_gguf *gguf, const char *pr
   return read_frame(tokenizer, gguf, err);
 }
 
-int kg_tokenizer_open(const kg_gguf *gguf, const char *pre, kg_tokenizer **out, kg_error *err)
+int kg_tokenizer_open(const kg_gguf *gguf, const kg_tokenizer_options *options, kg_tokenizer **out, kg_error *err)
 {
   kg_tokenizer *tokenizer = kg_alloc_array(1, sizeof *tokenizer);
   if (!tokenizer) return kg_fail_memory(err, sizeof *tokenizer, "a tokenizer");
-  const int rc = read_all(tokenizer, gguf, pre, err);
+  tokenizer->normalize = options && options->normalize;
+  const int rc = read_all(tokenizer, gguf, options ? options->pre : NULL, err);
   if (rc) {
     kg_tokenizer_free(tokenizer);
     return rc;

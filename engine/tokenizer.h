@@ -43,6 +43,7 @@ struct kg_tokenizer {
   void *state;
   char *pre; /* tokenizer.ggml.pre of the file, NULL: none */
   size_t pre_size;
+  bool normalize; /* as the model's own tokenizer does, where that is known */
   int32_t special[KG_SPECIAL_COUNT]; /* ids; -1: none */
   bool add_bos, add_eos, add_sep;    /* what the file asks for around a text, where there are such tokens */
   bool space_prefix; /* encode puts a space before text that starts or follows a special token; decode takes it away */

@@ -140,17 +140,19 @@ KINDS = {
     "tiny_aya": sequence(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O),
     "default": sequence(r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
 }
+KINDS["qwen2+nfc"] = KINDS["qwen2"]  # with form C, as Python makes it: the peer's data are older than newer marks
 WHOLE_WORDS = {"llama-bpe", "tekken", "minicpm5", "youtu"}
 
-# kigo's side: strings as JSON lines in, ids as JSON lines out; "null" after a string that decoding does not give back.
+# kigo's side: strings as JSON lines in, lines of ids out; "null" for a string that decoding does not give back.
 SCRIPT = """
 local core, json = require "kigo.core", require "cjson"
 local gguf <close> = assert(core.open_gguf(arg[1]))
-local tokenizer <close> = assert(core.tokenizer(gguf, { pre = arg[2] }))
+local pre, nfc = arg[2]:match "^([^+]*)(.*)$"
+local tokenizer <close> = assert(core.tokenizer(gguf, { pre = pre, normalize = nfc ~= "" }))
 for line in io.lines(arg[3]) do
   local text = json.decode(line)[1]
   local ids = assert(tokenizer:encode(text))
-  io.write(tokenizer:decode(ids) == text and table.concat(ids, " ") or "null", "\\n")
+  io.write((tokenizer.normalize or tokenizer:decode(ids) == text) and table.concat(ids, " ") or "null", "\\n")
 end
 """
 
@@ -173,8 +175,8 @@ def alphabets():
 
 
 PIECES = (
-    "'s 't 're 've 'm 'll 'd 'S 'RE 'Ve 'LL 'D '\u017f don't I'M hello Hello HELLO HelloWorld the na\u00efve e\u0301 \u4e2d"
-    "\u6587 \u65e5\u672c \ud55c\uad6d\uc5b4 \u041f\u0440\u0438\u0432\u0435\u0442 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 "
+    "'s 't 're 've 'm 'll 'd 'S 'RE 'Ve 'LL 'D '\u017f don't I'M hello Hello HELLO HelloWorld the na\u00efve e\u0301 "
+    "\u4e2d\u6587 \u65e5\u672c \ud55c\uad6d\uc5b4 \u041f\u0440\u0438\u0432\u0435\u0442 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 "
     "\u0645\u0631\u062d\u0628\u0627 \u00bd 1 12 123 1234 1234567 3.14 1,000 // \\n != ==> ... !! ?! <|x|> "
     "<sentinel:12> IMGIMGABZ http://a.b/c?d=e"
 ).split(" ") + [" ", "  ", "    ", "\n", "\r\n", "\n\n", " \n", "\t", "\t\t", " " * 9, "\n " * 3]
@@ -236,7 +238,8 @@ def main():
         for kind in arguments.kinds or KINDS:
             peer = Tokenizer(models.BPE(vocab, merges, ignore_merges=kind in WHOLE_WORDS))
             peer.pre_tokenizer = KINDS[kind]
-            theirs = [" ".join(map(str, e.ids)) for e in peer.encode_batch_fast(texts, add_special_tokens=False)]
+            inputs = [unicodedata.normalize("NFC", text) for text in texts] if kind.endswith("+nfc") else texts
+            theirs = [" ".join(map(str, e.ids)) for e in peer.encode_batch_fast(inputs, add_special_tokens=False)]
             lines = ours(arguments, kind, file.name)
             lossy = sum(line == "null" for line in lines)
             different = [i for i in range(len(texts)) if lines[i] != theirs[i]]

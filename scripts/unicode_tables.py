@@ -13,7 +13,7 @@ import sys
 
 UNICODE = "15.0.0"
 BLOCK = 128  # code points in a block; blocks that are alike are stored once
-# Beyond utf8proc's 30 categories, and in the place of surrogates, which no text has. NEWLINE: CR and LF, white space too.
+# Beyond utf8proc's 30 categories, and in the place of surrogates, which no text has. NEWLINE: CR and LF, also white.
 ALPHABETIC_SYMBOL, WHITE_SPACE, NEWLINE = 28, 30, 31
 SYMBOL = 22  # utf8proc's number of So
 ZERO = ord("(")  # category 0 as a character: none becomes a quote or a backslash, nor a "?", as all Zs are white space
@@ -92,8 +92,8 @@ def header():
     text = "".join(chr(ZERO + category) for block in blocks for category in block)
     return (
         f"/* unicode.c - made by scripts/unicode_tables.py from the data of utf8proc and PCRE2: Unicode {UNICODE}. */\n"
-        f"/* Blocks of {BLOCK} code points, the first one first; and the categories of their code points, in utf8proc's\n"
-        f" * numbers, each written as the character '{chr(ZERO)}' + number. {ALPHABETIC_SYMBOL}: alphabetic So, "
+        f"/* Blocks of {BLOCK} code points, the first one first; and the categories of their code points,\n"
+        f" * in utf8proc's numbers, each written as the character '{chr(ZERO)}' + number. {ALPHABETIC_SYMBOL}: alphabetic So, "
         f"{WHITE_SPACE}: white space, {NEWLINE}: CR or LF. */\n"
         '#include "unicode.h"\n\n'
         f"const unsigned char kg_category_blocks[{len(index)}] = {{\n"

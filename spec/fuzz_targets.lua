@@ -111,6 +111,11 @@ for _, name in ipairs(core.pretokenizers()) do
   local gguf <close> = assert(core.parse_gguf(vocabulary.file(models.vocabularies.qwen2), name))
   splitters[name] = assert(core.tokenizer(gguf, { pre = name }))
 end
+local normalizing
+do
+  local gguf <close> = assert(core.parse_gguf(vocabulary.file(models.vocabularies.qwen2), "fuzz"))
+  normalizing = assert(core.tokenizer(gguf, { normalize = true }))
+end
 
 local function check_ids(ids, size)
   for _, id in ipairs(ids) do
@@ -171,6 +176,8 @@ targets.split = {
       check_ids(ids, tokenizer.size)
       if tokenizer:decode(ids) ~= text then error(name .. ": another text after decode(encode(x))") end
     end
+    local normal = normalizing:decode(assert(normalizing:encode(text)))
+    if normalizing:decode(assert(normalizing:encode(normal))) ~= normal then error "a normal form that is none" end
     return true
   end,
 }

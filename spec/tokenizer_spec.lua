@@ -293,6 +293,49 @@ describe("kigo.tokenizer", function()
     end)
   end)
 
+  describe("normalization", function()
+    local function opened(pre, normalize)
+      local gguf <close> = assert(core.parse_gguf(vocabulary.file(vocabulary.bpe { pre = pre }), "spec"))
+      return assert(core.tokenizer(gguf, { normalize = normalize }))
+    end
+
+    it("is left out unless asked for, so that every text comes back", function()
+      for _, normalize in ipairs { false, nil } do
+        local tokenizer <close> = opened("qwen2", normalize)
+        assert.is_false(tokenizer.normalize)
+        assert.equal("e\u{301}", tokenizer:decode(tokenizer:encode "e\u{301}"))
+      end
+    end)
+
+    it("makes form C where the model's own tokenizer does", function()
+      local tokenizer <close> = opened("qwen2", true)
+      assert.is_true(tokenizer.normalize)
+      for text, expected in pairs {
+        [""] = "", ["plain"] = "plain", ["caf\u{E9}"] = "caf\u{E9}", ["cafe\u{301}"] = "caf\u{E9}",
+        ["e\u{301}e\u{301} x"] = "\u{E9}\u{E9} x", ["\u{301}e"] = "\u{301}e", ["\u{212B}"] = "\u{C5}",
+        ["\u{1112}\u{1161}\u{11AB}"] = "\u{D55C}", ["q\u{307}\u{323}"] = "q\u{323}\u{307}",
+        ["\u{4E2D}\u{6587}"] = "\u{4E2D}\u{6587}", ["\u{958}"] = "\u{915}\u{93C}",
+        ["\xFFe\u{301}\xE4\xB8"] = "\xFF\u{E9}\xE4\xB8", ["e\xFF\u{301}"] = "e\xFF\u{301}",
+        [("e\u{301}"):rep(3000)] = ("\u{E9}"):rep(3000), [("\u{1112}\u{1161}"):rep(999)] = ("\u{D558}"):rep(999),
+      } do
+        assert.equal(expected, tokenizer:decode(tokenizer:encode(text)))
+      end
+    end)
+
+    it("is left out where the model's own tokenizer does none", function()
+      local tokenizer <close> = opened("gpt-2", true)
+      assert.is_false(tokenizer.normalize)
+      assert.equal("e\u{301}", tokenizer:decode(tokenizer:encode "e\u{301}"))
+    end)
+
+    it("takes time in proportion to a text of marks", function()
+      local tokenizer <close> = opened("qwen2", true)
+      local start = core.now()
+      tokenizer:encode(("\u{301}\u{323}"):rep(50000)) -- in the wrong order
+      assert.is_true(core.now() - start < 2)
+    end)
+  end)
+
   describe("byte-level BPE", function()
     it("merges by rank, then from the left", function()
       local tokenizer <close> = make(vocabulary.bpe { pieces = { "bc", "ab", "aa" },

@@ -56,10 +56,11 @@ local kigo = {
 ---@field kv? string         type of the key/value cache: "f32", "f16" or "auto"
 ---@field tokenizer? boolean false: load without one (model.tokenizer is nil), for work on ids alone
 ---@field pre? string        a pre-tokenizer's name, instead of the file's tokenizer.ggml.pre
+---@field normalize? boolean see kigo.TokenizerOptions; default false
 ---@field progress? kigo.Progress  called while loading and during long steps; true cancels
 local load_options = {
   device = "string", variant = "string", threads = "integer", ctx = "integer", pool = "integer", chunk = "integer",
-  kv = "string", tokenizer = "boolean", pre = "string", progress = "function",
+  kv = "string", tokenizer = "boolean", pre = "string", normalize = "boolean", progress = "function",
 }
 
 ---A message that names its file, once.
@@ -71,7 +72,7 @@ end
 ---The tokenizer the file describes; false where it describes none or none is wanted.
 local function open_tokenizer(gguf, options)
   if options.tokenizer == false or gguf:get "tokenizer.ggml.model" == nil then return false end
-  return core.tokenizer(gguf, { pre = options.pre })
+  return core.tokenizer(gguf, { pre = options.pre, normalize = options.normalize })
 end
 
 ---Load a model: open the file, build the plan of its architecture, compile the plan for a device.
@@ -93,7 +94,7 @@ function kigo.load(path, options)
   end
   if tokenizer ~= nil then
     local compile = check.pick(options, load_options)
-    compile.tokenizer, compile.pre = nil, nil
+    compile.tokenizer, compile.pre, compile.normalize = nil, nil, nil
     model, message, code = core.model(plan, compile)
   end
   if not model then

@@ -195,8 +195,13 @@ function core.make_model(path, options) end
 ---@field add_sep boolean     for SEP behind it
 local Tokenizer = {}
 
+---@class kigo.TokenizerOptions
+---@field pre? string         a pre-tokenizer's name, instead of the file's tokenizer.ggml.pre
+---@field normalize? boolean  form C where the model's own tokenizer asks for it (Qwen, OLMo, MPT, Command-R); default
+---false: every text comes back from its ids as it was
+
 ---@param gguf kigo.Gguf   may be closed afterwards
----@param options? { pre: string? }   pre: a pre-tokenizer's name, instead of the file's tokenizer.ggml.pre
+---@param options? kigo.TokenizerOptions
 ---@return kigo.Tokenizer?
 ---@return string? message
 ---@return integer? code
