@@ -452,7 +452,8 @@ local ANSWER_WORDS = { "<think>", "</think>", "<tool_call>", "</tool_call>", "\n
   "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>", "f.call(", ")", "<｜tool▁calls▁begin｜>",
   "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "```json\n", "<|channel|>", "final", "analysis",
   " to=functions.f", "<|message|>", "<|end|>", "<|start|>", "<｜DSML｜function_calls>", '<｜DSML｜invoke name="f">',
-  "</｜DSML｜invoke>", ";", "," }
+  "</｜DSML｜invoke>", ";", ",", "<|tool_call>call:f{", '<|"|>', "<tool_call|>", "<|tool_call_start|>[", "f(x=", "'",
+  "<|tool_call_end|>" }
 
 ---The answer in an order that does not depend on how it came about.
 local function answer_text(answer)

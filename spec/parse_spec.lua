@@ -450,7 +450,7 @@ describe("kigo.parse", function()
     it("is registered by name", function()
       local shout = { name = "shout", markers = { "!!" }, recognise = function(source) return source == "shout" end,
         read = function(reader, answer)
-          local name = reader:upto({ "!" }, 64)
+          local name = reader:name({ "!" }, 64)
           if not name then return nil end
           answer:call(name)
           answer:arguments "{}"

@@ -129,6 +129,20 @@ describe("kigo.template", function()
       assert.same(user "Hi", messages)
     end)
 
+    it("raise where they are none, and name the caller's place", function()
+      local template = of(CHATML)
+      for i, call in ipairs {
+        function() template:render(user "x", { variables = { f = print } }) end,
+        function() template:render { { role = "user", content = "x", extra = print } } end,
+        function() template:render(user "x", { now = "yesterday" }) end,
+        function() template:render_with(3) end, function() template:render_with { messages = { print } } end,
+      } do
+        local ok, message = pcall(call)
+        assert.is_false(ok, i)
+        assert.truthy(message:find "^spec/template_spec.lua:%d+: ", message)
+      end
+    end)
+
     it("hand the template's own objections on", function()
       local template = of "{{ raise_exception('No system role, please') }}"
       local _, message, code = template:render(user "x")

@@ -30,13 +30,15 @@ conversation.options.generate, conversation.options.parser = nil, nil
 ---@field message kigo.Message     the answer as a message, to go on with
 ---@field stats kigo.ChatStats
 
----The template that the options name.
+---The template that the options name. Some files have another one for conversations with tools.
 ---@return kigo.Template?
 ---@return string? message
 ---@return integer? code
 function conversation.template(model, options)
   if type(options.template) == "table" then return options.template end
-  return model:template(options.template)
+  local name = options.template
+  if not name and options.tools and model.gguf:get "tokenizer.chat_template.tool_use" then name = "tool_use" end
+  return model:template(name)
 end
 
 ---Render the messages up to the head of the answer.

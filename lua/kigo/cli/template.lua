@@ -30,7 +30,7 @@ local function find(path, options)
   end
   local model = not is_jinja and path or options.vocab
   local gguf = model and common.try(kigo.open_gguf(model))
-  local tokenizer = gguf and common.try(kigo.core.tokenizer(gguf))
+  local tokenizer = gguf and common.try(kigo.core.tokenizer(gguf, { pre = options.pre }))
   if is_jinja then return common.try(kigo.template.new(read_file(path), tokenizer, path)), tokenizer end
   return common.try(kigo.template.find(gguf, tokenizer, options.template)), tokenizer
 end
@@ -62,6 +62,7 @@ return {
       help = 'the time that the template is told, like "2026-07-29 10:29:00" (default: the local time)' },
     { name = "ids", help = "show the tokens instead of the text" },
     { name = "vocab", type = "string", argument = "MODEL", help = "the vocabulary for a .jinja file" },
+    common.pre_option,
   },
   notes = "In a pipe: exactly the text. On a terminal: control tokens, the template's own text and the context's text\n"
     .. "in three colours. What stands in the context never becomes a control token.",

@@ -5,13 +5,13 @@ local MAX_NAME = 256
 
 ---V3 and R1: function<sep>NAME, and the arguments as a fenced block. V3.1: NAME<sep> and the arguments.
 local function read_deepseek_call(reader, answer)
-  local head = reader:upto({ "<｜tool▁sep｜>" }, MAX_NAME)
+  local head = reader:name({ "<｜tool▁sep｜>" }, MAX_NAME)
   if not head then return nil end
   if head ~= "function" then
     answer:call(head)
     return calls.arguments_of(reader, answer)
   end
-  local name = reader:upto({ "\n" }, MAX_NAME)
+  local name = reader:name({ "\n" }, MAX_NAME)
   if not name or not reader:literal "```json" then return nil end
   answer:call(name)
   if not calls.arguments_of(reader, answer) then return nil end
@@ -21,7 +21,7 @@ end
 
 ---functions.NAME:0, where the whole is the id of the call.
 local function read_kimi_call(reader, answer)
-  local id = reader:upto({ "<|tool_call_argument_begin|>" }, MAX_NAME)
+  local id = reader:name({ "<|tool_call_argument_begin|>" }, MAX_NAME)
   id = id and id:match "^%s*(.-)%s*$"
   local name = id and (id:match "^functions%.(.+):%d+$" or id:match "^(.+):%d+$" or id)
   if not name or name == "" then return nil end

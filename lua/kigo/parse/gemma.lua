@@ -18,10 +18,16 @@ local function read_items(reader, brackets, read_item)
   return brackets:sub(1, 1) .. table.concat(items, ", ") .. close
 end
 
+local function read_key(reader)
+  if reader:literal(QUOTE) then return reader:name({ QUOTE }, MAX_NAME) end
+  local key = reader:run("[^:,{}]", nil, MAX_NAME)
+  return key ~= "" and key or nil
+end
+
 local function read_object(reader, depth)
   return read_items(reader, "{}", function()
-    local key = reader:literal(QUOTE) and reader:upto({ QUOTE }, MAX_NAME) or reader:run("[^:,{}]", nil, MAX_NAME)
-    if key == "" or not reader:literal ":" then return nil end
+    local key = read_key(reader)
+    if not key or not reader:literal ":" then return nil end
     local value = read_value(reader, depth)
     return value and json.encode(key) .. ": " .. value
   end)
@@ -46,7 +52,7 @@ end
 ---@param answer kigo.parse.Answer
 local function read(reader, answer)
   if not reader:literal "call:" then return nil end
-  local name = reader:upto({ "{" }, MAX_NAME)
+  local name = reader:name({ "{" }, MAX_NAME)
   if not name or name == "" then return nil end
   answer:call(name)
   local arguments = read_object(reader, MAX_DEPTH)

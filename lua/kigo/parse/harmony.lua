@@ -51,7 +51,7 @@ local function run(reader, answer, decode)
     marker = marker or reader:before(HEADS, function(text) answer:content(text) end)
     if not marker then return end
     reader:keep(marker)
-    local rest = reader:upto({ MESSAGE }, MAX_HEAD)
+    local rest = reader:name({ MESSAGE }, MAX_HEAD)
     local head = rest and marker .. rest
     local recipient = head and head:match " to=([^%s<]+)"
     local kind = head and head:match "<|channel|>%s*(%a+)" == "analysis" and "reasoning" or "content"

@@ -49,7 +49,7 @@ end
 
 ---<function=NAME>{...}</function>
 local function read_function(reader, answer)
-  local name = reader:upto({ ">" }, MAX_NAME)
+  local name = reader:name({ ">" }, MAX_NAME)
   if not name or name == "" then return nil end
   answer:call(name)
   if not calls.arguments_of(reader, answer) then return nil end

@@ -6,9 +6,9 @@ local OPEN, ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 local MAX_NAME = 256
 
 local function read_named(reader, answer)
-  local name, marker = reader:upto({ ID, ARGUMENTS }, MAX_NAME)
+  local name, marker = reader:name({ ID, ARGUMENTS }, MAX_NAME)
   local id
-  if marker == ID then id, marker = reader:upto({ ARGUMENTS }, MAX_NAME) end
+  if marker == ID then id, marker = reader:name({ ARGUMENTS }, MAX_NAME) end
   name = name and name:match "^%s*(.-)%s*$"
   if not marker or name == "" then return nil end
   answer:call(name, id)

@@ -153,21 +153,28 @@ function Reader:before(markers, sink)
   end
 end
 
----The text up to one of the markers, when it comes within `max` bytes.
+---The text up to one of the markers.
 ---@param markers string[]
----@param max? integer
----@return string? text     nil: it did not
+---@return string? text     nil: the text ended without one
 ---@return string? marker
-function Reader:upto(markers, max)
-  local parts, size = {}, 0
+function Reader:upto(markers)
+  local parts = {}
+  local marker = self:before(markers, function(text) parts[#parts + 1] = text end)
+  if marker then return table.concat(parts), marker end
+end
+
+---The same for a name: at most `max` bytes. Where there is none nothing was read.
+---@param markers string[]
+---@param max integer
+---@return string? name
+---@return string? marker
+function Reader:name(markers, max)
   while true do
     local first, marker = leftmost(self._buffer, self._at, markers)
-    local stop = first or #self._buffer + 1 - unsure(self._buffer, self._at, markers)
-    size = size + stop - self._at
-    if max and size > max then return nil end
-    parts[#parts + 1] = self:_take(stop - self._at)
-    if marker then return table.concat(parts), self:_take(#marker) end
-    if not self:more() then return nil end
+    if first and first - self._at > max then return nil end
+    if first then return self:_take(first - self._at), self:_take(#marker) end
+    local sure = #self._buffer - self._at + 1 - unsure(self._buffer, self._at, markers)
+    if sure > max or not self:more() then return nil end
   end
 end
 

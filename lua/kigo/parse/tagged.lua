@@ -35,7 +35,7 @@ local function read_arguments(reader, answer, format, schemas)
       return true
     end
     if not reader:literal(format.argument) then return nil end
-    local key = reader:upto(format.name_end, MAX_NAME)
+    local key = reader:name(format.name_end, MAX_NAME)
     if not key then return nil end
     local kind = format.read_kind and format.read_kind(reader)
     if format.read_kind and not kind then return nil end
@@ -52,7 +52,7 @@ end
 local function tagged(format)
   local markers = { format.open or format.call, format.open and format.bare and format.call or nil }
   local function read_call(reader, answer, options)
-    local name = reader:upto(format.name_end, MAX_NAME)
+    local name = reader:name(format.name_end, MAX_NAME)
     if not name or name == "" or name:find "%c" then return nil end
     if format.head_end and not reader:literal(format.head_end) then return nil end
     answer:call(name)

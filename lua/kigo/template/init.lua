@@ -72,6 +72,20 @@ local function variables_of(messages, options)
   return variables
 end
 
+---Render. What Jinja raises for variables or the time is the mistake of the caller at this level; what else raises, a
+---function of the user's too, is left as it is.
+local function render(self, variables, now, level)
+  local all = {}
+  for name, text in pairs(self._tokens) do all[name] = text end
+  for name, value in pairs(variables) do all[name] = value end
+  if not self.source then return self._render(all) end
+  local called, segments, message, code = pcall(self._render, all, now)
+  if called then return segments, message, code end
+  local raised = type(segments) == "string" and segments:match "^[^\n]-:%d+: (.*)$" or ""
+  local is_mistake = raised:find "^variables" or raised:find "^option "
+  error(is_mistake and raised or segments, is_mistake and level + 1 or 0)
+end
+
 ---A whole conversation as segments.
 ---@param messages kigo.Message[]
 ---@param options? kigo.RenderOptions
@@ -81,7 +95,8 @@ end
 function Template:render(messages, options)
   messages_of.check(messages, 2)
   options = check.options(options, render_options)
-  return self:render_with(variables_of(messages, options), options.now)
+  local segments, message, code = render(self, variables_of(messages, options), options.now, 2)
+  return segments, message, code
 end
 
 ---The same from nothing but variables: messages, add_generation_prompt and whatever else the template reads. Those for
@@ -92,10 +107,9 @@ end
 ---@return string? message
 ---@return integer? code
 function Template:render_with(variables, now)
-  local all = {}
-  for name, text in pairs(self._tokens) do all[name] = text end
-  for name, value in pairs(variables) do all[name] = value end
-  return self._render(all, now)
+  if type(variables) ~= "table" then error("variables: table expected, got " .. type(variables), 2) end
+  local segments, message, code = render(self, variables, now, 2)
+  return segments, message, code
 end
 
 ---The same as plain text, control tokens spelled out. Only for eyes: text cannot say what may become a control token.
@@ -158,7 +172,7 @@ local function prepare(variables)
   for name in pairs(TOKENS) do
     if type(variables[name]) == "string" then variables[name] = jinja.own(variables[name]) end
   end
-  if type(variables.messages) == "table" then
+  if type(variables.messages) == "table" and #variables.messages > 0 then
     local messages = {}
     for i, message in ipairs(variables.messages) do messages[i] = with_own_role(message) end
     variables.messages = messages
@@ -194,12 +208,13 @@ function template.new(source, tokenizer, name)
   name = name or "chat_template"
   local compiled, message, code = jinja.compile(source, { name = name })
   if not compiled then return nil, message, code end
-  local function render(variables, now)
+  local function render_jinja(variables, now)
     local runs, why, kind = compiled:render(prepare(variables), { now = now })
     if not runs then return nil, why, kind end
     return to_segments(runs, tokenizer)
   end
-  return setmetatable({ name = name, source = source, _tokens = special_tokens(tokenizer), _render = render }, Template)
+  return setmetatable({ name = name, source = source, _tokens = special_tokens(tokenizer), _render = render_jinja },
+    Template)
 end
 
 -- ---- of Lua ----
@@ -215,8 +230,8 @@ local function of_format(format, tokenizer)
   end
   local roles = {}
   for _, role in ipairs(format.roles or DEFAULT_ROLES) do roles[role] = true end
-  local function render(variables)
-    messages_of.check(variables.messages, 3)
+  local function render_lua(variables)
+    messages_of.check(variables.messages, 1)
     local plain, why = messages_of.plain(variables.messages, roles)
     if not plain then
       return nil, ("the %s template does not write %s"):format(format.name, why), core.err.UNSUPPORTED
@@ -224,7 +239,7 @@ local function of_format(format, tokenizer)
     return format.render(plain, { generate = variables.add_generation_prompt or false,
       bos_token = variables.bos_token, eos_token = variables.eos_token, variables = variables })
   end
-  return setmetatable({ name = format.name, _tokens = special_tokens(tokenizer), _render = render }, Template)
+  return setmetatable({ name = format.name, _tokens = special_tokens(tokenizer), _render = render_lua }, Template)
 end
 
 -- ---- finding one ----
