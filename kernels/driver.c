@@ -181,7 +181,7 @@ int kg_gpu_timing_add(kg_executable *exe, int64_t n_passes, kg_error *err)
 
 /* ---- rates ---- */
 
-enum { RUNS = 9, COPIES = 4, ROUNDS = 8192 };
+enum { RUNS = 9, COPIES = 4, ROUNDS = 4096 };
 
 static int by_size(const void *a, const void *b)
 {
@@ -218,34 +218,55 @@ static int measure_copy(const kg_stream *s, const kg_gpu_timer *t, double *rate,
   return code;
 }
 
-static int measure_tensor(kg_stream *s, const kg_gpu_timer *t, double *rate, kg_error *err)
+/* The rate of one of the loops of rates.h. */
+typedef int (*tensor_loop)(kg_stream *s, int n_processors, int n_rounds, float *sink, double *flops, kg_error *err);
+
+static int measure_loop(kg_stream *s, const kg_gpu_timer *t, tensor_loop loop, float *sink, double *rate, kg_error *err)
 {
   int n_processors = 0;
-  void *sink = NULL;
   double seconds[RUNS] = {0}, flops = 0;
   int code = kg_cuda_check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, s->device),
                            "asking the device", err);
-  if (!code) code = kg_cuda_alloc(sizeof(float), "measuring", &sink, err);
   for (int run = -1; run < RUNS && !code; run++) {
     code = kg_gpu_timer_start(t, s, err);
-    if (!code) code = kg_cuda_tensor_loop(s, n_processors, ROUNDS, sink, &flops, err);
+    if (!code) code = loop(s, n_processors, ROUNDS, sink, &flops, err);
     if (!code) code = kg_gpu_timer_stop(t, s, err);
     if (!code) code = kg_gpu_timer_read(t, &seconds[run < 0 ? 0 : run], err);
   }
   if (!code) *rate = flops / kg_gpu_median(seconds, RUNS);
-  (void)cudaFree(sink);
   return code;
+}
+
+/* The better one of the instructions that this build has for this device. */
+static int measure_tensor(kg_stream *s, const kg_gpu_timer *t, kg_device_rates *out, kg_error *err)
+{
+  void *sink = NULL;
+  float seen[2] = {0};
+  double of_groups = 0;
+  int code = kg_cuda_alloc(sizeof seen, "measuring", &sink, err);
+  if (!code) code = kg_cuda_check(cudaMemsetAsync(sink, 0, sizeof seen, s->handle), "measuring", err);
+  if (!code) code = measure_loop(s, t, kg_cuda_tensor_loop, sink, &out->tensor_flops, err);
+  if (!code) code = measure_loop(s, t, kg_cuda_warp_group_loop, sink, &of_groups, err);
+  if (!code)
+    code = kg_cuda_check(cudaMemcpyAsync(seen, sink, sizeof seen, cudaMemcpyDeviceToHost, s->handle), "measuring", err);
+  if (!code) code = kg_stream_wait(s, "measuring", err);
+  (void)cudaFree(sink);
+  snprintf(out->tensor_note, sizeof out->tensor_note, "%s", KG_TENSOR_LOOP);
+  if (code || seen[1] != 1 || of_groups < out->tensor_flops) return code;
+  out->tensor_flops = of_groups;
+  snprintf(out->tensor_note, sizeof out->tensor_note, "%s", KG_WARP_GROUP_LOOP);
+  return KG_OK;
 }
 
 int kg_gpu_device_rates(const kg_executable *exe, kg_device_rates *out, kg_error *err)
 {
   kg_gpu_timer timer;
-  *out = (kg_device_rates){.tensor_note = KG_TENSOR_LOOP};
+  *out = (kg_device_rates){0};
   int code = kg_stream_use(exe->stream, err);
   if (!code) code = kg_gpu_timer_init(&timer, err);
   if (code) return code;
   code = measure_copy(exe->stream, &timer, &out->copy_bytes_per_s, err);
-  if (!code) code = measure_tensor(exe->stream, &timer, &out->tensor_flops, err);
+  if (!code) code = measure_tensor(exe->stream, &timer, out, err);
   const int waited = kg_stream_wait(exe->stream, "measuring", code ? NULL : err);
   kg_gpu_timer_deinit(&timer);
   return code ? code : waited;

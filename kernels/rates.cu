@@ -38,6 +38,69 @@ int kg_cuda_tensor_loop(kg_stream *s, int n_processors, int n_rounds, float *sin
   return kg_cuda_launched("tensor_loop", err);
 }
 
+/* ---- Hopper's instruction for warp groups ----
+ * B must stand in shared memory: 8 KB for 64 cycles of work are all that it gives, so A is in registers. */
+
+enum { GROUP_STEPS = 8, GROUP_BLOCKS = 3, FLOPS_PER_WGMMA = 2 * 64 * 256 * 16 };
+
+#define FOUR(m, i) m((i)), m((i) + 1), m((i) + 2), m((i) + 3)
+#define SIXTEEN(m, i) FOUR(m, i), FOUR(m, (i) + 4), FOUR(m, (i) + 8), FOUR(m, (i) + 12)
+#define ALL(m) SIXTEEN(m, 0), SIXTEEN(m, 16), SIXTEEN(m, 32), SIXTEEN(m, 48), SIXTEEN(m, 64), SIXTEEN(m, 80), \
+               SIXTEEN(m, 96), SIXTEEN(m, 112)
+#define SUM(i) "+f"(sum[i])
+
+static __global__ void __launch_bounds__(128) warp_group_loop(int n_rounds, float *sink)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  __shared__ __align__(128) uint32_t shared[256 * 16 / 2];
+  uint32_t a[4];
+  float sum[128] = {};
+  const uint32_t seed = (threadIdx.x + blockIdx.x * blockDim.x) * 2654435761u;
+  for (int i = 0; i < 4; i++) a[i] = 0x38003800 | ((seed >> i) & 0x83ff83ff);
+  for (int i = threadIdx.x; i < 256 * 16 / 2; i += 128) shared[i] = 0x38003800 | ((seed * (i + 1)) & 0x83ff83ff);
+  asm volatile("fence.proxy.async;" ::: "memory");
+  __syncthreads();
+  /* No swizzle: 8 rows of 16 bytes stand together, the next in k 128 bytes on, the next in n 256 bytes on. */
+  const uint64_t b = (uint64_t)(__cvta_generic_to_shared(shared) >> 4 & 0x3fff) | (uint64_t)(128 >> 4) << 16 |
+                     (uint64_t)(256 >> 4) << 32;
+#pragma unroll 1
+  for (int round = 0; round < n_rounds; round++) {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+    for (int i = 0; i < GROUP_STEPS; i++)
+      asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
+                   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+                   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+                   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+                   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+                   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+                   "}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
+                   : ALL(SUM)
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile("wgmma.commit_group.sync.aligned;\n\twgmma.wait_group.sync.aligned 0;" ::: "memory");
+    for (int i = 0; i < 4; i++) a[i] ^= 0x80008000;
+  }
+  float total = 0;
+  for (int i = 0; i < 128; i++) total += sum[i];
+  if (total == 1.2345f) sink[0] = total;
+  if (!threadIdx.x && !blockIdx.x) sink[1] = 1; /* it was more than an empty kernel of a build for something else */
+#endif
+}
+
+int kg_cuda_warp_group_loop(kg_stream *s, int n_processors, int n_rounds, float *sink, double *flops, kg_error *err)
+{
+  const int n_blocks = n_processors * GROUP_BLOCKS;
+  if (n_blocks < 1 || n_rounds < 1) return kg_fail(err, KG_ERR_ARGUMENT, "a loop of %d rounds", n_rounds);
+  *flops = (double)n_blocks * n_rounds * GROUP_STEPS * FLOPS_PER_WGMMA;
+  warp_group_loop<<<n_blocks, 128, 0, s->handle>>>(n_rounds, sink);
+  return kg_cuda_launched("warp_group_loop", err);
+}
+
+/* ---- caches ---- */
+
 static __global__ void __launch_bounds__(1024) read_all(const uint4 *memory, size_t n, float *sink)
 {
   uint32_t seen = 0;

@@ -15,6 +15,10 @@ extern "C" {
  * to. `sink`: a float of device memory. */
 int kg_cuda_tensor_loop(kg_stream *s, int n_processors, int n_rounds, float *sink, double *flops, kg_error *err);
 
+/* The same with Hopper's instruction. Where the build has no code for it, sink[1] is not set to 1. */
+#define KG_WARP_GROUP_LOOP "wgmma m64n256k16, f16 to f32, A in registers"
+int kg_cuda_warp_group_loop(kg_stream *s, int n_processors, int n_rounds, float *sink, double *flops, kg_error *err);
+
 /* Enqueue reading n_bytes of device memory (a multiple of 16): what caches held before is gone afterwards. */
 int kg_cuda_read_all(kg_stream *s, int n_processors, const void *memory, size_t n_bytes, float *sink, kg_error *err);
 
