@@ -1,5 +1,6 @@
 -- grid.lua - prefill and decode of several sequences together, at several lengths of context, beside the floor of the
 -- device: the time in which it could at best move the bytes, or multiply the numbers, that the work needs.
+local core = require "kigo.core"
 local figures = require "kigo.bench.figures"
 local traffic = require "kigo.traffic"
 
@@ -11,13 +12,14 @@ local grid = {}
 ---@field prefill_s number?             of all of them together
 ---@field prefill_tokens_per_s number?
 ---@field prefill_share number?         of the floor; where the device's rates are known
----@field step_s number?                one token each, logits left where they are
----@field decode_tokens_per_s number?   of all sequences together, each with the id that its logits give
----@field draw_s number?                what drawing them adds to a step
----@field decode_share number?          of the floor, of the step alone
+---@field step_s number?                one given token each, logits left where they are
+---@field draw_s number?                what drawing the best ids, each step's from the one before, adds to that
+---@field decode_tokens_per_s number?   drawn and computed, of all sequences together, AHEAD of them in one round trip
+---@field decode_share number?          of the floor
 ---@field logits_hash string?           of the first sequence; the same in every batch
 ---@field note string?                  why there is nothing
 
+local AHEAD = 16 -- as in kigo.GenerateOptions
 local ENOUGH_S = 1 -- after so many seconds nothing is repeated once more
 
 grid.FIRST_PROMPT = 32 -- tokens, of the time to the first token
@@ -66,40 +68,47 @@ local function measure_prefill(model, batch, context, repeats)
 end
 
 local function push_all(seqs, ids)
-  for i, seq in ipairs(seqs) do figures.try(seq:push(type(ids) == "table" and ids[i] or ids)) end
+  for i, seq in ipairs(seqs) do figures.try(seq:push(ids[i])) end
 end
 
-local function best_ids(seqs)
+local function same_for_all(seqs, id)
   local ids = {}
-  for i, seq in ipairs(seqs) do ids[i] = seq.logits:argmax() end
+  for i = 1, #seqs do ids[i] = id end
   return ids
 end
 
-local function rewind_all(seqs, pos)
-  for _, seq in ipairs(seqs) do figures.try(seq:rewind(pos)) end
+---Back to the context, with one token more that is computed.
+local function restart(model, seqs, context)
+  for _, seq in ipairs(seqs) do figures.try(seq:rewind(context)) end
+  push_all(seqs, same_for_all(seqs, 0))
+  step(model, seqs)
 end
 
----Median seconds of a step that leaves the logits where they are, and of one whose ids are drawn from them.
-local function measure_decode(model, seqs, context, tokens)
-  local steps, draws = {}, {}
-  local ids = figures.some_ids(tokens, model.vocab_size, 0)
-  local last -- of the first sequence, whatever else is in the batch
+---Draw the best ids, so many in a round trip where the device can.
+local function draw(model, seqs, tokens, ahead)
+  local greedy <close> = core.chain { { kind = "greedy" } }
   for i = 1, tokens do
-    push_all(seqs, ids[i])
-    steps[i] = figures.timed(step, model, seqs)
-    if i == tokens then last = seqs[1].logits:bytes() end
+    push_all(seqs, figures.try(model:draw(seqs, greedy, math.min(ahead, tokens - i + 1))))
   end
-  rewind_all(seqs, context)
-  push_all(seqs, ids[1])
-  step(model, seqs)
-  for i = 1, tokens do
-    draws[i] = figures.timed(function()
-      push_all(seqs, best_ids(seqs))
-      step(model, seqs)
-    end)
+end
+
+---Median seconds of a step with given ids, and a hash of what the first sequence ends with.
+local function measure_steps(model, seqs, context, tokens)
+  local seconds = {}
+  restart(model, seqs, context)
+  for i, id in ipairs(figures.some_ids(tokens, model.vocab_size, 0)) do
+    push_all(seqs, same_for_all(seqs, id))
+    seconds[i] = figures.timed(step, model, seqs)
   end
-  rewind_all(seqs, context)
-  return figures.median(steps), figures.median(draws), figures.hash(last)
+  return figures.median(seconds), figures.hash(seqs[1].logits:bytes())
+end
+
+---Seconds of a token that is drawn and computed, `ahead` of them in a round trip.
+local function measure_draws(model, seqs, context, options, ahead)
+  return repeated(options.repeats, function()
+    restart(model, seqs, context)
+    return figures.timed(draw, model, seqs, options.tokens, ahead)
+  end) / options.tokens
 end
 
 -- ---- floors ----
@@ -143,13 +152,13 @@ local function measure_row(model, rates, options, batch, context)
   local prefill_s, seqs = measure_prefill(model, batch, context, options.repeats)
   local opened <close> = seqs
   row.prefill_s, row.prefill_tokens_per_s = prefill_s, batch * context / prefill_s
-  local drawn_s
-  row.step_s, drawn_s, row.logits_hash = measure_decode(model, opened, context, options.tokens)
-  row.draw_s = drawn_s - row.step_s
-  row.decode_tokens_per_s = batch / drawn_s
+  row.step_s, row.logits_hash = measure_steps(model, opened, context, options.tokens)
+  row.draw_s = measure_draws(model, opened, context, options, 1) - row.step_s
+  local token_s = measure_draws(model, opened, context, options, AHEAD)
+  row.decode_tokens_per_s = batch / token_s
   if rates then
     row.prefill_share = prefill_floor(model, rates, batch, context) / prefill_s
-    row.decode_share = decode_floor(model, rates, batch, context + options.tokens / 2) / row.step_s
+    row.decode_share = decode_floor(model, rates, batch, context + options.tokens / 2) / token_s
   end
   return row
 end
@@ -158,10 +167,7 @@ end
 local function measure_first_token(model, repeats)
   return repeated(math.max(repeats, 15), function()
     local seqs <close> = open(model, 1, grid.FIRST_PROMPT)
-    return figures.timed(function()
-      step(model, seqs)
-      best_ids(seqs)
-    end)
+    return figures.timed(draw, model, seqs, 1, 1)
   end)
 end
 
@@ -175,12 +181,9 @@ end
 function grid.measure(model, rates, options)
   local rows = {}
   for _, batch in ipairs(options.batches) do
-    local seqs <close> = open(model, batch, math.min(grid.FIRST_PROMPT, model.context - options.tokens - 2))
-    step(model, seqs)
-    for _ = 1, 3 do
-      push_all(seqs, best_ids(seqs))
-      step(model, seqs)
-    end
+    local seqs <close> = open(model, batch, math.max(1, math.min(grid.FIRST_PROMPT, model.context - AHEAD - 6)))
+    draw(model, seqs, AHEAD + 2, AHEAD)
+    draw(model, seqs, 3, 1)
   end
   local first_token_s = model.context >= grid.FIRST_PROMPT and measure_first_token(model, options.repeats) or nil
   for _, context in ipairs(options.contexts) do
@@ -197,7 +200,7 @@ function grid.stages(model, rows, options)
     if not too_large(model, batch, context, options.tokens) then
       local seqs <close> = open(model, batch, context)
       step(model, seqs)
-      push_all(seqs, 0)
+      push_all(seqs, same_for_all(seqs, 0))
       local stages = figures.try(model:profile(seqs))
       for _, row in ipairs(rows) do
         if row.batch == batch and row.context == context and row.draw_s then
@@ -218,14 +221,14 @@ end
 local function share(value) return value and ("%5.1f %%"):format(100 * value) or "" end
 
 local function describe_rows(rows, add)
-  add("%7s %5s %12s %12s %8s %10s %12s %12s %8s  %s", "context", "batch", "prefill ms", "tokens/s", "of floor",
-    "step ms", "tokens/s", "with argmax", "of floor", "logits")
+  add("%7s %5s %12s %12s %8s %10s %10s %12s %8s  %s", "context", "batch", "prefill ms", "tokens/s", "of floor",
+    "step ms", "draw ms", "tokens/s", "of floor", "logits")
   for _, row in ipairs(rows) do
     if row.note then
       add("%7d %5d  %s", row.context, row.batch, row.note)
     else
-      add("%7d %5d %12.2f %12.0f %8s %10.3f %12.0f %12.0f %8s  %s", row.context, row.batch, row.prefill_s * 1e3,
-        row.prefill_tokens_per_s, share(row.prefill_share), row.step_s * 1e3, row.batch / row.step_s,
+      add("%7d %5d %12.2f %12.0f %8s %10.3f %10.3f %12.0f %8s  %s", row.context, row.batch, row.prefill_s * 1e3,
+        row.prefill_tokens_per_s, share(row.prefill_share), row.step_s * 1e3, row.draw_s * 1e3,
         row.decode_tokens_per_s, share(row.decode_share), row.logits_hash)
     end
   end
