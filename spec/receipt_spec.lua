@@ -396,6 +396,7 @@ describe("kigo.receipt", function()
       status, output = run("verify " .. path)
       assert.equal(1, status)
       assert.truthy(output:find("Receipt FAILED: step 2: the sampler draws " .. sampled, 1, true), output)
+      assert.is_nil(output:find("each is what the sampler draws", 1, true), output)
       os.remove(path)
     end)
 

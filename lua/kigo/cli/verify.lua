@@ -27,7 +27,7 @@ local function write_summary(model, receipt, report)
     io.write(report.bitwise and "logits  the same bits\n"
       or ("logits  differ by at most %.3g, %.3g in the root mean square; %g is allowed\n"):format(report.max_difference,
         report.rms_difference, report.tolerance))
-    io.write("ids     ", DRAWS[report.draws], "\n")
+    if not report.step then io.write("ids     ", DRAWS[report.draws], "\n") end -- else the verdict says more
   end
   for i, problem in ipairs(report.problems) do
     if i > 1 then io.write("also    ", problem, "\n") end
