@@ -23,9 +23,10 @@ static int open_none(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_error *err
 static void close_none(void *state) { (void)state; }
 
 static const kg_tokenizer_kind none_kind = {.model = "none", .open = open_none, .close = close_none};
+static const kg_tokenizer_kind no_vocab_kind = {.model = "no_vocab", .open = open_none, .close = close_none};
 
 static const kg_tokenizer_kind *const kinds[] = {&kg_bpe_kind, &kg_spm_kind, &kg_gemma4_kind, &kg_wordpiece_kind,
-                                                 &kg_unigram_kind, &kg_rwkv_kind, &none_kind};
+                                                 &kg_unigram_kind, &kg_rwkv_kind, &none_kind, &no_vocab_kind};
 
 /* ---- growing arrays ---- */
 

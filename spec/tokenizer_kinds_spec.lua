@@ -337,6 +337,13 @@ describe("kigo.tokenizer kinds", function()
       return table.move(more, 1, #more, 3, entries)
     end
 
+    it("has two names", function()
+      local tokenizer <close> = make(vocabulary.with(none { { "llama.vocab_size", "u32", 2 } }, T .. "model", "string",
+        "no_vocab"))
+      assert.equal(2, tokenizer.size)
+      assert.is_nil(tokenizer:encode "a")
+    end)
+
     it("is ids only", function()
       local tokenizer <close> = make(none { { "llama.vocab_size", "u32", 50 }, { T .. "eos_token_id", "u32", 7 } })
       assert.equal(50, tokenizer.size)

@@ -172,8 +172,8 @@ function core.make_model(path, options) end
 ---@class kigo.Tokenizer
 ---@field size integer
 ---@field model string        kind: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE), "gemma4" (the same with a list
----of merges), "bert" (WordPiece), "t5" (unigram), "rwkv", or "none": a model without a vocabulary, whose ids have no
----text
+---of merges), "bert" (WordPiece), "t5" (unigram), "rwkv", or "none" ("no_vocab"): a model without a vocabulary, whose
+---ids have no text
 ---@field pre string?         pre-tokenizer
 ---@field bos integer?        begins a text
 ---@field eos integer?        ends a text
