@@ -308,28 +308,31 @@ static int splitting_gc(lua_State *L)
   return 0;
 }
 
-/* core.split(pre, text, {by_regex = false}) -> where the words end */
+/* core.split(pre, text, {by_regex = false, count = false}) -> where the words end, or how many there are */
 static int split(lua_State *L)
 {
-  static const char *const fields[] = {"by_regex", NULL};
+  static const char *const fields[] = {"by_regex", "count", NULL};
   size_t name_size, size;
   const char *name = luaL_checklstring(L, 1, &name_size), *text = luaL_checklstring(L, 2, &size);
   kg_check_fields(L, 3, fields);
-  const bool by_regex = kg_opt_bool_field(L, 3, "by_regex", false);
+  const bool by_regex = kg_opt_bool_field(L, 3, "by_regex", false), count = kg_opt_bool_field(L, 3, "count", false);
   const kg_pretokenizer *pre = kg_pretokenizer_find(name, name_size);
   if (!pre) return luaL_argerror(L, 1, "no name of a pre-tokenizer");
   splitting *s = push_array(L, CLASS_SPLITTING, sizeof *s);
   kg_error err = {0};
   int rc = kg_splitter_init(&s->splitter, pre, by_regex, &err);
   if (!rc) rc = kg_split_begin(&s->split, &s->splitter, text, size, &err);
-  lua_newtable(L);
+  if (!count) lua_newtable(L);
   lua_Integer n = 0;
-  for (size_t pos = 0; pos < size && !rc;) {
+  for (size_t pos = 0; pos < size && !rc; n++) {
     rc = kg_split_move(&s->split, &pos, &err);
+    if (count) continue;
     lua_pushinteger(L, (lua_Integer)pos);
-    lua_rawseti(L, -2, ++n);
+    lua_rawseti(L, -2, n + 1);
   }
-  return rc ? kg_push_error(L, &err) : 1;
+  if (rc) return kg_push_error(L, &err);
+  if (count) lua_pushinteger(L, n);
+  return 1;
 }
 
 static void define_array(lua_State *L, const char *name, lua_CFunction gc)

@@ -343,7 +343,7 @@ static int look_ahead(const bpe *b, kg_split *split, const word_cache *cache, si
                       size_t *n_words, kg_error *err)
 {
   size_t n = 0;
-  for (size_t end; n < WORDS_AHEAD && pos < size; pos = end, n++) {
+  for (size_t end = pos; n < WORDS_AHEAD && pos < size; pos = end, n++) {
     const int rc = kg_split_move(split, &end, err);
     if (rc) return rc;
     ahead *word = &words[n];

@@ -214,8 +214,9 @@ function core.pretokenizers() end
 ---Cut a text into the words that byte-level BPE merges one by one.
 ---@param pre string        a pre-tokenizer's name
 ---@param text string
----@param options? { by_regex: boolean? }   by_regex: PCRE2 also where there is a way by hand; default false
----@return integer[]? ends  after how many bytes each word ends
+---@param options? { by_regex: boolean?, count: boolean? }   by_regex: PCRE2 also where there is a way by hand; count:
+---only count the words; both default to false
+---@return integer[]|integer? ends  after how many bytes each word ends; or their number
 ---@return string? message
 ---@return integer? code
 function core.split(pre, text, options) end
