@@ -395,6 +395,19 @@ describe("kigo.generate", function()
       assert.has_error(function() poet:parser { format = "hermess" } end)
     end)
 
+    it("takes the file's template for tools where it has one", function()
+      local find = require("kigo.conversation").template
+      local function model_with(key)
+        return { gguf = { get = function(_, asked) return asked == key and "x" or nil end },
+          template = function(_, name) return name or "the first" end }
+      end
+      local with = model_with "tokenizer.chat_template.tool_use"
+      assert.equal("tool_use", find(with, { tools = {} }))
+      assert.equal("the first", find(with, {}))
+      assert.equal("rag", find(with, { tools = {}, template = "rag" }))
+      assert.equal("the first", find(model_with "other", { tools = {} }))
+    end)
+
     it("hands a parser's error on, and the conversation stays as it was", function()
       local chat <close> = assert(poet:conversation { sample = saying("one", "two") })
       local ok = pcall(chat.say, chat, "hi", { on_delta = function() error "mine" end })

@@ -16,8 +16,8 @@ end
 ---The variables of the template.
 local function read_context(path)
   local context, message = json.decode(read_file(path))
-  if not context then common.fail(path .. ": " .. message) end
-  if type(context) ~= "table" or #context > 0 then common.fail(path .. ": an object of variables expected") end
+  if context == nil then common.fail(path .. ": " .. message) end
+  if not json.is_object(context) then common.fail(path .. ": an object of variables expected") end
   return context
 end
 

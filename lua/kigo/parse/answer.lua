@@ -127,10 +127,6 @@ function Answer:identify(id)
   call.id = call.id or id
 end
 
----How many calls has this block?
----@return integer
-function Answer:size() return #self._calls - self._block.first + 1 end
-
 ---The block fits the format.
 ---@param decode fun(text: string): table
 function Answer:keep(decode)

@@ -40,56 +40,69 @@ function calls.arguments_of(reader, answer)
   return calls.arguments(reader, function(text) answer:arguments(text) end)
 end
 
+---A call while its object is read; it begins as soon as its name is known and its arguments come.
+---@class kigo.parse.Call
+---@field early string?      arguments that came before the name
+---@field complete boolean?  the arguments were read
+local Call = {}
+Call.__index = Call
+
+function Call:read_name()
+  if self.name then return nil end
+  self.name = json.string(self.reader)
+  if not self.name or self.name == "" or not self.accepts(self.name) then return nil end
+  if self.early then
+    self.answer:call(self.name, self.id)
+    self.answer:arguments(self.early)
+  end
+  return true
+end
+
+function Call:read_arguments()
+  if self.complete then return nil end
+  self.complete = true
+  if self.name then
+    self.answer:call(self.name, self.id)
+    return calls.arguments_of(self.reader, self.answer)
+  end
+  local parts = {}
+  if not calls.arguments(self.reader, function(text) parts[#parts + 1] = text end) then return nil end
+  self.early = table.concat(parts)
+  return true
+end
+
+function Call:read_id()
+  if self.reader:peek() ~= '"' then return json.value(self.reader, drop) end
+  self.id = json.string(self.reader)
+  return self.id and true
+end
+
+function Call:read_field(key)
+  if NAME[key] then return self:read_name() end
+  if ARGUMENTS[key] then return self:read_arguments() end
+  if ID[key] then return self:read_id() end
+  return (not self.is_bare or key == "type") and json.value(self.reader, drop)
+end
+
+local function any() return true end
+
 ---One object.
 ---@param reader kigo.parse.Reader
 ---@param answer kigo.parse.Answer
----@param accepts? fun(name: string): boolean   where nothing but the object's form says that it is a call: it needs
----arguments, and no keys beside those of calls
+---@param accepts? fun(name: string): boolean   given where nothing but its form says that an object is a call: it needs
+---such a name and arguments, and has no keys beside those of calls
 ---@return true?   nil: it is no call
 function calls.object(reader, answer, accepts)
   if not reader:literal "{" then return nil end
-  local name, id, early, complete
-  local function begin() answer:call(name, id) end
-  local read = {}
-  function read.name()
-    if name then return nil end
-    name = json.string(reader)
-    if not name or name == "" or (accepts and not accepts(name)) then return nil end
-    if early then
-      begin()
-      answer:arguments(early)
-    end
-    return true
-  end
-  function read.arguments()
-    if complete then return nil end
-    complete = true
-    if name then
-      begin()
-      return calls.arguments_of(reader, answer)
-    end
-    local parts = {}
-    if not calls.arguments(reader, function(text) parts[#parts + 1] = text end) then return nil end
-    early = table.concat(parts)
-    return true
-  end
-  local function read_id()
-    if reader:peek() ~= '"' then return json.value(reader, drop) end
-    id = json.string(reader)
-    return id and true
-  end
-  local done = json.object(reader, function(key)
-    if NAME[key] then return read.name() end
-    if ARGUMENTS[key] then return read.arguments() end
-    if ID[key] then return read_id() end
-    return (not accepts or key == "type") and json.value(reader, drop)
-  end)
-  if not (done and name) or (accepts and not complete) then return nil end
-  if not complete then
-    begin()
+  local call = setmetatable({ reader = reader, answer = answer, accepts = accepts or any, is_bare = accepts ~= nil },
+    Call)
+  local done = json.object(reader, function(key) return call:read_field(key) end)
+  if not done or not call.name or (call.is_bare and not call.complete) then return nil end
+  if not call.complete then
+    answer:call(call.name, call.id)
     answer:arguments "{}"
   end
-  answer:identify(id)
+  answer:identify(call.id)
   return true
 end
 

@@ -6,13 +6,13 @@ local MAX_NAME = 256
 ---V3 and R1: function<sep>NAME, and the arguments as a fenced block. V3.1: NAME<sep> and the arguments.
 local function read_deepseek_call(reader, answer)
   local head = reader:name({ "<｜tool▁sep｜>" }, MAX_NAME)
-  if not head then return nil end
+  if not head or head == "" then return nil end
   if head ~= "function" then
     answer:call(head)
     return calls.arguments_of(reader, answer)
   end
   local name = reader:name({ "\n" }, MAX_NAME)
-  if not name or not reader:literal "```json" then return nil end
+  if not name or name == "" or not reader:literal "```json" then return nil end
   answer:call(name)
   if not calls.arguments_of(reader, answer) then return nil end
   reader:space()

@@ -6,7 +6,8 @@
 --   local answer = parser:result()                   -- answer.content, answer.reasoning, answer.tool_calls
 --
 -- Text that fits no format is content, as it was written; nothing a model writes is an error. Where a text is cut into
--- pieces does not matter. Control tokens must be spelled out in it: generate with { control = true }, or decode so.
+-- pieces does not matter. Control tokens must be spelled out in it: tokenizer:decode and kigo.stream do so with
+-- { control = true }; model:chat and seq:generate with a parser take care of it.
 --
 -- A format is a table in a file beside this one:
 --   name
@@ -16,6 +17,7 @@
 --                                             behind its marker; nil: it does not fit
 --   starts                                    a byte that may begin a block at the start of an answer
 --   run(reader, answer, decode)               instead of all that: reads the whole answer
+local check = require "kigo.check"
 local json = require "kigo.json"
 local new_answer = require("kigo.parse.answer").new
 local new_reader = require("kigo.parse.reader").new
@@ -34,7 +36,6 @@ local new_reader = require("kigo.parse.reader").new
 ---@field tools? table[]          the tools of the prompt: formats without JSON learn types from their schemas
 ---@field hold? boolean           calls come when they are complete, and are never withdrawn
 local known_options = { thinking = "boolean", think = "table", tools = "table", hold = "boolean" }
-local check = require "kigo.check"
 
 local parse = { formats = {} }
 

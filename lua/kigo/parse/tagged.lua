@@ -54,7 +54,6 @@ local function tagged(format)
   local function read_call(reader, answer, options)
     local name = reader:name(format.name_end, MAX_NAME)
     if not name or name == "" or name:find "%c" then return nil end
-    if format.head_end and not reader:literal(format.head_end) then return nil end
     answer:call(name)
     return read_arguments(reader, answer, format, options.schemas[name] or {})
   end
