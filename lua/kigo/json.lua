@@ -170,7 +170,7 @@ function Reader:string()
   self:expect '"'
   local parts = {}
   while true do
-    local stop = self.text:find('[%z\1-\x1f"\\]', self.at)
+    local stop = self.text:find('[\0-\x1f"\\]', self.at)
     parts[#parts + 1] = self.text:sub(self.at, (stop or #self.text + 1) - 1)
     self.at = stop or #self.text + 1
     local character = self.text:sub(self.at, self.at)

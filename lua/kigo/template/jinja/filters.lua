@@ -1,4 +1,5 @@
--- Filters by name: those of text here and in filters_text.lua, those of lists in filters_list.lua.
+-- All filters by name: those of any value and of numbers are here, others in filters_text.lua, filters_list.lua and
+-- wordwrap.lua.
 local attributes = require "kigo.template.jinja.attributes"
 local call = require "kigo.template.jinja.call"
 local fault = require "kigo.template.jinja.fault"
@@ -71,10 +72,12 @@ local function parse_integer(text, base)
   if not digits or digits:find "_$" or digits:find("__", 1, true) then return nil end
   digits = digits:gsub("_", "")
   if PREFIXES[base] then digits = digits:gsub(PREFIXES[base], "") end
-  local x = tonumber(digits, base)
-  if not x then return nil end
-  if #digits > 18 and base == 10 and tostring(x) ~= digits:gsub("^0+", "") or #digits > 60 then
-    fault.raise("limit", "an integer has more than 64 bits")
+  local x = 0
+  for digit in digits:gmatch "." do
+    local d = tonumber(digit, base)
+    if not d then return nil end
+    if x > (math.maxinteger - d) // base then fault.raise("limit", "an integer has more than 64 bits") end
+    x = x * base + d
   end
   return sign == "-" and -x or x
 end
@@ -118,7 +121,7 @@ local function round_common(x, precision)
     local text = ("%." .. precision .. "f"):format(x)
     return tonumber(text:find(".", 1, true) and text or text .. ".0")
   end
-  local unit = 10.0 ^ -precision
+  local unit = 10.0 ^ math.min(-precision, 308)
   local scaled = math.abs(x) / unit
   local floor = math.floor(scaled)
   local rest = scaled - floor
@@ -140,6 +143,7 @@ define("round", "precision? method?", function(_, v, precision, method)
   end
   if name == "common" then return round_common(x, precision) end
   local unit = 10.0 ^ precision
+  if unit == 0 then fault.raise("other", "float division by zero") end
   local scaled = x * unit
   if scaled ~= scaled or math.abs(scaled) == math.huge then fault.raise("other", "cannot convert float to integer") end
   return math[name](scaled) / unit

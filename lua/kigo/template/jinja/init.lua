@@ -21,6 +21,8 @@
 -- What differs from Python's Jinja with the environment that Hugging Face's templates are written for:
 --   - integers have 64 bits (more is a "limit"); there are no complex numbers, no bytes, no attributes of numbers;
 --   - nothing is escaped on its own: `safe` and `escape` give plain text, to which more can be added unescaped;
+--   - digits are 0 to 9 for `int` and `float`; roman and CJK numerals and circled letters are of the class that their
+--     general category says;
 --   - `pprint` writes one line; methods, iterators and objects print without an address; `random`, `urlize`, `lipsum`,
 --     other templates and `autoescape` have no meaning here;
 --   - a name that a scope assigns begins with the value it has outside, also for macros that are called before;

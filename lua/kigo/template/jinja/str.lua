@@ -172,12 +172,6 @@ function str.length(s) return utf8.len(s.text) end
 ---@return boolean
 function str.is_ascii(text) return not text:find "[\x80-\xff]" end
 
----Byte position of the i-th character (0-based, at most the length).
----@param text string
----@param i integer
----@return integer
-function str.byte_of(text, i) return utf8.offset(text, i + 1) end
-
 ---Character position (0-based) of a byte position.
 ---@param text string
 ---@param byte integer

@@ -35,7 +35,7 @@ end
 
 local function string_text(self, text)
   self.run:spend_bytes(#text)
-  text = text:gsub('[%z\1-\x1f"\\]', escape)
+  text = text:gsub('[\0-\x1f"\\]', escape)
   if self.ascii then text = text:gsub("[\xc2-\xf4][\x80-\xbf]+", escape_wide) end
   return '"' .. text .. '"'
 end
