@@ -27,13 +27,14 @@ local function unsafe(v, name)
     "security")
 end
 
--- 'dict object' has no attribute 'x'; None has no element 0
+-- 'dict object' has no attribute 'x'; None has no element 0. Most are never read: templates ask whether things exist.
 local function missing(run, v, index)
-  local owner = v == value.none and "None" or value.type_name(v) .. " object"
-  if kind(index) == "str" then
-    return value.undefined(("'%s' has no attribute %s"):format(owner, print.quote(index.text)))
-  end
-  return value.undefined(("%s has no element %s"):format(owner, print.repr(run, index).text))
+  return value.undefined(function()
+    local owner = v == value.none and "None" or value.type_name(v) .. " object"
+    if kind(index) ~= "str" then return ("%s has no element %s"):format(owner, print.repr(run, index).text) end
+    run:spend_bytes(#index.text)
+    return ("'%s' has no attribute %s"):format(owner, print.quote(index.text))
+  end)
 end
 
 ---The function behind `v.name(...)`, or nil.

@@ -90,7 +90,7 @@ local function reversed(items, n)
   return value.iterator(function()
     n = n - 1
     return items[n + 1]
-  end, "list_reverseiterator")
+  end)
 end
 
 define("reverse", "", function(run, v)

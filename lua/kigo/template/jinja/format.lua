@@ -141,8 +141,8 @@ end
 local function printf_character(v)
   if kind(v) == "str" and str.length(v) == 1 then return v end
   local x = value.number(v)
-  if math.type(x) ~= "integer" then fault.raise("type", "%%c requires int or char") end
-  if x < 0 or x > 0x10FFFF or x >= 0xD800 and x < 0xE000 then fault.raise("other", "%%c arg not in range") end
+  if math.type(x) ~= "integer" then fault.raise("type", "%c requires int or char") end
+  if x < 0 or x > 0x10FFFF or x >= 0xD800 and x < 0xE000 then fault.raise("other", "%c arg not in range") end
   return str.foreign(utf8.char(x))
 end
 

@@ -206,5 +206,3 @@ end)
 methods.str.format_map = call.native("format_map", "mapping", function(run, s, mapping)
   return format_braces(run, s, value.tuple({}, 0), mapping)
 end)
-
-return format_value

@@ -4,7 +4,7 @@
 --   str     see str.lua            none         value.none
 --   list    { kind, n, [1..n] }    tuple        the same
 --   dict    { kind, n, keys, values, index }: keys and values in order, and positions by value.key(key)
---   and with their own files: undefined, namespace, function, macro, loop, range, view, iterator
+--   and undefined, range, view (of a dictionary), iterator, namespace, function, method, macro, loop, cycler, joiner
 --
 -- Every table has its kind in `kind`; templates reach none of these fields, only what operators, methods and attributes
 -- of the kind offer. No value is nil.
@@ -58,7 +58,7 @@ function value.tuple(items, n)
 end
 
 ---What a name or attribute stands for that does not exist.
----@param message string
+---@param message string|fun(): string   for whoever uses it
 ---@param fault_kind? "security"
 ---@return table
 function value.undefined(message, fault_kind) return { kind = "undefined", message = message, fault = fault_kind } end
@@ -66,7 +66,8 @@ function value.undefined(message, fault_kind) return { kind = "undefined", messa
 ---Fail because of what is not defined.
 ---@param undefined table
 function value.fail_undefined(undefined)
-  fault.raise(undefined.fault or "undefined", undefined.message)
+  local message = undefined.message
+  fault.raise(undefined.fault or "undefined", type(message) == "function" and message() or message)
 end
 
 -- ---- numbers ----
@@ -297,11 +298,8 @@ end
 
 ---An iterator: it gives each item once.
 ---@param next_item fun(): kigo.jinja.Value?
----@param python_name? string
 ---@return table
-function value.iterator(next_item, python_name)
-  return { kind = "iterator", next = next_item, name = python_name or "generator" }
-end
+function value.iterator(next_item) return { kind = "iterator", next = next_item } end
 
 local function each_item(items)
   local i = 0
@@ -312,6 +310,7 @@ local function each_item(items)
   end
 end
 
+-- The i-th item of a view.
 local function view_item(view, i)
   local dict = view.dict
   if view.what == "items" then return value.tuple({ dict.keys[i], dict.values[i] }, 2) end
