@@ -127,7 +127,7 @@ int kg_model_check_weights(kg_model *model, kg_weights_check *out, kg_error *err
   c.values = kg_alloc(n_bytes);
   if (!c.piece || !c.values) status = kg_fail_memory(err, n_bytes, "comparing weights");
   if (!status) status = kg_gguf_check_unchanged(kg_plan_gguf(plan), err);
-  for (int32_t i = 0; i < out->n_weights && !status; i++) status = compare_weight(&c, i);
+  for (int32_t i = 0; i < out->n_weights && out->differs == KG_NONE && !status; i++) status = compare_weight(&c, i);
   kg_free(c.piece);
   kg_free(c.values);
   return status;

@@ -18,8 +18,8 @@ typedef struct kg_weights_check {
   int32_t differs;     /* the first weight that is not the file's, or KG_NONE */
 } kg_weights_check;
 
-/* Bring every weight back from the device and compare it with the file, byte by byte; checksums go over the same
- * bytes. Takes about a second for 0.5 GB. */
+/* Bring every weight back from the device and compare it with the file, byte by byte, up to the first that differs;
+ * checksums go over the same bytes. Takes about three seconds for 1 GB. */
 int kg_model_check_weights(kg_model *model, kg_weights_check *out, kg_error *err);
 
 /* Turn bits of one byte of a weight as the device holds it, for tests. */

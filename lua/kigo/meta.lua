@@ -679,7 +679,8 @@ function Model:set_timing(on) end
 ---@field file_sum string       of the same bytes of the file
 ---@field differs string?       the first tensor that is not the file's
 
----Bring every weight back from the device, undo its packing and compare it with the file, byte by byte.
+---Bring every weight back from the device, undo its packing and compare it with the file, byte by byte, up to the first
+---that differs.
 ---@return kigo.WeightsCheck?
 ---@return string? message
 ---@return integer? code
