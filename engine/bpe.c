@@ -156,9 +156,9 @@ enum { SHORT_WORD = 48 }; /* up to so many bytes looking at all pairs is faster 
 /* The symbols of a short word, and behind each what it and the next one merge to. */
 typedef struct parts {
   size_t n;
-  int32_t ids[SHORT_WORD];     /* below 0: ~byte of a byte without a token */
-  int32_t merged[SHORT_WORD];  /* [i]: of i and i + 1 */
-  uint32_t ranks[SHORT_WORD];  /* UINT32_MAX: they do not merge */
+  int32_t ids[SHORT_WORD];    /* below 0: ~byte of a byte without a token */
+  int32_t merged[SHORT_WORD]; /* [i]: of i and i + 1 */
+  uint32_t ranks[SHORT_WORD]; /* UINT32_MAX: they do not merge */
 } parts;
 
 static void set_pair(parts *p, size_t i, const kg_merge_rule *slot)
@@ -170,7 +170,7 @@ static void set_pair(parts *p, size_t i, const kg_merge_rule *slot)
 static void look_up_pair(const bpe *b, parts *p, size_t i)
 {
   const bool is_pair = i + 1 < p->n && p->ids[i] >= 0 && p->ids[i + 1] >= 0; /* bounded: i < n */
-  set_pair(p, i, is_pair ? kg_merges_find(&b->merges, p->ids[i], p->ids[i + 1]) : NULL);  /* bounded: i < n */
+  set_pair(p, i, is_pair ? kg_merges_find(&b->merges, p->ids[i], p->ids[i + 1]) : NULL); /* bounded: i < n */
 }
 
 static void merge_short(const bpe *b, parts *p, const char *word, size_t size)
@@ -244,18 +244,19 @@ typedef struct word_cache {
 
 enum { CACHED_WORD = 64, CACHE_SLOTS_MAX = 65536, CACHE_SLOT_BYTES = 64 /* a slot for so many bytes of text */ };
 
-static uint64_t load(const char *bytes, size_t n)
-{
-  uint64_t word = 0;
-  if (n == 8) memcpy(&word, bytes, 8);
-  if (n == 4) memcpy(&word, bytes, 4);
-  return word;
-}
-
 static word_key key_of(const char *word, size_t size)
 {
-  if (size >= 8) return (word_key){load(word, 8), load(word + size - 8, 8)};
-  if (size >= 4) return (word_key){load(word, 4), load(word + size - 4, 4)};
+  word_key key = {0};
+  if (size >= 8) { /* head and tail may overlap */
+    memcpy(&key.head, word, 8);
+    memcpy(&key.tail, word + size - 8, 8);
+    return key;
+  }
+  if (size >= 4) {
+    memcpy(&key.head, word, 4);
+    memcpy(&key.tail, word + size - 4, 4);
+    return key;
+  }
   const unsigned char *bytes = (const unsigned char *)word;
   return (word_key){bytes[0], (uint64_t)bytes[size / 2] << 8 | bytes[size - 1]}; /* bounded: two bytes */
 }
@@ -317,13 +318,11 @@ static int encode_word(const kg_tokenizer *tokenizer, const char *word, size_t s
 {
   const bpe *b = tokenizer->state;
   const int32_t id = kg_vocab_find(&tokenizer->vocab, &tokenizer->vocab.texts, word, size);
-  if (id >= 0) {
-    if (b->pre->flags & KG_PRE_WHOLE_WORDS || atomic_load_explicit(&b->wholeness[id], memory_order_relaxed) == WHOLE)
-      return push(out, id, err);
-  }
+  const uint8_t known = id >= 0 ? atomic_load_explicit(&b->wholeness[id], memory_order_relaxed) : IN_PARTS;
+  if (id >= 0 && (b->pre->flags & KG_PRE_WHOLE_WORDS || known == WHOLE)) return push(out, id, err);
   const size_t first = out->n;
   const int rc = merge_word(tokenizer, word, size, merger, out, err);
-  if (id >= 0 && !rc) {
+  if (known == UNKNOWN && !rc) {
     const bool is_whole = out->n - first == 1 && out->ids[first] == id;
     atomic_store_explicit(&b->wholeness[id], is_whole ? WHOLE : IN_PARTS, memory_order_relaxed);
   }
@@ -403,6 +402,7 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
     return encode_normal(tokenizer, text, size, merger, out, err);
   kg_bytes normal = {0};
   int rc = kg_nfc_append(text, size, &normal, err);
+  if (!rc && normal.size >= INT32_MAX) rc = kg_fail(err, KG_ERR_ARGUMENT, "the text is too long in its normal form");
   if (!rc) rc = encode_normal(tokenizer, normal.data, normal.size, merger, out, err);
   kg_bytes_deinit(&normal);
   return rc;
