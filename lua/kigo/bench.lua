@@ -170,7 +170,7 @@ end
 ---Measure a model file.
 ---@param path string
 ---@param options? kigo.bench.Options
----@return table<string, string|number>? figures  flat
+---@return table? figures  numbers and texts by name; of a table also `rows` (kigo.bench.Row) and `stages`
 ---@return string? message
 ---@return integer? code
 function bench.measure(path, options)
