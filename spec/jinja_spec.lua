@@ -85,7 +85,8 @@ describe("kigo.template.jinja", function()
     },
     ["characters"] = {
       { "{{ 'größe'|length }}{{ 'größe'[2] }}{{ 'größe'[::-1] }}{{ 'größe'|upper }}", "5öeßörgGRÖSSE" },
-      { "{{ 'ΣΑΣ'.lower() }} {{ 'ﬁx'.title() }} {{ 'ǆ'.capitalize() }} {{ 'İ'.lower()|length }}", "σας Fix ǅ 2" },
+      { "{{ 'ΣΑΣ'.lower() }} {{ 'ﬁx ßa ᾈ'.title() }} {{ 'ǆ'.capitalize() }} {{ 'İ'.lower()|length }}",
+        "σας Fix Ssa ᾈ ǅ 2" },
       { "{{ '\u{3000}x\u{a0}'.strip() }}|{{ 'a\u{2003}b'.split() }}", "x|['a', 'b']" },
       { "{{ '😀a'.find('a') }}{{ '½'.isnumeric() }}{{ '٣'.isdigit() }}{{ 'Ab1'.isalnum() }}", "1TrueTrueTrue" },
     },

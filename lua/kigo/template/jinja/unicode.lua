@@ -29,7 +29,10 @@ end
 local function title_character(character)
   local c = utf8.codepoint(character)
   local titled = unicode.title(c)
-  return titled == c and expand(c, unicode.title) or utf8.char(titled)
+  if titled == c and category(character) ~= "Lt" or c == 0xDF then -- a sharp s has a capital, but begins words as "Ss"
+    return expand(c, unicode.title) or character
+  end
+  return utf8.char(titled)
 end
 
 local function lower_character(character)
