@@ -35,6 +35,20 @@ static int find_cuda(int32_t index, kg_device *out, kg_error *err)
 /* A build without CUDA has nothing to look for, unless the machine would have had something. */
 static bool has_nvidia_device(void) { return !access("/dev/nvidiactl", F_OK); }
 
+enum { MOST_DEVICES = 16 };
+
+/* The first GPU that works; else the CPU stays, with a note that says what is wrong with the first. */
+static void find_best(kg_device *out)
+{
+  kg_error reason, other;
+  const int code = find_cuda(0, out, &reason);
+  if (!code) return;
+  for (int32_t i = 1; i < MOST_DEVICES && code == KG_ERR_DEVICE; i++)
+    if (!find_cuda(i, out, &other)) return;
+  if (code != KG_ERR_UNSUPPORTED || has_nvidia_device())
+    snprintf(out->note, sizeof out->note, "no GPU: %.240s", reason.message);
+}
+
 int kg_device_find(const char *name, kg_device *out, kg_error *err)
 {
   int32_t index;
@@ -46,10 +60,7 @@ int kg_device_find(const char *name, kg_device *out, kg_error *err)
   }
   if (parse_cuda(name, &index)) return find_cuda(index, out, err);
   if (!strcmp(name, "auto")) {
-    kg_error reason;
-    const int code = find_cuda(0, out, &reason);
-    if (code && (code != KG_ERR_UNSUPPORTED || has_nvidia_device()))
-      snprintf(out->note, sizeof out->note, "no GPU: %.240s", reason.message);
+    find_best(out);
     return KG_OK;
   }
   char quoted[KG_QUOTE_MAX];
