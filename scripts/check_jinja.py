@@ -6,8 +6,8 @@
     KIGO_JINJA_CASES=cases.json build/kigo /usr/bin/busted spec/jinja_spec.lua
 
 The environment is that of the template fixtures. The first line holds the variables, every other one
-{"template", "expected" or "error"}. What kigo does otherwise on purpose stands in the head of lua/kigo/template/jinja/init.lua; cases
-about it are left out, and so are addresses of Python objects.
+{"template", "expected" or "error"}. What kigo does otherwise on purpose stands in the head of
+lua/kigo/template/jinja/init.lua; most cases about it are left out, and so are addresses of Python objects.
 """
 
 import argparse
