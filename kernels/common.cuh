@@ -12,10 +12,17 @@
 /* ---- dependent launch ----
  * Kernels of a step start while the one before still runs, fetch what never changes, and wait here before they touch
  * anything else. Every kernel that is launched with run_kernel calls this, first of all or after such fetching. */
-static __device__ __forceinline__ void wait_for_previous()
+static __device__ __forceinline__ void let_next_start()
 {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+static __device__ __forceinline__ void wait_for_previous()
+{
+  let_next_start();
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
@@ -92,13 +99,16 @@ static __device__ __forceinline__ int place_of(int column)
   return (column & 15) / 4 * 8 + (column & 3) + (column >> 4) * 4;
 }
 
+static constexpr int max_half_scale = 120;
+
 /* The power of two that brings numbers of this largest magnitude to [2^13, 2^14): f16 keeps 11 bits of everything
  * above 2^-28 of the largest. Its inverse is exact. 1 for zero and for what is no number. */
 static __device__ __forceinline__ float half_scale(float max)
 {
   if (!(max > 0) || max == CUDART_INF_F) return 1;
-  int exponent = 0;
-  frexpf(max, &exponent);
-  exponent = 14 - exponent;
-  return ldexpf(1, exponent < -120 ? -120 : exponent > 120 ? 120 : exponent);
+  const int exponent = 13 - ((int)(__float_as_uint(max) >> 23) - 127);
+  return __uint_as_float((unsigned)(127 + min(max_half_scale, exponent)) << 23);
 }
+
+/* 1 / half_scale(), exactly. */
+static __device__ __forceinline__ float undo_scale(float up) { return __uint_as_float((254u << 23) - __float_as_uint(up)); }

@@ -17,6 +17,8 @@ typedef struct kg_stream {
   int device;
   cudaStream_t handle;
   bool overlaps; /* the device can start a kernel before the one before it is done (Hopper and later) */
+  bool has_wgmma; /* Hopper's instructions for warp groups, which no other architecture has */
+  int32_t n_sms, shared_max; /* multiprocessors, and the shared memory that a block may have */
   int32_t n_refs;
   struct kg_draws *draws; /* draws.h, and */
   struct kg_mail *mail;   /* buffer.c: made when first used */

@@ -1,4 +1,5 @@
-/* format.cuh - reading packed weights (format.h): a lane's part of a tile as f16 fragments, and single values. */
+/* format.cuh - reading packed weights (format.h): a lane's part of a tile as f16 fragments, and single values. Products take
+ * weights rounded to f16, what a table of rows gives is exact. */
 #pragma once
 
 #include "common.cuh"
@@ -46,36 +47,49 @@ static __device__ __forceinline__ uint32_t small_to_half2(uint32_t pair, int bia
   return as_word(__hsub2(as_half2(pair | 0x64006400), as_half2(offset)));
 }
 
-/* A lane's part of a tile as loaded: kept apart from its decoding, so that loads can run ahead. */
+/* Bytes of a tile's block in each plane (format.h), and of its scales: per block of 32, or per block of 256 the heads. */
+template <int T> struct sizes {
+  static constexpr bool has_heads = T == KG_Q4_K || T == KG_Q5_K || T == KG_Q6_K || T == KG_Q3_K || T == KG_Q2_K || T == KG_IQ4_XS;
+  static constexpr int q = traits<T>::q_bits * 64, h = traits<T>::h_bits * 64;
+  static constexpr int head = T == KG_Q4_K || T == KG_Q5_K ? 16 : T == KG_Q6_K ? 18 : T == KG_Q3_K ? 14 : T == KG_Q2_K ? 20 : 8;
+  static constexpr int s = has_heads ? 16 * head : traits<T>::is_float ? 0 : T == KG_Q4_1 || T == KG_Q5_1 ? 64 : T == KG_MXFP4 ? 16 : 32;
+  static constexpr int s_blocks = has_heads ? 8 : 1;
+};
+
+/* A lane's part of a tile's block as it stands in memory. */
 struct raw_tile {
   uint4 q[2];
   uint32_t h;
 };
 
+/* q and h: of the block. */
 template <int T>
-static __device__ __forceinline__ void load_tile(const kg_matrix &m, const unsigned char *q, const unsigned char *h,
-                                                 size_t tile_block, int lane, raw_tile &raw)
+static __device__ __forceinline__ void load_tile(const unsigned char *q, const unsigned char *h, int lane, raw_tile &raw)
 {
   typedef traits<T> t;
   if (t::q_bits == 16) {
-    raw.q[0] = __ldcs((const uint4 *)(q + tile_block * 1024) + lane);
-    raw.q[1] = __ldcs((const uint4 *)(q + tile_block * 1024 + 512) + lane);
+    raw.q[0] = ((const uint4 *)q)[lane];
+    raw.q[1] = ((const uint4 *)q)[32 + lane];
   } else if (t::q_bits == 8) {
-    raw.q[0] = __ldcs((const uint4 *)(q + tile_block * 512) + lane);
+    raw.q[0] = ((const uint4 *)q)[lane];
   } else if (t::q_bits == 4) {
-    const uint2 v = __ldcs((const uint2 *)(q + tile_block * 256) + lane);
+    const uint2 v = ((const uint2 *)q)[lane];
     raw.q[0].x = v.x;
     raw.q[0].y = v.y;
   } else {
-    raw.q[0].x = __ldcs((const uint32_t *)(q + tile_block * 128) + lane);
+    raw.q[0].x = ((const uint32_t *)q)[lane];
   }
-  if (t::h_bits == 2) raw.h = __ldcs((const uint32_t *)(h + tile_block * 128) + lane);
-  if (t::h_bits == 1) raw.h = __ldcs((const unsigned short *)(h + tile_block * 64) + lane);
+  if (t::h_bits == 2) raw.h = ((const uint32_t *)h)[lane];
+  if (t::h_bits == 1) raw.h = ((const unsigned short *)h)[lane];
 }
 
-/* The A fragments of both k16 steps: a[4 step + 2 (pair % 2) + row]. Scales are not applied. For BF16 the words are
- * pairs of bf16. */
-template <int T> static __device__ __forceinline__ void decode_tile(const raw_tile &raw, uint32_t a[8])
+/* value = code * scale + offset; both halves alike; of rows g (0) and g + 8 (1), of each 16 columns where has_16. */
+struct tile_scales {
+  __half2 scale[2][2], offset[2][2];
+};
+
+/* The codes as A fragments of both k16 steps: a[4 step + 2 (pair % 2) + row]. For BF16 the words are pairs of bf16. */
+template <int T> static __device__ __forceinline__ void decode_codes(const raw_tile &raw, uint32_t a[8])
 {
   typedef traits<T> t;
   if (t::q_bits == 16) {
@@ -129,6 +143,21 @@ template <int T> static __device__ __forceinline__ void decode_tile(const raw_ti
     }
 }
 
+/* The weights as f16 fragments, rounded once; scales and offsets are f16 already. */
+template <int T>
+static __device__ __forceinline__ void decode_tile(const raw_tile &raw, const tile_scales &s, uint32_t a[8])
+{
+  typedef traits<T> t;
+  decode_codes<T>(raw, a);
+#pragma unroll
+  for (int i = 0; i < 8 && !t::is_float; i++) {
+    const int row = i % 2, step = t::has_16 ? i / 4 : 0;
+    const __half2 code = as_half2(a[i]);
+    a[i] = as_word(t::has_min ? __hfma2(code, s.scale[row][step], s.offset[row][step])
+                              : __hmul2(code, s.scale[row][step]));
+  }
+}
+
 static __device__ __forceinline__ float half_bits(uint32_t bits)
 {
   return __half2float(__ushort_as_half((unsigned short)bits));
@@ -179,43 +208,57 @@ static __device__ __forceinline__ void head_scales(const unsigned char *head, in
   }
 }
 
-template <int T> static __device__ __forceinline__ constexpr int head_bytes()
-{
-  return T == KG_Q4_K || T == KG_Q5_K ? 16 : T == KG_Q6_K ? 18 : T == KG_Q3_K ? 14 : T == KG_Q2_K ? 20 : 8;
-}
-
 /* 2^(e - 128), subnormal for e of 0 and 1 */
 static __device__ __forceinline__ float power_scale(uint32_t e)
 {
   return __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
 }
 
-/* Scales of rows g (0) and g + 8 (1) of a tile's block: scale[row][step]. */
-template <int T>
-static __device__ __forceinline__ void load_scales(const kg_matrix &m, const unsigned char *s, int tile, int block, int g,
-                                                   float scale[2][2], float minimum[2][2])
+/* Scales of a tile's block, from the block's scales or the heads of its block of 256. */
+template <int T> static __device__ __forceinline__ void load_scales(const unsigned char *s, int block, int g, tile_scales &out)
 {
-  const size_t at = (size_t)tile * m.n_blocks + block;
   if (T == KG_Q8_0 || T == KG_Q4_0 || T == KG_Q5_0 || T == KG_IQ4_NL) {
-    const float2 d = __half22float2(as_half2(((const uint32_t *)(s + at * 32))[g]));
-    scale[0][0] = d.x;
-    scale[1][0] = d.y;
+    const __half2 d = as_half2(((const uint32_t *)s)[g]);
+    out.scale[0][0] = __low2half2(d);
+    out.scale[1][0] = __high2half2(d);
   } else if (T == KG_Q4_1 || T == KG_Q5_1) {
-    const uint2 v = ((const uint2 *)(s + at * 64))[g];
-    const float2 d = __half22float2(as_half2(v.x)), low = __half22float2(as_half2(v.y));
-    scale[0][0] = d.x;
-    scale[1][0] = d.y;
-    minimum[0][0] = -low.x;
-    minimum[1][0] = -low.y;
-  } else if (T == KG_MXFP4) {
-    const uint32_t e = ((const unsigned short *)(s + at * 16))[g];
-    scale[0][0] = power_scale(e & 255);
-    scale[1][0] = power_scale(e >> 8);
-  } else if (!traits<T>::is_float) {
-    const unsigned char *heads = s + ((size_t)tile * (m.n_blocks / 8) + block / 8) * (16 * head_bytes<T>());
-    for (int row = 0; row < 2; row++)
-      head_scales<T>(heads + (g + 8 * row) * head_bytes<T>(), block % 8, scale[row], minimum[row]);
+    const uint2 v = ((const uint2 *)s)[g];
+    out.scale[0][0] = __low2half2(as_half2(v.x));
+    out.scale[1][0] = __high2half2(as_half2(v.x));
+    out.offset[0][0] = __low2half2(as_half2(v.y));
+    out.offset[1][0] = __high2half2(as_half2(v.y));
+  } else if (T == KG_MXFP4) { /* powers of two beyond f16's become its largest and zero */
+    const uint32_t e = ((const unsigned short *)s)[g];
+    for (int row = 0; row < 2; row++) out.scale[row][0] = __float2half2_rn(fminf(power_scale(e >> 8 * row & 255), 4096));
+  } else if (sizes<T>::has_heads) {
+    for (int row = 0; row < 2; row++) {
+      float scale[2], minimum[2] = {0, 0};
+      head_scales<T>(s + (g + 8 * row) * sizes<T>::head, block % 8, scale, minimum);
+      for (int step = 0; step < (traits<T>::has_16 ? 2 : 1); step++) {
+        out.scale[row][step] = __float2half2_rn(scale[step]);
+        if (traits<T>::has_min) out.offset[row][step] = __float2half2_rn(-minimum[step]);
+      }
+    }
   }
+}
+
+/* The same in float32, of one row and step. */
+template <int T>
+static __device__ void exact_scale(const unsigned char *s, int block, int g, int row8, int step, float *scale, float *minimum)
+{
+  float both[2], minima[2] = {0, 0};
+  *minimum = 0;
+  if (sizes<T>::has_heads) {
+    head_scales<T>(s + (g + 8 * row8) * sizes<T>::head, block % 8, both, minima);
+    *scale = step ? both[1] : both[0];
+    *minimum = step ? minima[1] : minima[0];
+  } else if (T == KG_MXFP4) {
+    *scale = power_scale(s[2 * g + row8]);
+  } else if (T == KG_Q4_1 || T == KG_Q5_1) {
+    *scale = half_bits(two_bytes(s + 8 * g + 2 * row8));
+    *minimum = -half_bits(two_bytes(s + 8 * g + 4 + 2 * row8));
+  } else
+    *scale = half_bits(two_bytes(s + 4 * g + 2 * row8));
 }
 
 /* Column `col` of a row. Slow: for tables of which a step reads a few rows. */
@@ -225,11 +268,11 @@ static __device__ float weight_value(const kg_matrix &m, int plane, int row, int
   typedef traits<T> t;
   const int tile = row / 16, g = row % 8, row8 = row % 16 / 8, block = col / 32, at = place_of(col % 32);
   const int lane = 4 * g + at / 8, j = at % 8, pair = j / 2;
+  const size_t tile_block = (size_t)tile * m.n_blocks + block;
   raw_tile raw;
   uint32_t a[8];
-  float scale[2][2] = {}, minimum[2][2] = {};
-  load_tile<T>(m, m.q + plane * m.q_plane, m.h + plane * m.h_plane, (size_t)tile * m.n_blocks + block, lane, raw);
-  decode_tile<T>(raw, a);
+  load_tile<T>(m.q + plane * m.q_plane + tile_block * sizes<T>::q, m.h + plane * m.h_plane + tile_block * sizes<T>::h, lane, raw);
+  decode_codes<T>(raw, a);
   uint32_t word = 0;
 #pragma unroll
   for (int i = 0; i < 8; i++)
@@ -237,8 +280,10 @@ static __device__ float weight_value(const kg_matrix &m, int plane, int row, int
   const uint32_t bits = j % 2 ? word >> 16 : word & 0xffff;
   if (T == KG_BF16) return __uint_as_float(bits << 16);
   if (T == KG_F16) return half_bits(bits);
-  load_scales<T>(m, m.s + plane * m.s_plane, tile, block, g, scale, minimum);
-  const int step = t::has_16 ? j / 4 : 0;
-  const float value = (row8 ? scale[1][step] : scale[0][step]) * half_bits(bits);
-  return t::has_min ? value - (row8 ? minimum[1][step] : minimum[0][step]) : value;
+  float scale, minimum;
+  exact_scale<T>(m.s + plane * m.s_plane + (size_t)tile * (m.n_blocks / sizes<T>::s_blocks) * sizes<T>::s +
+                     (size_t)(block / sizes<T>::s_blocks) * sizes<T>::s,
+                 block, g, row8, t::has_16 ? j / 4 : 0, &scale, &minimum);
+  const float value = scale * half_bits(bits);
+  return t::has_min ? value - minimum : value;
 }

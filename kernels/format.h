@@ -15,7 +15,10 @@
  * Words hold pairs of slots (2 p, 2 p + 1) in their low and high halves: pair p of row r (0: g, 1: g + 8) of a word of
  * 4-bit values is at bit 4 p and 16 + 4 p; of 2-bit values at 2 P and 16 + 2 P, of 1-bit values at P and 8 + P, with
  * P = 4 r + p.
- * F32 is not packed: rows as in the file. */
+ * F32 is not packed: rows as in the file.
+ *
+ * Activations of many rows stand in panels of 8 rows: [8 rows][block of 32][step][half of the step][row][16 bytes], where the
+ * first half of a step has slots 0 and 1 of lanes t = 0 to 3, the second slots 2 and 3: the k order of the tensor cores. */
 #ifndef KG_CUDA_FORMAT_H
 #define KG_CUDA_FORMAT_H
 

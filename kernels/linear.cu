@@ -1,10 +1,9 @@
 /* linear.cu - products with tensor cores: the weights are the M operand (16 rows a tile), rows of activations the N
  * operand (8 a step), so one summation order serves every number of rows.
  *
- * Order: a tile's blocks of 32 columns are cut into `splits` runs, one warp each; a run sums its blocks from left to
+ * Order: a tile's blocks of 32 columns are cut into `splits` runs; a run is one chain of tensor-core steps from left to
  * right, the runs are added from left to right. `splits` depends on the shape alone. */
-#include "act.cuh"
-#include "format.cuh"
+#include "linear.cuh"
 #include "norm.cuh"
 
 static __device__ __forceinline__ void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
@@ -21,233 +20,258 @@ static __device__ __forceinline__ void mma_tf32(float c[4], const uint32_t a[4],
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* One k16 step. A bf16 weight and an f16 activation are both tf32 numbers, exactly. */
-template <int T> static __device__ __forceinline__ void product(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+/* acc (4 a column tile: rows g, g + 8, each columns 2 t and 2 t + 1) += a block of weights times activations. A bf16 weight
+ * and an f16 activation are both tf32 numbers, exactly. */
+template <int T> static __device__ __forceinline__ void add_block(float acc[4], const uint32_t a[8], uint4 x)
 {
-  if (T != KG_BF16) {
-    mma_f16(c, a, b0, b1);
-    return;
-  }
-  const uint32_t b[2] = {b0, b1};
+  const uint32_t b[4] = {x.x, x.y, x.z, x.w};
+  if constexpr (T == KG_BF16) {
 #pragma unroll
-  for (int p = 0; p < 2; p++) {
-    const float2 x = __half22float2(as_half2(b[p]));
-    const uint32_t w[4] = {a[2 * p] << 16, a[2 * p + 1] << 16, a[2 * p] & 0xffff0000, a[2 * p + 1] & 0xffff0000};
-    mma_tf32(c, w, __float_as_uint(x.x), __float_as_uint(x.y));
-  }
-}
-
-/* acc (4 a column tile: rows g, g + 8, each columns 2 t and 2 t + 1) += a block of weights times activations. */
-template <int T>
-static __device__ __forceinline__ void add_block(float acc[4], const uint32_t a[8], const float scale[2][2],
-                                                 const float minimum[2][2], uint4 x)
-{
-  typedef traits<T> t;
-  const uint32_t ones[4] = {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00};
-  const uint32_t b[2][2] = {{x.x, x.y}, {x.z, x.w}};
-  float c[4] = {0, 0, 0, 0}, sum[4] = {0, 0, 0, 0};
-#pragma unroll
-  for (int step = 0; step < 2; step++) {
-    product<T>(c, a + 4 * step, b[step][0], b[step][1]);
-    if (t::has_min) mma_f16(sum, ones, b[step][0], b[step][1]);
-    if (!t::has_16 && step == 0) continue;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      acc[i] = t::is_float ? acc[i] + c[i] : fmaf(scale[i / 2][t::has_16 ? step : 0], c[i], acc[i]);
-      if (t::has_min) acc[i] = fmaf(-minimum[i / 2][t::has_16 ? step : 0], sum[i], acc[i]);
-      c[i] = sum[i] = 0;
+    for (int p = 0; p < 4; p++) {
+      const float2 v = __half22float2(as_half2(b[p]));
+      const uint32_t low = a[2 * p], high = a[2 * p + 1], w[4] = {low << 16, high << 16, low & 0xffff0000, high & 0xffff0000};
+      mma_tf32(acc, w, __float_as_uint(v.x), __float_as_uint(v.y));
     }
+  } else {
+    mma_f16(acc, a, b[0], b[1]);
+    mma_f16(acc, a + 4, b[2], b[3]);
   }
 }
 
-/* What is added to the product of row `row` of part `d` with row `n` of x, and where it goes. */
-static __device__ __forceinline__ float store(const kg_linear_args &a, int d, int plane, int row, int n, float value,
-                                              float up)
-{
-  const kg_linear_part &part = a.part[d];
-  if (part.bias) value += part.bias[(size_t)plane * part.m.rows + row];
-  if (a.gated) {
-    if (a.part[1].bias) up += a.part[1].bias[(size_t)plane * part.m.rows + row];
-    value = gated(a.act, a.act_limit, a.act_alpha, value, up);
-  }
-  const size_t at = (size_t)n * part.m.rows + row;
-  if (a.residual) value += a.residual[at];
-  if (a.out_rows)
-    a.out_rows[n][row] = value;
-  else
-    part.out[at] = value;
-  return value;
-}
+/* ---- rows of x ---- */
 
-/* Bring this run's weights to the second-level cache: they never change, so this need not wait. */
-template <int T>
-static __device__ __forceinline__ void prefetch(const unsigned char *q, int tile, int n_blocks, int first, int end, int lane)
-{
-  constexpr int bytes = traits<T>::q_bits * 64; /* a tile's block */
-  const unsigned char *at = q + ((size_t)tile * n_blocks + first) * bytes, *last = at + (size_t)(end - first) * bytes;
-  for (at += lane * 128; at < last; at += 32 * 128) asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-}
-
-/* What brings each row to f16: the factor of its norm (or 1), and a power of two. */
+/* Rows that a block brings to f16 itself: the power of two of each, and the sums of their segments. */
 struct few_rows {
-  float factor[KG_LINEAR_FEW], up[KG_LINEAR_FEW];
+  float up[KG_LINEAR_FEW];
+  float2 segments[KG_LINEAR_FEW_NUMBERS / SEGMENT + KG_LINEAR_FEW];
 };
 
-static __device__ __forceinline__ void scale_rows(const kg_linear_args &a, int warp, int n_warps, int lane, few_rows &rows)
+/* By all warps; in the end each lane r has the factor and the power of two of row r, and `rows` has them after a barrier. */
+static __device__ __forceinline__ float2 scale_rows(const kg_linear_args &a, int warp, int n_warps, int lane, few_rows &rows)
 {
-  const int cols = a.part[0].m.cols;
-  for (int r = warp; r < a.n; r += n_warps) {
-    const float *x = a.x_floats + (size_t)r * cols;
-    float factor = 1, max = 0;
-    if (a.norm_scale) {
-      factor = norm_factor(x, cols, lane, 0, a.norm_epsilon);
-      each_number(a.norm_scale, cols, lane, [&](int c, float w) { max = fmaxf(max, fabsf(x[c] * factor * w)); });
-      max = warp_max(max);
-    } else
-      max = a.x_max[r];
-    if (lane) continue;
-    rows.factor[r] = factor;
-    rows.up[r] = half_scale(max);
+  const int cols = a.part[0].m.cols, n_each = n_segments(cols);
+  float factor = 1, max = 0;
+  if (a.norm_scale) {
+    for (int i = warp; i < a.n * n_each; i += n_warps) {
+      const int r = a.n == 1 ? 0 : i / n_each;
+      const float2 stats = segment_stats(a.x_floats + (size_t)r * cols, a.norm_scale, cols, i - r * n_each, lane);
+      if (!lane) rows.segments[i] = stats;
+    }
+    __syncthreads();
+    float squares = 0;
+    for (int i = 0; i < n_each && lane < a.n; i++) {
+      const float2 stats = rows.segments[lane * n_each + i];
+      squares += stats.x;
+      max = fmaxf(max, stats.y);
+    }
+    factor = norm_factor(squares, cols, a.norm_epsilon);
+    max *= factor;
+  } else if (lane < a.n)
+    max = a.x_max[lane];
+  const float up = half_scale(max);
+  if (!warp && lane < a.n) rows.up[lane] = up;
+  return make_float2(factor, up);
+}
+
+/* Blocks [first, end) of all rows as f16, the same numbers as norm_rows and half_rows write: by the warp that reads them. */
+static __device__ __forceinline__ void bring_rows(const kg_linear_args &a, int first, int end, int lane, float2 scales,
+                                                  uint4 *out /* [n][n_blocks][4] */)
+{
+  const kg_matrix &m = a.part[0].m;
+#pragma unroll 1
+  for (int r = 0; r < a.n; r++) {
+    const float factor = __shfl_sync(~0u, scales.x, r), up = __shfl_sync(~0u, scales.y, r);
+#pragma unroll 2
+    for (int i = 8 * first + lane; i < 8 * end; i += 32) {
+      float4 v = *((const float4 *)(a.x_floats + (size_t)r * m.cols) + i);
+      if (a.norm_scale) {
+        const float4 w = *((const float4 *)a.norm_scale + i);
+        v = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
+      }
+      uint2 *to = (uint2 *)(out + ((size_t)r * m.n_blocks + i / 8) * 4 + i % 4) + i % 8 / 4;
+      *to = make_uint2(as_word(__floats2half2_rn(v.x * up, v.y * up)), as_word(__floats2half2_rn(v.z * up, v.w * up)));
+    }
   }
 }
 
-/* A lane's part of a block of a float32 row, as f16: the same numbers as norm_rows and half_rows write. */
-static __device__ __forceinline__ uint4 few_fragment(const kg_linear_args &a, const float *x, int column, float factor, float up)
+/* A lane's part of a block of row n: slots 0 to 7 of columns 4 t.. (format.h). */
+static __device__ __forceinline__ uint4 load_x(const kg_linear_args &a, int n, int block, int slot)
 {
-  float4 v[2];
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    v[i] = *(const float4 *)(x + column + 16 * i);
-    if (!a.norm_scale) continue;
-    const float4 w = *(const float4 *)(a.norm_scale + column + 16 * i);
-    v[i] = make_float4(v[i].x * factor * w.x, v[i].y * factor * w.y, v[i].z * factor * w.z, v[i].w * factor * w.w);
-  }
-  return make_uint4(as_word(__floats2half2_rn(v[0].x * up, v[0].y * up)), as_word(__floats2half2_rn(v[0].z * up, v[0].w * up)),
-                    as_word(__floats2half2_rn(v[1].x * up, v[1].y * up)), as_word(__floats2half2_rn(v[1].z * up, v[1].w * up)));
-}
-
-/* linear_tiles: D matrices at once (2: gated) for 8 NT rows of x.
- * grid: (tiles of all parts, columns / 8 NT; experts: rows of out); block: a warp per split; shared: few rows as f16.
- * moves each weight once per 8 NT rows; x from L2, once per tile.
- * twin: linear in cpu/reference.c; tolerance: f16 rounding of x, 2^-11 of each number. */
-template <int T, int NT, int D>
-static __global__ void __launch_bounds__(512) linear_tiles(const __grid_constant__ kg_linear_args a)
-{
-  typedef traits<T> t;
-  constexpr int AT_ONCE = NT < 2 ? NT : 2; /* column tiles that are joined at a time */
-  __shared__ float shared[16 * D * AT_ONCE * 128];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, slot = lane % 4, splits = blockDim.x / 32;
-  int d0 = 0, tile = blockIdx.x;
-  if (D == 1)
-    while (tile >= a.part[d0].m.n_tiles) tile -= a.part[d0++].m.n_tiles;
   const int n_blocks = a.part[0].m.n_blocks;
-  const int first = warp * n_blocks / splits, end = (warp + 1) * n_blocks / splits;
-  if (!a.planes && blockIdx.y == 0)
-    for (int d = 0; d < D; d++) prefetch<T>(a.part[d0 + d].m.q, tile, n_blocks, first, end, lane);
-  wait_for_previous();
-  const int plane = a.planes ? a.planes[blockIdx.y] : 0;
-  const int n0 = a.planes ? 0 : blockIdx.y * 8 * NT;
-  const uint4 *x[NT];
-#pragma unroll
-  for (int i = 0; i < NT; i++) {
-    const int n = a.planes ? blockIdx.y / a.x_share : n0 + 8 * i + g;
-    const bool exists = a.planes ? g == 0 && i == 0 : n < a.n;
-    x[i] = exists ? (const uint4 *)a.x + (size_t)n * n_blocks * 4 + slot : NULL;
-  }
-  const unsigned char *q[D], *h[D], *s[D];
-#pragma unroll
-  for (int d = 0; d < D; d++) {
-    const kg_matrix &m = a.part[d0 + d].m;
-    q[d] = m.q + plane * m.q_plane;
-    h[d] = m.h + plane * m.h_plane;
-    s[d] = m.s + plane * m.s_plane;
-  }
+  if (!a.x_panels) return ((const uint4 *)a.x)[((size_t)n * n_blocks + block) * 4 + slot];
+  const uint32_t *x = (const uint32_t *)a.x + ((size_t)(n / 8) * n_blocks + block) * 128 + n % 8 * 4 + slot;
+  return make_uint4(x[0], x[32], x[64], x[96]);
+}
 
+/* ---- the kernel ---- */
+
+/* A warp's way through its run of each of its tiles, one chunk after the other. */
+struct cursor {
+  int tile, block;
+};
+
+static __device__ __forceinline__ void advance(cursor &c, int first, int end)
+{
+  c.block += CHUNK;
+  if (c.block < end) return;
+  c.block = first;
+  c.tile += gridDim.x;
+}
+
+/* The next chunk of all D matrices to a slot. */
+template <int T, int D>
+static __device__ __forceinline__ void fetch(const kg_linear_args &a, int plane, cursor c, int end, unsigned char *slot,
+                                             uint64_t *ready, int lane)
+{
+  const int n = min(CHUNK, end - c.block);
+  int d0 = 0;
+  if (D == 1)
+    while (c.tile >= a.part[d0].m.n_tiles) c.tile -= a.part[d0++].m.n_tiles;
+#if __CUDA_ARCH__ >= 900
+  if (lane) return;
+  barrier_expect(ready, D * chunk_bytes<T>(c.block, n));
+#pragma unroll
+  for (int d = 0; d < D; d++)
+    each_plane<T>(a.part[d0 + d].m, plane, c.tile, c.block, n, slot + d * chunk<T>::n_bytes,
+                  [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) { bulk_copy(to, from, n_bytes, ready); });
+#else
+#pragma unroll
+  for (int d = 0; d < D; d++)
+    each_plane<T>(a.part[d0 + d].m, plane, c.tile, c.block, n, slot + d * chunk<T>::n_bytes,
+                  [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) { lanes_copy(to, from, n_bytes, lane); });
+#endif
+}
+
+static __host__ __device__ constexpr int at_once(int column_tiles) { return column_tiles < 2 ? column_tiles : 2; } /* that are joined at a time */
+
+/* linear_rows: D matrices at once (2: gated) for up to 8 NT rows of x.
+ * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out); block: a warp per split. Weights go to a ring of
+ * `slots` chunks of each warp, as many as there are before the kernel before is done. Shared: rings, sums, few rows as f16.
+ * moves each weight once per 8 NT rows; twin: linear in cpu/reference.c; tolerance: f16 rounding of x and w, 2^-11. */
+template <int T, int NT, int D>
+static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ? 4 : 2) : 1)
+  linear_rows(const __grid_constant__ kg_linear_args a, int n_tiles, int slots)
+{
+  extern __shared__ uint4 shared[];
+  __shared__ uint64_t ready[16 * KG_LINEAR_SLOTS];
   __shared__ few_rows rows;
-  extern __shared__ uint4 few_x[]; /* [n][n_blocks][4] */
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, slot = lane % 4, splits = blockDim.x / 32;
+  const int n_blocks = a.part[0].m.n_blocks, first = warp * n_blocks / splits, end = (warp + 1) * n_blocks / splits;
+  constexpr int slot_bytes = D * chunk<T>::n_bytes, sum_floats = D * at_once(NT) * 128;
+  unsigned char *ring = (unsigned char *)shared + warp * slots * slot_bytes;
+  float *sums = (float *)((unsigned char *)shared + splits * slots * slot_bytes); /* [2 if NT is 1][splits][sum_floats] */
+  uint4 *few_x = (uint4 *)(sums + (NT == 1 ? 2 : 1) * splits * sum_floats);
+  uint64_t *my_ready = ready + warp * KG_LINEAR_SLOTS;
+
+  if (lane == 0)
+    for (int i = 0; i < slots; i++) barrier_init(my_ready + i, 1);
+  barriers_ready();
+  __syncwarp();
+  if (a.planes) wait_for_previous(); /* which experts there are is not known before */
+  const int plane = a.planes ? a.planes[blockIdx.y] : 0;
+  cursor next = {first < end ? (int)blockIdx.x : n_tiles, first};
+  for (int i = 0; i < slots && next.tile < n_tiles; i++, advance(next, first, end))
+    fetch<T, D>(a, plane, next, end, ring + i * slot_bytes, my_ready + i, lane);
+  if (a.norm_scale && 32 * threadIdx.x < a.part[0].m.cols)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(a.norm_scale + 32 * threadIdx.x));
+  if (!a.planes) wait_for_previous();
+
+  const int n0 = a.planes ? 0 : blockIdx.y * 8 * NT, n_rows = a.planes ? 1 : min(8 * NT, a.n - n0);
+  const int row0 = a.planes ? blockIdx.y / a.x_share + a.x_first : n0;
   const bool is_few = NT == 1 && a.x_floats;
   if (is_few) {
-    scale_rows(a, warp, splits, lane, rows);
-    __syncthreads();
-    for (int i = threadIdx.x; i < a.n * n_blocks * 4; i += blockDim.x) {
-      const int r = a.n == 1 ? 0 : i / (n_blocks * 4), part = i - r * n_blocks * 4;
-      few_x[i] = few_fragment(a, a.x_floats + (size_t)r * a.part[0].m.cols, part / 4 * 32 + part % 4 * 4, rows.factor[r], rows.up[r]);
-    }
-    __syncthreads();
-    x[0] = g < a.n ? few_x + g * n_blocks * 4 + slot : NULL;
+    const float2 scales = scale_rows(a, warp, splits, lane, rows);
+    bring_rows(a, first, end, lane, scales, few_x);
+    __syncwarp();
   }
 
-  float acc[D][NT][4] = {};
-  /* The next block's loads are under way while one is multiplied; not more, because code that runs once costs more to
-   * fetch than to run, and the weights are in the second-level cache by now. */
-  raw_tile raw[D], next[D];
-  float scale[D][2][2] = {}, minimum[D][2][2] = {}, next_scale[D][2][2] = {}, next_minimum[D][2][2] = {};
-  if (first < end)
-#pragma unroll
-    for (int d = 0; d < D; d++) {
-      load_tile<T>(a.part[d0 + d].m, q[d], h[d], (size_t)tile * n_blocks + first, lane, next[d]);
-      load_scales<T>(a.part[d0 + d].m, s[d], tile, first, g, next_scale[d], next_minimum[d]);
-    }
+  int at = 0;
+  uint32_t parity = 0;
+  float *sum = sums;
+  for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
+    int d0 = 0, part_tile = tile;
+    if (D == 1)
+      while (part_tile >= a.part[d0].m.n_tiles) part_tile -= a.part[d0++].m.n_tiles;
+    addends add = {};
+    if (NT == 1) add = find_addends(a, d0, plane, part_tile * 16 + threadIdx.x % 16, a.planes ? blockIdx.y : n0 + threadIdx.x / 16, n_rows > (int)threadIdx.x / 16);
+    float acc[D][NT][4] = {};
+#pragma unroll 1 /* code that runs once costs more to fetch than to run: keep it short */
+    for (int block0 = first; block0 < end; block0 += CHUNK) {
+      const int n = min(CHUNK, end - block0);
+#if __CUDA_ARCH__ >= 900
+      barrier_wait(my_ready + at, parity);
+#else
+      copies_wait();
+      __syncwarp();
+#endif
 #pragma unroll 1
-  for (int block = first; block < end; block++) {
-    uint4 v[NT];
+      for (int i = 0; i < n; i++) {
+        uint32_t weights[D][8];
 #pragma unroll
-    for (int d = 0; d < D; d++) {
-      raw[d] = next[d];
+        for (int d = 0; d < D; d++)
+          decode_chunk<T>(ring + at * slot_bytes + d * chunk<T>::n_bytes, block0, i, lane, weights[d]);
+        uint4 x[NT];
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        scale[d][i / 2][i % 2] = next_scale[d][i / 2][i % 2];
-        minimum[d][i / 2][i % 2] = next_minimum[d][i / 2][i % 2];
+        for (int j = 0; j < NT; j++) {
+          const int r = 8 * j + g;
+          x[j] = r >= n_rows ? make_uint4(0, 0, 0, 0)
+                 : is_few    ? few_x[((size_t)r * n_blocks + block0 + i) * 4 + slot]
+                             : load_x(a, row0 + r, block0 + i, slot);
+        }
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+          for (int d = 0; d < D; d++)
+            if (NT == 1 || 8 * j < n_rows) add_block<T>(acc[d][j], weights[d], x[j]);
       }
-      if (block + 1 >= end) continue;
-      load_tile<T>(a.part[d0 + d].m, q[d], h[d], (size_t)tile * n_blocks + block + 1, lane, next[d]);
-      load_scales<T>(a.part[d0 + d].m, s[d], tile, block + 1, g, next_scale[d], next_minimum[d]);
+      __syncwarp();
+      if (next.tile < n_tiles) {
+        fetch<T, D>(a, plane, next, end, ring + at * slot_bytes, my_ready + at, lane);
+        advance(next, first, end);
+      }
+      if (++at == slots) {
+        at = 0;
+        parity ^= 1;
+      }
     }
-#pragma unroll
-    for (int i = 0; i < NT; i++) v[i] = x[i] ? x[i][block * 4] : make_uint4(0, 0, 0, 0);
-    uint32_t weights[D][8];
-#pragma unroll
-    for (int d = 0; d < D; d++) decode_tile<T>(raw[d], weights[d]);
-#pragma unroll
-    for (int i = 0; i < NT; i++)
-#pragma unroll
-      for (int d = 0; d < D; d++) add_block<T>(acc[d][i], weights[d], scale[d], minimum[d], v[i]);
-  }
 
-  for (int i0 = 0; i0 < NT; i0 += AT_ONCE) {
-    __syncthreads();
+    for (int i0 = 0; i0 < NT && 8 * i0 < n_rows; i0 += at_once(NT)) {
+      if (NT > 1) __syncthreads(); /* where NT is 1 two sums take turns */
 #pragma unroll
-    for (int i = 0; i < NT; i++)
-      if (i >= i0 && i < i0 + AT_ONCE)
+      for (int i = 0; i < NT; i++)
+        if (i >= i0 && i < i0 + at_once(NT))
 #pragma unroll
-        for (int d = 0; d < D; d++) {
-          float *out = shared + ((warp * D + d) * AT_ONCE + i - i0) * 128;
-          out[2 * slot * 16 + g] = acc[d][i][0];
-          out[(2 * slot + 1) * 16 + g] = acc[d][i][1];
-          out[2 * slot * 16 + g + 8] = acc[d][i][2];
-          out[(2 * slot + 1) * 16 + g + 8] = acc[d][i][3];
+          for (int d = 0; d < D; d++) {
+            float *out = sum + warp * sum_floats + (d * at_once(NT) + i - i0) * 128;
+            out[2 * slot * 16 + g] = acc[d][i][0];
+            out[(2 * slot + 1) * 16 + g] = acc[d][i][1];
+            out[2 * slot * 16 + g + 8] = acc[d][i][2];
+            out[(2 * slot + 1) * 16 + g + 8] = acc[d][i][3];
+          }
+      __syncthreads();
+      for (int e = threadIdx.x; e < at_once(NT) * 128; e += blockDim.x) {
+        const int row = part_tile * 16 + e % 16, r = 8 * i0 + e / 16, n = a.planes ? blockIdx.y : n0 + r;
+        float stored = 0;
+        if (row < a.part[d0].m.rows && r < n_rows) {
+          float value[D];
+#pragma unroll
+          for (int d = 0; d < D; d++) {
+            value[d] = sum[d * at_once(NT) * 128 + e];
+#pragma unroll 4
+            for (int w = 1; w < splits; w++) value[d] += sum[w * sum_floats + d * at_once(NT) * 128 + e];
+            value[d] *= is_few ? undo_scale(rows.up[r]) : a.x_scale[row0 + r];
+          }
+          if (NT > 1) add = find_addends(a, d0, plane, row, n, true);
+          stored = fabsf(store(a, d0, row, n, value[0], D == 2 ? value[D - 1] : 0, add));
         }
-    __syncthreads();
-    for (int e = threadIdx.x; e < AT_ONCE * 128; e += blockDim.x) {
-      const int row = tile * 16 + e % 16, column = e / 16;
-      const int n = a.planes ? blockIdx.y : n0 + 8 * i0 + column;
-      float stored = 0;
-      if (row < a.part[d0].m.rows && n < a.n && !(a.planes && column)) {
-        float value[D];
-#pragma unroll
-        for (int d = 0; d < D; d++) {
-          value[d] = shared[d * AT_ONCE * 128 + e];
-          for (int w = 1; w < splits; w++) value[d] += shared[(w * D + d) * AT_ONCE * 128 + e];
-          value[d] *= is_few ? 1 / rows.up[n] : a.x_scale[a.planes ? n / a.x_share : n];
+        if (D == 2 && NT == 1 && a.out_max) { /* 16 neighbours hold rows of one column */
+          stored = fmaxf(stored, 0);
+          for (int step = 8; step; step >>= 1) stored = fmaxf(stored, __shfl_xor_sync(~0u, stored, step));
+          if (e % 16 == 0 && r < n_rows) raise_max(a.out_max + n, stored);
         }
-        stored = fabsf(store(a, d0, plane, row, n, value[0], D == 2 ? value[D - 1] : 0));
-      }
-      if (D == 2 && NT == 1 && a.out_max) { /* 16 neighbours hold rows of one column */
-        stored = fmaxf(stored, 0);
-        for (int step = 8; step; step >>= 1) stored = fmaxf(stored, __shfl_xor_sync(~0u, stored, step));
-        if (e % 16 == 0 && n < a.n) raise_max(a.out_max + n, stored);
       }
     }
+    if (NT == 1) sum = sum == sums ? sums + splits * sum_floats : sums;
   }
 }
 
@@ -268,53 +292,71 @@ static __global__ void __launch_bounds__(128) linear_f32(const __grid_constant__
   for (int k = lane; k < m.cols; k += 32)
 #pragma unroll
     for (int i = 0; i < 8; i++)
-      if (n0 + i < n1) sum[i] = fmaf(w[k], x[(size_t)(a.planes ? n0 / a.x_share : n0 + i) * m.cols + k], sum[i]);
+      if (n0 + i < n1) sum[i] = fmaf(w[k], x[(size_t)(a.planes ? n0 / a.x_share + a.x_first : n0 + i) * m.cols + k], sum[i]);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     const float value = warp_sum(sum[i]);
-    if (!lane && n0 + i < n1) store(a, 0, plane, row, n0 + i, value, 0);
+    if (!lane && n0 + i < n1) store(a, 0, row, n0 + i, value, 0, find_addends(a, 0, plane, row, n0 + i, true));
   }
 }
+
+/* ---- launching ---- */
 
 int kg_cuda_linear_splits(const kg_matrix *m)
 {
-  const int splits = m->n_blocks >= 96 ? 16 : m->n_blocks >= 16 ? 8 : m->n_blocks >= 4 ? 4 : 1;
-  return m->n_tiles >= 2048 && splits > 4 ? 4 : splits; /* enough tiles to fill the device: fewer joins */
+  if (m->n_blocks < 16 || m->n_tiles >= 2048) return 4; /* enough tiles to fill the device: fewer joins */
+  return m->n_blocks >= 96 && m->n_tiles < 512 ? 16 : 8;
 }
 
-/* Types that one meets often have kernels for gates and for many rows; the others, to build faster, compute gates in two
- * steps and take 8 rows at a time. */
-static constexpr bool is_common(int type)
+bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && kg_cuda_linear_splits(m) <= 8; }
+
+static int chunk_runs(int n) { return (n + CHUNK - 1) / CHUNK; }
+
+template <int T, int NT, int D> static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
-  return type == KG_F16 || type == KG_Q8_0 || type == KG_Q4_0 || type == KG_Q5_0 || type == KG_Q4_K || type == KG_Q5_K ||
-         type == KG_Q6_K;
+  const kg_matrix *m = &a->part[0].m;
+  const int splits = kg_cuda_linear_splits(m), n_runs = chunk_runs((m->n_blocks + splits - 1) / splits);
+  int n_tiles = m->n_tiles;
+  for (int i = 1; i < a->n_parts && D == 1; i++) n_tiles += a->part[i].m.n_tiles;
+  const size_t few = NT == 1 && a->x_floats ? (size_t)a->n * (size_t)m->n_blocks * 64 : 0;
+  const size_t sums = (size_t)((NT == 1 ? 2 : 1) * splits * D * at_once(NT)) * 128 * sizeof(float);
+  const size_t each = (size_t)splits * D * chunk<T>::n_bytes, room = (size_t)s->shared_max - few - sums - 2048;
+  const bool in_turns = n_tiles > 4 * s->n_sms; /* blocks that go from tile to tile, their rings never empty */
+  int slots = in_turns && n_runs < 4 ? 4 : n_runs;
+  const size_t budget = in_turns ? room / 4 : room / 2; /* so that several blocks, or the next kernel's, fit */
+  while (slots > 1 && (slots > KG_LINEAR_SLOTS || (size_t)slots * each > budget)) slots--;
+  const size_t shared = (size_t)slots * each + sums + few;
+  if (shared > (40 << 10)) {
+    const int code = kg_cuda_check(cudaFuncSetAttribute(linear_rows<T, NT, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                        (int)shared), "linear_rows", err);
+    if (code) return code;
+  }
+  int blocks = n_tiles;
+  if (in_turns) {
+    int each_sm = 1;
+    const int code = kg_cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each_sm, linear_rows<T, NT, D>, 32 * splits, shared),
+                                   "linear_rows", err);
+    if (code) return code;
+    if (blocks > each_sm * s->n_sms && each_sm > 0) blocks = each_sm * s->n_sms;
+  }
+  const dim3 grid(blocks, a->planes ? a->n : (a->n + 8 * NT - 1) / (8 * NT));
+  return run_kernel(s, "linear_rows", linear_rows<T, NT, D>, grid, 32 * splits, shared, err, *a, n_tiles, slots);
 }
-
-bool kg_cuda_linear_gates(kg_type type) { return is_common(type); }
 
 template <int T> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
-  int n_tiles = a->part[0].m.n_tiles;
-  if (!a->gated)
-    for (int i = 1; i < a->n_parts; i++) n_tiles += a->part[i].m.n_tiles;
-  const int threads = 32 * kg_cuda_linear_splits(&a->part[0].m);
-  const size_t shared = a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
   if constexpr (is_common(T)) {
-    if (!a->planes && a->n > 8) {
-      const dim3 grid(n_tiles, (a->n + 63) / 64);
-      return run_kernel(s, "linear_tiles", a->gated ? linear_tiles<T, 8, 2> : linear_tiles<T, 8, 1>, grid, threads, 0, err, *a);
-    }
-    if (a->gated)
-      return run_kernel(s, "linear_tiles", linear_tiles<T, 1, 2>, dim3(n_tiles, a->planes ? a->n : 1), threads, shared, err, *a);
+    if (a->x_panels && !a->planes) return kg_cuda_linear_many(s, a, err);
+    if (!a->planes && a->n > 8) return a->gated ? launch_rows<T, 8, 2>(s, a, err) : launch_rows<T, 8, 1>(s, a, err);
+    if (a->gated) return launch_rows<T, 1, 2>(s, a, err);
   }
-  const dim3 grid(n_tiles, a->planes ? a->n : (a->n + 7) / 8);
-  return run_kernel(s, "linear_tiles", linear_tiles<T, 1, 1>, grid, threads, shared, err, *a);
+  return launch_rows<T, 1, 1>(s, a, err);
 }
 
 int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
-  if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS || 
-      (a->gated && (a->n_parts != 2 || !kg_cuda_linear_gates(a->part[0].m.type))))
+  if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS ||
+      (a->gated && (a->n_parts != 2 || !kg_cuda_linear_gates(&a->part[0].m))))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d matrices with %d rows", a->n_parts, a->n);
   if (a->x_floats && (!kg_cuda_linear_is_few(a->n, a->part[0].m.cols) || a->planes || a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d rows as float32", a->n);

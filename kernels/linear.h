@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum { KG_LINEAR_PARTS = 3, KG_LINEAR_FEW = 8 };
+enum { KG_LINEAR_PARTS = 3, KG_LINEAR_FEW = 8, KG_LINEAR_FEW_NUMBERS = 32768, KG_LINEAR_SLOTS = 8, KG_LINEAR_PANEL_ROWS = 64 };
 
 typedef enum kg_cuda_act { KG_CUDA_SILU, KG_CUDA_GELU, KG_CUDA_GELU_ERF, KG_CUDA_RELU, KG_CUDA_SWIGLU_CLAMPED } kg_cuda_act;
 
@@ -27,7 +27,8 @@ typedef struct kg_linear_args {
   int32_t act;
   float act_limit, act_alpha;
   int32_t n;                /* rows of x; with `planes`: rows of out */
-  const void *x;            /* F32: float [n][cols]; else f16 in the order of format.h, [n][32 n_blocks] */
+  const void *x;            /* F32: float [n][cols]; else f16 in the order of format.h, [n][32 n_blocks] or in panels */
+  bool x_panels;            /* x stands in panels of 8 rows (format.h) */
   const float *x_scale;     /* [n] what undoes the scale of x; not for F32 */
   /* Instead of x, for few rows (kg_cuda_linear_is_few) whose width is a multiple of 32: float32 rows that each block brings to
    * f16 by itself, after a root-mean-square norm, or scaled by their largest magnitudes. */
@@ -39,7 +40,7 @@ typedef struct kg_linear_args {
   const float *residual;    /* [n][rows of part 0], or NULL; may be out */
   float *const *out_rows;   /* [n] where part 0 goes instead of out, or NULL */
   const int32_t *planes;    /* experts: [n] plane of each row of out, or NULL: plane 0 */
-  int32_t x_share;          /* experts: row i of out reads row i / x_share of x */
+  int32_t x_share, x_first; /* experts: row i of out reads row x_first + i / x_share of x */
 } kg_linear_args;
 
 int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err);
@@ -47,9 +48,11 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err);
 int kg_cuda_linear_splits(const kg_matrix *m);
 
 /* Are n rows of this width so few that each block may bring them to f16 in its shared memory? */
-static inline bool kg_cuda_linear_is_few(int64_t n, int64_t width) { return n <= KG_LINEAR_FEW && n * width <= 15360; }
-/* Can two matrices of this type be multiplied gated? */
-bool kg_cuda_linear_gates(kg_type type);
+static inline bool kg_cuda_linear_is_few(int64_t n, int64_t width) { return n <= KG_LINEAR_FEW && n * width <= KG_LINEAR_FEW_NUMBERS; }
+/* Can two matrices of this type and shape be multiplied gated? */
+bool kg_cuda_linear_gates(const kg_matrix *m);
+/* Should x of n rows stand in panels? */
+static inline bool kg_cuda_linear_wants_panels(const kg_stream *s, int64_t n) { return s->has_wgmma && n > KG_LINEAR_PANEL_ROWS; }
 
 #ifdef __cplusplus
 }

@@ -156,7 +156,7 @@ static bool is_like(const builder *b, const kg_op *first, const kg_op *op)
 static const kg_op *find_gate(const builder *b, int32_t op_index)
 {
   const kg_op *op = op_at(b, op_index);
-  if (b->n_uses[op->out] != 1 || !kg_cuda_linear_gates(matrix_of(b, op->w[0])->type)) return NULL;
+  if (b->n_uses[op->out] != 1 || !kg_cuda_linear_gates(matrix_of(b, op->w[0]))) return NULL;
   const kg_op *glu = op_at(b, value_at(b, op->out)->last_use < b->n_ops ? value_at(b, op->out)->last_use : 0);
   if (glu->kind != KG_OP_GLU || glu->in[0] == glu->in[1]) return NULL;
   const int32_t gate = value_at(b, glu->in[0])->producer, up = value_at(b, glu->in[1])->producer;
@@ -180,8 +180,6 @@ static const kg_op *find_sum(const builder *b, int32_t op_index)
 }
 
 static void mark_done(builder *b, const kg_op *op) { b->done[value_at(b, op->out)->producer] = true; }
-
-enum { FEW_TILES = 2048 }; /* a product of more does not bring its input to f16 in every block */
 
 static int add_linear_stage(builder *b, int32_t op_index)
 {
@@ -233,7 +231,7 @@ static int add_linear(builder *b, int32_t op_index)
   kg_gpu_stage *stage = &b->program->stages[index];
   const kg_matrix *m = matrix_of(b, stage->op->w[0]);
   if (m->type == KG_F32) return KG_OK;
-  if (m->n_tiles < FEW_TILES) stage->fused_in = find_fusable(b, stage->side, stage->in[0]);
+  stage->fused_in = find_fusable(b, stage->side, stage->in[0]);
   if (stage->fused_in == KG_NONE) need_half(b, stage->side, stage->in[0]);
   return KG_OK;
 }
@@ -432,7 +430,7 @@ static void size_span(layout *l, kg_side side, bool half, int32_t value)
   const size_t rows = (size_t)p->max_rows[side], width = (size_t)value_at(l->b, value)->width;
   s->first = -1;
   if (half) {
-    s->scale_at = padded(rows * ((width + 31) / 32 * 32) * 2);
+    s->scale_at = padded((rows + 7) / 8 * 8 * ((width + 31) / 32 * 32) * 2); /* panels have 8 rows */
     s->bytes = s->scale_at + padded(rows * sizeof(float));
     s->place = &p->places[side][value].half;
     s->scale_place = &p->places[side][value].half_scale;

@@ -32,6 +32,21 @@ int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int3
 
 /* ---- norms and the f16 form ---- */
 
+/* The f16 form of a row; f(c): its scaled number of column c. Columns beyond the width are zero. */
+template <typename F>
+static __device__ __forceinline__ void write_half(const kg_norm_args &a, int row, int width, int thread, int n_threads, F f)
+{
+  const int n_blocks = (width + 31) / 32;
+  for (int p = thread; p < 16 * n_blocks; p += n_threads) {
+    const int block = p / 16, at = 2 * p % 32, c = 32 * block + column_of(at); /* two neighbours in either order */
+    const __half2 pair = __floats2half2_rn(c < width ? f(c) : 0, c + 1 < width ? f(c + 1) : 0);
+    if (a.panels) /* step, half of it and lane (format.h) from the position 8 t + j */
+      ((__half2 *)a.half)[((size_t)(row / 8) * n_blocks + block) * 128 + at % 8 / 2 * 32 + row % 8 * 4 + at / 8] = pair;
+    else
+      ((__half2 *)a.half)[(size_t)row * 16 * n_blocks + p] = pair;
+  }
+}
+
 /* norm_rows: y = (x - mean) / sqrt(variance + eps) * scale + bias of each of `groups` parts of a row, as float32 and as
  * scaled f16.
  * grid: parts of all rows / 4; block: 4 warps, a part each; sums: norm.cuh.
@@ -42,27 +57,29 @@ static __global__ void __launch_bounds__(128) norm_rows(const __grid_constant__ 
   const int index = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, part = a.width / a.groups;
   if (index >= a.n * a.groups) return;
   const float *x = a.x + (size_t)index * part;
-  const float mean = a.subtract_mean ? norm_mean(x, part, lane) : 0;
-  const float factor = norm_factor(x, part, lane, mean, a.epsilon);
+  float mean = 0, factor, up;
+  if (!a.subtract_mean && !a.bias) /* products can do this themselves, to the same bits */
+    norm_stats(x, a.scale, part, lane, a.epsilon, &factor, &up);
+  else {
+    float squares = 0, max = 0;
+    for (int c = lane; c < part && a.subtract_mean; c += 32) mean += x[c];
+    mean = warp_sum(mean) / part;
+    for (int c = lane; c < part; c += 32) squares = fmaf(x[c] - mean, x[c] - mean, squares);
+    factor = norm_factor(warp_sum(squares), part, a.epsilon);
+    for (int c = lane; c < part; c += 32) max = fmaxf(max, fabsf((x[c] - mean) * factor * a.scale[c] + (a.bias ? a.bias[c] : 0)));
+    up = half_scale(warp_max(max));
+  }
   auto value = [&](int c) {
     const float v = (x[c] - mean) * factor * a.scale[c];
     return a.bias ? v + a.bias[c] : v;
   };
   if (a.half) {
-    float max = 0;
-    each_number(x, part, lane, [&](int c, float) { max = fmaxf(max, fabsf(value(c))); });
-    const float up = half_scale(warp_max(max));
-    const int padded = (part + 31) / 32 * 32;
-    __half2 *half = (__half2 *)a.half + (size_t)index * (padded / 2);
-    for (int p = lane; p < padded / 2; p += 32) {
-      const int c = p / 16 * 32 + column_of(2 * p % 32); /* two neighbours in either order */
-      half[p] = __floats2half2_rn(c < part ? value(c) * up : 0, c + 1 < part ? value(c + 1) * up : 0);
-    }
-    if (!lane) a.half_scale[index] = 1 / up;
+    write_half(a, index, part, lane, 32, [&](int c) { return value(c) * up; });
+    if (!lane) a.half_scale[index] = undo_scale(up);
   }
   if (!a.out) return;
   float *out = a.out + (x - a.x);
-  each_number(x, part, lane, [&](int c, float) { out[c] = value(c); });
+  for (int c = lane; c < part; c += 32) out[c] = value(c);
 }
 
 /* half_rows: the f16 form of rows. grid: rows; block: 256 threads = a row. */
@@ -74,13 +91,8 @@ static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ 
   float max = 0;
   for (int c = threadIdx.x; c < a.width; c += 256) max = fmaxf(max, fabsf(x[c]));
   const float up = half_scale(block_max(max, shared));
-  const int padded = (a.width + 31) / 32 * 32;
-  __half2 *half = (__half2 *)a.half + (size_t)blockIdx.x * (padded / 2);
-  for (int p = threadIdx.x; p < padded / 2; p += 256) {
-    const int c = p / 16 * 32 + column_of(2 * p % 32);
-    half[p] = __floats2half2_rn(c < a.width ? x[c] * up : 0, c + 1 < a.width ? x[c + 1] * up : 0);
-  }
-  if (!threadIdx.x) a.half_scale[blockIdx.x] = 1 / up;
+  write_half(a, blockIdx.x, a.width, threadIdx.x, 256, [&](int c) { return x[c] * up; });
+  if (!threadIdx.x) a.half_scale[blockIdx.x] = undo_scale(up);
 }
 
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)

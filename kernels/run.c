@@ -61,6 +61,8 @@ static int32_t width_of(const pass *p, int32_t value) { return kg_plan_value(p->
 static const kg_cuda_weight *weight_of(const pass *p, int32_t weight) { return &p->exe->weights[weight]; }
 static const float *vector_of(const pass *p, int32_t weight) { return weight == KG_NONE ? NULL : weight_of(p, weight)->vector; }
 
+static bool has_panels(const pass *p) { return !p->batch->n_traces && kg_cuda_linear_wants_panels(p->exe->stream, p->n); }
+
 /* x of a product in the form that its weights want. */
 static void set_x(const pass *p, kg_linear_args *a, kg_side side, int32_t value)
 {
@@ -68,6 +70,7 @@ static void set_x(const pass *p, kg_linear_args *a, kg_side side, int32_t value)
   const bool is_float = a->part[0].m.type == KG_F32;
   a->x = in_arena(p, is_float ? place->at : place->half);
   a->x_scale = is_float ? NULL : in_arena(p, place->half_scale);
+  a->x_panels = !is_float && has_panels(p);
 }
 
 static void set_act(kg_linear_args *a, const kg_act *act)
@@ -127,6 +130,7 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   if (!is_norm || a.groups == 1) {
     a.half = in_arena(p, place->half);
     a.half_scale = in_arena(p, place->half_scale);
+    a.panels = has_panels(p);
   }
   return kg_cuda_norm(p->exe->stream, &a, err);
 }
@@ -221,7 +225,7 @@ static int expert_gates(const pass *p, const kg_op *op, const kg_linear_args *sh
   const kg_matrix *gate = &weight_of(p, op->w[0])->m, *up = &weight_of(p, op->w[1])->m;
   a.part[0] = (kg_linear_part){*gate, vector_of(p, op->w[3]), in_arena(p, at->gate)};
   a.n_parts = 1;
-  a.gated = gate->type == up->type && kg_cuda_linear_gates(gate->type);
+  a.gated = gate->type == up->type && kg_cuda_linear_gates(gate);
   if (a.gated) {
     a.n_parts = 2;
     a.part[1] = (kg_linear_part){*up, vector_of(p, op->w[4]), NULL};
@@ -254,10 +258,9 @@ static int run_experts(const pass *p, const kg_gpu_stage *stage, int32_t first, 
   if (code) return code;
   if ((gate->type == KG_F32) != (up->type == KG_F32))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "experts with gates of one kind of type and ups of another");
-  kg_linear_args a = {.part = {{.m = *gate}}, .n = n * params->n_used, .planes = route.experts, .x_share = params->n_used};
+  kg_linear_args a = {.part = {{.m = *gate}}, .n = n * params->n_used, .planes = route.experts, .x_share = params->n_used,
+                      .x_first = first};
   set_x(p, &a, stage->side, stage->in[0]);
-  a.x = (const char *)a.x + (size_t)first * (gate->type == KG_F32 ? (size_t)gate->cols * 4 : (size_t)gate->n_blocks * 64);
-  if (a.x_scale) a.x_scale += first;
   code = expert_gates(p, op, &a, err);
   if (code) return code;
   a = (kg_linear_args){.part = {{*down, vector_of(p, op->w[5]), in_arena(p, at->down)}}, .n_parts = 1,

@@ -1,0 +1,297 @@
+/* linear_many.cu - products for many rows on Hopper: warp groups multiply 64 rows of weights, from registers, with 128 rows
+ * of activations, from shared memory. The order of sums is that of linear.cu, step by step, and the tensor cores give the
+ * same bits through both instructions (spec/step_spec.lua and cuda_spec.lua hold them to it), so that it does not matter
+ * which of the two a row goes through.
+ *
+ * x stands in panels (format.h), so that a bulk copy brings a piece of it in the form that wgmma reads: core matrices of 8
+ * rows x 16 bytes. */
+#include "linear.cuh"
+
+enum {
+  COLUMNS = 128,            /* rows of x of a block */
+  GROUPS = 2,               /* warp groups that multiply; each takes 4 tiles */
+  CONSUMERS = 128 * GROUPS, /* threads; one more warp brings the data */
+  PANEL_BYTES = CHUNK * 512,               /* 8 rows of x, a chunk of their columns */
+  X_BYTES = COLUMNS / 8 * PANEL_BYTES,
+  EXCHANGE_BYTES = 64 * COLUMNS * sizeof(float), /* where sums change hands */
+  STAGES_MAX = 4
+};
+
+template <int T, int D> static __host__ __device__ constexpr int stage_bytes() { return X_BYTES + 4 * GROUPS * chunk<T>::n_bytes; }
+
+template <int T, int D> static __host__ __device__ constexpr int n_stages()
+{
+  constexpr int room = (224 << 10) - EXCHANGE_BYTES, n = room / stage_bytes<T, D>();
+  return n > STAGES_MAX ? STAGES_MAX : n;
+}
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+/* Core matrices of B: neighbours in k are 128 bytes apart, in n a panel. */
+static __device__ __forceinline__ uint64_t descriptor(uint32_t address)
+{
+  return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(128 >> 4) << 16 | (uint64_t)(PANEL_BYTES >> 4) << 32;
+}
+
+/* c += 64 x 16 of weights times 16 x 128 of x; ends with the next multiply_wait. */
+static __device__ __forceinline__ void multiply(float (&c)[64], const uint32_t a[4], uint64_t b)
+{
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+               "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+                 "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+                 "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+                 "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),
+                 "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]),
+                 "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]),
+                 "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),
+                 "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+/* The sums are whole and the weights read: naming them keeps the compiler from touching either before. */
+static __device__ __forceinline__ void multiply_wait(float (&c)[64], uint32_t (&a)[8])
+{
+  asm volatile("wgmma.wait_group.sync.aligned 0;"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+                 "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+                 "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+                 "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),
+                 "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]),
+                 "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]),
+                 "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),
+                 "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63]),
+                 "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3]), "+r"(a[4]), "+r"(a[5]), "+r"(a[6]), "+r"(a[7])
+               :: "memory");
+}
+
+/* What one block computes, in turn: 4 GROUPS tiles of a part (gated: 4 of both parts) and COLUMNS rows of x. */
+struct task {
+  int part, tile, n0;
+};
+
+static __device__ __forceinline__ task task_at(const kg_linear_args &a, int index, int n_columns, int tiles)
+{
+  task t = {0, 0, index % n_columns * COLUMNS};
+  index /= n_columns;
+  if (!a.gated)
+    for (int n; index >= (n = (a.part[t.part].m.n_tiles + tiles - 1) / tiles); t.part++) index -= n;
+  t.tile = index * tiles;
+  return t;
+}
+
+/* The warp that brings x and weights: lanes 0 to 15 a panel each, 16 to 23 a tile each. */
+template <int T, int D>
+static __device__ __forceinline__ void bring(const kg_linear_args &a, int n_tasks, int n_columns, unsigned char *stages,
+                                             uint64_t *full, uint64_t *empty, int lane)
+{
+  constexpr int TILES = 4 * GROUPS / D;
+  const int n_blocks = a.part[0].m.n_blocks, n_panels = (a.n + 7) / 8;
+  int at = 0;
+  uint32_t parity = 1; /* the first time round all are empty */
+  for (int index = blockIdx.x; index < n_tasks; index += gridDim.x) {
+    const task t = task_at(a, index, n_columns, TILES);
+    const int panel = t.n0 / 8 + lane, panels = min(COLUMNS / 8, n_panels - t.n0 / 8), w = lane - 16;
+    const int part = D == 2 ? w / TILES & 1 : t.part, tile = t.tile + (D == 2 ? w % TILES : w);
+    const int tiles = D * min(TILES, a.part[t.part].m.n_tiles - t.tile);
+    for (int block = 0; block < n_blocks; block += CHUNK) {
+      const int n = min(CHUNK, n_blocks - block);
+      unsigned char *x = stages + at * stage_bytes<T, D>(), *weights = x + X_BYTES;
+      barrier_wait(empty + at, parity);
+      if (lane == 0) barrier_expect(full + at, panels * n * 512 + tiles * chunk_bytes<T>(block, n));
+      __syncwarp();
+      if (lane < panels)
+        bulk_copy(x + lane * PANEL_BYTES, (const char *)a.x + ((size_t)panel * n_blocks + block) * 512, n * 512, full + at);
+      if (w >= 0 && w < 4 * GROUPS && tile < a.part[part].m.n_tiles)
+        each_plane<T>(a.part[part].m, 0, tile, block, n, weights + w * chunk<T>::n_bytes,
+                      [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) { bulk_copy(to, from, n_bytes, full + at); });
+      if (++at == n_stages<T, D>()) {
+        at = 0;
+        parity ^= 1;
+      }
+    }
+  }
+}
+
+static __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"((int)CONSUMERS) : "memory"); }
+
+/* Finish four neighbours of a row of out: scale and bias (unless that is done), residual. */
+static __device__ __forceinline__ void store_four(const kg_linear_args &a, int d, int row, int n, bool scales, bool aligned, float4 v)
+{
+  const kg_linear_part &part = a.part[d];
+  const size_t at = (size_t)n * part.m.rows + row;
+  float *out = (a.out_rows ? a.out_rows[n] : part.out + (size_t)n * part.m.rows) + row;
+  float value[4] = {v.x, v.y, v.z, v.w};
+  if (scales) {
+    const float scale = a.x_scale[n];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      value[i] *= scale;
+      if (part.bias && row + i < part.m.rows) value[i] += part.bias[row + i];
+    }
+  }
+  if (aligned && row < part.m.rows) {
+    if (a.residual) {
+      const float4 r = *(const float4 *)(a.residual + at);
+      value[0] += r.x;
+      value[1] += r.y;
+      value[2] += r.z;
+      value[3] += r.w;
+    }
+    *(float4 *)out = make_float4(value[0], value[1], value[2], value[3]);
+    return;
+  }
+  for (int i = 0; i < 4 && row + i < part.m.rows; i++) out[i] = a.residual ? value[i] + a.residual[at + i] : value[i];
+}
+
+/* A thread's sums are of rows g and g + 8 of its warp's tile, and of columns 8 i + 2 t and 8 i + 2 t + 1. They leave by way
+ * of shared memory, so that four neighbours of a row of out are written at once. Gated: the groups exchange halves of their
+ * sums, and each finishes 64 columns. */
+template <int D>
+static __device__ __forceinline__ void store_all(const kg_linear_args &a, const task &t, float (&total)[64], float *exchange,
+                                                 int warp, int lane)
+{
+  const int g = lane / 4, slot = lane % 4, group = warp / 4, tile = t.tile + (D == 2 ? warp % 4 : warp);
+  const kg_linear_part &part = a.part[t.part];
+  if (D == 2) {
+    float *theirs = exchange + (1 - group) * 32 * 128 + threadIdx.x % 128;
+#pragma unroll
+    for (int i = 0; i < 32; i++) theirs[i * 128] = group ? total[i] : total[32 + i];
+    consumers_sync();
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+      const int row = min(tile * 16 + g + i % 4 / 2 * 8, part.m.rows - 1), n = min(t.n0 + 64 * group + i / 4 * 8 + 2 * slot + i % 2, a.n - 1);
+      const float other = exchange[group * 32 * 128 + i * 128 + threadIdx.x % 128], scale = a.x_scale[n];
+      float gate = (group ? other : total[i]) * scale, up = (group ? total[32 + i] : other) * scale;
+      if (part.bias) gate += part.bias[row];
+      if (a.part[1].bias) up += a.part[1].bias[row];
+      total[i] = gated(a.act, a.act_limit, a.act_alpha, gate, up);
+    }
+    consumers_sync();
+  }
+  constexpr int STRIDE = 20; /* floats of a column's 16 rows in shared memory, apart for the banks' sake */
+  float *mine = exchange + warp * 32 * STRIDE;
+  const int row = tile * 16 + 4 * (lane % 4);
+  const bool aligned = part.m.rows % 4 == 0;
+#pragma unroll
+  for (int i0 = 0; i0 < 16 / D; i0 += 4) { /* 32 columns at a time */
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+      mine[(i / 4 * 8 + 2 * slot + i % 2) * STRIDE + g + i % 4 / 2 * 8] = total[4 * i0 + i];
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int column = 8 * i + lane / 4, n = t.n0 + (D == 2 ? 64 * group : 0) + 8 * i0 + column;
+      if (n >= a.n) continue;
+      const float4 v = *(const float4 *)(mine + column * STRIDE + 4 * (lane % 4));
+      store_four(a, t.part, row, n, D == 1, aligned, v);
+    }
+  }
+  if (D == 2) consumers_sync();
+}
+
+/* A run is complete: its sum joins the others, and the next begins. */
+static __device__ __forceinline__ void join_run(float (&total)[64], float (&c)[64], bool is_first)
+{
+#pragma unroll
+  for (int i = 0; i < 64; i++) {
+    total[i] = is_first ? c[i] : total[i] + c[i];
+    c[i] = 0;
+  }
+}
+
+#endif
+
+/* linear_columns: grid: as many blocks as run at once, each takes tasks in turn; block: GROUPS warp groups and one warp.
+ * Shared: stages of x and weights, room for sums that change hands.
+ * moves each weight once per 128 rows, from the second-level cache; twin: linear_rows, equal to the bit. */
+template <int T, int D>
+static __global__ void __launch_bounds__(CONSUMERS + 32, 1)
+  linear_columns(const __grid_constant__ kg_linear_args a, int n_tasks, int n_columns, int splits)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(128) unsigned char stages[];
+  __shared__ uint64_t full[STAGES_MAX], empty[STAGES_MAX];
+  constexpr int TILES = 4 * GROUPS / D;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_blocks = a.part[0].m.n_blocks;
+  if (threadIdx.x == 0)
+    for (int i = 0; i < n_stages<T, D>(); i++) {
+      barrier_init(full + i, 1);
+      barrier_init(empty + i, 4 * GROUPS);
+    }
+  barriers_ready();
+  __syncthreads();
+  wait_for_previous();
+  if (warp == 4 * GROUPS) {
+    bring<T, D>(a, n_tasks, n_columns, stages, full, empty, lane);
+    return;
+  }
+  int at = 0;
+  uint32_t parity = 0;
+  for (int index = blockIdx.x; index < n_tasks; index += gridDim.x) {
+    const task t = task_at(a, index, n_columns, TILES);
+    float total[64], c[64];
+#pragma unroll
+    for (int i = 0; i < 64; i++) c[i] = total[i] = 0;
+    int run = 0, run_end = n_blocks / splits;
+    uint32_t weights[8] = {};
+    for (int block0 = 0; block0 < n_blocks; block0 += CHUNK) {
+      const int n = min(CHUNK, n_blocks - block0);
+      const unsigned char *x = stages + at * stage_bytes<T, D>(), *mine = x + X_BYTES + warp * chunk<T>::n_bytes;
+      barrier_wait(full + at, parity);
+#pragma unroll 1
+      for (int i = 0; i < n; i++) {
+        uint32_t next[8];
+        decode_chunk<T>(mine, block0, i, lane, next);
+        multiply_wait(c, weights);
+        for (; block0 + i == run_end; run_end = (++run + 1) * n_blocks / splits) join_run(total, c, run == 0);
+#pragma unroll
+        for (int j = 0; j < 8; j++) weights[j] = next[j];
+        const uint64_t b = descriptor(shared_address(x) + i * 512);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        multiply(c, weights, b);
+        multiply(c, weights + 4, b + (256 >> 4));
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+      }
+      multiply_wait(c, weights);
+      if (lane == 0) barrier_arrive(empty + at);
+      if (++at == n_stages<T, D>()) {
+        at = 0;
+        parity ^= 1;
+      }
+    }
+    join_run(total, c, run == 0);
+    store_all<D>(a, t, total, (float *)(stages + n_stages<T, D>() * stage_bytes<T, D>()), warp, lane);
+  }
+#else
+  wait_for_previous();
+#endif
+}
+
+template <int T, int D> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
+{
+  constexpr int TILES = 4 * GROUPS / D, shared = n_stages<T, D>() * stage_bytes<T, D>() + (int)EXCHANGE_BYTES;
+  const int n_columns = (a->n + COLUMNS - 1) / COLUMNS;
+  int n_tasks = 0;
+  for (int i = 0; i < (D == 2 ? 1 : a->n_parts); i++) n_tasks += (a->part[i].m.n_tiles + TILES - 1) / TILES * n_columns;
+  const int code = kg_cuda_check(cudaFuncSetAttribute(linear_columns<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+                                 "linear_columns", err);
+  if (code) return code;
+  return run_kernel(s, "linear_columns", linear_columns<T, D>, dim3(n_tasks < s->n_sms ? n_tasks : s->n_sms), CONSUMERS + 32,
+                    shared, err, *a, n_tasks, n_columns, kg_cuda_linear_splits(&a->part[0].m));
+}
+
+int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err)
+{
+  switch (a->part[0].m.type) {
+#define CASE(T) case T: return a->gated ? launch<T, 2>(s, a, err) : launch<T, 1>(s, a, err);
+    CASE(KG_F16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q5_0) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K)
+#undef CASE
+  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "many rows with weights of type %d", (int)a->part[0].m.type);
+  }
+}
