@@ -1,8 +1,8 @@
 /* linear.cu - products with tensor cores: the weights are the M operand (16 rows a tile), rows of activations the N
  * operand (8 a step), so one summation order serves every number of rows.
  *
- * Order: a tile's blocks of 32 columns are cut into `splits` runs; a run is one chain of tensor-core steps from left to
- * right, the runs are added from left to right. `splits` depends on the shape alone. */
+ * Order: a tile's blocks of 32 columns are cut into runs of a whole number of chunks; a run is one chain of tensor-core
+ * steps from left to right, the runs are added from left to right. How long a run is depends on the shape alone. */
 #include "linear.cuh"
 #include "norm.cuh"
 
@@ -145,22 +145,23 @@ static __device__ __forceinline__ void fetch(const kg_linear_args &a, int plane,
 static __host__ __device__ constexpr int at_once(int column_tiles) { return column_tiles < 2 ? column_tiles : 2; } /* that are joined at a time */
 
 /* linear_rows: D matrices at once (2: gated) for up to 8 NT rows of x.
- * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out); block: a warp per split. Weights go to a ring of
+ * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out); block: a warp per run, at least 4. Weights go to a ring of
  * `slots` chunks of each warp, as many as there are before the kernel before is done. Shared: rings, sums, few rows as f16.
  * moves each weight once per 8 NT rows; twin: linear in cpu/reference.c; tolerance: f16 rounding of x and w, 2^-11. */
 template <int T, int NT, int D>
 static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ? 4 : 2) : 1)
-  linear_rows(const __grid_constant__ kg_linear_args a, int n_tiles, int slots)
+  linear_rows(const __grid_constant__ kg_linear_args a, int n_tiles, int run, int slots)
 {
   extern __shared__ uint4 shared[];
   __shared__ uint64_t ready[16 * KG_LINEAR_SLOTS];
   __shared__ few_rows rows;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, slot = lane % 4, splits = blockDim.x / 32;
-  const int n_blocks = a.part[0].m.n_blocks, first = warp * n_blocks / splits, end = (warp + 1) * n_blocks / splits;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, slot = lane % 4, n_warps = blockDim.x / 32;
+  const int n_runs = (a.part[0].m.n_blocks + run - 1) / run; /* the warps beyond help to store */
+  const int n_blocks = a.part[0].m.n_blocks, first = warp * run, end = min(first + run, n_blocks);
   constexpr int slot_bytes = D * chunk<T>::n_bytes, sum_floats = D * at_once(NT) * 128;
   unsigned char *ring = (unsigned char *)shared + warp * slots * slot_bytes;
-  float *sums = (float *)((unsigned char *)shared + splits * slots * slot_bytes); /* [2 if NT is 1][splits][sum_floats] */
-  uint4 *few_x = (uint4 *)(sums + (NT == 1 ? 2 : 1) * splits * sum_floats);
+  float *sums = (float *)((unsigned char *)shared + n_warps * slots * slot_bytes); /* [2 if NT is 1][n_warps][sum_floats] */
+  uint4 *few_x = (uint4 *)(sums + (NT == 1 ? 2 : 1) * n_warps * sum_floats);
   uint64_t *my_ready = ready + warp * KG_LINEAR_SLOTS;
 
   if (lane == 0)
@@ -180,7 +181,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
   const int row0 = a.planes ? blockIdx.y / a.x_share + a.x_first : n0;
   const bool is_few = NT == 1 && a.x_floats;
   if (is_few) {
-    const float2 scales = scale_rows(a, warp, splits, lane, rows);
+    const float2 scales = scale_rows(a, warp, n_warps, lane, rows);
     bring_rows(a, first, end, lane, scales, few_x);
     __syncwarp();
   }
@@ -258,7 +259,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
           for (int d = 0; d < D; d++) {
             value[d] = sum[d * at_once(NT) * 128 + e];
 #pragma unroll 4
-            for (int w = 1; w < splits; w++) value[d] += sum[w * sum_floats + d * at_once(NT) * 128 + e];
+            for (int w = 1; w < n_runs; w++) value[d] += sum[w * sum_floats + d * at_once(NT) * 128 + e];
             value[d] *= is_few ? undo_scale(rows.up[r]) : a.x_scale[row0 + r];
           }
           if (NT > 1) add = find_addends(a, d0, plane, row, n, true);
@@ -271,7 +272,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
         }
       }
     }
-    if (NT == 1) sum = sum == sums ? sums + splits * sum_floats : sums;
+    if (NT == 1) sum = sum == sums ? sums + n_warps * sum_floats : sums;
   }
 }
 
@@ -302,27 +303,27 @@ static __global__ void __launch_bounds__(128) linear_f32(const __grid_constant__
 
 /* ---- launching ---- */
 
-int kg_cuda_linear_splits(const kg_matrix *m)
+int kg_cuda_linear_run(const kg_matrix *m)
 {
-  if (m->n_blocks < 16 || m->n_tiles >= 2048) return 4; /* enough tiles to fill the device: fewer joins */
-  return m->n_blocks >= 96 && m->n_tiles < 512 ? 16 : 8;
+  const int runs = m->n_blocks >= 96 && m->n_tiles < 512 ? 16 : 8; /* few tiles of many columns: more warps each */
+  return (m->n_blocks + runs * CHUNK - 1) / (runs * CHUNK) * CHUNK;
 }
 
-bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && kg_cuda_linear_splits(m) <= 8; }
+static int runs_of(const kg_matrix *m) { return (m->n_blocks + kg_cuda_linear_run(m) - 1) / kg_cuda_linear_run(m); }
 
-static int chunk_runs(int n) { return (n + CHUNK - 1) / CHUNK; }
+bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && runs_of(m) <= 8; }
 
 template <int T, int NT, int D> static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   const kg_matrix *m = &a->part[0].m;
-  const int splits = kg_cuda_linear_splits(m), n_runs = chunk_runs((m->n_blocks + splits - 1) / splits);
+  const int run = kg_cuda_linear_run(m), n_warps = runs_of(m) < 4 ? 4 : runs_of(m), n_chunks = run / CHUNK;
   int n_tiles = m->n_tiles;
   for (int i = 1; i < a->n_parts && D == 1; i++) n_tiles += a->part[i].m.n_tiles;
   const size_t few = NT == 1 && a->x_floats ? (size_t)a->n * (size_t)m->n_blocks * 64 : 0;
-  const size_t sums = (size_t)((NT == 1 ? 2 : 1) * splits * D * at_once(NT)) * 128 * sizeof(float);
-  const size_t each = (size_t)splits * D * chunk<T>::n_bytes, room = (size_t)s->shared_max - few - sums - 2048;
+  const size_t sums = (size_t)((NT == 1 ? 2 : 1) * n_warps * D * at_once(NT)) * 128 * sizeof(float);
+  const size_t each = (size_t)n_warps * D * chunk<T>::n_bytes, room = (size_t)s->shared_max - few - sums - 2048;
   const bool in_turns = n_tiles > 4 * s->n_sms; /* blocks that go from tile to tile, their rings never empty */
-  int slots = in_turns && n_runs < 4 ? 4 : n_runs;
+  int slots = in_turns && n_chunks < 4 ? 4 : n_chunks;
   const size_t budget = in_turns ? room / 4 : room / 2; /* so that several blocks, or the next kernel's, fit */
   while (slots > 1 && (slots > KG_LINEAR_SLOTS || (size_t)slots * each > budget)) slots--;
   const size_t shared = (size_t)slots * each + sums + few;
@@ -334,13 +335,13 @@ template <int T, int NT, int D> static int launch_rows(kg_stream *s, const kg_li
   int blocks = n_tiles;
   if (in_turns) {
     int each_sm = 1;
-    const int code = kg_cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each_sm, linear_rows<T, NT, D>, 32 * splits, shared),
+    const int code = kg_cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each_sm, linear_rows<T, NT, D>, 32 * n_warps, shared),
                                    "linear_rows", err);
     if (code) return code;
     if (blocks > each_sm * s->n_sms && each_sm > 0) blocks = each_sm * s->n_sms;
   }
   const dim3 grid(blocks, a->planes ? a->n : (a->n + 8 * NT - 1) / (8 * NT));
-  return run_kernel(s, "linear_rows", linear_rows<T, NT, D>, grid, 32 * splits, shared, err, *a, n_tiles, slots);
+  return run_kernel(s, "linear_rows", linear_rows<T, NT, D>, grid, 32 * n_warps, shared, err, *a, n_tiles, run, slots);
 }
 
 template <int T> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)

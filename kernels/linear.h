@@ -44,8 +44,8 @@ typedef struct kg_linear_args {
 } kg_linear_args;
 
 int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err);
-/* How many pieces the columns of a matrix are summed in: the same for all members of a launch. */
-int kg_cuda_linear_splits(const kg_matrix *m);
+/* How many blocks of 32 columns of a matrix are summed in one chain: the same for all members of a launch. */
+int kg_cuda_linear_run(const kg_matrix *m);
 
 /* Are n rows of this width so few that each block may bring them to f16 in its shared memory? */
 static inline bool kg_cuda_linear_is_few(int64_t n, int64_t width) { return n <= KG_LINEAR_FEW && n * width <= KG_LINEAR_FEW_NUMBERS; }

@@ -10,7 +10,7 @@
 enum {
   COLUMNS = 128,            /* rows of x of a block */
   GROUPS = 2,               /* warp groups that multiply; each takes 4 tiles */
-  CONSUMERS = 128 * GROUPS, /* threads; one more warp brings the data */
+  CONSUMERS = 128 * GROUPS, /* threads; one more group, of which one warp brings the data, gives them its registers */
   PANEL_BYTES = CHUNK * 512,               /* 8 rows of x, a chunk of their columns */
   X_BYTES = COLUMNS / 8 * PANEL_BYTES,
   EXCHANGE_BYTES = 64 * COLUMNS * sizeof(float), /* where sums change hands */
@@ -33,15 +33,19 @@ static __device__ __forceinline__ uint64_t descriptor(uint32_t address)
   return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(128 >> 4) << 16 | (uint64_t)(PANEL_BYTES >> 4) << 32;
 }
 
-/* c += 64 x 16 of weights times 16 x 128 of x; ends with the next multiply_wait. */
-static __device__ __forceinline__ void multiply(float (&c)[64], const uint32_t a[4], uint64_t b)
+/* c (or nothing: a new run) + 64 x 16 of weights times 16 x 128 of x; ends with the next multiply_wait. */
+static __device__ __forceinline__ void multiply(float (&c)[64], const uint32_t a[4], uint64_t b, int adds)
 {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+  asm volatile("{\n"
+               ".reg .pred adds;\n"
+               "setp.ne.b32 adds, %69, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
                "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
                "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
                "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-               "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+               "{%64, %65, %66, %67}, %68, adds, 1, 1, 0;\n"
+               "}\n"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
                  "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
                  "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
@@ -50,23 +54,21 @@ static __device__ __forceinline__ void multiply(float (&c)[64], const uint32_t a
                  "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]),
                  "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),
                  "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds));
 }
 
-/* The sums are whole and the weights read: naming them keeps the compiler from touching either before. */
-static __device__ __forceinline__ void multiply_wait(float (&c)[64], uint32_t (&a)[8])
+/* The sums are whole now, and the weights read. Until then neither may be touched, which the compiler does not know of
+ * registers that the tensor cores read: `seen` uses them here, so that they are not given to others before. */
+static __device__ __forceinline__ void multiply_wait(const uint32_t (&a)[8], uint32_t &seen)
 {
-  asm volatile("wgmma.wait_group.sync.aligned 0;"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-                 "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
-                 "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
-                 "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),
-                 "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]),
-                 "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]),
-                 "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),
-                 "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63]),
-                 "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3]), "+r"(a[4]), "+r"(a[5]), "+r"(a[6]), "+r"(a[7])
-               :: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;\n"
+               "lop3.b32 %0, %1, %2, %0, 0x96;\n"
+               "lop3.b32 %0, %3, %4, %0, 0x96;\n"
+               "lop3.b32 %0, %5, %6, %0, 0x96;\n"
+               "lop3.b32 %0, %7, %8, %0, 0x96;\n"
+               : "+r"(seen)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(a[4]), "r"(a[5]), "r"(a[6]), "r"(a[7])
+               : "memory");
 }
 
 /* What one block computes, in turn: 4 GROUPS tiles of a part (gated: 4 of both parts) and COLUMNS rows of x. */
@@ -195,24 +197,21 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
   if (D == 2) consumers_sync();
 }
 
-/* A run is complete: its sum joins the others, and the next begins. */
+/* A run is complete: its sum joins the others. Runs of linear_rows begin with zero, so that none of them is -0. */
 static __device__ __forceinline__ void join_run(float (&total)[64], float (&c)[64], bool is_first)
 {
 #pragma unroll
-  for (int i = 0; i < 64; i++) {
-    total[i] = is_first ? c[i] : total[i] + c[i];
-    c[i] = 0;
-  }
+  for (int i = 0; i < 64; i++) total[i] = is_first ? c[i] + 0.0f : total[i] + c[i];
 }
 
 #endif
 
-/* linear_columns: grid: as many blocks as run at once, each takes tasks in turn; block: GROUPS warp groups and one warp.
+/* linear_columns: grid: as many blocks as run at once, each takes tasks in turn; block: GROUPS warp groups that multiply and one that brings.
  * Shared: stages of x and weights, room for sums that change hands.
  * moves each weight once per 128 rows, from the second-level cache; twin: linear_rows, equal to the bit. */
 template <int T, int D>
-static __global__ void __launch_bounds__(CONSUMERS + 32, 1)
-  linear_columns(const __grid_constant__ kg_linear_args a, int n_tasks, int n_columns, int splits)
+static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
+  linear_columns(const __grid_constant__ kg_linear_args a, int n_tasks, int n_columns, int run)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) unsigned char stages[];
@@ -227,47 +226,49 @@ static __global__ void __launch_bounds__(CONSUMERS + 32, 1)
   barriers_ready();
   __syncthreads();
   wait_for_previous();
-  if (warp == 4 * GROUPS) {
-    bring<T, D>(a, n_tasks, n_columns, stages, full, empty, lane);
+  if (warp >= 4 * GROUPS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (warp == 4 * GROUPS) bring<T, D>(a, n_tasks, n_columns, stages, full, empty, lane);
     return;
   }
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
   int at = 0;
-  uint32_t parity = 0;
+  uint32_t parity = 0, seen = 0;
   for (int index = blockIdx.x; index < n_tasks; index += gridDim.x) {
     const task t = task_at(a, index, n_columns, TILES);
     float total[64], c[64];
 #pragma unroll
-    for (int i = 0; i < 64; i++) c[i] = total[i] = 0;
-    int run = 0, run_end = n_blocks / splits;
+    for (int i = 0; i < 64; i++) c[i] = 0;
     uint32_t weights[8] = {};
     for (int block0 = 0; block0 < n_blocks; block0 += CHUNK) {
-      const int n = min(CHUNK, n_blocks - block0);
       const unsigned char *x = stages + at * stage_bytes<T, D>(), *mine = x + X_BYTES + warp * chunk<T>::n_bytes;
+      const uint64_t b = descriptor(shared_address(x));
       barrier_wait(full + at, parity);
-#pragma unroll 1
-      for (int i = 0; i < n; i++) {
+      if (block0 % run == 0 && block0) join_run(total, c, block0 == run);
+#pragma unroll
+      for (int i = 0; i < CHUNK; i++) {
+        if (block0 + i >= n_blocks) break;
         uint32_t next[8];
         decode_chunk<T>(mine, block0, i, lane, next);
-        multiply_wait(c, weights);
-        for (; block0 + i == run_end; run_end = (++run + 1) * n_blocks / splits) join_run(total, c, run == 0);
+        multiply_wait(weights, seen);
 #pragma unroll
         for (int j = 0; j < 8; j++) weights[j] = next[j];
-        const uint64_t b = descriptor(shared_address(x) + i * 512);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-        multiply(c, weights, b);
-        multiply(c, weights + 4, b + (256 >> 4));
+        multiply(c, weights, b + i * (512 >> 4), i || block0 % run);
+        multiply(c, weights + 4, b + i * (512 >> 4) + (256 >> 4), 1);
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
       }
-      multiply_wait(c, weights);
+      multiply_wait(weights, seen);
       if (lane == 0) barrier_arrive(empty + at);
       if (++at == n_stages<T, D>()) {
         at = 0;
         parity ^= 1;
       }
     }
-    join_run(total, c, run == 0);
+    join_run(total, c, n_blocks <= run);
     store_all<D>(a, t, total, (float *)(stages + n_stages<T, D>() * stage_bytes<T, D>()), warp, lane);
   }
+  if (a.n < 0) a.part[0].out[0] = __uint_as_float(seen); /* never: see multiply_wait */
 #else
   wait_for_previous();
 #endif
@@ -282,8 +283,8 @@ template <int T, int D> static int launch(kg_stream *s, const kg_linear_args *a,
   const int code = kg_cuda_check(cudaFuncSetAttribute(linear_columns<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
                                  "linear_columns", err);
   if (code) return code;
-  return run_kernel(s, "linear_columns", linear_columns<T, D>, dim3(n_tasks < s->n_sms ? n_tasks : s->n_sms), CONSUMERS + 32,
-                    shared, err, *a, n_tasks, n_columns, kg_cuda_linear_splits(&a->part[0].m));
+  return run_kernel(s, "linear_columns", linear_columns<T, D>, dim3(n_tasks < s->n_sms ? n_tasks : s->n_sms), CONSUMERS + 128,
+                    shared, err, *a, n_tasks, n_columns, kg_cuda_linear_run(&a->part[0].m));
 }
 
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err)

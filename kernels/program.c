@@ -149,7 +149,7 @@ static bool is_like(const builder *b, const kg_op *first, const kg_op *op)
 {
   const kg_matrix *m = matrix_of(b, first->w[0]), *n = matrix_of(b, op->w[0]);
   return op->kind == KG_OP_LINEAR && op->in[0] == first->in[0] && m->type == n->type && m->cols == n->cols &&
-         kg_cuda_linear_splits(m) == kg_cuda_linear_splits(n);
+         kg_cuda_linear_run(m) == kg_cuda_linear_run(n);
 }
 
 /* The gate that reads this linear and another one like it, both alone; else NULL. */
