@@ -21,6 +21,7 @@ enum {
 typedef struct kg_cuda_weight {
   kg_matrix m;         /* when used as a matrix */
   float *vector;       /* all values as floats, when used as a norm, bias or sink */
+  float vector_max;    /* their largest magnitude */
   bool is_matrix, is_vector;
   unsigned char *data; /* in the block of weights: the matrix, then the vector */
   size_t matrix_bytes, n_bytes;
@@ -55,7 +56,7 @@ typedef struct kg_gpu_stage {
   /* For few rows (KG_LINEAR_FEW) products bring their input to f16 themselves. */
   int32_t fused_in;                    /* linear: the norm or half stage that it can do itself, or KG_NONE */
   bool is_needed;                      /* norm, half: by another stage too, or for another form */
-  int32_t max_slot;                    /* linear, attention: where the largest magnitudes of its rows go, or KG_NONE */
+  int32_t max_slot;                    /* linear, attention, embed, gather: where the largest magnitudes of its rows go, or KG_NONE */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
   int32_t rotation[2];                 /* of q and k or of the stage, index into rotations, or KG_NONE */
 } kg_gpu_stage;

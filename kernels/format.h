@@ -17,14 +17,15 @@
  * P = 4 r + p.
  * F32 is not packed: rows as in the file.
  *
- * Activations of many rows stand in panels of 8 rows: [8 rows][block of 32][step][half of the step][row][16 bytes], where the
- * first half of a step has slots 0 and 1 of lanes t = 0 to 3, the second slots 2 and 3: the k order of the tensor cores. */
+ * Activations of many rows stand in panels of 8 rows, the form that wgmma reads from shared memory, so that one copy brings
+ * KG_PANEL_ROWS rows of a chunk of 4 blocks: [KG_PANEL_ROWS rows][chunk][8 rows][block][step][half of the step][row][16 bytes];
+ * the first half of a step has slots 0 and 1 of lanes t = 0 to 3, the second slots 2 and 3: the k order of the tensor cores. */
 #ifndef KG_CUDA_FORMAT_H
 #define KG_CUDA_FORMAT_H
 
 #include "device.h"
 
-enum { KG_TILE_ROWS = 16, KG_BLOCK_COLS = 32 };
+enum { KG_TILE_ROWS = 16, KG_BLOCK_COLS = 32, KG_CHUNK = 4, KG_PANEL_ROWS = 128 };
 
 typedef struct kg_format {
   int32_t q_bytes, h_bytes; /* of a tile's block */
@@ -42,6 +43,16 @@ bool kg_format_find(kg_type type, kg_format *out);
 bool kg_matrix_init(kg_matrix *m, kg_type type, int64_t cols, int64_t rows, int64_t planes, size_t *n_bytes);
 /* Set q, h and s to their places in memory of n_bytes. */
 void kg_matrix_place(kg_matrix *m, unsigned char *memory);
+
+/* Where the 512 bytes of a row's panel and block begin. */
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+static inline size_t kg_panel_at(int row, int block, int n_blocks)
+{
+  const size_t chunk = (size_t)(row / KG_PANEL_ROWS) * (size_t)((n_blocks + KG_CHUNK - 1) / KG_CHUNK) + (size_t)(block / KG_CHUNK);
+  return ((chunk * (KG_PANEL_ROWS / 8) + (size_t)(row % KG_PANEL_ROWS / 8)) * KG_CHUNK + (size_t)(block % KG_CHUNK)) * 512;
+}
 
 /* pack.cu: rows [16 tile0, 16 tile1) of a plane from file order (`raw`: the first of those rows, on the device) to
  * m's planes. */

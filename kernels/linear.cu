@@ -40,58 +40,50 @@ template <int T> static __device__ __forceinline__ void add_block(float acc[4], 
 
 /* ---- rows of x ---- */
 
-/* Rows that a block brings to f16 itself: the power of two of each, and the sums of their segments. */
-struct few_rows {
-  float up[KG_LINEAR_FEW];
-  float2 segments[KG_LINEAR_FEW_NUMBERS / SEGMENT + KG_LINEAR_FEW];
-};
+/* Squares of the segments of few rows, [n][segments], for the factors of their norms. */
+typedef float few_squares[KG_LINEAR_FEW_NUMBERS / SEGMENT + KG_LINEAR_FEW];
 
-/* By all warps; in the end each lane r has the factor and the power of two of row r, and `rows` has them after a barrier. */
-static __device__ __forceinline__ float2 scale_rows(const kg_linear_args &a, int warp, int n_warps, int lane, few_rows &rows)
+static __device__ __forceinline__ float few_up(const kg_linear_args &a, int r)
 {
-  const int cols = a.part[0].m.cols, n_each = n_segments(cols);
-  float factor = 1, max = 0;
-  if (a.norm_scale) {
-    for (int i = warp; i < a.n * n_each; i += n_warps) {
-      const int r = a.n == 1 ? 0 : i / n_each;
-      const float2 stats = segment_stats(a.x_floats + (size_t)r * cols, a.norm_scale, cols, i - r * n_each, lane);
-      if (!lane) rows.segments[i] = stats;
-    }
-    __syncthreads();
-    float squares = 0;
-    for (int i = 0; i < n_each && lane < a.n; i++) {
-      const float2 stats = rows.segments[lane * n_each + i];
-      squares += stats.x;
-      max = fmaxf(max, stats.y);
-    }
-    factor = norm_factor(squares, cols, a.norm_epsilon);
-    max *= factor;
-  } else if (lane < a.n)
-    max = a.x_max[lane];
-  const float up = half_scale(max);
-  if (!warp && lane < a.n) rows.up[lane] = up;
-  return make_float2(factor, up);
+  return a.norm_scale ? norm_half_scale(a.x_max[r], a.norm_max) : half_scale(a.x_max[r]);
 }
 
-/* Blocks [first, end) of all rows as f16, the same numbers as norm_rows and half_rows write: by the warp that reads them. */
-static __device__ __forceinline__ void bring_rows(const kg_linear_args &a, int first, int end, int lane, float2 scales,
-                                                  uint4 *out /* [n][n_blocks][4] */)
+/* Blocks [first, end) of all rows as f16, the same numbers as norm_rows and half_rows write, by the warp that reads them.
+ * w: of the first segment of norm_scale. */
+static __device__ __forceinline__ void bring_rows(const kg_linear_args &a, int first, int end, int lane, float4 w,
+                                                  float *squares, uint4 *out /* [n][n_blocks][4] */)
 {
-  const kg_matrix &m = a.part[0].m;
+  const int cols = a.part[0].m.cols, n_blocks = a.part[0].m.n_blocks;
 #pragma unroll 1
   for (int r = 0; r < a.n; r++) {
-    const float factor = __shfl_sync(~0u, scales.x, r), up = __shfl_sync(~0u, scales.y, r);
-#pragma unroll 2
-    for (int i = 8 * first + lane; i < 8 * end; i += 32) {
-      float4 v = *((const float4 *)(a.x_floats + (size_t)r * m.cols) + i);
+    const float *x = a.x_floats + (size_t)r * cols;
+    const float up = few_up(a, r);
+#pragma unroll 1
+    for (int block = first; block < end; block += SEGMENT / KG_BLOCK_COLS) {
+      const int c = block * KG_BLOCK_COLS + 4 * lane;
+      float4 v = four_of(x, cols, c);
       if (a.norm_scale) {
-        const float4 w = *((const float4 *)a.norm_scale + i);
-        v = make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
+        const float square = segment_squares(v);
+        if (!lane) squares[r * n_segments(cols) + block * KG_BLOCK_COLS / SEGMENT] = square;
+        if (block > first) w = four_of(a.norm_scale, cols, c);
+        v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
       }
-      uint2 *to = (uint2 *)(out + ((size_t)r * m.n_blocks + i / 8) * 4 + i % 4) + i % 8 / 4;
+      if (c >= cols) continue;
+      uint2 *to = (uint2 *)(out + ((size_t)r * n_blocks + block + lane / 8) * 4 + lane % 4) + lane % 8 / 4;
       *to = make_uint2(as_word(__floats2half2_rn(v.x * up, v.y * up)), as_word(__floats2half2_rn(v.z * up, v.w * up)));
     }
   }
+}
+
+/* What undoes the scale of few row r, and its norm's factor. */
+static __device__ __forceinline__ float few_scale(const kg_linear_args &a, int r, const float *squares)
+{
+  float scale = undo_scale(few_up(a, r)), sum = 0;
+  if (!a.norm_scale) return scale;
+  const int cols = a.part[0].m.cols, n = n_segments(cols);
+#pragma unroll 4
+  for (int i = 0; i < n; i++) sum += squares[r * n + i];
+  return scale * norm_factor(sum, cols, a.norm_epsilon);
 }
 
 /* A lane's part of a block of row n: slots 0 to 7 of columns 4 t.. (format.h). */
@@ -99,7 +91,7 @@ static __device__ __forceinline__ uint4 load_x(const kg_linear_args &a, int n, i
 {
   const int n_blocks = a.part[0].m.n_blocks;
   if (!a.x_panels) return ((const uint4 *)a.x)[((size_t)n * n_blocks + block) * 4 + slot];
-  const uint32_t *x = (const uint32_t *)a.x + ((size_t)(n / 8) * n_blocks + block) * 128 + n % 8 * 4 + slot;
+  const uint32_t *x = (const uint32_t *)((const char *)a.x + kg_panel_at(n, block, n_blocks)) + n % 8 * 4 + slot;
   return make_uint4(x[0], x[32], x[64], x[96]);
 }
 
@@ -112,10 +104,19 @@ struct cursor {
 
 static __device__ __forceinline__ void advance(cursor &c, int first, int end)
 {
-  c.block += CHUNK;
+  c.block += KG_CHUNK;
   if (c.block < end) return;
   c.block = first;
   c.tile += gridDim.x;
+}
+
+/* Which part a tile of the launch belongs to; *tile becomes its number there. */
+template <int D> static __device__ __forceinline__ int part_of(const kg_linear_args &a, int *tile)
+{
+  int d = 0;
+  if (D == 1)
+    while (*tile >= a.part[d].m.n_tiles) *tile -= a.part[d++].m.n_tiles;
+  return d;
 }
 
 /* The next chunk of all D matrices to a slot. */
@@ -123,30 +124,27 @@ template <int T, int D>
 static __device__ __forceinline__ void fetch(const kg_linear_args &a, int plane, cursor c, int end, unsigned char *slot,
                                              uint64_t *ready, int lane)
 {
-  const int n = min(CHUNK, end - c.block);
-  int d0 = 0;
-  if (D == 1)
-    while (c.tile >= a.part[d0].m.n_tiles) c.tile -= a.part[d0++].m.n_tiles;
+  const int n = min(KG_CHUNK, end - c.block);
 #if __CUDA_ARCH__ >= 900
   if (lane) return;
   barrier_expect(ready, D * chunk_bytes<T>(c.block, n));
-#pragma unroll
-  for (int d = 0; d < D; d++)
-    each_plane<T>(a.part[d0 + d].m, plane, c.tile, c.block, n, slot + d * chunk<T>::n_bytes,
-                  [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) { bulk_copy(to, from, n_bytes, ready); });
-#else
-#pragma unroll
-  for (int d = 0; d < D; d++)
-    each_plane<T>(a.part[d0 + d].m, plane, c.tile, c.block, n, slot + d * chunk<T>::n_bytes,
-                  [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) { lanes_copy(to, from, n_bytes, lane); });
 #endif
+  const int d0 = part_of<D>(a, &c.tile);
+#pragma unroll
+  for (int d = 0; d < D; d++)
+    each_plane<T>(a.part[d0 + d].m, plane, c.tile, c.block, n, slot + d * chunk<T>::n_bytes,
+                  [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) {
+#if __CUDA_ARCH__ >= 900
+                    bulk_copy(to, from, n_bytes, ready);
+#else
+                    lanes_copy(to, from, n_bytes, lane);
+#endif
+                  });
 }
 
-static __host__ __device__ constexpr int at_once(int column_tiles) { return column_tiles < 2 ? column_tiles : 2; } /* that are joined at a time */
-
 /* linear_rows: D matrices at once (2: gated) for up to 8 NT rows of x.
- * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out); block: a warp per run, at least 4. Weights go to a ring of
- * `slots` chunks of each warp, as many as there are before the kernel before is done. Shared: rings, sums, few rows as f16.
+ * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out); block: a warp per run, at least 4. Weights go to a
+ * ring of `slots` chunks of each warp, as many as there are before the kernel before is done. Shared: rings, sums, few rows.
  * moves each weight once per 8 NT rows; twin: linear in cpu/reference.c; tolerance: f16 rounding of x and w, 2^-11. */
 template <int T, int NT, int D>
 static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ? 4 : 2) : 1)
@@ -154,13 +152,12 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
 {
   extern __shared__ uint4 shared[];
   __shared__ uint64_t ready[16 * KG_LINEAR_SLOTS];
-  __shared__ few_rows rows;
+  __shared__ few_squares squares;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, slot = lane % 4, n_warps = blockDim.x / 32;
-  const int n_runs = (a.part[0].m.n_blocks + run - 1) / run; /* the warps beyond help to store */
   const int n_blocks = a.part[0].m.n_blocks, first = warp * run, end = min(first + run, n_blocks);
-  constexpr int slot_bytes = D * chunk<T>::n_bytes, sum_floats = D * at_once(NT) * 128;
+  constexpr int slot_bytes = D * chunk<T>::n_bytes, sum_floats = D * NT * 128;
   unsigned char *ring = (unsigned char *)shared + warp * slots * slot_bytes;
-  float *sums = (float *)((unsigned char *)shared + n_warps * slots * slot_bytes); /* [2 if NT is 1][n_warps][sum_floats] */
+  float *sums = (float *)((unsigned char *)shared + n_warps * slots * slot_bytes); /* [2][warps][D][NT][8 columns][16] */
   uint4 *few_x = (uint4 *)(sums + (NT == 1 ? 2 : 1) * n_warps * sum_floats);
   uint64_t *my_ready = ready + warp * KG_LINEAR_SLOTS;
 
@@ -173,57 +170,52 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
   cursor next = {first < end ? (int)blockIdx.x : n_tiles, first};
   for (int i = 0; i < slots && next.tile < n_tiles; i++, advance(next, first, end))
     fetch<T, D>(a, plane, next, end, ring + i * slot_bytes, my_ready + i, lane);
-  if (a.norm_scale && 32 * threadIdx.x < a.part[0].m.cols)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(a.norm_scale + 32 * threadIdx.x));
-  if (!a.planes) wait_for_previous();
 
-  const int n0 = a.planes ? 0 : blockIdx.y * 8 * NT, n_rows = a.planes ? 1 : min(8 * NT, a.n - n0);
-  const int row0 = a.planes ? blockIdx.y / a.x_share + a.x_first : n0;
   const bool is_few = NT == 1 && a.x_floats;
+  float4 w = {};
+  if (is_few && a.norm_scale && first < end) w = four_of(a.norm_scale, a.part[0].m.cols, first * KG_BLOCK_COLS + 4 * lane);
+  if (!a.planes) wait_for_previous();
   if (is_few) {
-    const float2 scales = scale_rows(a, warp, n_warps, lane, rows);
-    bring_rows(a, first, end, lane, scales, few_x);
+    bring_rows(a, first, end, lane, w, squares, few_x);
     __syncwarp();
   }
 
-  int at = 0;
+  const int n0 = a.planes ? 0 : blockIdx.y * 8 * NT, n_rows = a.planes ? 1 : min(8 * NT, a.n - n0);
+  const int row0 = a.planes ? blockIdx.y / a.x_share + a.x_first : n0; /* of x */
+  const int out0 = a.planes ? blockIdx.y : n0;
+  int at = 0, turn = 0;
   uint32_t parity = 0;
-  float *sum = sums;
-  for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
-    int d0 = 0, part_tile = tile;
-    if (D == 1)
-      while (part_tile >= a.part[d0].m.n_tiles) part_tile -= a.part[d0++].m.n_tiles;
+  float scale = 0; /* of the only row that this thread stores, where NT is 1 */
+  for (int index = blockIdx.x; index < n_tiles; index += gridDim.x, turn++) {
+    int tile = index;
+    const int d0 = part_of<D>(a, &tile), row = tile * 16 + threadIdx.x % 16;
     addends add = {};
-    if (NT == 1) add = find_addends(a, d0, plane, part_tile * 16 + threadIdx.x % 16, a.planes ? blockIdx.y : n0 + threadIdx.x / 16, n_rows > (int)threadIdx.x / 16);
+    if (NT == 1) add = find_addends(a, d0, plane, row, out0 + threadIdx.x / 16, (int)threadIdx.x / 16 < n_rows);
     float acc[D][NT][4] = {};
 #pragma unroll 1 /* code that runs once costs more to fetch than to run: keep it short */
-    for (int block0 = first; block0 < end; block0 += CHUNK) {
-      const int n = min(CHUNK, end - block0);
+    for (int block0 = first; block0 < end; block0 += KG_CHUNK) {
 #if __CUDA_ARCH__ >= 900
       barrier_wait(my_ready + at, parity);
 #else
       copies_wait();
       __syncwarp();
 #endif
-#pragma unroll 1
-      for (int i = 0; i < n; i++) {
+#pragma unroll
+      for (int i = 0; i < KG_CHUNK; i++) {
+        if (block0 + i >= end) break;
         uint32_t weights[D][8];
 #pragma unroll
         for (int d = 0; d < D; d++)
           decode_chunk<T>(ring + at * slot_bytes + d * chunk<T>::n_bytes, block0, i, lane, weights[d]);
-        uint4 x[NT];
 #pragma unroll
         for (int j = 0; j < NT; j++) {
           const int r = 8 * j + g;
-          x[j] = r >= n_rows ? make_uint4(0, 0, 0, 0)
-                 : is_few    ? few_x[((size_t)r * n_blocks + block0 + i) * 4 + slot]
-                             : load_x(a, row0 + r, block0 + i, slot);
+          if (NT > 1 && 8 * j >= n_rows) break;
+          uint4 x = make_uint4(0, 0, 0, 0);
+          if (r < n_rows) x = is_few ? few_x[((size_t)r * n_blocks + block0 + i) * 4 + slot] : load_x(a, row0 + r, block0 + i, slot);
+#pragma unroll
+          for (int d = 0; d < D; d++) add_block<T>(acc[d][j], weights[d], x);
         }
-#pragma unroll
-        for (int j = 0; j < NT; j++)
-#pragma unroll
-          for (int d = 0; d < D; d++)
-            if (NT == 1 || 8 * j < n_rows) add_block<T>(acc[d][j], weights[d], x[j]);
       }
       __syncwarp();
       if (next.tile < n_tiles) {
@@ -236,43 +228,41 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
       }
     }
 
-    for (int i0 = 0; i0 < NT && 8 * i0 < n_rows; i0 += at_once(NT)) {
-      if (NT > 1) __syncthreads(); /* where NT is 1 two sums take turns */
+    float *sum = sums + (NT == 1 ? turn % 2 * n_warps * sum_floats : 0); /* two take turns: one barrier a tile does */
+    if (NT > 1 && turn) __syncthreads();
+    if (first < end)
 #pragma unroll
-      for (int i = 0; i < NT; i++)
-        if (i >= i0 && i < i0 + at_once(NT))
+      for (int j = 0; j < NT; j++)
 #pragma unroll
-          for (int d = 0; d < D; d++) {
-            float *out = sum + warp * sum_floats + (d * at_once(NT) + i - i0) * 128;
-            out[2 * slot * 16 + g] = acc[d][i][0];
-            out[(2 * slot + 1) * 16 + g] = acc[d][i][1];
-            out[2 * slot * 16 + g + 8] = acc[d][i][2];
-            out[(2 * slot + 1) * 16 + g + 8] = acc[d][i][3];
-          }
-      __syncthreads();
-      for (int e = threadIdx.x; e < at_once(NT) * 128; e += blockDim.x) {
-        const int row = part_tile * 16 + e % 16, r = 8 * i0 + e / 16, n = a.planes ? blockIdx.y : n0 + r;
-        float stored = 0;
-        if (row < a.part[d0].m.rows && r < n_rows) {
-          float value[D];
-#pragma unroll
-          for (int d = 0; d < D; d++) {
-            value[d] = sum[d * at_once(NT) * 128 + e];
-#pragma unroll 4
-            for (int w = 1; w < n_runs; w++) value[d] += sum[w * sum_floats + d * at_once(NT) * 128 + e];
-            value[d] *= is_few ? undo_scale(rows.up[r]) : a.x_scale[row0 + r];
-          }
-          if (NT > 1) add = find_addends(a, d0, plane, row, n, true);
-          stored = fabsf(store(a, d0, row, n, value[0], D == 2 ? value[D - 1] : 0, add));
+        for (int d = 0; d < D; d++) {
+          float *out = sum + warp * sum_floats + (d * NT + j) * 128 + 2 * slot * 16 + g;
+          out[0] = acc[d][j][0];
+          out[16] = acc[d][j][1];
+          out[8] = acc[d][j][2];
+          out[24] = acc[d][j][3];
         }
-        if (D == 2 && NT == 1 && a.out_max) { /* 16 neighbours hold rows of one column */
-          stored = fmaxf(stored, 0);
-          for (int step = 8; step; step >>= 1) stored = fmaxf(stored, __shfl_xor_sync(~0u, stored, step));
-          if (e % 16 == 0 && r < n_rows) raise_max(a.out_max + n, stored);
-        }
+    __syncthreads();
+    if (is_few && !turn && (int)threadIdx.x / 16 < n_rows) scale = few_scale(a, threadIdx.x / 16, squares);
+    const int n_runs = (n_blocks + run - 1) / run;
+#pragma unroll 2
+    for (int e = threadIdx.x; e < n_rows * 16; e += blockDim.x) {
+      const int r = e / 16;
+      float value[D];
+#pragma unroll
+      for (int d = 0; d < D; d++) {
+        value[d] = sum[d * NT * 128 + e];
+#pragma unroll 8
+        for (int i = 1; i < n_runs; i++) value[d] += sum[i * sum_floats + d * NT * 128 + e];
+        value[d] *= is_few ? scale : a.x_scale[row0 + r];
       }
+      if (NT > 1) add = find_addends(a, d0, plane, tile * 16 + e % 16, out0 + r, true);
+      float stored = 0;
+      if (tile * 16 + e % 16 < a.part[d0].m.rows)
+        stored = fabsf(store(a, d0, tile * 16 + e % 16, out0 + r, value[0], D == 2 ? value[D - 1] : 0, add));
+      if (!a.out_max) continue;
+      for (int step = 8; step; step >>= 1) stored = fmaxf(stored, __shfl_xor_sync(0xffffu << threadIdx.x % 32 / 16 * 16, stored, step));
+      if (e % 16 == 0) raise_max(a.out_max + out0 + r, stored); /* of 16 neighbours in one row of out */
     }
-    if (NT == 1) sum = sum == sums ? sums + n_warps * sum_floats : sums;
   }
 }
 
@@ -306,7 +296,7 @@ static __global__ void __launch_bounds__(128) linear_f32(const __grid_constant__
 int kg_cuda_linear_run(const kg_matrix *m)
 {
   const int runs = m->n_blocks >= 96 && m->n_tiles < 512 ? 16 : 8; /* few tiles of many columns: more warps each */
-  return (m->n_blocks + runs * CHUNK - 1) / (runs * CHUNK) * CHUNK;
+  return (m->n_blocks + runs * KG_CHUNK - 1) / (runs * KG_CHUNK) * KG_CHUNK;
 }
 
 static int runs_of(const kg_matrix *m) { return (m->n_blocks + kg_cuda_linear_run(m) - 1) / kg_cuda_linear_run(m); }
@@ -316,38 +306,42 @@ bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && run
 template <int T, int NT, int D> static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   const kg_matrix *m = &a->part[0].m;
-  const int run = kg_cuda_linear_run(m), n_warps = runs_of(m) < 4 ? 4 : runs_of(m), n_chunks = run / CHUNK;
+  const int run = kg_cuda_linear_run(m), n_warps = runs_of(m) < 4 ? 4 : runs_of(m), n_chunks = run / KG_CHUNK;
   int n_tiles = m->n_tiles;
   for (int i = 1; i < a->n_parts && D == 1; i++) n_tiles += a->part[i].m.n_tiles;
   const size_t few = NT == 1 && a->x_floats ? (size_t)a->n * (size_t)m->n_blocks * 64 : 0;
-  const size_t sums = (size_t)((NT == 1 ? 2 : 1) * n_warps * D * at_once(NT)) * 128 * sizeof(float);
-  const size_t each = (size_t)n_warps * D * chunk<T>::n_bytes, room = (size_t)s->shared_max - few - sums - 2048;
+  const size_t sums = (size_t)((NT == 1 ? 2 : 1) * n_warps * D * NT) * 128 * sizeof(float);
+  const size_t each = (size_t)n_warps * D * chunk<T>::n_bytes, fixed = few + sums + sizeof(few_squares) + 2048;
+  const size_t room = fixed < (size_t)s->shared_max ? (size_t)s->shared_max - fixed : 0;
   const bool in_turns = n_tiles > 4 * s->n_sms; /* blocks that go from tile to tile, their rings never empty */
   int slots = in_turns && n_chunks < 4 ? 4 : n_chunks;
   const size_t budget = in_turns ? room / 4 : room / 2; /* so that several blocks, or the next kernel's, fit */
   while (slots > 1 && (slots > KG_LINEAR_SLOTS || (size_t)slots * each > budget)) slots--;
   const size_t shared = (size_t)slots * each + sums + few;
-  if (shared > (40 << 10)) {
-    const int code = kg_cuda_check(cudaFuncSetAttribute(linear_rows<T, NT, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                        (int)shared), "linear_rows", err);
-    if (code) return code;
-  }
-  int blocks = n_tiles;
-  if (in_turns) {
-    int each_sm = 1;
-    const int code = kg_cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each_sm, linear_rows<T, NT, D>, 32 * n_warps, shared),
-                                   "linear_rows", err);
-    if (code) return code;
-    if (blocks > each_sm * s->n_sms && each_sm > 0) blocks = each_sm * s->n_sms;
-  }
+  int each_sm = 1;
+  int code = kg_cuda_check(cudaFuncSetAttribute(linear_rows<T, NT, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
+                           "linear_rows", err);
+  if (!code && in_turns)
+    code = kg_cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each_sm, linear_rows<T, NT, D>, 32 * n_warps, shared),
+                         "linear_rows", err);
+  if (code) return code;
+  const int most = each_sm < 1 ? s->n_sms : each_sm * s->n_sms, blocks = in_turns && n_tiles > most ? most : n_tiles;
   const dim3 grid(blocks, a->planes ? a->n : (a->n + 8 * NT - 1) / (8 * NT));
   return run_kernel(s, "linear_rows", linear_rows<T, NT, D>, grid, 32 * n_warps, shared, err, *a, n_tiles, run, slots);
+}
+
+/* Fill warp groups enough of the device with these rows? */
+static bool is_many(const kg_stream *s, const kg_linear_args *a)
+{
+  int n_tiles = 0;
+  for (int i = 0; i < a->n_parts; i++) n_tiles += a->part[i].m.n_tiles;
+  return n_tiles / 8 * ((a->n + KG_PANEL_ROWS - 1) / KG_PANEL_ROWS) >= s->n_sms / 2;
 }
 
 template <int T> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   if constexpr (is_common(T)) {
-    if (a->x_panels && !a->planes) return kg_cuda_linear_many(s, a, err);
+    if (a->x_panels && !a->planes && is_many(s, a)) return kg_cuda_linear_many(s, a, err);
     if (!a->planes && a->n > 8) return a->gated ? launch_rows<T, 8, 2>(s, a, err) : launch_rows<T, 8, 1>(s, a, err);
     if (a->gated) return launch_rows<T, 1, 2>(s, a, err);
   }

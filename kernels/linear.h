@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum { KG_LINEAR_PARTS = 3, KG_LINEAR_FEW = 8, KG_LINEAR_FEW_NUMBERS = 32768, KG_LINEAR_SLOTS = 8, KG_LINEAR_PANEL_ROWS = 64 };
+enum { KG_LINEAR_PARTS = 3, KG_LINEAR_FEW = 8, KG_LINEAR_FEW_NUMBERS = 32768, KG_LINEAR_SLOTS = 8 };
 
 typedef enum kg_cuda_act { KG_CUDA_SILU, KG_CUDA_GELU, KG_CUDA_GELU_ERF, KG_CUDA_RELU, KG_CUDA_SWIGLU_CLAMPED } kg_cuda_act;
 
@@ -28,15 +28,16 @@ typedef struct kg_linear_args {
   float act_limit, act_alpha;
   int32_t n;                /* rows of x; with `planes`: rows of out */
   const void *x;            /* F32: float [n][cols]; else f16 in the order of format.h, [n][32 n_blocks] or in panels */
-  bool x_panels;            /* x stands in panels of 8 rows (format.h) */
+  bool x_panels;            /* x stands in panels (format.h) */
   const float *x_scale;     /* [n] what undoes the scale of x; not for F32 */
   /* Instead of x, for few rows (kg_cuda_linear_is_few) whose width is a multiple of 32: float32 rows that each block brings to
-   * f16 by itself, after a root-mean-square norm, or scaled by their largest magnitudes. */
+   * f16 by itself, with or without a root-mean-square norm. */
   const float *x_floats;    /* [n][cols] or NULL */
   const float *norm_scale;  /* [cols] or NULL: no norm */
+  float norm_max;           /* its largest magnitude */
   float norm_epsilon;
-  const float *x_max;       /* [n] without a norm */
-  float *out_max;           /* [n] gated: raised to the largest magnitude of the row, or NULL */
+  const float *x_max;       /* [n] largest magnitudes of x_floats' rows */
+  float *out_max;           /* [n] raised to the largest magnitudes of part 0's rows, or NULL; for few rows */
   const float *residual;    /* [n][rows of part 0], or NULL; may be out */
   float *const *out_rows;   /* [n] where part 0 goes instead of out, or NULL */
   const int32_t *planes;    /* experts: [n] plane of each row of out, or NULL: plane 0 */
@@ -52,7 +53,7 @@ static inline bool kg_cuda_linear_is_few(int64_t n, int64_t width) { return n <=
 /* Can two matrices of this type and shape be multiplied gated? */
 bool kg_cuda_linear_gates(const kg_matrix *m);
 /* Should x of n rows stand in panels? */
-static inline bool kg_cuda_linear_wants_panels(const kg_stream *s, int64_t n) { return s->has_wgmma && n > KG_LINEAR_PANEL_ROWS; }
+static inline bool kg_cuda_linear_wants_panels(const kg_stream *s, int64_t n) { return s->has_wgmma && n > KG_LINEAR_FEW; }
 
 #ifdef __cplusplus
 }

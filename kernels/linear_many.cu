@@ -8,10 +8,10 @@
 #include "linear.cuh"
 
 enum {
-  COLUMNS = 128,            /* rows of x of a block */
+  COLUMNS = KG_PANEL_ROWS,  /* rows of x of a block */
   GROUPS = 2,               /* warp groups that multiply; each takes 4 tiles */
-  CONSUMERS = 128 * GROUPS, /* threads; one more group, of which one warp brings the data, gives them its registers */
-  PANEL_BYTES = CHUNK * 512,               /* 8 rows of x, a chunk of their columns */
+  CONSUMERS = 128 * GROUPS, /* threads; one more group brings the data and gives them its registers */
+  PANEL_BYTES = KG_CHUNK * 512,               /* 8 rows of x, a chunk of their columns */
   X_BYTES = COLUMNS / 8 * PANEL_BYTES,
   EXCHANGE_BYTES = 64 * COLUMNS * sizeof(float), /* where sums change hands */
   STAGES_MAX = 4
@@ -86,31 +86,33 @@ static __device__ __forceinline__ task task_at(const kg_linear_args &a, int inde
   return t;
 }
 
-/* The warp that brings x and weights: lanes 0 to 15 a panel each, 16 to 23 a tile each. */
+/* A warp of the group that brings x and weights: warp w of 4 the tiles 2 w and 2 w + 1 of a task, the first x too. One
+ * thread does it: a copy's instruction wants its numbers from one thread, and lanes would take turns. */
 template <int T, int D>
 static __device__ __forceinline__ void bring(const kg_linear_args &a, int n_tasks, int n_columns, unsigned char *stages,
-                                             uint64_t *full, uint64_t *empty, int lane)
+                                             uint64_t *full, uint64_t *empty, int w)
 {
-  constexpr int TILES = 4 * GROUPS / D;
-  const int n_blocks = a.part[0].m.n_blocks, n_panels = (a.n + 7) / 8;
+  constexpr int TILES = 4 * GROUPS / D, EACH = GROUPS;
+  const int n_blocks = a.part[0].m.n_blocks;
   int at = 0;
   uint32_t parity = 1; /* the first time round all are empty */
   for (int index = blockIdx.x; index < n_tasks; index += gridDim.x) {
     const task t = task_at(a, index, n_columns, TILES);
-    const int panel = t.n0 / 8 + lane, panels = min(COLUMNS / 8, n_panels - t.n0 / 8), w = lane - 16;
-    const int part = D == 2 ? w / TILES & 1 : t.part, tile = t.tile + (D == 2 ? w % TILES : w);
-    const int tiles = D * min(TILES, a.part[t.part].m.n_tiles - t.tile);
-    for (int block = 0; block < n_blocks; block += CHUNK) {
-      const int n = min(CHUNK, n_blocks - block);
-      unsigned char *x = stages + at * stage_bytes<T, D>(), *weights = x + X_BYTES;
+    const uint32_t x_bytes = w ? 0 : min(COLUMNS / 8, (a.n + 7) / 8 - t.n0 / 8) * PANEL_BYTES;
+    const kg_matrix &m = a.part[D == 2 ? w * EACH / TILES : t.part].m;
+    const int tile = t.tile + (D == 2 ? w * EACH % TILES : w * EACH), n_tiles = max(0, min(EACH, m.n_tiles - tile));
+#pragma unroll 1
+    for (int block = 0; block < n_blocks; block += KG_CHUNK) {
+      const int n = min(KG_CHUNK, n_blocks - block);
+      unsigned char *x = stages + at * stage_bytes<T, D>(), *weights = x + X_BYTES + w * EACH * chunk<T>::n_bytes;
       barrier_wait(empty + at, parity);
-      if (lane == 0) barrier_expect(full + at, panels * n * 512 + tiles * chunk_bytes<T>(block, n));
-      __syncwarp();
-      if (lane < panels)
-        bulk_copy(x + lane * PANEL_BYTES, (const char *)a.x + ((size_t)panel * n_blocks + block) * 512, n * 512, full + at);
-      if (w >= 0 && w < 4 * GROUPS && tile < a.part[part].m.n_tiles)
-        each_plane<T>(a.part[part].m, 0, tile, block, n, weights + w * chunk<T>::n_bytes,
-                      [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) { bulk_copy(to, from, n_bytes, full + at); });
+      barrier_expect(full + at, x_bytes + n_tiles * chunk_bytes<T>(block, n));
+      if (x_bytes) bulk_copy(x, (const char *)a.x + kg_panel_at(t.n0, block, n_blocks), x_bytes, full + at);
+#pragma unroll
+      for (int i = 0; i < EACH; i++)
+        if (i < n_tiles)
+          each_plane<T>(m, 0, tile + i, block, n, weights + i * chunk<T>::n_bytes,
+                        [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) { bulk_copy(to, from, n_bytes, full + at); });
       if (++at == n_stages<T, D>()) {
         at = 0;
         parity ^= 1;
@@ -220,7 +222,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_blocks = a.part[0].m.n_blocks;
   if (threadIdx.x == 0)
     for (int i = 0; i < n_stages<T, D>(); i++) {
-      barrier_init(full + i, 1);
+      barrier_init(full + i, 4);
       barrier_init(empty + i, 4 * GROUPS);
     }
   barriers_ready();
@@ -228,7 +230,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
   wait_for_previous();
   if (warp >= 4 * GROUPS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (warp == 4 * GROUPS) bring<T, D>(a, n_tasks, n_columns, stages, full, empty, lane);
+    if (lane == 0) bring<T, D>(a, n_tasks, n_columns, stages, full, empty, warp - 4 * GROUPS);
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
@@ -240,13 +242,13 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
 #pragma unroll
     for (int i = 0; i < 64; i++) c[i] = 0;
     uint32_t weights[8] = {};
-    for (int block0 = 0; block0 < n_blocks; block0 += CHUNK) {
+    for (int block0 = 0; block0 < n_blocks; block0 += KG_CHUNK) {
       const unsigned char *x = stages + at * stage_bytes<T, D>(), *mine = x + X_BYTES + warp * chunk<T>::n_bytes;
       const uint64_t b = descriptor(shared_address(x));
       barrier_wait(full + at, parity);
       if (block0 % run == 0 && block0) join_run(total, c, block0 == run);
 #pragma unroll
-      for (int i = 0; i < CHUNK; i++) {
+      for (int i = 0; i < KG_CHUNK; i++) {
         if (block0 + i >= n_blocks) break;
         uint32_t next[8];
         decode_chunk<T>(mine, block0, i, lane, next);

@@ -90,26 +90,36 @@ static int32_t find_stage(const builder *b, kg_stage_kind kind, kg_side side, in
   return KG_NONE;
 }
 
+/* The stage that makes this value and can tell the largest magnitudes of its rows; or KG_NONE. */
+static int32_t find_measuring(const builder *b, kg_side side, int32_t value)
+{
+  static const kg_stage_kind kinds[] = {KG_STAGE_LINEAR, KG_STAGE_ATTENTION, KG_STAGE_EMBED_ROWS, KG_STAGE_GATHER};
+  for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+    const int32_t found = find_stage(b, kinds[i], side, value);
+    if (found == KG_NONE) continue;
+    const kg_gpu_stage *stage = &b->program->stages[found];
+    const bool one = stage->kind != KG_STAGE_LINEAR || stage->glu || stage->n_parts == 1;
+    return one && (stage->kind != KG_STAGE_LINEAR || matrix_of(b, stage->op->w[0])->type != KG_F32) ? found : KG_NONE;
+  }
+  return KG_NONE;
+}
+
 /* Can products make the f16 form of this value themselves when rows are few? The norm or half stage that they replace. */
 static int32_t find_fusable(builder *b, kg_side side, int32_t value)
 {
   kg_program *p = b->program;
   if (b->traced || value_at(b, value)->width % KG_BLOCK_COLS) return KG_NONE;
-  const int32_t norm = find_stage(b, KG_STAGE_NORM_ROWS, side, value);
-  if (norm != KG_NONE) {
-    const kg_op *op = p->stages[norm].op;
-    return op->u.norm.groups == 1 && !op->u.norm.subtract_mean && op->w[1] == KG_NONE ? norm : KG_NONE;
-  }
-  const int32_t half = find_stage(b, KG_STAGE_HALF, side, value);
-  int32_t producer = find_stage(b, KG_STAGE_ATTENTION, side, value);
-  if (producer == KG_NONE) {
-    producer = find_stage(b, KG_STAGE_LINEAR, side, value);
-    if (producer != KG_NONE && !p->stages[producer].glu) producer = KG_NONE;
-  }
-  if (half == KG_NONE || producer == KG_NONE) return KG_NONE;
+  int32_t form = find_stage(b, KG_STAGE_NORM_ROWS, side, value);
+  if (form != KG_NONE) {
+    const kg_op *op = p->stages[form].op;
+    if (op->u.norm.groups != 1 || op->u.norm.subtract_mean || op->w[1] != KG_NONE) return KG_NONE;
+  } else
+    form = find_stage(b, KG_STAGE_HALF, side, value);
+  const int32_t producer = form == KG_NONE ? KG_NONE : find_measuring(b, side, p->stages[form].in[0]);
+  if (producer == KG_NONE) return KG_NONE;
   if (p->stages[producer].max_slot == KG_NONE) p->stages[producer].max_slot = p->n_max_slots++;
-  p->stages[half].max_slot = p->stages[producer].max_slot;
-  return half;
+  p->stages[form].max_slot = p->stages[producer].max_slot;
+  return form;
 }
 
 static void need_half(builder *b, kg_side side, int32_t value)
@@ -430,7 +440,8 @@ static void size_span(layout *l, kg_side side, bool half, int32_t value)
   const size_t rows = (size_t)p->max_rows[side], width = (size_t)value_at(l->b, value)->width;
   s->first = -1;
   if (half) {
-    s->scale_at = padded((rows + 7) / 8 * 8 * ((width + 31) / 32 * 32) * 2); /* panels have 8 rows */
+    const size_t columns = (width + 127) / 128 * 128; /* whole chunks, and of panels whole groups */
+    s->scale_at = padded((rows > KG_LINEAR_FEW ? (rows + KG_PANEL_ROWS - 1) / KG_PANEL_ROWS * KG_PANEL_ROWS : rows) * columns * 2);
     s->bytes = s->scale_at + padded(rows * sizeof(float));
     s->place = &p->places[side][value].half;
     s->scale_place = &p->places[side][value].half_scale;

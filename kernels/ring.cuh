@@ -71,14 +71,12 @@ static __device__ __forceinline__ void copies_wait()
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/* ---- a chunk of a tile: CHUNK blocks of 32 columns ---- */
-
-enum { CHUNK = 4 };
+/* ---- a chunk of a tile: KG_CHUNK blocks of 32 columns ---- */
 
 /* Where its planes stand in shared memory. A chunk may reach into two blocks of 256. */
 template <int T> struct chunk {
-  static constexpr int h = CHUNK * sizes<T>::q, s = h + CHUNK * sizes<T>::h,
-                       n_bytes = s + (sizes<T>::has_heads ? 2 : CHUNK) * sizes<T>::s;
+  static constexpr int h = KG_CHUNK * sizes<T>::q, s = h + KG_CHUNK * sizes<T>::h,
+                       n_bytes = s + (sizes<T>::has_heads ? 2 : KG_CHUNK) * sizes<T>::s;
 };
 
 /* Bytes of the scales of blocks [block, block + n). */

@@ -8,21 +8,28 @@ static const unsigned MAX_GRID = 1u << 20; /* of kernels that stride over their 
 /* ---- embedding ---- */
 
 template <int T>
-static __global__ void __launch_bounds__(256) embed_rows(kg_matrix m, const int32_t *ids, bool add, float *out)
+static __global__ void __launch_bounds__(256) embed_rows(kg_matrix m, const int32_t *ids, bool add, float *out, float *out_max)
 {
+  __shared__ float shared[32];
   wait_for_previous();
+  float max = 0;
   const int id = ids[blockIdx.x];
   float *row = out + (size_t)blockIdx.x * m.cols;
   for (int c = threadIdx.x; c < m.cols; c += blockDim.x) {
     const float value = T == KG_F32 ? ((const float *)m.q)[(size_t)id * m.cols + c] : weight_value<T == KG_F32 ? KG_F16 : T>(m, 0, id, c);
     row[c] = add ? row[c] + value : value;
+    max = fmaxf(max, fabsf(row[c]));
   }
+  if (!out_max) return;
+  max = block_max(max, shared);
+  if (!threadIdx.x) out_max[blockIdx.x] = max;
 }
 
-int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, kg_error *err)
+int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, float *out_max,
+                  kg_error *err)
 {
   switch (table->type) {
-#define CASE(T) case T: return run_kernel(s, "embed_rows", embed_rows<T>, dim3(n), 256, 0, err, *table, ids, add, out);
+#define CASE(T) case T: return run_kernel(s, "embed_rows", embed_rows<T>, dim3(n), 256, 0, err, *table, ids, add, out, out_max);
     CASE(KG_F32) CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1)
     CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
 #undef CASE
@@ -40,8 +47,8 @@ static __device__ __forceinline__ void write_half(const kg_norm_args &a, int row
   for (int p = thread; p < 16 * n_blocks; p += n_threads) {
     const int block = p / 16, at = 2 * p % 32, c = 32 * block + column_of(at); /* two neighbours in either order */
     const __half2 pair = __floats2half2_rn(c < width ? f(c) : 0, c + 1 < width ? f(c + 1) : 0);
-    if (a.panels) /* step, half of it and lane (format.h) from the position 8 t + j */
-      ((__half2 *)a.half)[((size_t)(row / 8) * n_blocks + block) * 128 + at % 8 / 2 * 32 + row % 8 * 4 + at / 8] = pair;
+    if (a.panels) /* step, half of it and lane from the position 8 t + j */
+      ((__half2 *)a.half)[kg_panel_at(row, block, n_blocks) / 4 + at % 8 / 2 * 32 + row % 8 * 4 + at / 8] = pair;
     else
       ((__half2 *)a.half)[(size_t)row * 16 * n_blocks + p] = pair;
   }
@@ -57,23 +64,31 @@ static __global__ void __launch_bounds__(128) norm_rows(const __grid_constant__ 
   const int index = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, part = a.width / a.groups;
   if (index >= a.n * a.groups) return;
   const float *x = a.x + (size_t)index * part;
-  float mean = 0, factor, up;
-  if (!a.subtract_mean && !a.bias) /* products can do this themselves, to the same bits */
-    norm_stats(x, a.scale, part, lane, a.epsilon, &factor, &up);
-  else {
-    float squares = 0, max = 0;
-    for (int c = lane; c < part && a.subtract_mean; c += 32) mean += x[c];
-    mean = warp_sum(mean) / part;
-    for (int c = lane; c < part; c += 32) squares = fmaf(x[c] - mean, x[c] - mean, squares);
-    factor = norm_factor(warp_sum(squares), part, a.epsilon);
-    for (int c = lane; c < part; c += 32) max = fmaxf(max, fabsf((x[c] - mean) * factor * a.scale[c] + (a.bias ? a.bias[c] : 0)));
-    up = half_scale(warp_max(max));
+  const bool is_plain = !a.subtract_mean && !a.bias; /* products can do this themselves, to the same bits */
+  float mean = 0, squares = 0, max = 0;
+  for (int c = lane; c < part && a.subtract_mean; c += 32) mean += x[c];
+  if (a.subtract_mean) mean = warp_sum(mean) / part;
+#pragma unroll 4
+  for (int c = 4 * lane; c < n_segments(part) * SEGMENT; c += SEGMENT) {
+    float4 v = four_of(x, part, c);
+    max = fmaxf(fmaxf(max, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+    if (a.subtract_mean)
+      v = make_float4(c < part ? v.x - mean : 0, c + 1 < part ? v.y - mean : 0, c + 2 < part ? v.z - mean : 0, c + 3 < part ? v.w - mean : 0);
+    squares += segment_squares(v);
   }
+  const float factor = norm_factor(squares, part, a.epsilon);
   auto value = [&](int c) {
     const float v = (x[c] - mean) * factor * a.scale[c];
     return a.bias ? v + a.bias[c] : v;
   };
-  if (a.half) {
+  if (a.half && is_plain) {
+    const float up = norm_half_scale(warp_max(max), a.scale_max);
+    write_half(a, index, part, lane, 32, [&](int c) { return x[c] * a.scale[c] * up; });
+    if (!lane) a.half_scale[index] = undo_scale(up) * factor;
+  } else if (a.half) {
+    max = 0;
+    for (int c = lane; c < part; c += 32) max = fmaxf(max, fabsf(value(c)));
+    const float up = half_scale(warp_max(max));
     write_half(a, index, part, lane, 32, [&](int c) { return value(c) * up; });
     if (!lane) a.half_scale[index] = undo_scale(up);
   }
@@ -131,23 +146,32 @@ int kg_cuda_columns(kg_stream *s, const kg_columns_args *a, kg_error *err)
 }
 
 static __global__ void __launch_bounds__(256) move_rows(const float *in, const int32_t *rows, float *const *out_rows,
-                                                        int32_t width, float *out)
+                                                        int32_t width, float *out, float *out_max)
 {
+  __shared__ float shared[32];
   wait_for_previous();
+  float max = 0;
   const float *from = in + (size_t)(rows ? rows[blockIdx.x] : blockIdx.x) * width;
   float *to = out_rows ? out_rows[blockIdx.x] : out + (size_t)blockIdx.x * width;
-  for (int c = threadIdx.x; c < width; c += blockDim.x) to[c] = from[c];
+  for (int c = threadIdx.x; c < width; c += blockDim.x) {
+    to[c] = from[c];
+    max = fmaxf(max, fabsf(from[c]));
+  }
+  if (!out_max) return;
+  max = block_max(max, shared);
+  if (!threadIdx.x) out_max[blockIdx.x] = max;
 }
 
-int kg_cuda_gather(kg_stream *s, const float *in, const int32_t *rows, int32_t n, int32_t width, float *out, kg_error *err)
+int kg_cuda_gather(kg_stream *s, const float *in, const int32_t *rows, int32_t n, int32_t width, float *out,
+                   float *out_max, kg_error *err)
 {
-  return run_kernel(s, "move_rows", move_rows, dim3(n), 256, 0, err, in, rows, nullptr, width, out);
+  return run_kernel(s, "move_rows", move_rows, dim3(n), 256, 0, err, in, rows, nullptr, width, out, out_max);
 }
 
 int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *const *out, int32_t n, int32_t width,
                     kg_error *err)
 {
-  return run_kernel(s, "move_rows", move_rows, dim3(n), 256, 0, err, in, rows, out, width, nullptr);
+  return run_kernel(s, "move_rows", move_rows, dim3(n), 256, 0, err, in, rows, out, width, nullptr, nullptr);
 }
 
 /* ---- rotation ---- */

@@ -8,8 +8,9 @@
 extern "C" {
 #endif
 
-/* out[i] = row ids[i] of the table, or out[i] += it. */
-int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, kg_error *err);
+/* out[i] = row ids[i] of the table, or out[i] += it; out_max[i], where wanted, its largest magnitude then. */
+int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, float *out_max,
+                  kg_error *err);
 
 typedef struct kg_norm_args {
   const float *x;     /* [n][width] */
@@ -18,10 +19,11 @@ typedef struct kg_norm_args {
   bool subtract_mean;
   float epsilon;
   const float *scale; /* [width / groups] */
+  float scale_max;    /* its largest magnitude */
   const float *bias;  /* or NULL */
   float *out;         /* [n][width], or NULL */
   void *half;         /* f16 in the order of format.h, [n][width rounded up to 32], or NULL; groups is 1 then */
-  bool panels;        /* half in panels of 8 rows */
+  bool panels;        /* half in panels */
   float *half_scale;  /* [n] what undoes the scale of half */
 } kg_norm_args;
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err);
@@ -38,8 +40,9 @@ typedef struct kg_columns_args {
 } kg_columns_args;
 int kg_cuda_columns(kg_stream *s, const kg_columns_args *a, kg_error *err);
 
-/* out[i] = in[rows[i]] */
-int kg_cuda_gather(kg_stream *s, const float *in, const int32_t *rows, int32_t n, int32_t width, float *out, kg_error *err);
+/* out[i] = in[rows[i]]; out_max[i], where wanted, its largest magnitude */
+int kg_cuda_gather(kg_stream *s, const float *in, const int32_t *rows, int32_t n, int32_t width, float *out,
+                   float *out_max, kg_error *err);
 /* *out[i] = in[rows[i]]; rows NULL: in[i] */
 int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *const *out, int32_t n, int32_t width, kg_error *err);
 

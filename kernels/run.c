@@ -105,9 +105,10 @@ static int run_embed(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   kg_stream *s = p->exe->stream;
   const kg_op *op = stage->op;
   float *out = floats_of(p, stage->side, stage->out);
-  const int code = kg_cuda_embed(s, &weight_of(p, op->w[0])->m, ids_of(p, stage->side, false), p->n, false, out, err);
+  float *out_max = max_slot(p, stage->max_slot, stage->out);
+  const int code = kg_cuda_embed(s, &weight_of(p, op->w[0])->m, ids_of(p, stage->side, false), p->n, false, out, out_max, err);
   if (code || op->w[1] == KG_NONE) return code;
-  return kg_cuda_embed(s, &weight_of(p, op->w[1])->m, ids_of(p, stage->side, true), p->n, true, out, err);
+  return kg_cuda_embed(s, &weight_of(p, op->w[1])->m, ids_of(p, stage->side, true), p->n, true, out, out_max, err);
 }
 
 static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
@@ -124,6 +125,7 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     a.subtract_mean = norm->subtract_mean;
     a.epsilon = norm->epsilon;
     a.scale = vector_of(p, stage->op->w[0]);
+    a.scale_max = weight_of(p, stage->op->w[0])->vector_max;
     a.bias = vector_of(p, stage->op->w[1]);
     a.out = in_arena(p, place->at);
   }
@@ -149,6 +151,7 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     a.x_max = max_slot(p, before->max_slot, stage->in[0]);
     if (before->kind == KG_STAGE_NORM_ROWS) {
       a.norm_scale = vector_of(p, before->op->w[0]);
+      a.norm_max = weight_of(p, before->op->w[0])->vector_max;
       a.norm_epsilon = before->op->u.norm.epsilon;
     }
   } else
@@ -297,7 +300,7 @@ static int run_stage(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   case KG_STAGE_EMBED_ROWS: return run_embed(p, stage, err);
   case KG_STAGE_GATHER:
     return kg_cuda_gather(s, floats_of(p, KG_ALL_ROWS, stage->in[0]), wanted_rows(p), p->n, width,
-                          floats_of(p, KG_WANTED_ROWS, stage->out), err);
+                          floats_of(p, KG_WANTED_ROWS, stage->out), max_slot(p, stage->max_slot, stage->out), err);
   case KG_STAGE_NORM_ROWS:
   case KG_STAGE_HALF: return run_norm(p, stage, err);
   case KG_STAGE_LINEAR: return run_linear(p, stage, err);

@@ -1,4 +1,5 @@
 /* weights.c - the weights of an executable: which are matrices and which are vectors, and packing them on the device. */
+#include <math.h>
 #include <string.h>
 
 #include "executable.h"
@@ -110,14 +111,15 @@ static int pack_matrix(packing *p, const kg_weight *weight, const kg_matrix *m)
   return code;
 }
 
-static int pack_vector(packing *p, const kg_weight *weight, float *out)
+static int pack_vector(packing *p, const kg_weight *weight, kg_cuda_weight *w)
 {
   const kg_type_info *info = kg_type_find(weight->type);
   const int64_t n = value_count(weight);
   float *values = kg_alloc((size_t)n * sizeof *values);
   if (!values) return kg_fail_memory(p->err, (size_t)n * sizeof *values, weight->name);
   info->dequantize(weight->data, n / info->block_size, values);
-  const int code = upload(p, out, values, (size_t)n * sizeof *values);
+  for (int64_t i = 0; i < n; i++) w->vector_max = fmaxf(w->vector_max, fabsf(values[i]));
+  const int code = upload(p, w->vector, values, (size_t)n * sizeof *values);
   kg_free(values);
   return code;
 }
@@ -127,8 +129,8 @@ static int pack_all(packing *p)
   int code = KG_OK;
   for (int32_t i = 0; i < p->exe->n_weights && !code; i++) {
     const kg_weight *weight = kg_plan_weight_at(p->exe->plan, i);
-    const kg_cuda_weight *w = &p->exe->weights[i];
-    if (w->is_vector) code = pack_vector(p, weight, w->vector);
+    kg_cuda_weight *w = &p->exe->weights[i];
+    if (w->is_vector) code = pack_vector(p, weight, w);
     if (!code) code = w->is_matrix ? pack_matrix(p, weight, &w->m) : report(p, weight->n_bytes);
   }
   return code;
