@@ -66,6 +66,7 @@ typedef struct kg_value_place {
   size_t at;         /* float32 */
   size_t half;       /* f16 form */
   size_t half_scale; /* and its scales */
+  int32_t n_tiles;   /* of the largest product that reads the f16 form (kg_cuda_linear_many_tiles) */
 } kg_value_place;
 
 /* One set of angles; its table stands in the arena. */

@@ -6,71 +6,39 @@
 #include "linear.cuh"
 #include "norm.cuh"
 
-static __device__ __forceinline__ void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
-{
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-static __device__ __forceinline__ void mma_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
-{
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-/* acc (4 a column tile: rows g, g + 8, each columns 2 t and 2 t + 1) += a block of weights times activations. A bf16 weight
- * and an f16 activation are both tf32 numbers, exactly. */
-template <int T> static __device__ __forceinline__ void add_block(float acc[4], const uint32_t a[8], uint4 x)
-{
-  const uint32_t b[4] = {x.x, x.y, x.z, x.w};
-  if constexpr (T == KG_BF16) {
-#pragma unroll
-    for (int p = 0; p < 4; p++) {
-      const float2 v = __half22float2(as_half2(b[p]));
-      const uint32_t low = a[2 * p], high = a[2 * p + 1], w[4] = {low << 16, high << 16, low & 0xffff0000, high & 0xffff0000};
-      mma_tf32(acc, w, __float_as_uint(v.x), __float_as_uint(v.y));
-    }
-  } else {
-    mma_f16(acc, a, b[0], b[1]);
-    mma_f16(acc, a + 4, b[2], b[3]);
-  }
-}
-
 /* ---- rows of x ---- */
 
 /* Squares of the segments of few rows, [n][segments], for the factors of their norms. */
 typedef float few_squares[KG_LINEAR_FEW_NUMBERS / SEGMENT + KG_LINEAR_FEW];
 
-static __device__ __forceinline__ float few_up(const kg_linear_args &a, int r)
+static __device__ __forceinline__ float few_up(const kg_linear_args &a, float x_max)
 {
-  return a.norm_scale ? norm_half_scale(a.x_max[r], a.norm_max) : half_scale(a.x_max[r]);
+  return a.norm_scale ? norm_half_scale(x_max, a.norm_max) : half_scale(x_max);
 }
 
 /* Blocks [first, end) of all rows as f16, the same numbers as norm_rows and half_rows write, by the warp that reads them.
- * w: of the first segment of norm_scale. */
+ * w: of the first segment of norm_scale. Widths are multiples of 32 here. */
 static __device__ __forceinline__ void bring_rows(const kg_linear_args &a, int first, int end, int lane, float4 w,
                                                   float *squares, uint4 *out /* [n][n_blocks][4] */)
 {
   const int cols = a.part[0].m.cols, n_blocks = a.part[0].m.n_blocks;
 #pragma unroll 1
   for (int r = 0; r < a.n; r++) {
-    const float *x = a.x_floats + (size_t)r * cols;
-    const float up = few_up(a, r);
+    const float *x = a.x_floats + (size_t)r * cols + 4 * lane;
+    const float x_max = a.x_max[r];
 #pragma unroll 1
     for (int block = first; block < end; block += SEGMENT / KG_BLOCK_COLS) {
-      const int c = block * KG_BLOCK_COLS + 4 * lane;
-      float4 v = four_of(x, cols, c);
-      if (a.norm_scale) {
-        const float square = segment_squares(v);
-        if (!lane) squares[r * n_segments(cols) + block * KG_BLOCK_COLS / SEGMENT] = square;
-        if (block > first) w = four_of(a.norm_scale, cols, c);
-        v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
-      }
-      if (c >= cols) continue;
-      uint2 *to = (uint2 *)(out + ((size_t)r * n_blocks + block + lane / 8) * 4 + lane % 4) + lane % 8 / 4;
-      *to = make_uint2(as_word(__floats2half2_rn(v.x * up, v.y * up)), as_word(__floats2half2_rn(v.z * up, v.w * up)));
+      const bool exists = block + lane / 8 < n_blocks;
+      float4 v = make_float4(0, 0, 0, 0);
+      if (exists) v = *(const float4 *)(x + block * KG_BLOCK_COLS);
+      if (a.norm_scale && (block > first || (r && end - first > SEGMENT / KG_BLOCK_COLS)) && exists) w = *(const float4 *)(a.norm_scale + block * KG_BLOCK_COLS + 4 * lane);
+      const float up = few_up(a, x_max);
+      const float4 y = a.norm_scale ? make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w) : v;
+      uint2 *to = (uint2 *)(out + (r * n_blocks + block + lane / 8) * 4 + lane % 4) + lane % 8 / 4;
+      if (exists) *to = make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
+      if (!a.norm_scale) continue;
+      const float square = segment_squares(v);
+      if (!lane) squares[r * n_segments(cols) + block / (SEGMENT / KG_BLOCK_COLS)] = square;
     }
   }
 }
@@ -78,7 +46,7 @@ static __device__ __forceinline__ void bring_rows(const kg_linear_args &a, int f
 /* What undoes the scale of few row r, and its norm's factor. */
 static __device__ __forceinline__ float few_scale(const kg_linear_args &a, int r, const float *squares)
 {
-  float scale = undo_scale(few_up(a, r)), sum = 0;
+  float scale = undo_scale(few_up(a, a.x_max[r])), sum = 0;
   if (!a.norm_scale) return scale;
   const int cols = a.part[0].m.cols, n = n_segments(cols);
 #pragma unroll 4
@@ -96,51 +64,6 @@ static __device__ __forceinline__ uint4 load_x(const kg_linear_args &a, int n, i
 }
 
 /* ---- the kernel ---- */
-
-/* A warp's way through its run of each of its tiles, one chunk after the other. */
-struct cursor {
-  int tile, block;
-};
-
-static __device__ __forceinline__ void advance(cursor &c, int first, int end)
-{
-  c.block += KG_CHUNK;
-  if (c.block < end) return;
-  c.block = first;
-  c.tile += gridDim.x;
-}
-
-/* Which part a tile of the launch belongs to; *tile becomes its number there. */
-template <int D> static __device__ __forceinline__ int part_of(const kg_linear_args &a, int *tile)
-{
-  int d = 0;
-  if (D == 1)
-    while (*tile >= a.part[d].m.n_tiles) *tile -= a.part[d++].m.n_tiles;
-  return d;
-}
-
-/* The next chunk of all D matrices to a slot. */
-template <int T, int D>
-static __device__ __forceinline__ void fetch(const kg_linear_args &a, int plane, cursor c, int end, unsigned char *slot,
-                                             uint64_t *ready, int lane)
-{
-  const int n = min(KG_CHUNK, end - c.block);
-#if __CUDA_ARCH__ >= 900
-  if (lane) return;
-  barrier_expect(ready, D * chunk_bytes<T>(c.block, n));
-#endif
-  const int d0 = part_of<D>(a, &c.tile);
-#pragma unroll
-  for (int d = 0; d < D; d++)
-    each_plane<T>(a.part[d0 + d].m, plane, c.tile, c.block, n, slot + d * chunk<T>::n_bytes,
-                  [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) {
-#if __CUDA_ARCH__ >= 900
-                    bulk_copy(to, from, n_bytes, ready);
-#else
-                    lanes_copy(to, from, n_bytes, lane);
-#endif
-                  });
-}
 
 /* linear_rows: D matrices at once (2: gated) for up to 8 NT rows of x.
  * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out); block: a warp per run, at least 4. Weights go to a
@@ -161,15 +84,12 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
   uint4 *few_x = (uint4 *)(sums + (NT == 1 ? 2 : 1) * n_warps * sum_floats);
   uint64_t *my_ready = ready + warp * KG_LINEAR_SLOTS;
 
-  if (lane == 0)
-    for (int i = 0; i < slots; i++) barrier_init(my_ready + i, 1);
-  barriers_ready();
-  __syncwarp();
-  if (a.planes) wait_for_previous(); /* which experts there are is not known before */
-  const int plane = a.planes ? a.planes[blockIdx.y] : 0;
-  cursor next = {first < end ? (int)blockIdx.x : n_tiles, first};
-  for (int i = 0; i < slots && next.tile < n_tiles; i++, advance(next, first, end))
-    fetch<T, D>(a, plane, next, end, ring + i * slot_bytes, my_ready + i, lane);
+  warp_stream<T, D> stream(a, blockIdx.x, n_tiles, first, end, slots);
+  if (a.planes) { /* which experts there are is not known before */
+    wait_for_previous();
+    stream.plane = a.planes[blockIdx.y];
+  }
+  stream.open(ring, my_ready, lane);
 
   const bool is_few = NT == 1 && a.x_floats;
   float4 w = {};
@@ -183,49 +103,34 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
   const int n0 = a.planes ? 0 : blockIdx.y * 8 * NT, n_rows = a.planes ? 1 : min(8 * NT, a.n - n0);
   const int row0 = a.planes ? blockIdx.y / a.x_share + a.x_first : n0; /* of x */
   const int out0 = a.planes ? blockIdx.y : n0;
-  int at = 0, turn = 0;
-  uint32_t parity = 0;
+  int turn = 0;
   float scale = 0; /* of the only row that this thread stores, where NT is 1 */
   for (int index = blockIdx.x; index < n_tiles; index += gridDim.x, turn++) {
     int tile = index;
     const int d0 = part_of<D>(a, &tile), row = tile * 16 + threadIdx.x % 16;
     addends add = {};
-    if (NT == 1) add = find_addends(a, d0, plane, row, out0 + threadIdx.x / 16, (int)threadIdx.x / 16 < n_rows);
+    if (NT == 1) add = find_addends(a, d0, stream.plane, row, out0 + threadIdx.x / 16, (int)threadIdx.x / 16 < n_rows);
     float acc[D][NT][4] = {};
 #pragma unroll 1 /* code that runs once costs more to fetch than to run: keep it short */
     for (int block0 = first; block0 < end; block0 += KG_CHUNK) {
-#if __CUDA_ARCH__ >= 900
-      barrier_wait(my_ready + at, parity);
-#else
-      copies_wait();
-      __syncwarp();
-#endif
+      const unsigned char *slot_memory = stream.next(ring, my_ready);
 #pragma unroll
       for (int i = 0; i < KG_CHUNK; i++) {
         if (block0 + i >= end) break;
         uint32_t weights[D][8];
 #pragma unroll
         for (int d = 0; d < D; d++)
-          decode_chunk<T>(ring + at * slot_bytes + d * chunk<T>::n_bytes, block0, i, lane, weights[d]);
+          decode_chunk<T>(slot_memory + d * chunk<T>::n_bytes, block0, i, lane, weights[d]);
 #pragma unroll
         for (int j = 0; j < NT; j++) {
-          const int r = 8 * j + g;
           if (NT > 1 && 8 * j >= n_rows) break;
-          uint4 x = make_uint4(0, 0, 0, 0);
-          if (r < n_rows) x = is_few ? few_x[((size_t)r * n_blocks + block0 + i) * 4 + slot] : load_x(a, row0 + r, block0 + i, slot);
+          const int r = min(8 * j + g, n_rows - 1); /* what has no row of its own computes one that nobody stores */
+          const uint4 x = is_few ? few_x[(r * n_blocks + block0 + i) * 4 + slot] : load_x(a, row0 + r, block0 + i, slot);
 #pragma unroll
           for (int d = 0; d < D; d++) add_block<T>(acc[d][j], weights[d], x);
         }
       }
-      __syncwarp();
-      if (next.tile < n_tiles) {
-        fetch<T, D>(a, plane, next, end, ring + at * slot_bytes, my_ready + at, lane);
-        advance(next, first, end);
-      }
-      if (++at == slots) {
-        at = 0;
-        parity ^= 1;
-      }
+      stream.release(ring, my_ready, lane);
     }
 
     float *sum = sums + (NT == 1 ? turn % 2 * n_warps * sum_floats : 0); /* two take turns: one barrier a tile does */
@@ -242,8 +147,8 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
           out[24] = acc[d][j][3];
         }
     __syncthreads();
+    const int n_runs = (n_blocks + run - 1) / run; /* warps beyond only help to store */
     if (is_few && !turn && (int)threadIdx.x / 16 < n_rows) scale = few_scale(a, threadIdx.x / 16, squares);
-    const int n_runs = (n_blocks + run - 1) / run;
 #pragma unroll 2
     for (int e = threadIdx.x; e < n_rows * 16; e += blockDim.x) {
       const int r = e / 16;
@@ -255,7 +160,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
         for (int i = 1; i < n_runs; i++) value[d] += sum[i * sum_floats + d * NT * 128 + e];
         value[d] *= is_few ? scale : a.x_scale[row0 + r];
       }
-      if (NT > 1) add = find_addends(a, d0, plane, tile * 16 + e % 16, out0 + r, true);
+      if (NT > 1) add = find_addends(a, d0, stream.plane, tile * 16 + e % 16, out0 + r, true);
       float stored = 0;
       if (tile * 16 + e % 16 < a.part[d0].m.rows)
         stored = fabsf(store(a, d0, tile * 16 + e % 16, out0 + r, value[0], D == 2 ? value[D - 1] : 0, add));
@@ -301,47 +206,47 @@ int kg_cuda_linear_run(const kg_matrix *m)
 
 static int runs_of(const kg_matrix *m) { return (m->n_blocks + kg_cuda_linear_run(m) - 1) / kg_cuda_linear_run(m); }
 
+bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, int32_t n_tiles)
+{
+  /* Warp groups want half the device's multiprocessors at least. */
+  return s->has_wgmma && n_tiles && (n > KG_PANEL_ROWS / 2 || (n > KG_LINEAR_FEW && n_tiles / 8 >= s->n_sms / 2));
+}
+
+int32_t kg_cuda_linear_many_tiles(const kg_matrix *m) { return is_common(m->type) ? m->n_tiles : 0; }
+
 bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && runs_of(m) <= 8; }
+
+void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, int min_warps, size_t slot_bytes, size_t x_bytes,
+                          size_t sum_bytes, kg_linear_shape *out)
+{
+  const kg_matrix *m = &a->part[0].m;
+  const int n_chunks = kg_cuda_linear_run(m) / KG_CHUNK;
+  out->run = kg_cuda_linear_run(m);
+  out->n_warps = runs_of(m) < min_warps ? min_warps : runs_of(m);
+  out->n_tiles = m->n_tiles;
+  for (int i = 1; i < a->n_parts && d == 1; i++) out->n_tiles += a->part[i].m.n_tiles;
+  const size_t each = (size_t)out->n_warps * slot_bytes, fixed = x_bytes + (size_t)out->n_warps * sum_bytes + (8 << 10);
+  const size_t room = fixed < (size_t)s->shared_max ? (size_t)s->shared_max - fixed : 0;
+  out->in_turns = out->n_tiles > 4 * s->n_sms;
+  out->slots = out->in_turns && n_chunks < 4 ? 4 : n_chunks;
+  const size_t budget = out->in_turns ? room / 4 : room / 2; /* so that several blocks, or the next kernel's, fit */
+  while (out->slots > 1 && (out->slots > KG_LINEAR_SLOTS || (size_t)out->slots * each > budget)) out->slots--;
+  out->shared = (size_t)out->slots * each + x_bytes + (size_t)out->n_warps * sum_bytes;
+}
 
 template <int T, int NT, int D> static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
-  const kg_matrix *m = &a->part[0].m;
-  const int run = kg_cuda_linear_run(m), n_warps = runs_of(m) < 4 ? 4 : runs_of(m), n_chunks = run / KG_CHUNK;
-  int n_tiles = m->n_tiles;
-  for (int i = 1; i < a->n_parts && D == 1; i++) n_tiles += a->part[i].m.n_tiles;
-  const size_t few = NT == 1 && a->x_floats ? (size_t)a->n * (size_t)m->n_blocks * 64 : 0;
-  const size_t sums = (size_t)((NT == 1 ? 2 : 1) * n_warps * D * NT) * 128 * sizeof(float);
-  const size_t each = (size_t)n_warps * D * chunk<T>::n_bytes, fixed = few + sums + sizeof(few_squares) + 2048;
-  const size_t room = fixed < (size_t)s->shared_max ? (size_t)s->shared_max - fixed : 0;
-  const bool in_turns = n_tiles > 4 * s->n_sms; /* blocks that go from tile to tile, their rings never empty */
-  int slots = in_turns && n_chunks < 4 ? 4 : n_chunks;
-  const size_t budget = in_turns ? room / 4 : room / 2; /* so that several blocks, or the next kernel's, fit */
-  while (slots > 1 && (slots > KG_LINEAR_SLOTS || (size_t)slots * each > budget)) slots--;
-  const size_t shared = (size_t)slots * each + sums + few;
-  int each_sm = 1;
-  int code = kg_cuda_check(cudaFuncSetAttribute(linear_rows<T, NT, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
-                           "linear_rows", err);
-  if (!code && in_turns)
-    code = kg_cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each_sm, linear_rows<T, NT, D>, 32 * n_warps, shared),
-                         "linear_rows", err);
-  if (code) return code;
-  const int most = each_sm < 1 ? s->n_sms : each_sm * s->n_sms, blocks = in_turns && n_tiles > most ? most : n_tiles;
-  const dim3 grid(blocks, a->planes ? a->n : (a->n + 8 * NT - 1) / (8 * NT));
-  return run_kernel(s, "linear_rows", linear_rows<T, NT, D>, grid, 32 * n_warps, shared, err, *a, n_tiles, run, slots);
-}
-
-/* Fill warp groups enough of the device with these rows? */
-static bool is_many(const kg_stream *s, const kg_linear_args *a)
-{
-  int n_tiles = 0;
-  for (int i = 0; i < a->n_parts; i++) n_tiles += a->part[i].m.n_tiles;
-  return n_tiles / 8 * ((a->n + KG_PANEL_ROWS - 1) / KG_PANEL_ROWS) >= s->n_sms / 2;
+  const size_t few = NT == 1 && a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
+  kg_linear_shape shape;
+  kg_cuda_linear_shape(s, a, D, 4, D * (size_t)chunk<T>::n_bytes, few, (size_t)(NT == 1 ? 2 : 1) * D * NT * 128 * sizeof(float), &shape);
+  return run_turns(s, "linear_rows", linear_rows<T, NT, D>, a, &shape, a->planes ? a->n : (a->n + 8 * NT - 1) / (8 * NT), err);
 }
 
 template <int T> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
+  if (a->n == 1 && a->x_floats) return kg_cuda_linear_one(s, a, err);
   if constexpr (is_common(T)) {
-    if (a->x_panels && !a->planes && is_many(s, a)) return kg_cuda_linear_many(s, a, err);
+    if (a->x_panels && !a->planes) return kg_cuda_linear_many(s, a, err);
     if (!a->planes && a->n > 8) return a->gated ? launch_rows<T, 8, 2>(s, a, err) : launch_rows<T, 8, 1>(s, a, err);
     if (a->gated) return launch_rows<T, 1, 2>(s, a, err);
   }

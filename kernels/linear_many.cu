@@ -121,89 +121,96 @@ static __device__ __forceinline__ void bring(const kg_linear_args &a, int n_task
   }
 }
 
+/* Once in the code: the functions are long. */
+static __device__ __noinline__ float4 gated_four(int act, float limit, float alpha, float4 gate, float4 up)
+{
+  return make_float4(gated(act, limit, alpha, gate.x, up.x), gated(act, limit, alpha, gate.y, up.y),
+                     gated(act, limit, alpha, gate.z, up.z), gated(act, limit, alpha, gate.w, up.w));
+}
+
 static __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"((int)CONSUMERS) : "memory"); }
 
-/* Finish four neighbours of a row of out: scale and bias (unless that is done), residual. */
-static __device__ __forceinline__ void store_four(const kg_linear_args &a, int d, int row, int n, bool scales, bool aligned, float4 v)
+static __device__ __forceinline__ float4 add_four(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+static __device__ __forceinline__ float4 scale_four(float4 a, float b) { return make_float4(a.x * b, a.y * b, a.z * b, a.w * b); }
+
+/* n of four neighbours, or all at once where n is 4 and rows are aligned. */
+static __device__ __forceinline__ float4 load_four(const float *z, int n, bool aligned)
 {
-  const kg_linear_part &part = a.part[d];
-  const size_t at = (size_t)n * part.m.rows + row;
-  float *out = (a.out_rows ? a.out_rows[n] : part.out + (size_t)n * part.m.rows) + row;
-  float value[4] = {v.x, v.y, v.z, v.w};
-  if (scales) {
-    const float scale = a.x_scale[n];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      value[i] *= scale;
-      if (part.bias && row + i < part.m.rows) value[i] += part.bias[row + i];
-    }
-  }
-  if (aligned && row < part.m.rows) {
-    if (a.residual) {
-      const float4 r = *(const float4 *)(a.residual + at);
-      value[0] += r.x;
-      value[1] += r.y;
-      value[2] += r.z;
-      value[3] += r.w;
-    }
-    *(float4 *)out = make_float4(value[0], value[1], value[2], value[3]);
+  if (aligned) return n > 0 ? *(const float4 *)z : make_float4(0, 0, 0, 0);
+  return make_float4(n > 0 ? z[0] : 0, n > 1 ? z[1] : 0, n > 2 ? z[2] : 0, n > 3 ? z[3] : 0);
+}
+
+static __device__ __forceinline__ void store_four(float *out, float4 v, int n, bool aligned)
+{
+  if (aligned) {
+    if (n > 0) *(float4 *)out = v;
     return;
   }
-  for (int i = 0; i < 4 && row + i < part.m.rows; i++) out[i] = a.residual ? value[i] + a.residual[at + i] : value[i];
+  if (n > 0) out[0] = v.x;
+  if (n > 1) out[1] = v.y;
+  if (n > 2) out[2] = v.z;
+  if (n > 3) out[3] = v.w;
 }
 
 /* A thread's sums are of rows g and g + 8 of its warp's tile, and of columns 8 i + 2 t and 8 i + 2 t + 1. They leave by way
- * of shared memory, so that four neighbours of a row of out are written at once. Gated: the groups exchange halves of their
- * sums, and each finishes 64 columns. */
+ * of shared memory, 32 columns at a time, so that four neighbours of a row of out are written at once, by 4 lanes a
+ * column. Gated: a gate's warp finishes half of these columns and its up's warp the other. */
 template <int D>
-static __device__ __forceinline__ void store_all(const kg_linear_args &a, const task &t, float (&total)[64], float *exchange,
+static __device__ __forceinline__ void store_all(const kg_linear_args &a, const task &t, const float (&total)[64], float *exchange,
                                                  int warp, int lane)
 {
-  const int g = lane / 4, slot = lane % 4, group = warp / 4, tile = t.tile + (D == 2 ? warp % 4 : warp);
+  constexpr int STRIDE = 20, EACH = 4 / D; /* floats of a column's 16 rows, apart for the banks' sake; columns of a lane */
   const kg_linear_part &part = a.part[t.part];
-  if (D == 2) {
-    float *theirs = exchange + (1 - group) * 32 * 128 + threadIdx.x % 128;
+  const int tile = t.tile + (D == 2 ? warp % 4 : warp), row = tile * 16 + 4 * (lane % 4), n_rows = part.m.rows;
+  const int column0 = (D == 2 ? warp / 4 * 16 : 0) + lane / 4, n_columns = a.n - t.n0 - column0, n_here = n_rows - row;
+  const bool aligned = n_rows % 4 == 0;
+  float *to = exchange + warp * 32 * STRIDE + 2 * (lane % 4) * STRIDE + lane / 4;
+  const float *from = exchange + (D == 2 ? warp % 4 : warp) * 32 * STRIDE + column0 * STRIDE + 4 * (lane % 4);
+  const float *scales = a.x_scale + t.n0 + column0;
+  const size_t at = (size_t)(t.n0 + column0) * n_rows + row;
+  const float *residuals = a.residual ? a.residual + at : NULL;
+  float *out = part.out + at;
+  const float4 none = make_float4(0, 0, 0, 0);
+  const float4 bias = part.bias ? load_four(part.bias + row, n_here, aligned) : none;
+  const float4 up_bias = D == 2 && a.part[1].bias ? load_four(a.part[1].bias + row, n_here, aligned) : none;
 #pragma unroll
-    for (int i = 0; i < 32; i++) theirs[i * 128] = group ? total[i] : total[32 + i];
-    consumers_sync();
+  for (int i0 = 0; i0 < 16; i0 += 4) {
+    float4 residual[EACH];
+    float scale[EACH];
 #pragma unroll
-    for (int i = 0; i < 32; i++) {
-      const int row = min(tile * 16 + g + i % 4 / 2 * 8, part.m.rows - 1), n = min(t.n0 + 64 * group + i / 4 * 8 + 2 * slot + i % 2, a.n - 1);
-      const float other = exchange[group * 32 * 128 + i * 128 + threadIdx.x % 128], scale = a.x_scale[n];
-      float gate = (group ? other : total[i]) * scale, up = (group ? total[32 + i] : other) * scale;
-      if (part.bias) gate += part.bias[row];
-      if (a.part[1].bias) up += a.part[1].bias[row];
-      total[i] = gated(a.act, a.act_limit, a.act_alpha, gate, up);
+    for (int i = 0; i < EACH; i++) { /* all of these loads are under way at once */
+      const int column = 8 * (i0 + i);
+      const bool exists = column < n_columns;
+      scale[i] = exists ? scales[column] : 0;
+      residual[i] = exists && residuals ? load_four(residuals + (size_t)column * n_rows, n_here, aligned) : none;
     }
-    consumers_sync();
-  }
-  constexpr int STRIDE = 20; /* floats of a column's 16 rows in shared memory, apart for the banks' sake */
-  float *mine = exchange + warp * 32 * STRIDE;
-  const int row = tile * 16 + 4 * (lane % 4);
-  const bool aligned = part.m.rows % 4 == 0;
+    if (D == 2) consumers_sync(); else __syncwarp();
 #pragma unroll
-  for (int i0 = 0; i0 < 16 / D; i0 += 4) { /* 32 columns at a time */
-    __syncwarp();
+    for (int i = 0; i < 16; i++) to[(i / 4 * 8 + i % 2) * STRIDE + i % 4 / 2 * 8] = total[4 * i0 + i];
+    if (D == 2) consumers_sync(); else __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 16; i++)
-      mine[(i / 4 * 8 + 2 * slot + i % 2) * STRIDE + g + i % 4 / 2 * 8] = total[4 * i0 + i];
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int column = 8 * i + lane / 4, n = t.n0 + (D == 2 ? 64 * group : 0) + 8 * i0 + column;
-      if (n >= a.n) continue;
-      const float4 v = *(const float4 *)(mine + column * STRIDE + 4 * (lane % 4));
-      store_four(a, t.part, row, n, D == 1, aligned, v);
+    for (int i = 0; i < EACH; i++) {
+      const int column = 8 * (i0 + i);
+      float4 v = scale_four(*(const float4 *)(from + 8 * i * STRIDE), scale[i]);
+      if (part.bias) v = add_four(v, bias);
+      if (D == 2) {
+        float4 up = scale_four(*(const float4 *)(from + (4 * 32 + 8 * i) * STRIDE), scale[i]);
+        if (a.part[1].bias) up = add_four(up, up_bias);
+        v = gated_four(a.act, a.act_limit, a.act_alpha, v, up);
+      }
+      if (residuals) v = add_four(v, residual[i]);
+      if (column >= n_columns) continue;
+      store_four(a.out_rows ? a.out_rows[t.n0 + column0 + column] + row : out + (size_t)column * n_rows, v, n_here, aligned);
     }
   }
   if (D == 2) consumers_sync();
 }
 
-/* A run is complete: its sum joins the others. Runs of linear_rows begin with zero, so that none of them is -0. */
-static __device__ __forceinline__ void join_run(float (&total)[64], float (&c)[64], bool is_first)
+/* A run is complete: its sum joins the others. */
+static __device__ __forceinline__ void join_run(float (&total)[64], const float (&c)[64])
 {
 #pragma unroll
-  for (int i = 0; i < 64; i++) total[i] = is_first ? c[i] + 0.0f : total[i] + c[i];
+  for (int i = 0; i < 64; i++) total[i] += c[i];
 }
 
 #endif
@@ -234,40 +241,51 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+  const int mine = X_BYTES + warp * chunk<T>::n_bytes; /* this warp's weights in a stage */
   int at = 0;
   uint32_t parity = 0, seen = 0;
   for (int index = blockIdx.x; index < n_tasks; index += gridDim.x) {
     const task t = task_at(a, index, n_columns, TILES);
     float total[64], c[64];
 #pragma unroll
-    for (int i = 0; i < 64; i++) c[i] = 0;
+    for (int i = 0; i < 64; i++) c[i] = total[i] = 0; /* and of -0 and 0 becomes 0, as in linear_rows */
     uint32_t weights[8] = {};
+    uint32_t next[8]; /* a block is decoded while the one before is multiplied */
+    barrier_wait(full + at, parity);
+    decode_chunk<T>(stages + at * stage_bytes<T, D>() + mine, 0, 0, lane, next);
     for (int block0 = 0; block0 < n_blocks; block0 += KG_CHUNK) {
-      const unsigned char *x = stages + at * stage_bytes<T, D>(), *mine = x + X_BYTES + warp * chunk<T>::n_bytes;
-      const uint64_t b = descriptor(shared_address(x));
-      barrier_wait(full + at, parity);
-      if (block0 % run == 0 && block0) join_run(total, c, block0 == run);
+      const unsigned char *stage = stages + at * stage_bytes<T, D>();
+      const uint64_t b = descriptor(shared_address(stage));
+      uint64_t *done = empty + at;
 #pragma unroll
       for (int i = 0; i < KG_CHUNK; i++) {
         if (block0 + i >= n_blocks) break;
-        uint32_t next[8];
-        decode_chunk<T>(mine, block0, i, lane, next);
-        multiply_wait(weights, seen);
+        if (i) multiply_wait(weights, seen);
 #pragma unroll
         for (int j = 0; j < 8; j++) weights[j] = next[j];
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
         multiply(c, weights, b + i * (512 >> 4), i || block0 % run);
         multiply(c, weights + 4, b + i * (512 >> 4) + (256 >> 4), 1);
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        if (i + 1 < KG_CHUNK) {
+          if (block0 + i + 1 < n_blocks) decode_chunk<T>(stage + mine, block0, i + 1, lane, next);
+        } else if (block0 + KG_CHUNK < n_blocks) {
+          if (++at == n_stages<T, D>()) {
+            at = 0;
+            parity ^= 1;
+          }
+          barrier_wait(full + at, parity);
+          decode_chunk<T>(stages + at * stage_bytes<T, D>() + mine, block0 + KG_CHUNK, 0, lane, next);
+        }
       }
       multiply_wait(weights, seen);
-      if (lane == 0) barrier_arrive(empty + at);
-      if (++at == n_stages<T, D>()) {
-        at = 0;
-        parity ^= 1;
-      }
+      if (lane == 0) barrier_arrive(done);
+      if ((block0 + KG_CHUNK) % run == 0 || block0 + KG_CHUNK >= n_blocks) join_run(total, c);
     }
-    join_run(total, c, n_blocks <= run);
+    if (++at == n_stages<T, D>()) {
+      at = 0;
+      parity ^= 1;
+    }
     store_all<D>(a, t, total, (float *)(stages + n_stages<T, D>() * stage_bytes<T, D>()), warp, lane);
   }
   if (a.n < 0) a.part[0].out[0] = __uint_as_float(seen); /* never: see multiply_wait */

@@ -241,6 +241,10 @@ static int add_linear(builder *b, int32_t op_index)
   kg_gpu_stage *stage = &b->program->stages[index];
   const kg_matrix *m = matrix_of(b, stage->op->w[0]);
   if (m->type == KG_F32) return KG_OK;
+  kg_value_place *place = &b->program->places[stage->side][stage->in[0]];
+  int32_t n_tiles = 0;
+  for (int i = 0; i < stage->n_parts; i++) n_tiles += kg_cuda_linear_many_tiles(matrix_of(b, stage->parts[i]->w[0]));
+  if (n_tiles > place->n_tiles) place->n_tiles = n_tiles;
   stage->fused_in = find_fusable(b, stage->side, stage->in[0]);
   if (stage->fused_in == KG_NONE) need_half(b, stage->side, stage->in[0]);
   return KG_OK;
@@ -517,7 +521,7 @@ int kg_program_build(kg_executable *exe, bool traced, kg_program *out, kg_error 
       b.wants_float[side] = flags + (size_t)side * n;
       b.wants_half[side] = flags + (size_t)(2 + side) * n;
       b.has_half[side] = flags + (size_t)(4 + side) * n;
-      for (size_t v = 0; v < n; v++) out->places[side][v] = (kg_value_place){SIZE_MAX, SIZE_MAX, SIZE_MAX};
+      for (size_t v = 0; v < n; v++) out->places[side][v] = (kg_value_place){SIZE_MAX, SIZE_MAX, SIZE_MAX, 0};
     }
     b.done = flags + 6 * n;
     find_uses(&b);

@@ -1,0 +1,130 @@
+/* linear_one.cu - products with one row of x: what decoding a single sequence consists of. The order of sums is that of
+ * linear.cu; what differs is that nothing here is general, since such a step is a chain of a hundred kernels that each
+ * take about as long as their instructions. */
+#include "linear.cuh"
+#include "norm.cuh"
+
+/* linear_one: D matrices at once (2: gated), x brought to f16 by each warp for its run, after a norm or without.
+ * grid: tiles of all parts, in turn; block: a warp per run; the last to arrive of 16 threads store. Shared: rings of weights
+ * ([warp][slots] chunks), x ([blocks][4]), sums ([2][warps][D][16]).
+ * moves each weight once; twin: linear_rows, equal to the bit. */
+template <int T, int D, bool NORM>
+static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
+  linear_one(const __grid_constant__ kg_linear_args a, int n_tiles, int run, int slots)
+{
+  extern __shared__ __align__(128) unsigned char ones[];
+  __shared__ uint64_t ready[16 * KG_LINEAR_SLOTS];
+  __shared__ float squares[KG_LINEAR_FEW_NUMBERS / SEGMENT];
+  constexpr int slot_bytes = D * chunk<T>::n_bytes;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+  const int n_blocks = a.part[0].m.n_blocks, first = warp * run, n_mine = min(run, n_blocks - first);
+  unsigned char *ring = ones + warp * slots * slot_bytes, *x_at = ones + n_warps * slots * slot_bytes + first * 64;
+  float *sums = (float *)(ones + n_warps * slots * slot_bytes + n_blocks * 64);
+  uint64_t *my_ready = ready + warp * KG_LINEAR_SLOTS;
+
+  warp_stream<T, D> stream(a, blockIdx.x, n_tiles, first, first + n_mine, slots);
+  stream.open(ring, my_ready, lane);
+  const int column = first * KG_BLOCK_COLS + 4 * lane;
+  float4 w = {};
+  if (NORM && lane / 8 < n_mine) w = *(const float4 *)(a.norm_scale + column);
+  wait_for_previous();
+
+  const float x_max = *a.x_max, up = NORM ? norm_half_scale(x_max, a.norm_max) : half_scale(x_max);
+#pragma unroll 1
+  for (int block = 0; block < n_mine; block += SEGMENT / KG_BLOCK_COLS) {
+    float4 v = {};
+    if (block + lane / 8 < n_mine) {
+      v = *(const float4 *)(a.x_floats + column + block * KG_BLOCK_COLS);
+      if (NORM && block) w = *(const float4 *)(a.norm_scale + column + block * KG_BLOCK_COLS);
+      const float4 y = NORM ? make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w) : v;
+      *(uint2 *)(x_at + (block + lane / 8) * 64 + lane % 4 * 16 + lane % 8 / 4 * 8) =
+        make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
+    }
+    if (!NORM) continue;
+    const float square = segment_squares(v);
+    if (!lane) squares[(first + block) / (SEGMENT / KG_BLOCK_COLS)] = square;
+  }
+  __syncwarp();
+
+  const uint4 *x = (const uint4 *)x_at + lane % 4; /* every column of the tensor cores' N computes the same row */
+  float scale = 0;
+  for (int index = blockIdx.x, turn = 0; index < n_tiles; index += gridDim.x, turn ^= 1) {
+    int tile = index;
+    const int d0 = part_of<D>(a, &tile), row = tile * 16 + threadIdx.x;
+    addends add = {};
+    if (threadIdx.x < 16) add = find_addends(a, d0, 0, row, 0, true);
+    float acc[D][4] = {};
+#pragma unroll 1
+    for (int block = 0; block < n_mine; block += KG_CHUNK) {
+      const unsigned char *slot = stream.next(ring, my_ready);
+#pragma unroll
+      for (int i = 0; i < KG_CHUNK; i++) {
+        if (block + i >= n_mine) break;
+#pragma unroll
+        for (int d = 0; d < D; d++) {
+          uint32_t weights[8];
+          decode_chunk<T>(slot + d * chunk<T>::n_bytes, first + block, i, lane, weights);
+          add_block<T>(acc[d], weights, x[(block + i) * 4]);
+        }
+      }
+      stream.release(ring, my_ready, lane);
+    }
+    float *sum = sums + turn * n_warps * D * 16; /* two take turns: one barrier a tile does */
+    if (lane % 4 == 0)
+#pragma unroll
+      for (int d = 0; d < D; d++) {
+        sum[(warp * D + d) * 16 + lane / 4] = acc[d][0];
+        sum[(warp * D + d) * 16 + lane / 4 + 8] = acc[d][2];
+      }
+    __syncthreads();
+    if (threadIdx.x >= 16) continue;
+    if (index == blockIdx.x) {
+      scale = undo_scale(up);
+      if (NORM) {
+        float total = 0;
+#pragma unroll 8
+        for (int i = 0; i < n_segments(a.part[0].m.cols); i++) total += squares[i];
+        scale *= norm_factor(total, a.part[0].m.cols, a.norm_epsilon);
+      }
+    }
+    float value[D];
+#pragma unroll
+    for (int d = 0; d < D; d++) {
+      value[d] = sum[d * 16 + threadIdx.x];
+#pragma unroll 8
+      for (int i = 1; i < n_warps; i++) value[d] += sum[(i * D + d) * 16 + threadIdx.x];
+      value[d] *= scale;
+    }
+    float stored = 0;
+    if (row < a.part[d0].m.rows) stored = fabsf(store(a, d0, row, 0, value[0], D == 2 ? value[D - 1] : 0, add));
+    if (!a.out_max) continue;
+    for (int step = 8; step; step >>= 1) stored = fmaxf(stored, __shfl_xor_sync(0xffff, stored, step));
+    if (threadIdx.x == 0) raise_max(a.out_max, stored);
+  }
+}
+
+template <int T, int D, bool NORM> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
+{
+  const kg_matrix *m = &a->part[0].m;
+  const size_t x = (size_t)m->n_blocks * 64, sum = (size_t)D * 16 * sizeof(float) * 2;
+  kg_linear_shape shape;
+  kg_cuda_linear_shape(s, a, D, 1, D * (size_t)chunk<T>::n_bytes, x, sum, &shape);
+  return run_turns(s, "linear_one", linear_one<T, D, NORM>, a, &shape, 1, err);
+}
+
+int kg_cuda_linear_one(kg_stream *s, const kg_linear_args *a, kg_error *err)
+{
+  const bool norm = a->norm_scale != NULL;
+  switch (a->part[0].m.type) {
+#define COMMON(T) \
+  case T: \
+    if (a->gated) return norm ? launch<T, 2, true>(s, a, err) : launch<T, 2, false>(s, a, err); \
+    return norm ? launch<T, 1, true>(s, a, err) : launch<T, 1, false>(s, a, err);
+#define CASE(T) case T: return norm ? launch<T, 1, true>(s, a, err) : launch<T, 1, false>(s, a, err);
+    COMMON(KG_F16) COMMON(KG_Q8_0) COMMON(KG_Q4_0) COMMON(KG_Q5_0) COMMON(KG_Q4_K) COMMON(KG_Q5_K) COMMON(KG_Q6_K)
+    CASE(KG_BF16) CASE(KG_Q4_1) CASE(KG_Q5_1) CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
+#undef COMMON
+#undef CASE
+  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
+  }
+}
