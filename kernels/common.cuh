@@ -31,16 +31,19 @@ template <typename... P, typename... A>
 static int run_kernel(kg_stream *s, const char *name, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared,
                       kg_error *err, A... arguments)
 {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  /* All kernels divide a multiprocessor's memory alike: where they did not, one could not start while another runs. */
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  attributes[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = s->handle;
-  config.attrs = &attribute;
-  config.numAttrs = s->overlaps ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = s->overlaps ? 2 : 0;
   return kg_cuda_check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), name, err);
 }
 

@@ -52,8 +52,8 @@ int kg_cuda_linear_run(const kg_matrix *m);
 static inline bool kg_cuda_linear_is_few(int64_t n, int64_t width) { return n <= KG_LINEAR_FEW && n * width <= KG_LINEAR_FEW_NUMBERS; }
 /* Can two matrices of this type and shape be multiplied gated? */
 bool kg_cuda_linear_gates(const kg_matrix *m);
-/* Should n rows of x stand in panels, where a launch that reads them has n_tiles (kg_cuda_linear_many_tiles of all its parts)? */
-bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, int32_t n_tiles);
+/* Should n rows of x stand in panels, where a launch that reads them has n_tiles (kg_cuda_linear_many_tiles of all parts)? */
+bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, int32_t n_tiles, int32_t cols);
 /* Tiles of 16 rows of a matrix, 0 where many rows have no kernel of their own. */
 int32_t kg_cuda_linear_many_tiles(const kg_matrix *m);
 

@@ -121,7 +121,7 @@ static __device__ __forceinline__ void bring(const kg_linear_args &a, int n_task
   }
 }
 
-/* Once in the code: the functions are long. */
+/* Functions that are less common, once in the code: they are long. */
 static __device__ __noinline__ float4 gated_four(int act, float limit, float alpha, float4 gate, float4 up)
 {
   return make_float4(gated(act, limit, alpha, gate.x, up.x), gated(act, limit, alpha, gate.y, up.y),
@@ -170,6 +170,7 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
   const size_t at = (size_t)(t.n0 + column0) * n_rows + row;
   const float *residuals = a.residual ? a.residual + at : NULL;
   float *out = part.out + at;
+  const int next = 8 * n_rows; /* floats from a column of a lane to its next */
   const float4 none = make_float4(0, 0, 0, 0);
   const float4 bias = part.bias ? load_four(part.bias + row, n_here, aligned) : none;
   const float4 up_bias = D == 2 && a.part[1].bias ? load_four(a.part[1].bias + row, n_here, aligned) : none;
@@ -182,7 +183,7 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
       const int column = 8 * (i0 + i);
       const bool exists = column < n_columns;
       scale[i] = exists ? scales[column] : 0;
-      residual[i] = exists && residuals ? load_four(residuals + (size_t)column * n_rows, n_here, aligned) : none;
+      residual[i] = exists && residuals ? load_four(residuals + (size_t)(i0 + i) * next, n_here, aligned) : none;
     }
     if (D == 2) consumers_sync(); else __syncwarp();
 #pragma unroll
@@ -196,11 +197,13 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
       if (D == 2) {
         float4 up = scale_four(*(const float4 *)(from + (4 * 32 + 8 * i) * STRIDE), scale[i]);
         if (a.part[1].bias) up = add_four(up, up_bias);
-        v = gated_four(a.act, a.act_limit, a.act_alpha, v, up);
+        v = a.act == KG_CUDA_SILU ? make_float4(gated(KG_CUDA_SILU, 0, 0, v.x, up.x), gated(KG_CUDA_SILU, 0, 0, v.y, up.y),
+                                                gated(KG_CUDA_SILU, 0, 0, v.z, up.z), gated(KG_CUDA_SILU, 0, 0, v.w, up.w))
+                                  : gated_four(a.act, a.act_limit, a.act_alpha, v, up);
       }
       if (residuals) v = add_four(v, residual[i]);
       if (column >= n_columns) continue;
-      store_four(a.out_rows ? a.out_rows[t.n0 + column0 + column] + row : out + (size_t)column * n_rows, v, n_here, aligned);
+      store_four(a.out_rows ? a.out_rows[t.n0 + column0 + column] + row : out + (size_t)(i0 + i) * next, v, n_here, aligned);
     }
   }
   if (D == 2) consumers_sync();

@@ -39,62 +39,113 @@ int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int3
 
 /* ---- norms and the f16 form ---- */
 
-/* The f16 form of a row; f(c): its scaled number of column c. Columns beyond the width are zero. */
-template <typename F>
-static __device__ __forceinline__ void write_half(const kg_norm_args &a, int row, int width, int thread, int n_threads, F f)
+/* Four neighbours of a row, from column c on, to its f16 form; columns up to the next multiple of 32 are zero. */
+static __device__ __forceinline__ void write_half(const kg_norm_args &a, int row, int c, float4 v)
 {
-  const int n_blocks = (width + 31) / 32;
-  for (int p = thread; p < 16 * n_blocks; p += n_threads) {
-    const int block = p / 16, at = 2 * p % 32, c = 32 * block + column_of(at); /* two neighbours in either order */
-    const __half2 pair = __floats2half2_rn(c < width ? f(c) : 0, c + 1 < width ? f(c + 1) : 0);
-    if (a.panels) /* step, half of it and lane from the position 8 t + j */
-      ((__half2 *)a.half)[kg_panel_at(row, block, n_blocks) / 4 + at % 8 / 2 * 32 + row % 8 * 4 + at / 8] = pair;
-    else
-      ((__half2 *)a.half)[(size_t)row * 16 * n_blocks + p] = pair;
+  const int n_blocks = (a.width + 31) / 32, block = c / 32, slot = c % 16 / 4, step = c % 32 / 16;
+  const __half2 low = __floats2half2_rn(v.x, v.y), high = __floats2half2_rn(v.z, v.w);
+  if (block >= n_blocks) return;
+  if (a.panels) {
+    __half2 *out = (__half2 *)((char *)a.half + kg_panel_at(row, block, n_blocks)) + 64 * step + row % 8 * 4 + slot;
+    out[0] = low;
+    out[32] = high;
+  } else
+    ((uint2 *)a.half)[(((size_t)row * n_blocks + block) * 4 + slot) * 2 + step] = make_uint2(as_word(low), as_word(high));
+}
+
+/* Sums over the segments of a row by all warps of a block, or by one warp. */
+template <int WARPS, typename F> static __device__ __forceinline__ float sum_segments(int n, int warp, F f)
+{
+  __shared__ float sums[WARPS == 1 ? 1 : KG_NORM_MAX / SEGMENT];
+  float sum = 0;
+  if (WARPS == 1) {
+#pragma unroll 4
+    for (int i = 0; i < n_segments(n); i++) sum += f(i);
+    return sum;
   }
+  __syncthreads();
+  for (int i = warp; i < n_segments(n); i += WARPS) sums[i] = f(i);
+  __syncthreads();
+#pragma unroll 8
+  for (int i = 0; i < n_segments(n); i++) sum += sums[i];
+  return sum;
 }
 
 /* norm_rows: y = (x - mean) / sqrt(variance + eps) * scale + bias of each of `groups` parts of a row, as float32 and as
  * scaled f16.
- * grid: parts of all rows / 4; block: 4 warps, a part each; sums: norm.cuh.
+ * grid: parts of all rows, WARPS 1: / 4; block: WARPS warps a part; sums: norm.cuh.
  * moves width * 4 bytes in, width * (4 and 2) out; twin: norm in cpu/reference.c, tolerance float32 sums. */
-static __global__ void __launch_bounds__(128) norm_rows(const __grid_constant__ kg_norm_args a)
+template <int WARPS>
+static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) norm_rows(const __grid_constant__ kg_norm_args a)
 {
+  __shared__ float maxima[32];
   wait_for_previous();
-  const int index = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, part = a.width / a.groups;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = a.width / a.groups;
+  const int index = WARPS == 1 ? blockIdx.x * 4 + warp : blockIdx.x;
   if (index >= a.n * a.groups) return;
   const float *x = a.x + (size_t)index * part;
-  const bool is_plain = !a.subtract_mean && !a.bias; /* products can do this themselves, to the same bits */
-  float mean = 0, squares = 0, max = 0;
-  for (int c = lane; c < part && a.subtract_mean; c += 32) mean += x[c];
-  if (a.subtract_mean) mean = warp_sum(mean) / part;
-#pragma unroll 4
-  for (int c = 4 * lane; c < n_segments(part) * SEGMENT; c += SEGMENT) {
+  float mean = 0, max = 0;
+  auto deviation = [&](int i) { /* of a lane's four, zero beyond the row */
+    const int c = i * SEGMENT + 4 * lane;
     float4 v = four_of(x, part, c);
-    max = fmaxf(fmaxf(max, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
     if (a.subtract_mean)
       v = make_float4(c < part ? v.x - mean : 0, c + 1 < part ? v.y - mean : 0, c + 2 < part ? v.z - mean : 0, c + 3 < part ? v.w - mean : 0);
-    squares += segment_squares(v);
-  }
-  const float factor = norm_factor(squares, part, a.epsilon);
-  auto value = [&](int c) {
-    const float v = (x[c] - mean) * factor * a.scale[c];
-    return a.bias ? v + a.bias[c] : v;
+    return v;
   };
-  if (a.half && is_plain) {
-    const float up = norm_half_scale(warp_max(max), a.scale_max);
-    write_half(a, index, part, lane, 32, [&](int c) { return x[c] * a.scale[c] * up; });
-    if (!lane) a.half_scale[index] = undo_scale(up) * factor;
-  } else if (a.half) {
-    max = 0;
-    for (int c = lane; c < part; c += 32) max = fmaxf(max, fabsf(value(c)));
-    const float up = half_scale(warp_max(max));
-    write_half(a, index, part, lane, 32, [&](int c) { return value(c) * up; });
-    if (!lane) a.half_scale[index] = undo_scale(up);
+  if (a.subtract_mean)
+    mean = sum_segments<WARPS>(part, warp, [&](int i) {
+      const float4 v = four_of(x, part, i * SEGMENT + 4 * lane);
+      return warp_sum(v.x + v.y + v.z + v.w);
+    }) / part;
+  const float squares = sum_segments<WARPS>(part, warp, [&](int i) {
+    const float4 v = deviation(i);
+    max = fmaxf(fmaxf(max, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+    return segment_squares(v);
+  });
+  const float factor = norm_factor(squares, part, a.epsilon);
+  auto scaled = [&](int c, float4 v, float by) {
+    const float4 w = four_of(a.scale, part, c);
+    return make_float4(v.x * w.x * by, v.y * w.y * by, v.z * w.z * by, v.w * w.w * by);
+  };
+  auto value = [&](int i) {
+    const int c = i * SEGMENT + 4 * lane;
+    float4 v = scaled(c, deviation(i), factor);
+    if (!a.bias) return v;
+    const float4 b = four_of(a.bias, part, c);
+    return make_float4(v.x + b.x, v.y + b.y, v.z + b.z, v.w + b.w);
+  };
+  const bool is_plain = !a.subtract_mean && !a.bias; /* products can do this themselves, to the same bits */
+  float up = 1;
+  if (a.half) {
+    if (!is_plain) {
+      max = 0;
+      for (int i = WARPS == 1 ? 0 : warp; i < n_segments(part); i += WARPS) {
+        const float4 v = value(i);
+        max = fmaxf(fmaxf(max, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+      }
+    }
+    max = WARPS == 1 ? warp_max(max) : block_max(max, maxima);
+    up = is_plain ? norm_half_scale(max, a.scale_max) : half_scale(max);
+    if (lane == 0 && (WARPS == 1 || warp == 0)) a.half_scale[index] = is_plain ? undo_scale(up) * factor : undo_scale(up);
   }
-  if (!a.out) return;
-  float *out = a.out + (x - a.x);
-  for (int c = lane; c < part; c += 32) out[c] = value(c);
+  for (int i = WARPS == 1 ? 0 : warp; i < n_segments(part); i += WARPS) {
+    const int c = i * SEGMENT + 4 * lane;
+    if (a.half) {
+      const float4 v = is_plain ? scaled(c, four_of(x, part, c), 1) : value(i);
+      write_half(a, index, c, make_float4(v.x * up, v.y * up, v.z * up, v.w * up));
+    }
+    if (!a.out) continue;
+    const float4 v = value(i);
+    float *out = a.out + (x - a.x) + c;
+    if (part % 4 == 0) {
+      if (c < part) *(float4 *)out = v;
+      continue;
+    }
+    if (c < part) out[0] = v.x;
+    if (c + 1 < part) out[1] = v.y;
+    if (c + 2 < part) out[2] = v.z;
+    if (c + 3 < part) out[3] = v.w;
+  }
 }
 
 /* half_rows: the f16 form of rows. grid: rows; block: 256 threads = a row. */
@@ -103,19 +154,31 @@ static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ 
   __shared__ float shared[32];
   wait_for_previous();
   const float *x = a.x + (size_t)blockIdx.x * a.width;
+  const int padded = (a.width + 31) / 32 * 32;
   float max = 0;
-  for (int c = threadIdx.x; c < a.width; c += 256) max = fmaxf(max, fabsf(x[c]));
+#pragma unroll 4
+  for (int c = 4 * threadIdx.x; c < a.width; c += 1024) {
+    const float4 v = four_of(x, a.width, c);
+    max = fmaxf(fmaxf(max, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+  }
   const float up = half_scale(block_max(max, shared));
-  write_half(a, blockIdx.x, a.width, threadIdx.x, 256, [&](int c) { return x[c] * up; });
+#pragma unroll 4
+  for (int c = 4 * threadIdx.x; c < padded; c += 1024) {
+    const float4 v = four_of(x, a.width, c);
+    write_half(a, blockIdx.x, c, make_float4(v.x * up, v.y * up, v.z * up, v.w * up));
+  }
   if (!threadIdx.x) a.half_scale[blockIdx.x] = undo_scale(up);
 }
 
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)
 {
-  if (a->n < 1 || a->n > 65535 || a->groups < 1 || a->width % a->groups || (a->half && a->groups != 1))
+  if (a->n < 1 || a->n > 65535 || a->groups < 1 || a->width % a->groups || (a->half && a->groups != 1) ||
+      (a->normalize && a->width / a->groups > KG_NORM_MAX))
     return kg_fail(err, KG_ERR_ARGUMENT, "a norm of %d rows of %d in %d parts", a->n, a->width, a->groups);
   if (!a->normalize) return run_kernel(s, "half_rows", half_rows, dim3(a->n), 256, 0, err, *a);
-  return run_kernel(s, "norm_rows", norm_rows, dim3((a->n * a->groups + 3) / 4), 128, 0, err, *a);
+  const int parts = a->n * a->groups;
+  if (a->width / a->groups > 4 * SEGMENT) return run_kernel(s, "norm_rows", norm_rows<8>, dim3(parts), 256, 0, err, *a);
+  return run_kernel(s, "norm_rows", norm_rows<1>, dim3((parts + 3) / 4), 128, 0, err, *a);
 }
 
 /* ---- column by column ---- */

@@ -12,6 +12,8 @@ extern "C" {
 int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, float *out_max,
                   kg_error *err);
 
+enum { KG_NORM_MAX = 1 << 17 /* columns of a part */ };
+
 typedef struct kg_norm_args {
   const float *x;     /* [n][width] */
   int32_t n, width, groups;
