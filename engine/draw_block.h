@@ -14,8 +14,8 @@
 #include "draw.h"
 
 enum {
-  KG_DRAW_THREADS = 1024,
-  KG_DRAW_SMALL = KG_DRAW_THREADS / 4, /* so few are sorted: four threads count who is above one of them */
+  KG_DRAW_THREADS = 512,
+  KG_DRAW_SMALL = KG_DRAW_THREADS / 2, /* so few are sorted: two threads count who is above one of them */
   KG_DRAW_BUCKETS = 1 << 11,
   KG_DRAW_LIST = 1 << 15,   /* candidates that fit a list */
   KG_DRAW_GROUPS = 1 << 11, /* of ids, of which the best is known */
@@ -82,7 +82,7 @@ typedef struct kg_draw_shared {
     } small;
     int32_t groups[KG_DRAW_GROUPS];
   } u;
-  uint64_t warps[32];
+  uint64_t warps[KG_DRAW_THREADS / 32];
   uint64_t before; /* mass above `at` */
   uint32_t at, n;
 } kg_draw_shared;
@@ -94,6 +94,7 @@ typedef struct kg_draw_shared {
 #define KG_BLOCK_THREAD ((int)threadIdx.x)
 #define KG_BLOCK_THREADS KG_DRAW_THREADS
 #define KG_BLOCK_LANES 32
+#define KG_BLOCK_WARPS (KG_DRAW_THREADS / 32)
 
 KG_BLOCK uint64_t kg_block_sum(kg_draw_shared *s, uint64_t x)
 {
@@ -101,7 +102,7 @@ KG_BLOCK uint64_t kg_block_sum(kg_draw_shared *s, uint64_t x)
   __syncthreads();
   if (threadIdx.x % 32 == 0) s->warps[threadIdx.x / 32] = x;
   __syncthreads();
-  x = s->warps[threadIdx.x % 32];
+  x = threadIdx.x % 32 < KG_BLOCK_WARPS ? s->warps[threadIdx.x % 32] : 0;
   for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
   return x;
 }
@@ -115,7 +116,7 @@ KG_BLOCK uint64_t kg_block_max(kg_draw_shared *s, uint64_t x)
   __syncthreads();
   if (threadIdx.x % 32 == 0) s->warps[threadIdx.x / 32] = x;
   __syncthreads();
-  x = s->warps[threadIdx.x % 32];
+  x = threadIdx.x % 32 < KG_BLOCK_WARPS ? s->warps[threadIdx.x % 32] : 0;
   for (int step = 16; step; step >>= 1) {
     const uint64_t other = __shfl_xor_sync(~0u, x, step);
     x = other > x ? other : x;
@@ -135,7 +136,7 @@ KG_BLOCK uint64_t kg_block_sum_before(kg_draw_shared *s, uint64_t x)
   __syncthreads();
   if (lane == 31) s->warps[threadIdx.x / 32] = sum;
   __syncthreads();
-  uint64_t warps = s->warps[lane];
+  uint64_t warps = lane < KG_BLOCK_WARPS ? s->warps[lane] : 0;
   for (int step = 1; step < 32; step <<= 1) {
     const uint64_t other = __shfl_up_sync(~0u, warps, step);
     if (lane >= step) warps += other;
@@ -147,15 +148,14 @@ KG_BLOCK uint64_t kg_block_sum_before(kg_draw_shared *s, uint64_t x)
 
 KG_BLOCK uint32_t kg_block_add(uint32_t *sum, uint32_t x) { return atomicAdd(sum, x); }
 
-/* How many of the n ranks are above `rank`: asked by four neighbouring threads for the same one. */
+/* How many of the n ranks are above `rank`: asked by two neighbouring threads for the same one. */
 KG_BLOCK uint32_t kg_block_above(const kg_rank *ranks, int n, kg_rank rank)
 {
   uint32_t above = 0;
-  for (int i = threadIdx.x % 4; i < n; i += 4) above += ranks[i] > rank;
-  above += __shfl_xor_sync(~0u, above, 1);
-  return above + __shfl_xor_sync(~0u, above, 2);
+  for (int i = threadIdx.x % 2; i < n; i += 2) above += ranks[i] > rank;
+  return above + __shfl_xor_sync(~0u, above, 1);
 }
-#define KG_BLOCK_ASKING 4
+#define KG_BLOCK_ASKING 2
 
 #else
 
@@ -210,6 +210,17 @@ KG_BLOCK void kg_block_add_halves(uint32_t *low, uint32_t *high, uint64_t x)
 }
 
 #define KG_BLOCK_EACH(i, n) for (int i = KG_BLOCK_THREAD; i < (n); i += KG_BLOCK_THREADS)
+
+/* The same by fours, so that what is read of them is on its way at the same time. */
+enum { KG_BLOCK_BATCH = 4 };
+#define KG_BLOCK_EACH_BATCH(first, n) \
+  for (int first = KG_BLOCK_THREAD; first < (n); first += KG_BLOCK_BATCH * KG_BLOCK_THREADS)
+#ifdef __CUDACC__
+#define KG_BLOCK_UNROLL _Pragma("unroll")
+#else
+#define KG_BLOCK_UNROLL
+#endif
+#define KG_BLOCK_OF_BATCH(j) KG_BLOCK_UNROLL for (int j = 0; j < KG_BLOCK_BATCH; j++)
 
 /* ---- candidates ---- */
 
@@ -319,15 +330,24 @@ KG_BLOCK void kg_draw_look_into(kg_draw_shared *s, const kg_draw_items *items, c
   KG_BLOCK_SYNC();
   KG_BLOCK_EACH(i, KG_DRAW_BUCKETS) s->u.bucket.low[i] = s->u.bucket.high[i] = s->u.bucket.count[i] = 0;
   KG_BLOCK_SYNC();
-  KG_BLOCK_EACH(i, items->n)
+  KG_BLOCK_EACH_BATCH(first, items->n)
   {
-    kg_rank rank;
-    if (!kg_draw_fits(items, order, fit, i, &rank)) continue;
-    const uint64_t mass = kg_draw_mass_at(items, order, i);
-    if (!mass) continue;
-    const int at = by_distance ? kg_draw_bucket(items->x[i], order->max) : (int)((fit->high - rank) >> shift);
-    kg_block_add(&s->u.bucket.count[at], 1);
-    kg_block_add_halves(&s->u.bucket.low[at], &s->u.bucket.high[at], mass);
+    uint64_t mass[KG_BLOCK_BATCH];
+    int at[KG_BLOCK_BATCH];
+    KG_BLOCK_OF_BATCH(j)
+    {
+      const int i = first + j * KG_BLOCK_THREADS;
+      kg_rank rank;
+      at[j] = 0;
+      mass[j] = i < items->n && kg_draw_fits(items, order, fit, i, &rank) ? kg_draw_mass_at(items, order, i) : 0;
+      if (mass[j]) at[j] = by_distance ? kg_draw_bucket(items->x[i], order->max) : (int)((fit->high - rank) >> shift);
+    }
+    KG_BLOCK_OF_BATCH(j)
+    {
+      if (!mass[j]) continue;
+      kg_block_add(&s->u.bucket.count[at[j]], 1);
+      kg_block_add_halves(&s->u.bucket.low[at[j]], &s->u.bucket.high[at[j]], mass[j]);
+    }
   }
   KG_BLOCK_SYNC();
   kg_draw_cross(s, NULL, s->u.bucket.low, s->u.bucket.high, KG_DRAW_BUCKETS, fit->before, goal);
@@ -350,15 +370,22 @@ KG_BLOCK kg_rank kg_draw_among_few(kg_draw_shared *s, const kg_draw_items *items
   KG_BLOCK_SYNC();
   s->n = 0;
   KG_BLOCK_SYNC();
-  KG_BLOCK_EACH(i, items->n)
+  KG_BLOCK_EACH_BATCH(first, items->n)
   {
-    kg_rank rank;
-    if (!kg_draw_fits(items, order, fit, i, &rank)) continue;
-    const uint64_t mass = kg_draw_mass_at(items, order, i);
-    if (!mass) continue;
-    const uint32_t at = kg_block_add(&s->n, 1);
-    s->u.small.ranks[at] = rank;
-    s->u.small.mass[at] = mass;
+    uint64_t mass[KG_BLOCK_BATCH];
+    kg_rank rank[KG_BLOCK_BATCH];
+    KG_BLOCK_OF_BATCH(j)
+    {
+      const int i = first + j * KG_BLOCK_THREADS;
+      mass[j] = i < items->n && kg_draw_fits(items, order, fit, i, &rank[j]) ? kg_draw_mass_at(items, order, i) : 0;
+    }
+    KG_BLOCK_OF_BATCH(j)
+    {
+      if (!mass[j]) continue;
+      const uint32_t at = kg_block_add(&s->n, 1);
+      s->u.small.ranks[at] = rank[j];
+      s->u.small.mass[at] = mass[j];
+    }
   }
   KG_BLOCK_SYNC();
   const int n = (int)s->n;
@@ -402,9 +429,10 @@ KG_BLOCK kg_rank kg_draw_best(const kg_draw_run *run)
     items.n = kg_draw_group_count(run->n_vocab);
   }
   kg_rank best = 0;
-  KG_BLOCK_EACH(i, items.n)
+  KG_BLOCK_EACH_BATCH(first, items.n) KG_BLOCK_OF_BATCH(j)
   {
-    const kg_rank rank = kg_draw_rank_at(&items, &by_logit, i);
+    const int i = first + j * KG_BLOCK_THREADS;
+    const kg_rank rank = i < items.n ? kg_draw_rank_at(&items, &by_logit, i) : 0;
     best = rank > best ? rank : best;
   }
   return kg_block_max(run->s, best);
@@ -428,7 +456,11 @@ KG_BLOCK uint64_t kg_draw_total(const kg_draw_run *run, const kg_draw_order *ord
   const bool is_weighed = kg_draw_is_weighed(run);
   const int n = is_weighed ? KG_DRAW_BUCKETS : run->items.n;
   uint64_t total = 0;
-  KG_BLOCK_EACH(i, n) total += is_weighed ? run->row->mass[i] : kg_draw_mass_at(&run->items, order, i);
+  KG_BLOCK_EACH_BATCH(first, n) KG_BLOCK_OF_BATCH(j)
+  {
+    const int i = first + j * KG_BLOCK_THREADS;
+    if (i < n) total += is_weighed ? run->row->mass[i] : kg_draw_mass_at(&run->items, order, i);
+  }
   return kg_block_sum(run->s, total);
 }
 
@@ -477,13 +509,26 @@ KG_BLOCK bool kg_draw_group_stays(const kg_draw_cut *cut, kg_rank best)
   }
 }
 
-KG_BLOCK void kg_draw_take(const kg_draw_run *run, const kg_draw_cut *cut, int i)
+/* Positions first, first + step, ... below end. */
+KG_BLOCK void kg_draw_take(const kg_draw_run *run, const kg_draw_cut *cut, int first, int step, int end)
 {
-  if (!kg_draw_stays(&run->items, cut, i)) return;
-  const uint32_t at = kg_block_add(&run->s->n, 1);
-  if (at >= KG_DRAW_LIST) return;
-  run->row->list_x[run->list][at] = run->items.x[i];
-  run->row->list_ids[run->list][at] = run->items.ids ? run->items.ids[i] : i;
+  float x[KG_BLOCK_BATCH];
+  bool stays[KG_BLOCK_BATCH];
+  KG_BLOCK_OF_BATCH(j)
+  {
+    const int i = first + j * step;
+    stays[j] = i < end && kg_draw_stays(&run->items, cut, i);
+    x[j] = stays[j] ? run->items.x[i] : 0;
+  }
+  KG_BLOCK_OF_BATCH(j)
+  {
+    if (!stays[j]) continue;
+    const int i = first + j * step;
+    const uint32_t at = kg_block_add(&run->s->n, 1);
+    if (at >= KG_DRAW_LIST) continue;
+    run->row->list_x[run->list][at] = x[j];
+    run->row->list_ids[run->list][at] = run->items.ids ? run->items.ids[i] : i;
+  }
 }
 
 /* The fresh row's groups in which anything can stay. */
@@ -498,7 +543,7 @@ KG_BLOCK void kg_draw_take_groups(const kg_draw_run *run, const kg_draw_cut *cut
   const int n = (int)s->at, lane = KG_BLOCK_THREAD % KG_BLOCK_LANES;
   for (int g = KG_BLOCK_THREAD / KG_BLOCK_LANES; g < n; g += KG_BLOCK_THREADS / KG_BLOCK_LANES) {
     const int first = s->u.groups[g] * size, end = first + size < run->n_vocab ? first + size : run->n_vocab;
-    for (int i = first + lane; i < end; i += KG_BLOCK_LANES) kg_draw_take(run, cut, i);
+    for (int i = first + lane; i < end; i += KG_BLOCK_BATCH * KG_BLOCK_LANES) kg_draw_take(run, cut, i, KG_BLOCK_LANES, end);
   }
 }
 
@@ -519,7 +564,7 @@ KG_BLOCK bool kg_draw_to_list(kg_draw_run *run, const kg_draw_cut *cut)
   if (run->is_fresh && !cut->order.by_typicality)
     kg_draw_take_groups(run, cut);
   else
-    KG_BLOCK_EACH(i, run->items.n) kg_draw_take(run, cut, i);
+    KG_BLOCK_EACH_BATCH(i, run->items.n) kg_draw_take(run, cut, i, KG_BLOCK_THREADS, run->items.n);
   KG_BLOCK_SYNC();
   const uint32_t n = run->s->n;
   if (n > KG_DRAW_LIST) return false;
@@ -666,7 +711,20 @@ KG_BLOCK void kg_draw_bias(kg_draw_run *run, const kg_draw_stage *stage)
 KG_BLOCK void kg_draw_divide(kg_draw_run *run, float divisor)
 {
   if (divisor == 1) return;
-  KG_BLOCK_EACH(i, run->items.n) run->items.x[i] /= divisor;
+  KG_BLOCK_EACH_BATCH(first, run->items.n)
+  {
+    float x[KG_BLOCK_BATCH];
+    KG_BLOCK_OF_BATCH(j)
+    {
+      const int i = first + j * KG_BLOCK_THREADS;
+      x[j] = i < run->items.n ? run->items.x[i] / divisor : 0;
+    }
+    KG_BLOCK_OF_BATCH(j)
+    {
+      const int i = first + j * KG_BLOCK_THREADS;
+      if (i < run->items.n) run->items.x[i] = x[j];
+    }
+  }
 }
 
 /* False: the host's chain must say what is wrong. */

@@ -1,9 +1,17 @@
--- bench_sampler.lua - what a sampler written in Lua costs beside a chain of C stages, at a large vocabulary.
+-- bench_sampler.lua - what a sampler written in Lua costs beside a chain of C stages, at a large vocabulary; with a
+-- model, what samplers cost beside its forward passes, on any device.
 --   kigo scripts/bench_sampler.lua [VOCABULARY]
+--   kigo scripts/bench_sampler.lua --model FILE [--device cuda]
+local kigo = require "kigo"
 local core = require "kigo.core"
 local sample = require "kigo.sample"
 
-local vocabulary = math.tointeger(arg[1] or 151936)
+local options = {}
+for i, word in ipairs(arg) do
+  local name = word:match "^%-%-(%a+)$"
+  if name then options[name] = arg[i + 1] end
+end
+local vocabulary = math.tointeger(options.model and 0 or arg[1] or 151936)
 local ROUNDS, CALLS = 9, 100
 
 -- Normal numbers with a few likely tokens on top, as a model that knows what comes next makes them.
@@ -50,29 +58,125 @@ local function median(numbers)
   return numbers[(#numbers + 1) // 2]
 end
 
-local original, logits, seq = make_logits(), core.zeros(vocabulary), make_sequence()
-
--- Milliseconds per call on fresh logits; making them fresh is not counted.
-local function measure(pick)
-  local rounds = {}
-  for round = 1, ROUNDS do
-    local busy = 0
-    for _ = 1, CALLS do
-      logits:fill_(0):add_(original)
-      local start = core.now()
-      pick(logits, seq)
-      busy = busy + core.now() - start
-    end
-    rounds[round] = busy / CALLS * 1000
-  end
-  return median(rounds)
+-- The stages of everyday use.
+local function everyday()
+  return sample.chain { sample.top_k(40), sample.top_p(0.95), sample.min_p(0.05), sample.temp(0.7) }
 end
 
--- The chain's draw needs a real sequence; without one it ranks its candidates and stops short of one random number.
-local chain <close> = sample.chain { sample.top_k(40), sample.top_p(0.95), sample.min_p(0.05), sample.temp(0.7) }
-local c_ms = measure(function(l) return chain:candidates(l) end)
-local lua_ms = measure(cautious)
-print(("vocabulary %d, medians of %d rounds of %d calls"):format(vocabulary, ROUNDS, CALLS))
-print(("C chain (top_k 40, top_p 0.95, min_p 0.05, temp 0.7)   %.4f ms per token"):format(c_ms))
-print(("Lua sampler (temperature by entropy, top-k 64, draw)   %.4f ms per token"):format(lua_ms))
-print(("difference                                             %.4f ms per token"):format(lua_ms - c_ms))
+-- ---- the samplers alone ----
+
+local function compare_alone()
+  local original, logits, seq = make_logits(), core.zeros(vocabulary), make_sequence()
+
+  -- Milliseconds per call on fresh logits; making them fresh is not counted.
+  local function measure(pick)
+    local rounds = {}
+    for round = 1, ROUNDS do
+      local busy = 0
+      for _ = 1, CALLS do
+        logits:fill_(0):add_(original)
+        local start = core.now()
+        pick(logits, seq)
+        busy = busy + core.now() - start
+      end
+      rounds[round] = busy / CALLS * 1000
+    end
+    return median(rounds)
+  end
+
+  -- The chain's draw needs a real sequence; without one it ranks its candidates and stops short of one random number.
+  local chain <close> = everyday()
+  local c_ms = measure(function(l) return chain:candidates(l) end)
+  local lua_ms = measure(cautious)
+  print(("vocabulary %d, medians of %d rounds of %d calls"):format(vocabulary, ROUNDS, CALLS))
+  print(("C chain (top_k 40, top_p 0.95, min_p 0.05, temp 0.7)   %.4f ms per token"):format(c_ms))
+  print(("Lua sampler (temperature by entropy, top-k 64, draw)   %.4f ms per token"):format(lua_ms))
+  print(("difference                                             %.4f ms per token"):format(lua_ms - c_ms))
+end
+
+-- ---- the samplers beside a model ----
+
+local TOKENS, FIRST_PROMPT = 64, 32
+
+local function prompt(model, n, seed)
+  local ids = {}
+  for i = 1, n do ids[i] = math.floor(core.uniform(seed, i, 0) * model.vocab_size) end
+  return ids
+end
+
+-- What stands before the tokens that are measured.
+local function context_of(model) return math.min(512, model.context - TOKENS) end
+
+-- Seconds per token of every sequence: the median of three runs, after one to warm up.
+local function measure_decode(model, n, next_ids)
+  local first <close> = assert(model:sequence {})
+  first:feed(prompt(model, context_of(model), 1))
+  assert(first:step())
+  local runs = {}
+  for run = 0, 3 do
+    local seqs = {}
+    for i = 1, n do seqs[i] = first:fork { seed = i } end
+    local t0 = core.now()
+    for _ = 1, TOKENS do
+      local ids = next_ids(seqs)
+      for i = 1, n do seqs[i]:push(ids[i]) end
+    end
+    if run > 0 then runs[run] = (core.now() - t0) / TOKENS end
+    for i = 1, n do seqs[i]:close() end
+  end
+  return median(runs)
+end
+
+-- A sampler as a function, for every sequence in turn.
+local function each(model, pick)
+  return function(seqs)
+    assert(model:step(seqs))
+    local ids = {}
+    for i, seq in ipairs(seqs) do ids[i] = pick(seq.logits, seq) end
+    return ids
+  end
+end
+
+local function measure_first_token(model, chain)
+  local times = {}
+  for i = 1, 15 do
+    local seq <close> = assert(model:sequence { seed = i })
+    local ids = prompt(model, FIRST_PROMPT, i)
+    local t0 = core.now()
+    seq:feed(ids)
+    assert(seq:draw(chain))
+    times[i] = core.now() - t0
+  end
+  return median(times)
+end
+
+local function compare_with_model()
+  local model <close> = assert(kigo.load(options.model, { device = options.device }))
+  local stats = model:stats()
+  print(("%s on %s (%s), context %d"):format(options.model, stats.device, stats.variant,
+    context_of(model)))
+  local chain <close> = everyday()
+  local one
+  for _, n in ipairs { 1, 8, 64 } do
+    local function show(what, next_ids)
+      local s = measure_decode(model, n, next_ids)
+      print(("batch %2d  %-48s %9.1f us a step %9.0f tokens/s"):format(n, what, s * 1e6, n / s))
+      return s
+    end
+    local alone = show("no sampler: passes alone", each(model, function() return 5 end))
+    local lua = show("Lua sampler (entropy, top-k 64, draw)", each(model, cautious))
+    print(("          the Lua sampler keeps %.2f of the speed"):format(alone / lua))
+    show("C chain called on the logits", each(model, chain))
+    local single = show("C chain, a token per round trip", function(seqs) return assert(model:draw(seqs, chain, 1)) end)
+    one = one or single
+    for _, ahead in ipairs { 4, 16 } do
+      show(("C chain, %d tokens per round trip"):format(ahead), function(seqs)
+        return assert(model:draw(seqs, chain, ahead))
+      end)
+    end
+  end
+  local first = measure_first_token(model, chain)
+  print(("first token after %d: %.1f us, %.2f decode steps"):format(FIRST_PROMPT, first * 1e6, first / one))
+end
+
+if options.model then compare_with_model() else compare_alone() end
