@@ -49,8 +49,9 @@ typedef struct kg_mail {
 static int open_mail(kg_stream *stream, kg_error *err)
 {
   if (stream->mail) return KG_OK;
-  const size_t parts = (KG_REDUCE_BLOCKS + 1) * sizeof(kg_reduced), best = KG_DRAW_GROUPS * sizeof(kg_rank);
-  const size_t list = KG_DRAW_LIST * sizeof(float), counter = 16, n_bytes = counter + parts + best + 2 * list;
+  const size_t parts = KG_REDUCE_BLOCKS * sizeof(kg_reduced), exponents = (KG_REDUCE_BLOCKS + 1) * sizeof(kg_exponents);
+  const size_t best = KG_DRAW_GROUPS * sizeof(kg_rank);
+  const size_t list = KG_DRAW_LIST * sizeof(float), counter = 16, n_bytes = counter + parts + exponents + best + 2 * list;
   void *mail = NULL, *there = NULL;
   int code = kg_cuda_alloc(n_bytes, "operations on tensors", &there, err);
   if (!code) code = kg_cuda_check(cudaMemsetAsync(there, 0, counter, stream->handle), "clearing", err);
@@ -60,13 +61,14 @@ static int open_mail(kg_stream *stream, kg_error *err)
     return code;
   }
   unsigned char *at = there;
+  kg_vector_room room = {.arrived = there};
+  room.parts = (kg_reduced *)(at += counter);
+  room.exponents = (kg_exponents *)(at += parts);
+  room.best = (kg_rank *)(at += exponents);
+  room.list_x = (float *)(at += best);
+  room.list_ids = (int32_t *)(at += list);
   stream->mail = mail;
-  *stream->mail = (kg_mail){.there = there,
-                            .room = {.arrived = there,
-                                     .parts = (kg_reduced *)(at + counter),
-                                     .best = (kg_rank *)(at + counter + parts),
-                                     .list_x = (float *)(at + counter + parts + best),
-                                     .list_ids = (int32_t *)(at + counter + parts + best + list)}};
+  *stream->mail = (kg_mail){.there = there, .room = room};
   return KG_OK;
 }
 
@@ -343,7 +345,7 @@ static int reduce(const kg_buffer *b, int64_t at, int64_t n, const kg_reduced **
   kg_stream *s = stream_of(b);
   int code = check_span(b, at, n, err);
   if (!code) code = open_mail(s, err);
-  if (!code) code = kg_cuda_reduce(s, floats(b, at), n, false, &s->mail->reduced, &s->mail->room, err);
+  if (!code) code = kg_cuda_reduce(s, floats(b, at), n, &s->mail->reduced, &s->mail->room, err);
   *out = code ? NULL : &s->mail->reduced;
   return code ? code : kg_stream_wait(s, "reading a tensor", err);
 }

@@ -17,7 +17,6 @@ int kg_cuda_probe_kernels(kg_error *err);
 /* What a reduction knows; a part of the array first, then all of it. */
 typedef struct kg_reduced {
   double sum, p_log_p;  /* of x; of x * log(x), with 0 for x below the normal numbers */
-  double exp_sum;       /* of exp(x - max) */
   float min, max;       /* NaNs skipped */
   kg_rank best;
 } kg_reduced;
@@ -28,9 +27,17 @@ enum {
   KG_FILL_MAX = 512         /* indices of one kg_cuda_fill_at */
 };
 
+/* What a softmax is made with. */
+typedef struct kg_exponents {
+  double sum;            /* of exp(x - max) */
+  float max;
+  float factor, log_sum; /* 1 / sum and log(sum), of whole rows */
+} kg_exponents;
+
 /* Memory that operations of one stream share. */
 typedef struct kg_vector_room {
-  kg_reduced *parts;      /* [KG_REDUCE_BLOCKS] on the device */
+  kg_reduced *parts;      /* [KG_REDUCE_BLOCKS] on the device, as all of it */
+  kg_exponents *exponents; /* [KG_REDUCE_BLOCKS + 1] */
   unsigned *arrived;      /* zero between operations */
   kg_rank *best;          /* [KG_DRAW_GROUPS] */
   float *list_x;          /* [KG_DRAW_LIST] */
@@ -44,9 +51,8 @@ int kg_cuda_add(kg_stream *s, float *x, const float *o, int64_t n, float factor,
 int kg_cuda_mul(kg_stream *s, float *x, const float *o, int64_t n, kg_error *err);
 int kg_cuda_softmax(kg_stream *s, const float *x, int64_t rows, int64_t n, bool log, float *out, const kg_vector_room *room,
                     kg_error *err);
-/* Everything but exp_sum, unless it is wanted. n below 2^31. */
-int kg_cuda_reduce(kg_stream *s, const float *x, int64_t n, bool exponents, kg_reduced *out, const kg_vector_room *room,
-                   kg_error *err);
+/* n below 2^31 where `best` is wanted. */
+int kg_cuda_reduce(kg_stream *s, const float *x, int64_t n, kg_reduced *out, const kg_vector_room *room, kg_error *err);
 /* The k best, best first; k at most KG_TOP_MAX and n, n at most KG_DRAW_VOCAB_MAX. */
 int kg_cuda_top(kg_stream *s, const float *x, int32_t n, int32_t k, int32_t *index, float *value, const kg_vector_room *room,
                 kg_error *err);

@@ -175,7 +175,9 @@ end
 ---Sample an id; an invalid one is the sampler's mistake and raises with the value.
 function Generation:_sample()
   if self.ahead then
-    return call(self.seq.draw, self.seq, self.pick, math.min(self.ahead, self.max - #self.result.ids))
+    local n = #self.result.ids
+    local ahead = n == 0 and 1 or math.min(self.ahead, self.max - n) -- nobody waits for the first token's successors
+    return call(self.seq.draw, self.seq, self.pick, ahead)
   end
   local done, message, code = self.seq:step()
   if not done then return nil, message, code end
