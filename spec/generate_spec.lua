@@ -125,6 +125,43 @@ describe("kigo.generate", function()
       assert.same(plain.logprobs, result.logprobs)
     end)
 
+    it("says the same however far it looks ahead", function()
+      -- What a run leaves: the answer, what was shown when, the timeline and the counters.
+      local function run(options, ahead)
+        local seq <close> = begin(model, 11)
+        local before, shown = model:stats(), {}
+        local all = { ahead = ahead }
+        for name, value in pairs(options) do all[name] = value end
+        if options.on_text then
+          all.on_text = function(text, id)
+            local stats = model:stats()
+            shown[#shown + 1] = { text, id, seq:pos(), stats.n_tokens_evaluated - before.n_tokens_evaluated,
+              stats.n_steps - before.n_steps }
+            return options.on_text(#shown, seq)
+          end
+        end
+        local result = assert(seq:generate(all))
+        local after, uniform = model:stats(), seq.rng:uniform()
+        local next_turn = assert(seq:generate { max = 5, ahead = ahead })
+        return { result = result, shown = shown, next_turn = next_turn.ids, tokens = seq:tokens(), uniform = uniform,
+          evaluated = after.n_tokens_evaluated - before.n_tokens_evaluated, steps = after.n_steps - before.n_steps }
+      end
+      local bias = { [model.tokenizer.eos] = 22 } -- an end comes soon
+      for _, options in ipairs {
+        { max = 40 }, { max = 1 }, { temp = 0, max = 90, stop = { "Lily" } },
+        { temp = 1, max = 60, bias = bias },
+        { max = 30, repeat_penalty = 1.2, repeat_last = -1, on_text = function() end },
+        { max = 30, on_text = function(n) return n < 9 end },
+        { max = 20, on_text = function(n, seq) if n % 5 == 0 then assert.equal(model.vocab_size, #seq.logits) end end },
+      } do
+        local expected = run(options, 1)
+        for _, ahead in ipairs { 2, 5, 64 } do assert.same(expected, run(options, ahead)) end
+      end
+      assert.equal("end", run({ temp = 1, max = 60, bias = bias }, 16).result.reason)
+      local seq <close> = begin(model)
+      for _, ahead in ipairs { 0, -3, 1025 } do assert.has_error(function() seq:generate { ahead = ahead } end) end
+    end)
+
     it("takes a chain as sampler", function()
       local seq <close> = begin(model)
       local pick = kigo.chain { kigo.top_k(1), kigo.dist() }
