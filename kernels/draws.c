@@ -207,6 +207,12 @@ int kg_draws_begin(kg_stream *stream, const kg_draw_request *requests, int32_t n
   return kg_cuda_check(cudaMemsetAsync(d->scratch, 0, mass_bytes(n_rows), stream->handle), "clearing", err);
 }
 
+kg_draws_key kg_draws_launch_key(const kg_stream *stream)
+{
+  const kg_draws *d = stream->draws;
+  return (kg_draws_key){d->there, d->n_rows, d->sifts};
+}
+
 int kg_draws_next(kg_stream *stream, kg_error *err)
 {
   const kg_draws *d = stream->draws;

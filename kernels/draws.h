@@ -17,6 +17,13 @@ typedef struct kg_draw_request {
 /* Bring the requests over, for `n_steps` draws of each. Waits for nothing but memory. */
 int kg_draws_begin(kg_stream *stream, const kg_draw_request *requests, int32_t n_rows, int32_t n_vocab, int32_t n_steps,
                    kg_error *err);
+/* What kernels of the next draw are launched with, to know a captured one by; rows NULL: no draw. */
+typedef struct kg_draws_key {
+  const void *rows;
+  int32_t n_rows;
+  bool sifts;
+} kg_draws_key;
+kg_draws_key kg_draws_launch_key(const kg_stream *stream);
 /* Enqueue the next draw of every row. */
 int kg_draws_next(kg_stream *stream, kg_error *err);
 /* What row `row` has drawn, n_steps of it, once the stream has been waited for. */

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "buffer.h"
+#include "draws.h"
 #include "host.h"
 #include "linear.h"
 #include "moe.h"
@@ -100,6 +101,7 @@ typedef struct kg_meta_layout {
 
 typedef struct kg_graph {
   int32_t n_rows, n_wanted, n_splits; /* what it was captured for; n_rows 0: free */
+  kg_draws_key draws;                 /* and what draws from its logits */
   bool seen;                          /* ran once without being captured */
   cudaGraphExec_t handle;
 } kg_graph;

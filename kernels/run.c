@@ -1,7 +1,6 @@
 /* run.c - a batch: its rows to the device, then the stages, as a graph where the same shape comes again and again. */
 #include <string.h>
 
-#include "draws.h"
 #include "executable.h"
 
 /* Rows [row0, row0 + n_rows) of a batch, with what they want. */
@@ -11,6 +10,7 @@ typedef struct kg_pass {
   const kg_program *program;
   int32_t row0, n_rows;
   int32_t wanted0, n_wanted; /* of batch->wanted */
+  kg_draws_key draws;        /* what draws from its logits, if anything does */
   int32_t n_ahead;           /* positions behind the rows' that follow without a round trip */
   int32_t n_splits;          /* attention: see kg_attention_args */
   bool single_rows;          /* every row is of another sequence */
@@ -372,7 +372,7 @@ static int enqueue(pass *p, kg_error *err)
     p->n = left < p->program->max_rows[KG_WANTED_ROWS] ? left : p->program->max_rows[KG_WANTED_ROWS];
     code = run_side(p, KG_WANTED_ROWS, err);
   }
-  return code;
+  return code || !p->draws.rows ? code : kg_draws_next(exe->stream, err);
 }
 
 /* ---- graphs ---- */
@@ -389,12 +389,14 @@ static kg_graph *find_graph(kg_executable *exe, const pass *p)
 {
   for (int i = 0; i < KG_GRAPHS; i++) {
     kg_graph *g = &exe->graphs[i];
-    if (g->n_rows == p->n_rows && g->n_wanted == p->n_wanted && g->n_splits == p->n_splits) return g;
+    if (g->n_rows == p->n_rows && g->n_wanted == p->n_wanted && g->n_splits == p->n_splits &&
+        g->draws.rows == p->draws.rows && g->draws.n_rows == p->draws.n_rows && g->draws.sifts == p->draws.sifts)
+      return g;
   }
   kg_graph *g = &exe->graphs[exe->next_graph];
   exe->next_graph = (exe->next_graph + 1) % KG_GRAPHS;
   if (g->handle) (void)cudaGraphExecDestroy(g->handle);
-  *g = (kg_graph){p->n_rows, p->n_wanted, p->n_splits, false, NULL};
+  *g = (kg_graph){p->n_rows, p->n_wanted, p->n_splits, p->draws, false, NULL};
   return g;
 }
 
@@ -621,10 +623,9 @@ int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahe
   for (int32_t i = 0; i < batch->n_rows && !code; i++) requests[i] = request_of(&p, ahead, i);
   if (!code) code = kg_gpu_timing_begin(exe, err);
   if (!code) code = kg_draws_begin(exe->stream, requests, batch->n_rows, kg_plan_vocab_size(exe->plan), ahead->n_draws, err);
-  for (int32_t i = 0; i < ahead->n_draws && !code; i++) {
-    if (i || ahead->evaluates_first) code = run_graph(&p, err);
-    if (!code) code = kg_draws_next(exe->stream, err);
-  }
+  if (!code) p.draws = kg_draws_launch_key(exe->stream);
+  for (int32_t i = 0; i < ahead->n_draws && !code; i++)
+    code = i || ahead->evaluates_first ? run_graph(&p, err) : kg_draws_next(exe->stream, err);
   if (!code) code = kg_gpu_timing_end(exe, err);
   const int waited = kg_stream_wait(exe->stream, "steps ahead", code ? NULL : err);
   if (!code) code = waited;
