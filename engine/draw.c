@@ -61,6 +61,7 @@ static void sift(const kg_draw_program *program, float max, int32_t n_vocab, kg_
   for (int32_t i = 0; i < n_vocab && kind; i++) {
     const float weight = kg_draw_weight(row->x[i] - max);
     if (kind == KG_SIFT_WEIGH) row->mass[kg_draw_bucket(row->x[i], max)] += kg_mass(weight, kg_mass_scale(n_vocab));
+    if (kg_draw_sifts_mean(program)) row->moment += kg_draw_moment_of(row->x[i] - max, kg_mass_scale(n_vocab));
     if (kind != KG_SIFT_MIN_P || weight < program->stages[program->n_prefix].value) continue;
     const uint32_t at = row->n_list++;
     if (at >= KG_DRAW_LIST) continue;

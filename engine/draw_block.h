@@ -35,16 +35,24 @@ KG_SHARED kg_draw_sift kg_draw_sift_of(const kg_draw_program *program)
   if (program->n_prefix == program->n_stages) return KG_SIFT_WEIGH;
   const kg_draw_stage *stage = &program->stages[program->n_prefix];
   if (stage->kind == KG_STAGE_MIN_P && stage->value > 0) return KG_SIFT_MIN_P;
-  return stage->kind == KG_STAGE_TOP_P && stage->value < 1 ? KG_SIFT_WEIGH : KG_SIFT_NOTHING;
+  const bool weighs = stage->kind == KG_STAGE_TOP_P || stage->kind == KG_STAGE_TYPICAL;
+  return weighs && stage->value < 1 ? KG_SIFT_WEIGH : KG_SIFT_NOTHING;
 }
 
-/* Memory of one row. The last three are zero when a row is prepared. */
+/* Does it want the mean too? */
+KG_SHARED bool kg_draw_sifts_mean(const kg_draw_program *program)
+{
+  return program->n_prefix < program->n_stages && program->stages[program->n_prefix].kind == KG_STAGE_TYPICAL;
+}
+
+/* Memory of one row. The last four are zero when a row is prepared. */
 typedef struct kg_draw_row {
   float *x;           /* [n_vocab] the logits behind the prefix */
   kg_rank *best;      /* [groups] the highest rank of each group; -inf where there is none */
   float *list_x[2];   /* [KG_DRAW_LIST] */
   int32_t *list_ids[2];
   uint64_t *mass;     /* [KG_DRAW_BUCKETS] KG_SIFT_WEIGH; see kg_draw_bucket */
+  uint64_t moment;    /* KG_SIFT_WEIGH, where the mean is wanted: see kg_draw_moment_of */
   uint32_t n_list;    /* KG_SIFT_MIN_P: those who stay; more than KG_DRAW_LIST: not all of them are in the list */
   int32_t n_nan;      /* chunks with logits that are none, or +inf: the host's business */
 } kg_draw_row;
@@ -464,21 +472,25 @@ KG_BLOCK uint64_t kg_draw_total(const kg_draw_run *run, const kg_draw_order *ord
   return kg_block_sum(run->s, total);
 }
 
+/* What a candidate at distance d <= 0 from the best adds to the mean. */
+KG_SHARED uint64_t kg_draw_moment_of(float d, float scale)
+{
+  const float e = kg_draw_weight(d);
+  return e > 0 ? kg_mass(e * -d, scale) : 0;
+}
+
 KG_BLOCK float kg_draw_mean(const kg_draw_run *run, const kg_draw_order *order, uint64_t total)
 {
+  if (kg_draw_is_weighed(run)) return kg_mean_of(run->row->moment, total);
   uint64_t moment = 0;
-  KG_BLOCK_EACH(i, run->items.n)
-  {
-    const float d = run->items.x[i] - order->max, e = kg_draw_weight(d);
-    if (e > 0) moment += kg_mass(e * -d, order->scale);
-  }
+  KG_BLOCK_EACH(i, run->items.n) moment += kg_draw_moment_of(run->items.x[i] - order->max, order->scale);
   return kg_mean_of(kg_block_sum(run->s, moment), total);
 }
 
 /* ---- dropping ---- */
 
-/* What stays: ranks from `last` on, weights from `least` on, or a bucket. */
-typedef enum kg_draw_cut_kind { KG_CUT_RANK, KG_CUT_WEIGHT, KG_CUT_BUCKET } kg_draw_cut_kind;
+/* What stays: ranks from `last` on, weights or typicalities from `least` on, or a bucket. */
+typedef enum kg_draw_cut_kind { KG_CUT_RANK, KG_CUT_WEIGHT, KG_CUT_BUCKET, KG_CUT_TYPICALITY } kg_draw_cut_kind;
 
 typedef struct kg_draw_cut {
   kg_draw_order order;
@@ -493,6 +505,7 @@ KG_BLOCK bool kg_draw_stays(const kg_draw_items *items, const kg_draw_cut *cut, 
   switch (cut->kind) {
   case KG_CUT_WEIGHT: return kg_draw_weight(items->x[i] - cut->order.max) >= cut->least;
   case KG_CUT_BUCKET: return kg_draw_bucket(items->x[i], cut->order.max) == cut->bucket;
+  case KG_CUT_TYPICALITY: return kg_typicality(items->x[i], cut->order.max, cut->order.mean) >= cut->least;
   default: return kg_draw_rank_at(items, &cut->order, i) >= cut->last;
   }
 }
@@ -505,6 +518,7 @@ KG_BLOCK bool kg_draw_group_stays(const kg_draw_cut *cut, kg_rank best)
   case KG_CUT_WEIGHT: /* a hair below: rounding may give a lower logit the higher weight */
     return kg_draw_weight(x - cut->order.max) >= 0.999f * cut->least;
   case KG_CUT_BUCKET: return kg_draw_bucket(x, cut->order.max) <= cut->bucket;
+  case KG_CUT_TYPICALITY: return x - cut->order.max - cut->order.mean >= cut->least - 1e-3f; /* a hair below */
   default: return best >= cut->last;
   }
 }
@@ -642,6 +656,28 @@ KG_BLOCK bool kg_draw_top_p(kg_draw_run *run, float p)
   return true;
 }
 
+/* A typicality such that the mass from there on reaches the goal, from the masses of buckets: a little more than it takes. */
+KG_BLOCK float kg_draw_typical_enough(const kg_draw_run *run, const kg_draw_order *order, uint64_t goal)
+{
+  enum { STEPS = 14 };
+  float enough = 2 * 32, short_of = 0; /* distances from the mean */
+  for (int step = 0; step < STEPS; step++) {
+    const float middle = 0.5f * (enough + short_of);
+    uint64_t mass = 0;
+    KG_BLOCK_EACH(i, KG_DRAW_BUCKETS)
+    {
+      const float near = (float)i * (32.0f / KG_DRAW_BUCKETS) + order->mean, far = near + 32.0f / KG_DRAW_BUCKETS;
+      const float farthest = fmaxf(fabsf(near), fabsf(far)) + 1e-3f; /* of the bucket's candidates, and a hair */
+      if (farthest <= middle) mass += run->row->mass[i];
+    }
+    if (kg_block_sum(run->s, mass) >= goal)
+      enough = middle;
+    else
+      short_of = middle;
+  }
+  return -enough;
+}
+
 KG_BLOCK bool kg_draw_typical(kg_draw_run *run, float p)
 {
   if (p == 1) return true;
@@ -649,8 +685,13 @@ KG_BLOCK bool kg_draw_typical(kg_draw_run *run, float p)
   if (!kg_draw_max(run, &cut.order.max)) return false;
   const uint64_t total = kg_draw_total(run, &cut.order);
   cut.order.mean = kg_draw_mean(run, &cut.order, total);
+  const uint64_t goal = kg_goal_of_share(p, total);
+  if (kg_draw_is_weighed(run)) {
+    kg_draw_cut enough = {cut.order, KG_CUT_TYPICALITY, 0, kg_draw_typical_enough(run, &cut.order, goal), 0};
+    kg_draw_to_list(run, &enough);
+  }
   cut.order.by_typicality = true;
-  cut.last = kg_draw_select(run->s, &run->items, &cut.order, 0, kg_goal_of_share(p, total));
+  cut.last = kg_draw_select(run->s, &run->items, &cut.order, 0, goal);
   kg_draw_keep(run, &cut);
   return true;
 }

@@ -110,8 +110,9 @@ struct sifting {
 };
 
 /* Masses by bucket: of this block, then added to the row's. */
-static __device__ void weigh(sifting *s, const float *x, float max, float scale, uint64_t *mass)
+static __device__ void weigh(sifting *s, const float *x, float max, float scale, bool sifts_mean, kg_draw_row *room)
 {
+  uint64_t moment = 0;
   for (int i = threadIdx.x; i < KG_DRAW_BUCKETS; i += SIFT_THREADS) s->low[i] = s->high[i] = 0;
   __syncthreads();
 #pragma unroll
@@ -119,12 +120,16 @@ static __device__ void weigh(sifting *s, const float *x, float max, float scale,
     const uint64_t m = kg_mass(kg_draw_weight(x[j] - max), scale);
     const int at = kg_draw_bucket(x[j], max);
     if (m) kg_block_add_halves(&s->low[at], &s->high[at], m);
+    if (sifts_mean) moment += kg_draw_moment_of(x[j] - max, scale);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < KG_DRAW_BUCKETS; i += SIFT_THREADS) {
     const unsigned long long m = (unsigned long long)s->high[i] << 32 | s->low[i];
-    if (m) atomicAdd((unsigned long long *)&mass[i], m);
+    if (m) atomicAdd((unsigned long long *)&room->mass[i], m);
   }
+  if (!sifts_mean) return;
+  for (int step = 16; step; step >>= 1) moment += __shfl_xor_sync(~0u, moment, step);
+  if (threadIdx.x % 32 == 0) atomicAdd((unsigned long long *)&room->moment, (unsigned long long)moment);
 }
 
 /* Those whose weight is at least p, to the row's first list. */
@@ -181,7 +186,7 @@ static __global__ void __launch_bounds__(SIFT_THREADS) sift_rows(kg_sample_row *
   const float max = kg_rank_value(s.best);
   if (!(max > -CUDART_INF_F && max < CUDART_INF_F)) return; /* the block that draws sees it too */
   if (kind == KG_SIFT_WEIGH)
-    weigh(&s, x, max, kg_mass_scale(n_vocab), row->room.mass);
+    weigh(&s, x, max, kg_mass_scale(n_vocab), kg_draw_sifts_mean(program), &row->room);
   else
     keep_min_p(&s, x, max, program->stages[program->n_prefix].value, first, &row->room);
 }
@@ -194,6 +199,7 @@ static __device__ void settle(kg_sample_row *row, kg_drawn drawn)
   *row->drawn++ = drawn;
   row->room.n_nan = 0;
   row->room.n_list = 0;
+  row->room.moment = 0;
   if (row->failed) return;
   row->draw.pos++;
   row->draw.n_draws = 0;
