@@ -24,25 +24,38 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
 
   warp_stream<T, D> stream(a, blockIdx.x, n_tiles, first, first + n_mine, slots);
   stream.open(ring, my_ready, lane);
-  const int column = first * KG_BLOCK_COLS + 4 * lane;
-  float4 w = {};
-  if (NORM && lane / 8 < n_mine) w = *(const float4 *)(a.norm_scale + column);
+  constexpr int AT_ONCE = NORM ? 2 : 4, BLOCKS = SEGMENT / KG_BLOCK_COLS; /* segments that are loaded together */
+  const float *x_floats = a.x_floats + first * KG_BLOCK_COLS + 4 * lane;
+  const float *norm_scale = NORM ? a.norm_scale + first * KG_BLOCK_COLS + 4 * lane : NULL;
+  unsigned char *to = x_at + lane / 8 * 64 + lane % 4 * 16 + lane % 8 / 4 * 8;
+  const int n_lane = n_mine - lane / 8; /* this lane's segments begin below */
+  float4 w[AT_ONCE];
+#pragma unroll
+  for (int i = 0; i < AT_ONCE; i++) w[i] = NORM && BLOCKS * i < n_lane ? *(const float4 *)(norm_scale + i * SEGMENT) : make_float4(1, 1, 1, 1);
   wait_for_previous();
 
-  const float x_max = *a.x_max, up = NORM ? norm_half_scale(x_max, a.norm_max) : half_scale(x_max);
+  const float x_max = *a.x_max;
 #pragma unroll 1
-  for (int block = 0; block < n_mine; block += SEGMENT / KG_BLOCK_COLS) {
-    float4 v = {};
-    if (block + lane / 8 < n_mine) {
-      v = *(const float4 *)(a.x_floats + column + block * KG_BLOCK_COLS);
-      if (NORM && block) w = *(const float4 *)(a.norm_scale + column + block * KG_BLOCK_COLS);
-      const float4 y = NORM ? make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w) : v;
-      *(uint2 *)(x_at + (block + lane / 8) * 64 + lane % 4 * 16 + lane % 8 / 4 * 8) =
-        make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
+  for (int block = 0; block < n_mine; block += AT_ONCE * BLOCKS) {
+    float4 v[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      v[i] = make_float4(0, 0, 0, 0);
+      if (block + BLOCKS * i >= n_lane) continue;
+      v[i] = *(const float4 *)(x_floats + (block + BLOCKS * i) * KG_BLOCK_COLS);
+      if (NORM && block) w[i] = *(const float4 *)(norm_scale + (block + BLOCKS * i) * KG_BLOCK_COLS);
     }
-    if (!NORM) continue;
-    const float square = segment_squares(v);
-    if (!lane) squares[(first + block) / (SEGMENT / KG_BLOCK_COLS)] = square;
+    const float up = NORM ? norm_half_scale(x_max, a.norm_max) : half_scale(x_max);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const float4 y = NORM ? make_float4(v[i].x * w[i].x, v[i].y * w[i].y, v[i].z * w[i].z, v[i].w * w[i].w) : v[i];
+      if (block + BLOCKS * i < n_lane)
+        *(uint2 *)(to + (block + BLOCKS * i) * 64) =
+          make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
+      if (!NORM || block + BLOCKS * i >= n_mine) continue;
+      const float square = segment_squares(v[i]);
+      if (!lane) squares[(first + block) / BLOCKS + i] = square;
+    }
   }
   __syncwarp();
 
@@ -79,7 +92,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
     __syncthreads();
     if (threadIdx.x >= 16) continue;
     if (index == blockIdx.x) {
-      scale = undo_scale(up);
+      scale = undo_scale(NORM ? norm_half_scale(x_max, a.norm_max) : half_scale(x_max));
       if (NORM) {
         float total = 0;
 #pragma unroll 8
