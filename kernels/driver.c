@@ -84,7 +84,7 @@ int kg_gpu_device_info(const kg_executable *exe, kg_device_info *out, kg_error *
 {
   size_t n_free = 0, n_total = 0;
   char bus_id[32];
-  int n_processors = 0, kilohertz = 0;
+  int kilohertz = 0;
   const int device = exe->stream->device;
   *out = (kg_device_info){.index = device, .managed_in_use = KG_UNKNOWN, .process_in_use = KG_UNKNOWN};
   int code = kg_stream_use(exe->stream, err);
@@ -93,15 +93,12 @@ int kg_gpu_device_info(const kg_executable *exe, kg_device_info *out, kg_error *
   if (!code) code = kg_cuda_check(cudaMemGetInfo(&n_free, &n_total), "asking for the device's memory", err);
   if (!code) code = kg_cuda_check(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, device), "asking the device", err);
   if (!code)
-    code = kg_cuda_check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device),
-                         "asking the device", err);
-  if (!code)
     code = kg_cuda_check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device), "asking the device", err);
   if (code) return code;
   out->total = (int64_t)n_total;
   out->in_use = (int64_t)(n_total - n_free);
-  out->most_bytes_per_s =
-      128. * n_processors * kilohertz * 1e3; /* a multiprocessor takes in at most 128 bytes a clock */
+  /* A multiprocessor takes in at most 128 bytes a clock. */
+  out->most_bytes_per_s = 128. * exe->stream->n_sms * kilohertz * 1e3;
   nvml n;
   void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
   if (library && nvml_load(library, &n))
@@ -219,17 +216,15 @@ static int measure_copy(const kg_stream *s, const kg_gpu_timer *t, double *rate,
 }
 
 /* The rate of one of the loops of rates.h. */
-typedef int (*tensor_loop)(kg_stream *s, int n_processors, int n_rounds, float *sink, double *flops, kg_error *err);
+typedef int (*tensor_loop)(kg_stream *s, int n_rounds, float *sink, double *flops, kg_error *err);
 
 static int measure_loop(kg_stream *s, const kg_gpu_timer *t, tensor_loop loop, float *sink, double *rate, kg_error *err)
 {
-  int n_processors = 0;
   double seconds[RUNS] = {0}, flops = 0;
-  int code = kg_cuda_check(cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, s->device),
-                           "asking the device", err);
+  int code = KG_OK;
   for (int run = -1; run < RUNS && !code; run++) {
     code = kg_gpu_timer_start(t, s, err);
-    if (!code) code = loop(s, n_processors, ROUNDS, sink, &flops, err);
+    if (!code) code = loop(s, ROUNDS, sink, &flops, err);
     if (!code) code = kg_gpu_timer_stop(t, s, err);
     if (!code) code = kg_gpu_timer_read(t, &seconds[run < 0 ? 0 : run], err);
   }

@@ -19,7 +19,6 @@ typedef struct profiling {
   void *flood; /* memory to read */
   size_t flood_bytes;
   float *sink;
-  int n_processors;
   kg_error *err;
 } profiling;
 
@@ -146,7 +145,7 @@ static double bytes_of(const profiling *p, const kg_gpu_stage *stage)
 static int enqueue_round(profiling *p, const char *name)
 {
   const kg_program *program = &p->exe->fused;
-  int code = kg_cuda_read_all(p->exe->stream, p->n_processors, p->flood, p->flood_bytes, p->sink, p->err);
+  int code = kg_cuda_read_all(p->exe->stream, p->flood, p->flood_bytes, p->sink, p->err);
   for (size_t i = 0; i < program->n_stages && !code; i++)
     if (name && !strcmp(name, name_of(p->exe->plan, &program->stages[i])))
       code = kg_gpu_pass_stage(p->pass, &program->stages[i], p->err);
@@ -225,9 +224,6 @@ static int open_profiling(profiling *p)
   int code = kg_gpu_timer_init(&p->timer, p->err);
   if (!code)
     code = kg_cuda_check(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device), "asking the device", p->err);
-  if (!code)
-    code = kg_cuda_check(cudaDeviceGetAttribute(&p->n_processors, cudaDevAttrMultiProcessorCount, device),
-                         "asking the device", p->err);
   p->flood_bytes = 2 * (size_t)(cache > 0 ? cache : 64 << 20);
   if (!code) code = kg_cuda_alloc(p->flood_bytes, "profiling", &p->flood, p->err);
   if (!code) code = kg_cuda_alloc(sizeof *p->sink, "profiling", &sink, p->err);

@@ -29,10 +29,10 @@ static __global__ void __launch_bounds__(WARPS * 32) tensor_loop(int n_rounds, f
   if (total == 1.2345f) *sink = total; /* so that nothing above is superfluous */
 }
 
-int kg_cuda_tensor_loop(kg_stream *s, int n_processors, int n_rounds, float *sink, double *flops, kg_error *err)
+int kg_cuda_tensor_loop(kg_stream *s, int n_rounds, float *sink, double *flops, kg_error *err)
 {
-  const int n_blocks = n_processors * BLOCKS_PER_PROCESSOR;
-  if (n_blocks < 1 || n_rounds < 1) return kg_fail(err, KG_ERR_ARGUMENT, "a loop of %d rounds", n_rounds);
+  const int n_blocks = s->n_sms * BLOCKS_PER_PROCESSOR;
+  if (n_rounds < 1) return kg_fail(err, KG_ERR_ARGUMENT, "a loop of %d rounds", n_rounds);
   *flops = (double)n_blocks * WARPS * n_rounds * CHAINS * FLOPS_PER_MMA;
   tensor_loop<<<n_blocks, WARPS * 32, 0, s->handle>>>(n_rounds, sink);
   return kg_cuda_launched("tensor_loop", err);
@@ -90,10 +90,10 @@ static __global__ void __launch_bounds__(128) warp_group_loop(int n_rounds, floa
 #endif
 }
 
-int kg_cuda_warp_group_loop(kg_stream *s, int n_processors, int n_rounds, float *sink, double *flops, kg_error *err)
+int kg_cuda_warp_group_loop(kg_stream *s, int n_rounds, float *sink, double *flops, kg_error *err)
 {
-  const int n_blocks = n_processors * GROUP_BLOCKS;
-  if (n_blocks < 1 || n_rounds < 1) return kg_fail(err, KG_ERR_ARGUMENT, "a loop of %d rounds", n_rounds);
+  const int n_blocks = s->n_sms * GROUP_BLOCKS;
+  if (n_rounds < 1) return kg_fail(err, KG_ERR_ARGUMENT, "a loop of %d rounds", n_rounds);
   *flops = (double)n_blocks * n_rounds * GROUP_STEPS * FLOPS_PER_WGMMA;
   warp_group_loop<<<n_blocks, 128, 0, s->handle>>>(n_rounds, sink);
   return kg_cuda_launched("warp_group_loop", err);
@@ -111,9 +111,8 @@ static __global__ void __launch_bounds__(1024) read_all(const uint4 *memory, siz
   if (seen == 0x9e3779b9) *sink = 1; /* so that nothing above is superfluous */
 }
 
-int kg_cuda_read_all(kg_stream *s, int n_processors, const void *memory, size_t n_bytes, float *sink, kg_error *err)
+int kg_cuda_read_all(kg_stream *s, const void *memory, size_t n_bytes, float *sink, kg_error *err)
 {
-  if (n_processors < 1) return kg_fail(err, KG_ERR_ARGUMENT, "a device of %d processors", n_processors);
-  read_all<<<2 * n_processors, 1024, 0, s->handle>>>((const uint4 *)memory, n_bytes / sizeof(uint4), sink);
+  read_all<<<2 * s->n_sms, 1024, 0, s->handle>>>((const uint4 *)memory, n_bytes / sizeof(uint4), sink);
   return kg_cuda_launched("read_all", err);
 }
