@@ -1,361 +1,969 @@
+/* attention.cu - attention over the paged cache.
+ *
+ * With an f16 cache, on tensor cores: a warp takes 16 rows, which are pairs of a position and a query head of one kv
+ * head, through one split of 64 positions (attend_split): S = Q K^T, softmax, O = P V, float32 sums. Decoding spreads
+ * the splits of one position over warps and blocks and joins them in order (attention_splits); prefill takes many pairs
+ * through the splits in order (attention_tiles). The numbers of a row are the same bit for bit: its own split's
+ * function is, a row of a product knows nothing of the other rows, and a split of which a row sees nothing changes
+ * nothing.
+ *
+ * A float32 cache, and heads that are no multiple of 8 wide, have a plain kernel (attention_rows). */
 #include "attention.h"
 #include "rotate.cuh"
 
-enum { HEADS = 8, THREADS = 128, SPLIT = KG_ATTENTION_SPLIT,
-       JOIN_INSIDE = 16, /* up to so many splits the last block to arrive joins them; more are joined by a kernel */
-       SHARED_MAX = 96 << 10 };
+enum { SPLIT = KG_ATTENTION_SPLIT, TILE = 16 /* rows of a product */ };
 
-template <bool HALF> struct element;
-template <> struct element<true> { typedef __half type; };
-template <> struct element<false> { typedef float type; };
+#define LOG2E 1.44269504088896340736f
 
-static __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-static __device__ __forceinline__ float to_float(float x) { return x; }
+static __device__ __forceinline__ void store(float *to, float x) { *to = x; }
+/* What is no finite number in f16 would reach other rows: 0 * infinity. */
+static __device__ __forceinline__ void store(__half *to, float x)
+{
+  *to = __float2half_rn(fminf(fmaxf(x, -65504.f), 65504.f));
+}
 
 /* Keys (plane 0) or values (plane 1) of a kv head at a position. */
-template <bool HALF>
-static __device__ __forceinline__ typename element<HALF>::type *cache_row(const kg_attention_args &a, int pages, int head,
-                                                                          int plane, int pos)
+template <typename T>
+static __device__ __forceinline__ T *cache_row(const kg_attention_args &a, int pages, int kv_head, int plane, int pos)
 {
-  typedef typename element<HALF>::type T;
   T *page = (T *)(a.pages[pages + pos / KG_PAGE] + a.layer_offset);
-  return page + ((size_t)(2 * head + plane) * KG_PAGE + pos % KG_PAGE) * a.head_dim;
+  return page + ((size_t)(2 * kv_head + plane) * KG_PAGE + pos % KG_PAGE) * a.head_dim;
+}
+
+static __device__ __forceinline__ int first_seen(const kg_attention_args &a, int pos)
+{
+  return a.window && pos >= a.window ? pos - a.window + 1 : 0;
 }
 
 /* cache_write: grid (kv heads, rows). twin: attention in cpu/reference.c; f16 rounding where the cache is f16. */
-template <bool HALF> static __global__ void __launch_bounds__(THREADS) cache_write(const __grid_constant__ kg_attention_args a)
+template <typename T>
+static __global__ void __launch_bounds__(64) cache_write(const __grid_constant__ kg_attention_args a)
 {
-  typedef typename element<HALF>::type T;
   wait_for_previous();
   const int head = blockIdx.x, row = blockIdx.y, pos = a.positions[row];
   const size_t at = ((size_t)row * a.n_kv_heads + head) * a.head_dim;
-  T *k = cache_row<HALF>(a, a.row_pages[row], head, 0, pos), *v = cache_row<HALF>(a, a.row_pages[row], head, 1, pos);
-  for (int c = threadIdx.x; c < a.head_dim; c += blockDim.x) {
-    k[c] = (T)rotated(a.k_rotation, a.k + at, row, c);
-    v[c] = (T)a.v[at + c];
-  }
+  T *k = cache_row<T>(a, a.row_pages[row], head, 0, pos), *v = cache_row<T>(a, a.row_pages[row], head, 1, pos);
+  for (int i = threadIdx.x; i < (a.head_dim + 1) / 2; i += blockDim.x)
+    rotate_pair(find_pair(a.k_rotation, a.k + at, a.head_dim, row, i), a.head_dim,
+                [&](int c, float x) { store(k + c, x); });
+  for (int c = threadIdx.x; c < a.head_dim; c += blockDim.x) store(v + c, a.v[at + c]);
 }
 
-/* The softmax over some positions: sum of exp(score - max), and of those times the values (NC channels of a lane). */
-template <int NC> struct state {
-  float max, sum, out[NC];
+/* ---- joining splits ---- */
+
+static __device__ __forceinline__ float exp_2(float x)
+{
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+static __device__ __forceinline__ float reciprocal(float x)
+{
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/* A softmax over some positions: the largest score (times log2 e), the sum of 2^(score - top), and of those times the
+ * values. The factors that bring two of them to one top: exactly 1 and 0 where one of them saw nothing. */
+struct factors {
+  float top, all, next;
 };
 
-template <int NC> static __device__ __forceinline__ void join(state<NC> &all, const state<NC> &next)
+static __device__ __forceinline__ factors join_factors(float all, float next)
 {
-  const float max = fmaxf(all.max, next.max), a = expf(all.max - max), b = expf(next.max - max);
-  all.max = max;
-  all.sum = fmaf(next.sum, b, all.sum * a);
+  const float top = fmaxf(all, next), base = top == -CUDART_INF_F ? 0 : top;
+  return {top, exp_2(all - base), exp_2(next - base)};
+}
+
+/* What the sum of the values is multiplied by in the end. A sink takes its share of the softmax and gives nothing. */
+static __device__ __forceinline__ float last_factor(float top, float sum, const float *sinks, int head)
+{
+  if (!sinks) return reciprocal(sum);
+  const factors f = join_factors(top, sinks[head] * LOG2E);
+  return f.all * reciprocal(fmaf(sum, f.all, f.next));
+}
+
+/* ---- a split on tensor cores ----
+ * Keys and values of a split stand in shared memory in panels of 64 channels: [64 positions][8 chunks of 8 channels],
+ * chunk c of position r at c ^ r % 8, so that neither rows nor columns of chunks share banks. Lane (g, t) = (lane / 4,
+ * lane % 4) of a product m16n8k16 has rows g and g + 8 and columns 2 t and 2 t + 1. */
+
+enum { PANEL = 64 * 8 /* chunks */ };
+
+/* Where channel c of a row of q stands in its tile of 16 rows, counted in numbers: as the lanes of a product want them.
+ * (row, 0) and (0, c) add up. */
+static __device__ __forceinline__ unsigned query_at(unsigned row, unsigned c)
+{
+  return c / 16 * 256 + row % 8 * 32 + c % 8 / 2 * 8 + c % 16 / 8 * 4 + row / 8 * 2 + c % 2;
+}
+
+static __device__ __forceinline__ unsigned shared_address(const void *at)
+{
+  return (unsigned)__cvta_generic_to_shared(at);
+}
+
+static __device__ __forceinline__ void copy_async(unsigned to, const void *from, bool exists)
+{
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
+}
+
+static __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/* All groups of copies of this thread are there but the last N. */
+template <int N> static __device__ __forceinline__ void wait_copies()
+{
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* Where fetch finds a split. Read from the table one split ahead, and not touched until then: that takes long. */
+struct split_place {
+  int pages, kv_head, split;
+  const unsigned char *page; /* of its first position */
+};
+
+static __device__ __forceinline__ split_place find_split(const kg_attention_args &a, int pages, int kv_head, int split)
+{
+  return {pages, kv_head, split, a.pages[pages + split * SPLIT / KG_PAGE]};
+}
+
+/* WARPS warps fetch the keys (plane 0) or values (plane 1) of a split, heads of at most 64 P channels. Positions that
+ * nobody has written yet come along: their pages exist and hold finite numbers. Positions from `end` on need not exist.
+ */
+template <int P, int WARPS>
+static __device__ __forceinline__ void fetch(const kg_attention_args &a, const split_place &at, int plane, int end,
+                                             int warp, int lane, const uint4 *out)
+{
+  constexpr int STEP = 4 * WARPS; /* rows at a time: 8 lanes each */
+  const int row = warp * 4 + lane / 8, c = lane % 8;
+  const unsigned to = shared_address(out + row * 8), here = (c ^ row % 8) * 16;
+  if (KG_PAGE % SPLIT == 0 && a.head_dim == 64 * P) {
+    const int first_row = (2 * at.kv_head + plane) * KG_PAGE + at.split * SPLIT % KG_PAGE + row;
+    const __half *from = (const __half *)(at.page + a.layer_offset) + first_row * 64 * P + 8 * c;
 #pragma unroll
-  for (int i = 0; i < NC; i++) all.out[i] = fmaf(next.out[i], b, all.out[i] * a);
-}
-
-/* A sink takes its share of the softmax and gives nothing. */
-static __device__ __forceinline__ float finish(float max, float sum, float out, const float *sinks, int head)
-{
-  if (!sinks) return out / sum;
-  const float top = fmaxf(max, sinks[head]), share = expf(max - top);
-  return out * share / fmaf(sum, share, expf(sinks[head] - top));
-}
-
-/* Dot products of a key with the queries of n_heads heads: 4 neighbouring threads share a key, 8 channels at a time. */
-template <typename T>
-static __device__ __forceinline__ void scores_of(const T *key, const float *q, int head_dim, int n_heads, int quarter,
-                                                 float dot[HEADS])
-{
-  if (head_dim % 8) {
+    for (int p = 0; p < P; p++)
+#pragma unroll
+      for (int r = 0; r < SPLIT; r += STEP)
+        copy_async(to + p * PANEL * 16 + r * 128 + (here ^ r % 8 * 16), from + r * 64 * P + 64 * p, true);
+    return;
+  }
 #pragma unroll 1
-    for (int c = quarter; c < head_dim; c += 4) {
-      const float x = to_float(key[c]);
-#pragma unroll
-      for (int h = 0; h < HEADS; h++)
-        if (h < n_heads) dot[h] = fmaf(q[h * head_dim + c], x, dot[h]);
-    }
-  } else {
-#pragma unroll 1
-    for (int c = 8 * quarter; c < head_dim; c += 32) {
-      T part[8];
-      if (sizeof(T) == 2)
-        *(uint4 *)part = *(const uint4 *)(key + c);
-      else {
-        *(float4 *)part = *(const float4 *)(key + c);
-        *((float4 *)part + 1) = *((const float4 *)(key + c) + 1);
-      }
-      float x[8];
-#pragma unroll
-      for (int i = 0; i < 8; i++) x[i] = to_float(part[i]);
-#pragma unroll
-      for (int h = 0; h < HEADS; h++) {
-        if (h >= n_heads) continue;
-        const float4 low = *(const float4 *)(q + h * head_dim + c), high = *(const float4 *)(q + h * head_dim + c + 4);
-        dot[h] = fmaf(low.x, x[0], dot[h]);
-        dot[h] = fmaf(low.y, x[1], dot[h]);
-        dot[h] = fmaf(low.z, x[2], dot[h]);
-        dot[h] = fmaf(low.w, x[3], dot[h]);
-        dot[h] = fmaf(high.x, x[4], dot[h]);
-        dot[h] = fmaf(high.y, x[5], dot[h]);
-        dot[h] = fmaf(high.z, x[6], dot[h]);
-        dot[h] = fmaf(high.w, x[7], dot[h]);
-      }
-    }
-  }
-#pragma unroll
-  for (int h = 0; h < HEADS; h++) {
-    dot[h] += __shfl_xor_sync(~0u, dot[h], 1);
-    dot[h] += __shfl_xor_sync(~0u, dot[h], 2);
+  for (int i = 0; i < P * SPLIT / STEP; i++) {
+    const int r = i * STEP % SPLIT, channel = i * STEP / SPLIT * 64 + 8 * c, pos = at.split * SPLIT + row + r;
+    const bool exists = pos < end && channel < a.head_dim;
+    const __half *from = (const __half *)at.page;
+    if (exists) from = cache_row<__half>(a, at.pages, at.kv_head, plane, pos) + channel;
+    copy_async(to + i * STEP / SPLIT * PANEL * 16 + r * 128 + (here ^ r % 8 * 16), from, exists);
   }
 }
 
-/* Keys or values of positions [begin, end) of a split to shared memory, four loads of a thread at once. */
-template <bool HALF>
-static __device__ __forceinline__ void stage_split(const kg_attention_args &a, int pages, int kv_head, int plane, int split,
-                                                   int begin, int end, typename element<HALF>::type *out)
+static __device__ __forceinline__ void mma(float c[4], uint4 a, uint32_t b0, uint32_t b1)
 {
-  typedef typename element<HALF>::type T;
-  constexpr int EACH = 16 / sizeof(T), AHEAD = 4;
-  const T *base = cache_row<HALF>(a, pages, kv_head, plane, split * SPLIT); /* of the split's first page */
-  auto row_at = [&](int j) {
-    return KG_PAGE % SPLIT == 0 ? base + (size_t)j * a.head_dim : cache_row<HALF>(a, pages, kv_head, plane, split * SPLIT + j);
-  };
-  const int first = begin - split * SPLIT, last = end - split * SPLIT;
-  if (a.head_dim % EACH == 0) {
-    const int chunks = a.head_dim / EACH, end_chunk = last * chunks;
-    for (int i0 = first * chunks + threadIdx.x; i0 < end_chunk; i0 += AHEAD * THREADS) {
-      uint4 v[AHEAD];
-#pragma unroll
-      for (int u = 0; u < AHEAD; u++) {
-        const int i = i0 + u * THREADS;
-        if (i < end_chunk) v[u] = *(const uint4 *)(row_at(i / chunks) + i % chunks * EACH);
-      }
-#pragma unroll
-      for (int u = 0; u < AHEAD; u++)
-        if (i0 + u * THREADS < end_chunk) *((uint4 *)out + i0 + u * THREADS) = v[u];
-    }
-  } else {
-    for (int i = first * a.head_dim + threadIdx.x; i < last * a.head_dim; i += THREADS)
-      out[i] = row_at(i / a.head_dim)[i % a.head_dim];
-  }
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
-/* Write a channel of the result, and raise the row's largest magnitude; all lanes of a warp call it. */
-static __device__ __forceinline__ void emit(const kg_attention_args &a, int row, size_t at, bool exists, float value)
+/* Four matrices of 8 rows of a chunk, of which the lanes name the rows: as operand B for keys; transposed, for values.
+ */
+static __device__ __forceinline__ uint4 load_keys(unsigned at)
 {
-  if (exists) a.out[at] = value;
-  if (!a.out_max) return;
-  const float max = warp_max(exists ? fmaxf(fabsf(value), 0) : 0);
-  if (threadIdx.x % 32 == 0) raise_max(a.out_max + row, max);
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(at)
+               : "memory");
+  return v;
 }
 
-/* Channel c of a head: the joins of attention_rows, one after the other. */
-static __device__ __forceinline__ float join_splits_of(const kg_attention_args &a, int row, int head, int first, int last, int c)
+static __device__ __forceinline__ uint4 load_values(unsigned at)
 {
-  const size_t at = (size_t)row * a.n_heads + head;
-  state<1> all = {-CUDART_INF_F, 0, {0}};
-#pragma unroll 4
-  for (int split = first; split <= last; split++) {
-    const float *in = a.partials + (at * a.n_splits + split) * (2 + a.head_dim);
-    const state<1> next = {__ldcg(in), __ldcg(in + 1), {__ldcg(in + 2 + c)}};
-    join(all, next);
-  }
-  return finish(all.max, all.sum, all.out[0], a.sinks, head);
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(at)
+               : "memory");
+  return v;
 }
 
-/* attention_rows: up to 8 query heads of one kv head of one row, over one split or over all.
- * grid: (kv heads * groups of 8 query heads, rows, splits or 1); block: 4 warps, two heads each.
- * shared: q [8][head_dim], keys and values of a split. moves the keys and values of the split once; float32 sums,
- * positions in order. twin: attend in cpu/reference.c. */
-template <bool HALF, int NC>
-static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_constant__ kg_attention_args a, bool one_tile)
+static __device__ __forceinline__ uint32_t half_pair(float x, float y)
 {
-  typedef typename element<HALF>::type T;
-  extern __shared__ __align__(16) float q[];
-  __shared__ float scores[HEADS][SPLIT];
-  __shared__ bool is_last;
-  T *keys = (T *)(q + HEADS * a.head_dim), *values = one_tile ? keys : keys + SPLIT * a.head_dim;
-  wait_for_previous();
-  const int group = a.n_heads / a.n_kv_heads, parts = (group + HEADS - 1) / HEADS;
-  const int kv_head = blockIdx.x / parts, head0 = kv_head * group + blockIdx.x % parts * HEADS;
-  const int n_heads = min(HEADS, (kv_head + 1) * group - head0);
-  const int row = blockIdx.y, pos = a.positions[row], pages = a.row_pages[row];
-  const int first = a.window && pos >= a.window ? pos - a.window + 1 : 0;
-  const int split0 = a.n_splits ? blockIdx.z : first / SPLIT, split1 = a.n_splits ? blockIdx.z : pos / SPLIT;
-  if (split0 < first / SPLIT || split0 > pos / SPLIT) return;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const __half2 pair = __floats2half2_rn(x, y);
+  return *(const uint32_t *)&pair;
+}
 
-#pragma unroll 2
-  for (int i = threadIdx.x; i < n_heads * a.head_dim; i += THREADS) {
-    const int h = i / a.head_dim, c = i - h * a.head_dim;
-    q[i] = rotated(a.q_rotation, a.q + ((size_t)row * a.n_heads + head0 + h) * a.head_dim, row, c);
-  }
-  if (a.writes && split1 == pos / SPLIT) { /* blocks of other groups of this kv head write the same */
-    const size_t at = ((size_t)row * a.n_kv_heads + kv_head) * a.head_dim;
-    T *k = cache_row<HALF>(a, pages, kv_head, 0, pos), *v = cache_row<HALF>(a, pages, kv_head, 1, pos);
-#pragma unroll 1
-    for (int c = threadIdx.x; c < a.head_dim; c += THREADS) {
-      k[c] = (T)rotated(a.k_rotation, a.k + at, row, c);
-      v[c] = (T)a.v[at + c];
+/* What rows g and g + 8 of M tiles see, counted from the first position of the split. */
+template <int M> struct sight {
+  int first[M][2], last[M][2];
+  bool is_partial; /* some row does not see the whole split */
+};
+
+/* Warps that take a split together: each 64 / TEAM of its positions for the scores, then as many of its channels. They
+ * exchange largest scores and weights; alone (TEAM is 1) a warp needs nothing of this. */
+struct team {
+  int rank, barrier;
+  float *tops;    /* shared, [TEAM][16] */
+  uint4 *weights; /* shared, [4][32] */
+};
+
+template <int TEAM> static __device__ __forceinline__ void sync_team(const team &of)
+{
+  if (TEAM > 1) asm volatile("bar.sync %0, %1;" ::"r"(of.barrier), "n"(32 * TEAM) : "memory");
+}
+
+/* 16 M rows (8 where H is 1: rows g alone), a split, heads of at most 64 P channels.
+ * prepare(top): scores are known, nobody in the team needs the keys, the largest are top[tile][h] of rows g + 8 h;
+ * after it the values must be there. take(p, out): out[tile][i][2 h + e] of those rows, channel 64 p + 8 (i + rank * 8
+ * / TEAM) + 2 t + e; at last take_sum(sum[tile][2 h]). */
+template <int P, int M, int H, int TEAM, typename Prepare, typename Take, typename TakeSum>
+static __device__ __forceinline__ void attend_split(const kg_attention_args &a, const uint4 *q, const uint4 *keys,
+                                                    const uint4 *values, int lane, const team &of, const sight<M> &seen,
+                                                    Prepare prepare, Take take, TakeSum take_sum)
+{
+  static_assert(TEAM == 1 || M == 1, "a team has one tile");
+  constexpr int N = 8 / TEAM; /* tiles of 8 positions, or channels, of a warp */
+  const int tile0 = TEAM > 1 ? of.rank * N : 0;
+  const unsigned key_row = shared_address(keys) + lane % 8 * 128 + tile0 * 1024, chunk = (lane / 8 ^ lane % 8) * 16;
+  float s[M][N][4] = {};
+#pragma unroll
+  for (int j = 0; j < 2 * P; j++) {
+    if (j && 32 * j >= a.head_dim) break;
+    uint4 k[N]; /* positions 8 n..., channels 32 j...: two steps */
+#pragma unroll
+    for (int n = 0; n < N; n++) k[n] = load_keys(key_row + j / 2 * PANEL * 16 + n * 1024 + (chunk ^ j % 2 * 64));
+#pragma unroll
+    for (int step = 0; step < 2; step++) {
+      uint4 x[M];
+#pragma unroll
+      for (int m = 0; m < M; m++) x[m] = q[(m * 4 * P + 2 * j + step) * 32 + lane];
+#pragma unroll
+      for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int m = 0; m < M; m++) mma(s[m][n], x[m], step ? k[n].z : k[n].x, step ? k[n].w : k[n].y);
     }
   }
-  state<NC> all[2];
+
+  float top[M][2];
+  const float unit = a.softcap > 0 ? LOG2E : a.scale * LOG2E, uncap = 2 * LOG2E * a.scale / a.softcap;
+  if (a.softcap > 0) { /* tanh x = 1 - 2 / (e^2x + 1); what that loses near 0 is 1e-7 of the cap */
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
-    all[i].max = -CUDART_INF_F;
-    all[i].sum = 0;
-#pragma unroll
-    for (int c = 0; c < NC; c++) all[i].out[c] = 0;
+    for (int i = 0; i < M * N * 2 * H; i++) {
+      float &x = s[i / (N * 2 * H)][i / (2 * H) % N][i % (2 * H)];
+      x = fmaf(-2 * a.softcap, reciprocal(exp_2(x * uncap) + 1), a.softcap);
+    }
   }
-  for (int split = split0; split <= split1; split++) {
-    const int begin = max(first, split * SPLIT), end = min(pos + 1, (split + 1) * SPLIT);
-    __syncthreads();
-    stage_split<HALF>(a, pages, kv_head, 0, split, begin, end, keys);
-    if (!one_tile) stage_split<HALF>(a, pages, kv_head, 1, split, begin, end, values);
-    __syncthreads();
-#pragma unroll 1 /* code that runs once costs more to fetch than to run: keep it short */
-    for (int j = threadIdx.x / 4; j < SPLIT; j += THREADS / 4) {
-      const int p = split * SPLIT + j;
-      const bool seen = p >= begin && p < end;
-      float dot[HEADS] = {};
-      scores_of<T>(keys + (seen ? j : begin % SPLIT) * a.head_dim, q, a.head_dim, n_heads, threadIdx.x % 4, dot);
-      if (threadIdx.x % 4) continue;
+  if (seen.is_partial) {
 #pragma unroll
-      for (int h = 0; h < HEADS; h++) {
-        if (h >= n_heads) continue;
-        scores[h][j] = seen ? dot[h] * a.scale : -CUDART_INF_F;
-      }
+    for (int i = 0; i < M * N * 2 * H; i++) {
+      const int m = i / (N * 2 * H), n = i / (2 * H) % N, h = i % (2 * H) / 2,
+                at = (tile0 + n) * 8 + lane % 4 * 2 + i % 2;
+      if (at < seen.first[m][h] || at > seen.last[m][h]) s[m][n][i % (2 * H)] = -CUDART_INF_F;
     }
-    __syncthreads();
-    if (one_tile) {
-      stage_split<HALF>(a, pages, kv_head, 1, split, begin, end, values);
-      __syncthreads();
+  }
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int h = 0; h < H; h++) {
+      float max[2] = {-CUDART_INF_F, -CUDART_INF_F};
+#pragma unroll
+      for (int i = 0; i < 2 * N; i++) max[i % 2] = fmaxf(max[i % 2], s[m][i / 2][2 * h + i % 2]);
+      max[0] = fmaxf(max[0], max[1]);
+      max[0] = fmaxf(max[0], __shfl_xor_sync(~0u, max[0], 1));
+      top[m][h] = fmaxf(max[0], __shfl_xor_sync(~0u, max[0], 2));
+      if (TEAM > 1 && lane % 4 == 0) of.tops[of.rank * 16 + 8 * h + lane / 4] = top[m][h];
     }
-    state<NC> next[2];
+  sync_team<TEAM>(of);
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int h = warp + 4 * i;
+  for (int m = 0; m < M; m++)
 #pragma unroll
-      for (int c = 0; c < NC; c++) next[i].out[c] = 0;
-      next[i].max = next[i].sum = 0;
-      if (h >= n_heads) continue;
-      float s0 = scores[h][lane], s1 = scores[h][lane + 32];
-      if (a.softcap > 0) {
-        s0 = a.softcap * tanhf(s0 / a.softcap);
-        s1 = a.softcap * tanhf(s1 / a.softcap);
-        if (scores[h][lane] == -CUDART_INF_F) s0 = -CUDART_INF_F; /* not seen, and no score of -softcap */
-        if (scores[h][lane + 32] == -CUDART_INF_F) s1 = -CUDART_INF_F;
-      }
-      next[i].max = warp_max(fmaxf(s0, s1));
-      const float p0 = expf(s0 - next[i].max), p1 = expf(s1 - next[i].max);
-      scores[h][lane] = p0;
-      scores[h][lane + 32] = p1;
-      next[i].sum = warp_sum(p0 + p1);
+    for (int h = 0; h < H; h++) {
+#pragma unroll
+      for (int r = 0; r < TEAM && TEAM > 1; r++) top[m][h] = fmaxf(top[m][h], of.tops[r * 16 + 8 * h + lane / 4]);
+      top[m][h] *= unit;
     }
-    __syncwarp();
-    if (warp < n_heads) {
-      const int second = warp + 4 < n_heads ? warp + 4 : warp;
-#pragma unroll 4
-      for (int j = begin % SPLIT; j < begin % SPLIT + end - begin; j++) {
-        const T *value = values + j * a.head_dim;
-        const float w0 = scores[warp][j], w1 = scores[second][j];
+  prepare(top);
+
+  uint4 w[M][4]; /* the weights, as q: four steps of 16 positions */
 #pragma unroll
-        for (int c = 0; c < NC; c++) {
-          const float x = lane + 32 * c < a.head_dim ? to_float(value[lane + 32 * c]) : 0;
-          next[0].out[c] = fmaf(w0, x, next[0].out[c]);
-          next[1].out[c] = fmaf(w1, x, next[1].out[c]);
+  for (int m = 0; m < M; m++) {
+    uint32_t own[N / 2][4] = {};
+#pragma unroll
+    for (int h = 0; h < H; h++) {
+      const float base = top[m][h] == -CUDART_INF_F ? 0 : top[m][h];
+#pragma unroll
+      for (int n = 0; n < N; n++)
+        own[n / 2][n % 2 * 2 + h] =
+            half_pair(exp_2(fmaf(s[m][n][2 * h], unit, -base)), exp_2(fmaf(s[m][n][2 * h + 1], unit, -base)));
+    }
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) {
+      w[m][i] = make_uint4(own[i][0], own[i][1], own[i][2], own[i][3]);
+      if (TEAM > 1) of.weights[(tile0 / 2 + i) * 32 + lane] = w[m][i];
+    }
+  }
+  sync_team<TEAM>(of);
+#pragma unroll
+  for (int i = 0; i < 4 && TEAM > 1; i++) w[0][i] = of.weights[i * 32 + lane];
+
+  const unsigned value_row = shared_address(values) + (lane / 8 % 2 * 8 + lane % 8) * 128;
+  const unsigned value_chunk = (lane / 16 ^ lane % 8 ^ tile0) * 16;
+  float sum[M][4] = {};
+#pragma unroll
+  for (int p = 0; p < P; p++) {
+    if (p && 64 * p >= a.head_dim) break;
+    float out[M][N][4] = {};
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+#pragma unroll
+      for (int i = 0; i < N; i += 2) {
+        const uint4 v = load_values(value_row + p * PANEL * 16 + step * 2048 + (value_chunk ^ i * 16));
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+          mma(out[m][i], w[m][step], v.x, v.y);
+          mma(out[m][i + 1], w[m][step], v.z, v.w);
         }
       }
+      if (!p)
+#pragma unroll
+        for (int m = 0; m < M; m++) mma(sum[m], w[m][step], 0x3c003c00, 0x3c003c00); /* times ones */
     }
-#pragma unroll
-    for (int i = 0; i < 2; i++) join(all[i], next[i]);
+    take(p, out);
   }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const int h = warp + 4 * i, head = head0 + h;
-    if (h >= n_heads) continue;
-    const size_t at = (size_t)row * a.n_heads + head;
-    if (a.n_splits) {
-      float *out = a.partials + (at * a.n_splits + blockIdx.z) * (2 + a.head_dim);
-      if (!lane) {
-        out[0] = all[i].max;
-        out[1] = all[i].sum;
-      }
-#pragma unroll
-      for (int c = 0; c < NC; c++)
-        if (lane + 32 * c < a.head_dim) out[2 + lane + 32 * c] = all[i].out[c];
-    } else {
-#pragma unroll
-      for (int c = 0; c < NC; c++)
-        emit(a, row, at * a.head_dim + lane + 32 * c, lane + 32 * c < a.head_dim,
-             finish(all[i].max, all[i].sum, all[i].out[c], a.sinks, head));
-    }
-  }
-  if (!a.n_splits || a.n_splits > JOIN_INSIDE) return;
+  take_sum(sum);
+}
 
-  /* The last block of this row and these heads joins the splits. */
-  __threadfence();
-  __syncthreads();
-  if (!threadIdx.x) {
-    unsigned *arrived = a.arrived + (size_t)row * a.n_heads + head0;
-    is_last = atomicAdd(arrived, 1) == (unsigned)(pos / SPLIT - first / SPLIT);
-    if (is_last) *arrived = 0;
+/* ---- decode ---- */
+
+/* Blocks of a cluster send each other numbers and count the bytes that came (Hopper and later; else clusters is 1).
+ * Addresses are those of this block's shared memory; the other's are alike. */
+
+/* All threads: the counter is ready in all blocks of the cluster. */
+static __device__ __forceinline__ void open_counter(uint64_t *counter, int clusters)
+{
+#if __CUDA_ARCH__ >= 900
+  if (clusters == 1) return;
+  if (!threadIdx.x)
+    asm volatile(
+        "mbarrier.init.shared.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(shared_address(counter))
+        : "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void expect_bytes(uint64_t *counter, int n_bytes)
+{
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(counter)), "r"(n_bytes)
+               : "memory");
+#endif
+}
+
+static __device__ __forceinline__ void wait_bytes(uint64_t *counter, int round)
+{
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{\n\t.reg .pred done;\nagain:\n\tmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n\t@!done bra "
+               "again;\n\t}" ::"r"(shared_address(counter)),
+               "r"(round & 1)
+               : "memory");
+#endif
+}
+
+/* Numbers to a place in block `rank`. */
+static __device__ __forceinline__ void send(float4 *to, float4 v, int rank, int clusters, uint64_t *counter)
+{
+#if __CUDA_ARCH__ >= 900
+  if (clusters > 1) {
+    asm volatile(
+        "{\n\t.reg .b32 to, counter;\n\tmapa.shared::cluster.u32 to, %0, %2;\n\tmapa.shared::cluster.u32 counter, %1, "
+        "%2;\n\t"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [to], {%3, %4, %5, %6}, [counter];\n\t}" ::"r"(
+            shared_address(to)),
+        "r"(shared_address(counter)), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+        : "memory");
+    return;
   }
+#endif
+  *to = v;
+}
+
+static __device__ __forceinline__ void sync_cluster(int clusters)
+{
+#if __CUDA_ARCH__ >= 900
+  if (clusters > 1) {
+    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+    return;
+  }
+#endif
   __syncthreads();
-  if (!is_last) return;
-  __threadfence();
+}
+
+/* Shared memory of attention_splits, in units of 16 bytes. A unit is 64 channels of a head; units go round the blocks
+ * of a cluster. */
+struct splits_layout {
+  int counter, q, fresh, teams, cache, cache_of_team, partials, states, shares, end;
+};
+
+enum {
+  TEAM = 4,
+  TEAM_ROOM = 4 * 32 + 16,
+  PARTIAL = 17 /* 64 channels, top and sum of a unit in a split */,
+  STATE = 17
+};
+
+static __host__ __device__ __forceinline__ splits_layout lay_out_splits(int all_units, int pieces, int teams,
+                                                                        int cluster_bits)
+{
+  const int clusters = 1 << cluster_bits, n_units = (all_units + clusters - 1) >> cluster_bits;
+  splits_layout l;
+  l.counter = 0;
+  l.q = 1;
+  l.fresh = l.q + 4 * pieces * 32; /* the row's own key and value, [2][64 pieces] */
+  l.teams = l.fresh + 2 * 8 * pieces;
+  l.cache = (l.teams + teams * TEAM_ROOM + 7) / 8 * 8;
+  l.cache_of_team = 2 * pieces * PANEL;
+  l.partials = l.cache + teams * l.cache_of_team;
+  l.states = l.partials + n_units * teams * clusters * PARTIAL;
+  l.shares = l.states + n_units * STATE;
+  l.end = l.shares + n_units * KG_ATTENTION_SPREAD;
+  return l;
+}
+
+/* attention_splits: up to 8 H query heads of one kv head of one row.
+ * grid: (clusters * kv heads * groups of 16 query heads, rows), clusters blocks work together; block: 4 warps per
+ * split. moves keys and values once. twin: attend in cpu/reference.c; tolerance: f16 rounding of q, of the weights and,
+ * where it is not in the cache, of the row's own key and value. */
+template <int P, int H>
+static __global__ void __launch_bounds__(1024 / P, 1)
+    attention_splits(const __grid_constant__ kg_attention_args a, int cluster_bits)
+{
+  extern __shared__ uint4 shared[];
+  let_next_start();
+  const int clusters = 1 << cluster_bits, warp = threadIdx.x / 32, warps = blockDim.x / 32, teams = warps / TEAM;
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, team_index = warp / TEAM;
+  const int group = a.n_heads / a.n_kv_heads, parts = (group + TILE - 1) / TILE, rank = blockIdx.x & (clusters - 1);
+  const int kv_head = (blockIdx.x >> cluster_bits) / parts, part = (blockIdx.x >> cluster_bits) - kv_head * parts;
+  const int head0 = kv_head * group + part * TILE, n_heads = min(TILE, group - part * TILE);
+  const int row = a.is_alone ? blockIdx.y : a.few[blockIdx.y], pos = a.positions[row], pages = a.row_pages[row];
+  const int first = first_seen(a, pos), split0 = first / SPLIT, split1 = pos / SPLIT, stride = teams * clusters;
+  const bool has_last = ((split1 - split0) / (unsigned)teams & (clusters - 1)) == rank;
+  const int pieces = P < 4 ? P : (a.head_dim + 63) / 64, n_units = n_heads * pieces; /* 64 channels of a head */
+  const splits_layout at = lay_out_splits(min(TILE, group) * pieces, P, teams, cluster_bits);
+  uint4 *const keys = shared + at.cache + team_index * at.cache_of_team, *const values = keys + at.cache_of_team / 2;
+  uint4 *const room = shared + at.teams + team_index * TEAM_ROOM;
+  const team own_team = {warp % TEAM, 1 + team_index, (float *)(room + 4 * 32), room};
+  float4 *const partials = (float4 *)(shared + at.partials); /* [units of this block][splits of a round][PARTIAL] */
+  uint64_t *const counter = (uint64_t *)(shared + at.counter);
+
+  /* What earlier steps wrote can come before the kernel before this one is done. */
+  auto find = [&](int split) { return find_split(a, pages, kv_head, min(split, split1)); };
+  auto fetch_plane = [&](int plane, const split_place &place, int split) {
+    if (split <= split1) fetch<P, TEAM>(a, place, plane, pos + 1, own_team.rank, lane, plane ? values : keys);
+    commit_copies();
+  };
+  int split = split0 + rank * teams + team_index;
+  split_place place = find(split);
+  if (!a.is_alone) wait_for_previous();
+  fetch_plane(0, place, split);
+  fetch_plane(1, place, split);
+  for (int i = threadIdx.x; i < 4 * P * 32; i += blockDim.x) shared[at.q + i] = make_uint4(0, 0, 0, 0);
+  open_counter(counter, clusters);
+  __syncthreads();
+
+  /* q to f16, turned; the row's own key and value, which count as row n_heads. */
+  const bool has_fresh = a.is_alone && has_last;
+  const size_t own_row = ((size_t)row * a.n_kv_heads + kv_head) * a.head_dim;
+  auto find_channels = [&](int i) {
+    const int h = i / P, pair = min(i % P * 32 + lane, a.head_dim / 2 - 1);
+    if (h == n_heads) return find_pair(a.k_rotation, a.k + own_row, a.head_dim, row, pair);
+    return find_pair(a.q_rotation, a.q + ((size_t)row * a.n_heads + head0 + h) * a.head_dim, a.head_dim, row, pair);
+  };
+  channel_pair pair = find_channels(warp);
+  __half *const q_halves = (__half *)(shared + at.q), *const fresh_halves = (__half *)(shared + at.fresh);
+  if (a.is_alone) wait_for_previous();
 #pragma unroll 1
-  for (int i = threadIdx.x; i < (n_heads * a.head_dim + 31) / 32 * 32; i += THREADS) {
-    const bool exists = i < n_heads * a.head_dim;
-    const int h = exists ? i / a.head_dim : 0, c = exists ? i - h * a.head_dim : 0;
-    emit(a, row, ((size_t)row * a.n_heads + head0 + h) * a.head_dim + c, exists,
-         join_splits_of(a, row, head0 + h, first / SPLIT, pos / SPLIT, c));
+  for (int i = warp; i < (n_heads + has_fresh) * P; i += warps) {
+    const int h = i / P, c = 2 * min(i % P * 32 + lane, a.head_dim / 2 - 1);
+    float2 value = make_float2(0, 0);
+    if (h == n_heads) value = *(const float2 *)(a.v + own_row + c);
+    if (i > warp) pair = find_channels(i);
+    rotate_pair(pair, a.head_dim, [&](int channel, float x) {
+      store(h == n_heads ? fresh_halves + channel : q_halves + query_at(h, 0) + query_at(0, channel), x);
+    });
+    if (h < n_heads) continue;
+    store(fresh_halves + 64 * P + c, value.x);
+    store(fresh_halves + 64 * P + c + 1, value.y);
   }
+  __syncthreads();
+  const uint4 *const fresh = shared + at.fresh;
+  if (has_fresh && !part && threadIdx.x < a.head_dim / 4u) {
+    const unsigned plane = threadIdx.x >= a.head_dim / 8u, c = threadIdx.x - (plane ? a.head_dim / 8u : 0);
+    ((uint4 *)cache_row<__half>(a, pages, kv_head, plane, pos))[c] = fresh[plane * 8 * P + c];
+  }
+
+  float2 *const states = (float2 *)(shared + at.states);
+  float largest = 0;
+#pragma unroll 1
+  for (int round = 0, base = split0; base <= split1; round++, base += stride, split += stride) {
+    const int own = pos - split * SPLIT;
+    if (split <= split1) {
+      place = find(split + stride);
+      sight<1> seen;
+      seen.first[0][0] = seen.first[0][1] = first - split * SPLIT;
+      seen.last[0][0] = seen.last[0][1] = own;
+      seen.is_partial = seen.first[0][0] > 0 || own < SPLIT - 1;
+      /* The row's own key and value instead of what stands in the cache: by the threads that copied that. */
+      const bool patches = has_fresh && own < SPLIT && own / 4 % TEAM == own_team.rank && own % 4 == lane / 8;
+      auto patch = [&](int plane) {
+        for (int c = lane % 8; patches && 8 * c < a.head_dim; c += 8)
+          (plane ? values : keys)[c / 8 * PANEL + own * 8 + (c % 8 ^ own % 8)] = fresh[plane * 8 * P + c];
+      };
+      wait_copies<1>();
+      patch(0);
+      sync_team<TEAM>(own_team);
+      float own_top[2];
+      auto prepare = [&](float(&top)[1][2]) {
+        fetch_plane(0, place, split + stride);
+        wait_copies<1>();
+        patch(1);
+        own_top[0] = top[0][0];
+        own_top[1] = top[0][H - 1];
+      };
+      const int slot = rank * teams + team_index;
+      auto to_unit = [&](int unit, int i, float4 v) {
+        send(partials + ((unit >> cluster_bits) * stride + slot) * PARTIAL + i, v, unit & (clusters - 1), clusters,
+             counter);
+      };
+      auto take = [&](int p, const float(&out)[1][2][4]) {
+#pragma unroll
+        for (int h = 0; h < H; h++)
+          if (g + 8 * h < n_heads)
+            to_unit((g + 8 * h) * pieces + p, own_team.rank * 4 + t,
+                    make_float4(out[0][0][2 * h], out[0][0][2 * h + 1], out[0][1][2 * h], out[0][1][2 * h + 1]));
+      };
+      auto take_sum = [&](const float(&sum)[1][4]) {
+#pragma unroll
+        for (int i = 0; i < H * P; i++)
+          if (!own_team.rank && !t && g + i / P * 8 < n_heads && i % P < pieces)
+            to_unit((g + i / P * 8) * pieces + i % P, 16, make_float4(own_top[i / P], sum[0][i / P * 2], 0, 0));
+      };
+      attend_split<P, 1, H, TEAM>(a, shared + at.q, keys, values, lane, own_team, seen, prepare, take, take_sum);
+    } else
+      for (int i = 0; i < 3; i++) sync_team<TEAM>(own_team); /* as often as the others: racecheck counts */
+    const int n = min(stride, split1 - base + 1);
+    const bool is_last = base + stride > split1;
+    if (!is_last) {
+      sync_team<TEAM>(own_team);
+      fetch_plane(1, place, split + stride);
+    }
+    if (clusters == 1)
+      __syncthreads();
+    else if (rank < n_units) {
+      if (!threadIdx.x)
+        expect_bytes(counter, ((n_units - rank + clusters - 1) >> cluster_bits) * n * PARTIAL * (int)sizeof(float4));
+      wait_bytes(counter, round);
+    }
+#pragma unroll 1
+    for (int unit = rank + clusters * warp; unit < n_units; unit += clusters * warps) {
+      const int h = unit / pieces,
+                c = (unit - h * pieces) * 64 + lane / 8 * 16 + lane % 2 * 8 + lane / 2 % 4 * 2; /* as sent */
+      const float *const in = (const float *)(partials + (unit >> cluster_bits) * stride * PARTIAL);
+      float2 *const state = states + (unit >> cluster_bits) * STATE * 2;
+      float4 *const shares = (float4 *)(shared + at.shares) + (unit >> cluster_bits) * KG_ATTENTION_SPREAD;
+      float2 out = make_float2(0, 0); /* two channels a lane */
+      float top = -CUDART_INF_F, sum = 0;
+      if (base > split0) {
+        out = state[lane];
+        top = state[32].x;
+        sum = state[32].y;
+      }
+      for (int s0 = 0; s0 < n; s0 += 32) { /* what the splits are multiplied by: each lane one of them */
+        const float *own = in + min(s0 + lane, n - 1) * 4 * PARTIAL + 64;
+        float all = own[0];
+#pragma unroll 1
+        for (int step = 1; step < 32 && step < n; step *= 2)
+          all = fmaxf(all, __shfl_up_sync(~0u, all, step)); /* the first get their own */
+        all = fmaxf(all, top);
+        const float before = __shfl_up_sync(~0u, all, 1);
+        const factors f = join_factors(lane ? before : top, own[0]);
+        shares[s0 + lane] = make_float4(f.all, f.next, own[1], 0);
+        top = __shfl_sync(~0u, f.top, min(31, n - 1 - s0));
+      }
+      __syncwarp();
+#pragma unroll 8
+      for (int s = 0; s < n; s++) {
+        const float4 share = shares[s];
+        const float2 next = ((const float2 *)(in + s * 4 * PARTIAL))[lane];
+        sum = fmaf(share.z, share.y, sum * share.x);
+        out.x = fmaf(next.x, share.y, out.x * share.x);
+        out.y = fmaf(next.y, share.y, out.y * share.x);
+      }
+      __syncwarp();
+      if (is_last) {
+        const float factor = last_factor(top, sum, a.sinks, head0 + h);
+        out = make_float2(out.x * factor, out.y * factor);
+        if (c >= a.head_dim) continue;
+        *(float2 *)(a.out + ((size_t)row * a.n_heads + head0 + h) * a.head_dim + c) = out;
+        largest = fmaxf(largest, fmaxf(fabsf(out.x), fabsf(out.y)));
+      } else {
+        state[lane] = out;
+        if (!lane) state[32] = make_float2(top, sum);
+      }
+    }
+    if (!is_last) sync_cluster(clusters); /* the next round writes its partials to the same place */
+  }
+  if (!a.out_max) return;
+  largest = warp_max(largest);
+  if (!lane) raise_max(a.out_max + row, largest);
 }
 
-/* join_splits: where there are many. grid: (heads, rows); a thread per channel. */
-static __global__ void __launch_bounds__(KG_ATTENTION_MAX_DIM) join_splits(const __grid_constant__ kg_attention_args a)
+/* ---- prefill ---- */
+
+/* attention_tiles: pairs (position, query head) of one kv head, positions first, of one span.
+ * grid: tiles of all spans * kv heads, the last first, because they see most, and every second row of blocks backwards,
+ * so that each of the processors gets as much; block: WARPS warps of 16 M pairs, BLOCKS on a processor; shared: q, and
+ * two splits of keys and values. moves the keys and values of all splits that its pairs see, from L2. twin: as
+ * attention_splits, to which it is equal bit for bit. */
+template <int P, int M, int WARPS, int BLOCKS>
+static __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
+    attention_tiles(const __grid_constant__ kg_attention_args a, int processors)
 {
+  extern __shared__ uint4 shared[];
+  constexpr int ROWS = TILE * M * WARPS, Q_CHUNKS = 4 * P * M * WARPS, SIDE = P * PANEL;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int group = a.n_heads / a.n_kv_heads, wave = blockIdx.x / processors * processors;
+  const int left = min((int)gridDim.x - wave, processors), place_in_wave = blockIdx.x - wave;
+  const int order = wave + (wave / processors % 2 ? left - 1 - place_in_wave : place_in_wave),
+            kv_head = order % a.n_kv_heads;
+  int tile = (gridDim.x - 1 - order) / a.n_kv_heads, row0 = 0, n_pairs = 0;
+  for (int s = 0; s < a.n_spans; s++) {
+    row0 = a.spans[2 * s];
+    n_pairs = a.spans[2 * s + 1] * group;
+    const int n_tiles = (n_pairs + ROWS - 1) / ROWS;
+    if (tile < n_tiles) break;
+    tile -= n_tiles;
+    n_pairs = 0;
+  }
+  await_previous(); /* blocks of the next kernel would upset the shares of the processors */
+  if (!n_pairs) return;
+  const int pair0 = tile * ROWS, pair1 = min(pair0 + ROWS, n_pairs); /* of the block */
+  const int warp0 = pair0 + warp * TILE * M, warp1 = min(warp0 + TILE * M, n_pairs);
+  const int pos0 = a.positions[row0]; /* a span's positions are consecutive */
+  const int pages = a.row_pages[row0];
+
+  uint4 *const cache = shared + Q_CHUNKS * 32; /* [2] keys, values */
+  const int first = first_seen(a, pos0 + pair0 / group), last = pos0 + (pair1 - 1) / group;
+  split_place place = find_split(a, pages, kv_head, first / SPLIT);
+  auto fetch_next = [&]() {
+    uint4 *to = cache + (place.split & 1) * 2 * SIDE;
+    if (place.split <= last / SPLIT) {
+      fetch<P, WARPS>(a, place, 0, last + 1, warp, lane, to);
+      fetch<P, WARPS>(a, place, 1, last + 1, warp, lane, to + SIDE);
+    }
+    commit_copies();
+    const int next = place.split + 1;
+    if (next <= last / SPLIT) place = find_split(a, pages, kv_head, next);
+    place.split = next;
+  };
+  fetch_next();
+
+  uint4 *const q = shared + warp * 4 * P * M * 32;
+  if (a.head_dim % 32)
+    for (int i = lane; i < 4 * P * M * 32; i += 32) q[i] = make_uint4(0, 0, 0, 0);
+  __syncwarp();
+  static_assert(TILE * M <= 32, "a lane knows each row of its warp");
+  const int pair_of_lane = min(warp0 + lane, n_pairs - 1); /* rows that do not exist are copies */
+  const int row_of_lane = row0 + pair_of_lane / group, head_of_lane = kv_head * group + pair_of_lane % group;
+#pragma unroll 8
+  for (int i = 0; i < TILE * M * P; i++) {
+    const int r = i / P, row = __shfl_sync(~0u, row_of_lane, r), head = __shfl_sync(~0u, head_of_lane, r);
+    __half *to = (__half *)(q + r / TILE * 4 * P * 32) + query_at(r % TILE, 0);
+    const float *from = a.q + ((size_t)row * a.n_heads + head) * a.head_dim;
+    rotate_pair(find_pair(a.q_rotation, from, a.head_dim, row, min(i % P * 32 + lane, a.head_dim / 2 - 1)), a.head_dim,
+                [&](int c, float x) { store(to + query_at(0, c), x); });
+  }
+  __syncwarp();
+
+  float top[M][2], sum[M][2] = {}, out[P][M][8][4] = {};
+  int row_pos[M][2];
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      top[m][h] = -CUDART_INF_F;
+      row_pos[m][h] = pos0 + (warp0 + TILE * m + g + 8 * h) / group;
+    }
+  const int warp_first = first_seen(a, pos0 + warp0 / group), warp_last = pos0 + (warp1 - 1) / group;
+
+#pragma unroll 1
+  for (int split = first / SPLIT; split <= last / SPLIT; split++) {
+    const int begin = split * SPLIT;
+    fetch_next();
+    wait_copies<1>();
+    __syncthreads();
+    if (warp0 < warp1 && begin <= warp_last && begin + SPLIT > warp_first) {
+      sight<M> seen;
+      seen.is_partial = begin + SPLIT - 1 > pos0 + warp0 / group || begin < first_seen(a, warp_last);
+#pragma unroll
+      for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          seen.first[m][h] = first_seen(a, row_pos[m][h]) - begin;
+          seen.last[m][h] = row_pos[m][h] - begin;
+        }
+      float next_factor[M][2];
+      auto prepare = [&](float(&next)[M][2]) {
+        bool rises = false;
+        float all_factor[M][2];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const factors f = join_factors(top[m][h], next[m][h]);
+            top[m][h] = f.top;
+            all_factor[m][h] = f.all;
+            next_factor[m][h] = f.next;
+            rises = rises || f.all != 1;
+          }
+        if (!__any_sync(~0u, rises)) return;
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            sum[m][h] *= all_factor[m][h];
+#pragma unroll
+            for (int i = 0; i < 16 * P; i++) out[i / 16][m][i / 2 % 8][2 * h + i % 2] *= all_factor[m][h];
+          }
+      };
+      auto take_sum = [&](const float(&next)[M][4]) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+          for (int h = 0; h < 2; h++) sum[m][h] = fmaf(next[m][2 * h], next_factor[m][h], sum[m][h]);
+      };
+      auto take = [&](int p, const float(&next)[M][8][4]) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+          for (int i = 0; i < 32; i++)
+            out[p][m][i / 4][i % 4] = fmaf(next[m][i / 4][i % 4], next_factor[m][i % 4 / 2], out[p][m][i / 4][i % 4]);
+      };
+      attend_split<P, M, 2, 1>(a, q, cache + (split & 1) * 2 * SIDE, cache + (split & 1) * 2 * SIDE + SIDE, lane,
+                               team(), seen, prepare, take, take_sum);
+    }
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int pair = warp0 + TILE * m + g + 8 * h, row = row0 + pair / group, head = kv_head * group + pair % group;
+      float largest = 0;
+      if (pair < n_pairs) {
+        float *to = a.out + ((size_t)row * a.n_heads + head) * a.head_dim;
+        const float factor = last_factor(top[m][h], sum[m][h], a.sinks, head);
+#pragma unroll
+        for (int i = 0; i < 8 * P; i++) {
+          const int c = 8 * i + 2 * t;
+          if (c >= a.head_dim) continue;
+          const float2 v = make_float2(out[i / 8][m][i % 8][2 * h] * factor, out[i / 8][m][i % 8][2 * h + 1] * factor);
+          *(float2 *)(to + c) = v;
+          largest = fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y)));
+        }
+      }
+      if (!a.out_max) continue;
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+      if (!t && pair < n_pairs) raise_max(a.out_max + row, largest);
+    }
+}
+
+/* ---- without tensor cores ---- */
+
+enum { HEADS = 8, THREADS = 128 };
+
+/* attention_rows: up to 8 query heads of one kv head of one row, split after split.
+ * grid: (kv heads * groups of 8 query heads, rows); block: 4 warps, two heads each, NC channels a lane;
+ * shared: q [8][head_dim]. float32 sums. twin: attend in cpu/reference.c. */
+template <typename T, int NC>
+static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_constant__ kg_attention_args a)
+{
+  extern __shared__ float q_rows[];
+  __shared__ float scores[HEADS][SPLIT];
   wait_for_previous();
-  const int head = blockIdx.x, row = blockIdx.y, pos = a.positions[row], c = threadIdx.x;
-  const bool exists = c < a.head_dim;
-  const int first = a.window && pos >= a.window ? pos - a.window + 1 : 0;
-  emit(a, row, ((size_t)row * a.n_heads + head) * a.head_dim + c, exists,
-       join_splits_of(a, row, head, first / SPLIT, pos / SPLIT, exists ? c : 0));
+  const int group = a.n_heads / a.n_kv_heads, parts = (group + HEADS - 1) / HEADS;
+  const int kv_head = blockIdx.x / parts, part = blockIdx.x % parts, head0 = kv_head * group + part * HEADS;
+  const int n_heads = min(HEADS, group - part * HEADS), row = blockIdx.y, pos = a.positions[row],
+            pages = a.row_pages[row];
+  const int first = first_seen(a, pos), warp = threadIdx.x / 32, lane = threadIdx.x % 32,
+            half_dim = (a.head_dim + 1) / 2;
+  const float unit = a.softcap > 0 ? LOG2E : a.scale * LOG2E;
+  for (int i = threadIdx.x; i < n_heads * half_dim; i += THREADS) {
+    const int h = i / half_dim;
+    const float *from = a.q + ((size_t)row * a.n_heads + head0 + h) * a.head_dim;
+    rotate_pair(find_pair(a.q_rotation, from, a.head_dim, row, i - h * half_dim), a.head_dim,
+                [&](int c, float x) { q_rows[h * a.head_dim + c] = x; });
+  }
+  float top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {}, out[2][NC] = {};
+  for (int split = first / SPLIT; split <= pos / SPLIT; split++) {
+    const int begin = max(first, split * SPLIT), end = min(pos + 1, (split + 1) * SPLIT);
+    __syncthreads();
+    for (int i = threadIdx.x; i < n_heads * SPLIT; i += THREADS) {
+      const int h = i / SPLIT, p = split * SPLIT + i % SPLIT;
+      float dot = 0;
+      if (p >= begin && p < end) {
+        const T *key = cache_row<T>(a, pages, kv_head, 0, p);
+        for (int c = 0; c < a.head_dim; c++) dot = fmaf(q_rows[h * a.head_dim + c], (float)key[c], dot);
+        if (a.softcap > 0) dot = a.softcap * tanhf(dot * a.scale / a.softcap);
+      } else
+        dot = -CUDART_INF_F;
+      scores[h][i % SPLIT] = dot * unit;
+    }
+    __syncthreads();
+    for (int i = 0; i < 2; i++) {
+      const int h = warp + 4 * i;
+      if (h >= n_heads) continue;
+      const float s0 = scores[h][lane], s1 = scores[h][lane + 32];
+      const factors f = join_factors(top[i], warp_max(fmaxf(s0, s1)));
+      const float base = f.top == -CUDART_INF_F ? 0 : f.top, w0 = exp_2(s0 - base), w1 = exp_2(s1 - base);
+      __syncwarp();
+      scores[h][lane] = w0;
+      scores[h][lane + 32] = w1;
+      __syncwarp();
+      top[i] = f.top;
+      sum[i] = fmaf(sum[i], f.all, warp_sum(w0 + w1));
+#pragma unroll
+      for (int c = 0; c < NC; c++) out[i][c] *= f.all;
+      for (int p = begin; p < end; p++) {
+        const T *value = cache_row<T>(a, pages, kv_head, 1, p);
+#pragma unroll
+        for (int c = 0; c < NC; c++)
+          if (lane + 32 * c < a.head_dim)
+            out[i][c] = fmaf(scores[h][p - split * SPLIT], (float)value[lane + 32 * c], out[i][c]);
+      }
+    }
+  }
+  float largest = 0;
+  for (int i = 0; i < 2; i++) {
+    const int head = head0 + warp + 4 * i;
+    if (warp + 4 * i >= n_heads) continue;
+    const float factor = last_factor(top[i], sum[i], a.sinks, head);
+#pragma unroll
+    for (int c = 0; c < NC; c++) {
+      if (lane + 32 * c >= a.head_dim) continue;
+      const float value = out[i][c] * factor;
+      a.out[((size_t)row * a.n_heads + head) * a.head_dim + lane + 32 * c] = value;
+      largest = fmaxf(largest, fabsf(value));
+    }
+  }
+  if (!a.out_max) return;
+  largest = warp_max(largest);
+  if (!lane) raise_max(a.out_max + row, largest);
 }
 
-int kg_cuda_cache_write(kg_stream *s, const kg_attention_args *a, kg_error *err)
+/* ---- launching ---- */
+
+typedef struct limits {
+  int shared, processors;
+} limits;
+
+static int ask_limits(const kg_stream *s, limits *out, kg_error *err)
 {
-  const dim3 grid(a->n_kv_heads, a->n);
-  if (a->half) return run_kernel(s, "cache_write", cache_write<true>, grid, THREADS, 0, err, *a);
-  return run_kernel(s, "cache_write", cache_write<false>, grid, THREADS, 0, err, *a);
+  const int code =
+      kg_cuda_check(cudaDeviceGetAttribute(&out->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, s->device),
+                    "asking the device", err);
+  return code ? code
+              : kg_cuda_check(cudaDeviceGetAttribute(&out->processors, cudaDevAttrMultiProcessorCount, s->device),
+                              "asking the device", err);
 }
 
-template <bool HALF, int NC> static int launch(kg_stream *s, const kg_attention_args *a, dim3 grid, kg_error *err)
+template <typename... A>
+static int run_shared(kg_stream *s, const char *name, void (*kernel)(A...), dim3 grid, unsigned cluster,
+                      unsigned threads, size_t shared, kg_error *err, A... arguments)
 {
-  const size_t tile = (size_t)SPLIT * (size_t)a->head_dim * sizeof(typename element<HALF>::type);
-  const size_t queries = HEADS * (size_t)a->head_dim * sizeof(float);
-  const bool one_tile = queries + 2 * tile > SHARED_MAX - (4 << 10); /* keys and values take turns */
-  const size_t shared = queries + (one_tile ? tile : 2 * tile);
-  const int code = shared <= (44 << 10)
-                       ? KG_OK
-                       : kg_cuda_check(cudaFuncSetAttribute(attention_rows<HALF, NC>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                            (int)shared),
-                                       "attention_rows", err);
-  return code ? code : run_kernel(s, "attention_rows", attention_rows<HALF, NC>, grid, THREADS, shared, err, *a, one_tile);
+  const int code =
+      kg_cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), name, err);
+  return code ? code : run_clusters(s, name, kernel, grid, cluster, threads, shared, err, arguments...);
 }
 
-template <bool HALF> static int launch_for(kg_stream *s, const kg_attention_args *a, dim3 grid, kg_error *err)
+static int write_cache(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
-  if (a->head_dim <= 64) return launch<HALF, 2>(s, a, grid, err);
-  if (a->head_dim <= 128) return launch<HALF, 4>(s, a, grid, err);
-  return launch<HALF, 8>(s, a, grid, err);
+  return run_kernel(s, "cache_write", a->half ? cache_write<__half> : cache_write<float>, dim3(a->n_kv_heads, a->n), 64,
+                    0, err, *a);
+}
+
+template <typename T> static int launch_rows(kg_stream *s, const kg_attention_args *a, kg_error *err)
+{
+  const dim3 grid(a->n_kv_heads * ((a->n_heads / a->n_kv_heads + HEADS - 1) / HEADS), a->n);
+  const size_t shared = HEADS * (size_t)a->head_dim * sizeof(float);
+  const auto kernel = a->head_dim <= 64    ? attention_rows<T, 2>
+                      : a->head_dim <= 128 ? attention_rows<T, 4>
+                                           : attention_rows<T, 8>;
+  return run_kernel(s, "attention_rows", kernel, grid, THREADS, shared, err, *a);
+}
+
+/* How many warps and blocks share a row changes nothing but time. */
+template <int P> static int launch_splits(kg_stream *s, const kg_attention_args *a, const limits *most, kg_error *err)
+{
+  const int group = a->n_heads / a->n_kv_heads, parts = (group + TILE - 1) / TILE,
+            n_rows = a->is_alone ? a->n : a->n_few;
+  const int n_splits = a->window ? min(a->max_splits, a->window / SPLIT + 2) : a->max_splits;
+  const int64_t n_units = (int64_t)n_rows * a->n_kv_heads * parts;
+  const int pieces = P < 4 ? P : (a->head_dim + 63) / 64;
+  int teams = 8 / P, bits = 0;
+  const auto shared = [&]() {
+    return (size_t)lay_out_splits(min(TILE, group) * pieces, P, teams, bits).end * sizeof(uint4);
+  };
+  while (teams > 1 && shared() > (size_t)most->shared) teams /= 2;
+  while (s->overlaps && bits < 3 && 2 << bits < n_splits && n_units << (bits + 1) <= most->processors) bits++;
+  while (teams > 2 && teams << bits >= 2 * n_splits) teams /= 2;
+  /* Where blocks or their clusters fill the device, two of them share a processor. */
+  const bool is_full = bits ? n_units << bits > most->processors / 2 : n_units > most->processors;
+  while (is_full && teams > 2 && 2 * (shared() + 1024) > (size_t)most->shared) teams /= 2;
+  return run_shared(s, "attention_splits", group > 8 ? attention_splits<P, 2> : attention_splits<P, 1>,
+                    dim3(a->n_kv_heads * parts << bits, n_rows), 1 << bits, 32 * TEAM * teams, shared(), err, *a, bits);
+}
+
+template <int P, int M, int WARPS, int BLOCKS> struct tiles {
+  static constexpr int ROWS = TILE * M * WARPS;
+  static constexpr size_t SHARED = (4 * P * M * WARPS + 64 * P) * 32 * sizeof(uint4);
+
+  static int launch(kg_stream *s, const kg_attention_args *a, int processors, kg_error *err)
+  {
+    const int64_t most =
+        (int64_t)a->span_rows * (a->n_heads / a->n_kv_heads) / ROWS + a->n_spans; /* blocks that find nothing leave */
+    return run_shared(s, "attention_tiles", attention_tiles<P, M, WARPS, BLOCKS>, dim3((unsigned)most * a->n_kv_heads),
+                      1, 32 * WARPS, SHARED, err, *a, processors);
+  }
+};
+
+template <int P, typename Tiles>
+static int launch_products(kg_stream *s, const kg_attention_args *a, const limits *most, kg_error *err)
+{
+  if (Tiles::SHARED > (size_t)most->shared) { /* then none of the two, so that all rows have the same numbers */
+    const int code = write_cache(s, a, err);
+    return code ? code : launch_rows<__half>(s, a, err);
+  }
+  int code = a->is_alone ? KG_OK : write_cache(s, a, err);
+  if (!code && (a->is_alone || a->n_few)) code = launch_splits<P>(s, a, most, err);
+  if (!code && !a->is_alone && a->n_spans) code = Tiles::launch(s, a, most->processors, err);
+  return code;
 }
 
 int kg_cuda_attention(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
-  if (a->n < 1 || a->n > 65535 || a->n_splits > 65535 || a->head_dim > KG_ATTENTION_MAX_DIM)
-    return kg_fail(err, KG_ERR_ARGUMENT, "attention of %d rows, %d splits, heads of %d", a->n, a->n_splits, a->head_dim);
-  const int group = a->n_heads / a->n_kv_heads, parts = (group + HEADS - 1) / HEADS;
-  const dim3 grid(a->n_kv_heads * parts, a->n, a->n_splits ? a->n_splits : 1);
-  const int code = a->half ? launch_for<true>(s, a, grid, err) : launch_for<false>(s, a, grid, err);
-  if (code || a->n_splits <= JOIN_INSIDE) return code;
-  return run_kernel(s, "join_splits", join_splits, dim3(a->n_heads, a->n), (a->head_dim + 31) / 32 * 32, 0, err, *a);
+  if (a->n < 1 || a->n > 65535 || a->head_dim < 1 || a->head_dim > KG_ATTENTION_MAX_DIM)
+    return kg_fail(err, KG_ERR_ARGUMENT, "attention of %d rows, heads of %d", a->n, a->head_dim);
+  limits most;
+  int code = ask_limits(s, &most, err);
+  if (code) return code;
+  if (a->half && a->head_dim % 8 == 0) {
+    if (a->head_dim <= 64) return launch_products<1, tiles<1, 1, 4, 3>>(s, a, &most, err);
+    if (a->head_dim <= 128) return launch_products<2, tiles<2, 1, 4, 2>>(s, a, &most, err);
+    return launch_products<4, tiles<4, 1, 4, 1>>(s, a, &most, err);
+  }
+  code = write_cache(s, a, err);
+  if (code) return code;
+  return a->half ? launch_rows<__half>(s, a, err) : launch_rows<float>(s, a, err);
 }

@@ -16,14 +16,19 @@
 extern "C" {
 #endif
 
-enum { KG_ATTENTION_SPLIT = 64, KG_ATTENTION_MAX_DIM = 256 };
+enum {
+  KG_ATTENTION_SPLIT = 64,
+  KG_ATTENTION_MAX_DIM = 256,
+  KG_ATTENTION_SPREAD = 64, /* most splits of a row that are computed at the same time */
+  KG_ATTENTION_FEW = 16     /* rows of a span: so many and fewer are computed one by one, more of them together */
+};
 
 typedef struct kg_attention_args {
   const float *q;            /* [n][n_heads][head_dim] */
   const float *k, *v;        /* [n][n_kv_heads][head_dim] */
   kg_rotation q_rotation, k_rotation;
   int32_t n, n_heads, n_kv_heads, head_dim;
-  float scale, softcap;
+  float scale, softcap;      /* scale is positive */
   int32_t window;
   const float *sinks;        /* [n_heads] or NULL */
   bool half;                 /* of the cache: f16, else f32 */
@@ -31,16 +36,18 @@ typedef struct kg_attention_args {
   const int32_t *positions;  /* [n] */
   unsigned char *const *pages;
   const int32_t *row_pages;  /* [n] where the row's pages begin in `pages` */
-  bool writes;               /* every row is its sequence's only one: attention writes its keys and values itself */
-  int32_t n_splits;          /* 0: one block walks over all splits of a row; else room for so many in `partials` */
-  float *partials;           /* [n][n_heads][n_splits][2 + head_dim] */
-  unsigned *arrived;         /* [n][n_heads] zero, and zero again afterwards */
+  bool is_alone;             /* every row is its sequence's only one */
+  int32_t max_splits;        /* of a row, at most KG_ATTENTION_SPREAD: a hint */
+  const int32_t *few;        /* [n_few] rows of spans of few rows */
+  int32_t n_few;
+  const int32_t *spans;      /* [n_spans][2] first row and number of rows of the other spans */
+  int32_t n_spans, span_rows; /* rows of all of those */
   float *out_max;            /* [n] raised to the largest magnitude of the row, or NULL */
   float *out;                /* [n][n_heads][head_dim] */
 } kg_attention_args;
 
-/* Rotate and store the keys, store the values; not needed where attention writes. */
-int kg_cuda_cache_write(kg_stream *s, const kg_attention_args *a, kg_error *err);
+/* Rotates q and k, stores k and v. What changes during a step (q, k, v, rotations, the rows' places in the cache) is
+ * written by kernels before this one; positions, pages, few and spans were there before the step's first kernel. */
 int kg_cuda_attention(kg_stream *s, const kg_attention_args *a, kg_error *err);
 
 #ifdef __cplusplus

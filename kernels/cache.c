@@ -17,10 +17,8 @@ int kg_gpu_cache_open(kg_executable *exe, kg_error *err)
       return kg_fail(err, KG_ERR_UNSUPPORTED, "attention heads of %d, the cuda backend takes %d at most", a->head_dim,
                      KG_ATTENTION_MAX_DIM);
     const size_t bytes = (size_t)2 * KG_PAGE * (size_t)a->n_kv_heads * (size_t)a->head_dim * (exe->half ? 2 : 4);
-    const size_t floats = (size_t)a->n_heads * (size_t)(a->head_dim + 2);
     exe->layer_at[i] = exe->page_bytes;
     if (!kg_align_size(exe->page_bytes + bytes, 256, &exe->page_bytes)) return kg_fail_memory(err, SIZE_MAX, "a page");
-    if (floats > exe->head_floats) exe->head_floats = floats;
   }
   return KG_OK;
 }
@@ -33,7 +31,6 @@ void kg_gpu_cache_close(kg_executable *exe)
     (void)cudaFree(slab->block);
     kg_free(slab);
   }
-  (void)cudaFree(exe->partials);
   kg_free(exe->pages);
   kg_free(exe->layer_at);
 }

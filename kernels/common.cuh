@@ -19,32 +19,49 @@ static __device__ __forceinline__ void let_next_start()
 #endif
 }
 
-static __device__ __forceinline__ void wait_for_previous()
+static __device__ __forceinline__ void await_previous()
 {
-  let_next_start();
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
+/* Both: kernels that fetch much before they wait let the next one start before that; those whose long blocks should not
+ * meet blocks of the next kernel only wait. */
+static __device__ __forceinline__ void wait_for_previous()
+{
+  let_next_start();
+  await_previous();
+}
+
+/* Blocks in clusters of `cluster` neighbours in x; more than 1 only where steps overlap (Hopper and later). */
 template <typename... P, typename... A>
-static int run_kernel(kg_stream *s, const char *name, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared,
-                      kg_error *err, A... arguments)
+static int run_clusters(kg_stream *s, const char *name, void (*kernel)(P...), dim3 grid, unsigned cluster, unsigned threads,
+                        size_t shared, kg_error *err, A... arguments)
 {
   /* All kernels divide a multiprocessor's memory alike: where they did not, one could not start while another runs. */
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[3] = {};
   attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
   attributes[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  attributes[2].id = cudaLaunchAttributeClusterDimension;
+  attributes[2].val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = s->handle;
   config.attrs = attributes;
-  config.numAttrs = s->overlaps ? 2 : 0;
+  config.numAttrs = !s->overlaps ? 0 : cluster > 1 ? 3 : 2;
   return kg_cuda_check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), name, err);
+}
+
+template <typename... P, typename... A>
+static int run_kernel(kg_stream *s, const char *name, void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared,
+                      kg_error *err, A... arguments)
+{
+  return run_clusters(s, name, kernel, grid, 1, threads, shared, err, arguments...);
 }
 
 static __device__ __forceinline__ float warp_sum(float x)

@@ -22,7 +22,6 @@ static void cuda_release(kg_executable *exe)
   (void)cudaFree(exe->arena);
   (void)cudaFree(exe->freqs);
   (void)cudaFree(exe->row_max);
-  (void)cudaFree(exe->arrived);
   (void)cudaFree(exe->meta);
   (void)cudaFreeHost(exe->meta_host);
   (void)cudaGetLastError();
@@ -97,14 +96,9 @@ static int allocate(kg_executable *exe, kg_error *err)
   if (code) return code;
   exe->arena = arena;
   code = copy_freqs(exe, err);
-  const size_t counters = KG_FEW_ROWS * exe->head_floats; /* at least one for each head */
   void *memory;
-  if (!code && !(code = kg_cuda_alloc((size_t)exe->fused.n_max_slots * KG_LINEAR_FEW * sizeof(float), "row maxima", &memory, err)))
+  if (!code && !(code = kg_cuda_alloc(((size_t)exe->fused.n_max_slots + 1) * KG_LINEAR_FEW * sizeof(float), "row maxima", &memory, err)))
     exe->row_max = memory;
-  if (!code && !(code = kg_cuda_alloc(counters * sizeof(unsigned), "counters", &memory, err))) {
-    exe->arrived = memory;
-    code = kg_cuda_check(cudaMemsetAsync(memory, 0, counters * sizeof(unsigned), exe->stream->handle), "counters", err);
-  }
   if (!code)
     code = kg_cuda_check(cudaEventCreateWithFlags(&exe->meta_read, cudaEventDisableTiming), "making an event", err);
   return code;

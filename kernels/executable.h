@@ -96,7 +96,7 @@ typedef struct kg_moe_scratch {
 
 /* Rows of a pass as the kernels read them, in one piece so that one copy brings it over. `capacity` rows: */
 typedef struct kg_meta_layout {
-  size_t tokens, positions, row_pages, wanted_rows, wanted_tokens, wanted_positions, out_rows, pages; /* bytes */
+  size_t tokens, positions, row_pages, wanted_rows, wanted_tokens, wanted_positions, few, spans, out_rows, pages; /* bytes */
 } kg_meta_layout;
 
 typedef struct kg_graph {
@@ -128,7 +128,6 @@ struct kg_executable {
   kg_moe_scratch moe;
   float *freqs;             /* of all rotations */
   float *row_max;           /* [slots][KG_LINEAR_FEW], zero when a pass begins */
-  unsigned *arrived;        /* [KG_FEW_ROWS][heads] of attention */
 
   unsigned char *meta_host, *meta; /* pinned and on the device */
   size_t meta_bytes;
@@ -139,9 +138,6 @@ struct kg_executable {
   unsigned char **pages;    /* by page id; host memory, device pointers */
   int32_t n_pages;
   struct kg_slab *slabs;
-  float *partials;          /* attention splits */
-  size_t partial_floats;    /* room */
-  size_t head_floats;       /* of a row's split: the widest attention's heads */
 
   kg_graph graphs[KG_GRAPHS];
   int32_t next_graph;

@@ -262,7 +262,8 @@ static __global__ void __launch_bounds__(128) rope_heads(const float *x, int32_t
 {
   wait_for_previous();
   const size_t at = ((size_t)blockIdx.y * n_heads + blockIdx.x) * head_dim;
-  for (int c = threadIdx.x; c < head_dim; c += blockDim.x) out[at + c] = rotated(rotation, x + at, blockIdx.y, c);
+  for (int i = threadIdx.x; i < (head_dim + 1) / 2; i += blockDim.x)
+    rotate_pair(find_pair(rotation, x + at, head_dim, blockIdx.y, i), head_dim, [&](int c, float value) { out[at + c] = value; });
 }
 
 int kg_cuda_rope(kg_stream *s, const float *x, int32_t n, int32_t n_heads, int32_t head_dim, const kg_rotation *rotation,

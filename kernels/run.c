@@ -12,8 +12,8 @@ typedef struct kg_pass {
   int32_t wanted0, n_wanted; /* of batch->wanted */
   kg_draws_key draws;        /* what draws from its logits, if anything does */
   int32_t n_ahead;           /* positions behind the rows' that follow without a round trip */
-  int32_t n_splits;          /* attention: see kg_attention_args */
-  bool single_rows;          /* every row is of another sequence */
+  int32_t n_splits, n_few, n_spans, span_rows; /* attention: see kg_attention_args */
+  bool is_alone;             /* every row is its sequence's only one */
   kg_meta_layout at;
   int32_t n, first;          /* rows of the side that runs, and which of the wanted ones is its first */
 } kg_pass;
@@ -31,8 +31,10 @@ static kg_meta_layout meta_layout(const kg_executable *exe, int32_t n_rows)
                           .wanted_rows = 3 * ints,
                           .wanted_tokens = 4 * ints,
                           .wanted_positions = 5 * ints,
-                          .out_rows = 6 * ints,
-                          .pages = 6 * ints + align16(rows * sizeof(float *))};
+                          .few = 6 * ints,
+                          .spans = 7 * ints,
+                          .out_rows = 8 * ints,
+                          .pages = 8 * ints + align16(rows * sizeof(float *))};
 }
 
 /* ---- arguments of stages ---- */
@@ -191,14 +193,16 @@ static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err
                                .positions = ids_of(p, stage->side, true),
                                .pages = meta(p, p->at.pages),
                                .row_pages = meta(p, p->at.row_pages),
-                               .writes = p->single_rows,
-                               .n_splits = p->n_splits,
-                               .partials = p->exe->partials,
-                               .arrived = p->exe->arrived,
+                               .is_alone = p->is_alone,
+                               .max_splits = p->n_splits,
+                               .few = meta(p, p->at.few),
+                               .n_few = p->n_few,
+                               .spans = meta(p, p->at.spans),
+                               .n_spans = p->n_spans,
+                               .span_rows = p->span_rows,
                                .out_max = max_slot(p, stage->max_slot, stage->out),
                                .out = floats_of(p, stage->side, stage->out)};
-  const int code = a.writes ? KG_OK : kg_cuda_cache_write(p->exe->stream, &a, err);
-  return code ? code : kg_cuda_attention(p->exe->stream, &a, err);
+  return kg_cuda_attention(p->exe->stream, &a, err);
 }
 
 static int run_columns(const pass *p, const kg_gpu_stage *stage, kg_error *err)
@@ -361,11 +365,10 @@ static int enqueue(pass *p, kg_error *err)
   kg_executable *exe = p->exe;
   p->n = p->n_rows;
   p->first = 0;
-  int code = KG_OK;
-  if (p->program->n_max_slots)
-    code = kg_cuda_check(cudaMemsetAsync(exe->row_max, 0, (size_t)p->program->n_max_slots * KG_LINEAR_FEW * sizeof(float),
-                                         exe->stream->handle),
-                         "clearing", err);
+  /* Also where there is no slot: no kernel of the pass starts before this, and what came before, is done. */
+  int code = kg_cuda_check(cudaMemsetAsync(exe->row_max, 0, (size_t)(p->program->n_max_slots + 1) * KG_LINEAR_FEW * sizeof(float),
+                                           exe->stream->handle),
+                           "clearing", err);
   if (!code) code = run_side(p, KG_ALL_ROWS, err);
   for (; p->first < p->n_wanted && !code; p->first += KG_FEW_ROWS) {
     const int32_t left = p->n_wanted - p->first;
@@ -468,10 +471,10 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
   const kg_batch *batch = p->batch;
   size_t n_pages = 0;
   int32_t first, n, max_pos = 0;
-  p->single_rows = true;
+  p->is_alone = true;
   for (int32_t s = 0; s < batch->n_spans; s++)
     if ((n = rows_in_pass(p, &batch->spans[s], &first)) > 0) {
-      p->single_rows = p->single_rows && n == 1;
+      p->is_alone = p->is_alone && n == 1;
       n_pages += (size_t)last_page(p, &batch->spans[s], first, n) + 1;
     }
   p->at = meta_layout(exe, p->n_rows);
@@ -484,12 +487,19 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
   memcpy(m + p->at.tokens, batch->tokens + p->row0, (size_t)p->n_rows * sizeof(int32_t));
   memcpy(m + p->at.positions, batch->positions + p->row0, (size_t)p->n_rows * sizeof(int32_t));
   int32_t *row_pages = (int32_t *)(m + p->at.row_pages), at = 0;
+  int32_t *few = (int32_t *)(m + p->at.few), *spans = (int32_t *)(m + p->at.spans);
   unsigned char **pages = (unsigned char **)(m + p->at.pages);
   for (int32_t s = 0; s < batch->n_spans; s++) {
     const kg_span *span = &batch->spans[s];
     if ((n = rows_in_pass(p, span, &first)) <= 0) continue;
     const int32_t last = last_page(p, span, first, n);
     for (int32_t i = 0; i < n; i++) row_pages[first + i] = at;
+    for (int32_t i = 0; i < n && n <= KG_ATTENTION_FEW; i++) few[p->n_few++] = first + i;
+    if (n > KG_ATTENTION_FEW) {
+      spans[2 * p->n_spans] = first;
+      spans[2 * p->n_spans++ + 1] = n;
+      p->span_rows += n;
+    }
     for (int32_t i = 0; i <= last; i++) pages[at++] = exe->pages[span->pages[i]];
     if (batch->positions[p->row0 + first + n - 1] > max_pos) max_pos = batch->positions[p->row0 + first + n - 1];
   }
@@ -501,28 +511,8 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
     ((float **)(m + p->at.out_rows))[i] = (float *)wanted->buffer->data + wanted->at;
   }
   p->n_splits = 8; /* a power of two, so that graphs live long */
-  while (p->n_splits * KG_ATTENTION_SPLIT <= max_pos + p->n_ahead) p->n_splits *= 2;
+  while (p->n_splits < KG_ATTENTION_SPREAD && p->n_splits * KG_ATTENTION_SPLIT <= max_pos + p->n_ahead) p->n_splits *= 2;
   return KG_OK;
-}
-
-/* Few rows spread their splits over blocks, where memory allows. */
-static int choose_splits(pass *p, kg_error *err)
-{
-  kg_executable *exe = p->exe;
-  const size_t most = (size_t)256 << 20, rows = (size_t)p->n_rows;
-  if (p->n_rows > KG_FEW_ROWS || p->n_splits > 4096 || rows * exe->head_floats * (size_t)p->n_splits > most / sizeof(float))
-    p->n_splits = 0;
-  const size_t wanted = rows * exe->head_floats * (size_t)p->n_splits;
-  if (wanted <= exe->partial_floats) return KG_OK;
-  void *partials;
-  int code = kg_cuda_alloc(2 * wanted * sizeof(float), "attention", &partials, err);
-  if (code) return code;
-  code = kg_stream_wait(exe->stream, "attention", err);
-  kg_gpu_forget_graphs(exe);
-  (void)cudaFree(exe->partials);
-  exe->partials = partials;
-  exe->partial_floats = 2 * wanted;
-  return code;
 }
 
 static bool is_decoding(const pass *p)
@@ -537,7 +527,6 @@ static int bring_rows(pass *p, kg_error *err)
   kg_executable *exe = p->exe;
   size_t n_bytes;
   int code = fill_meta(p, &n_bytes, err);
-  if (!code) code = choose_splits(p, err);
   if (!code)
     code = kg_cuda_check(cudaMemcpyAsync(exe->meta, exe->meta_host, n_bytes, cudaMemcpyHostToDevice, exe->stream->handle),
                          "bringing rows over", err);

@@ -132,6 +132,67 @@ describe("the cuda backend", function()
       end
     end)
 
+    describe("attends with", function()
+      local N = 200
+      ---One layer of attention in the given shape.
+      local function open(shape, options)
+        local tensors, q, kv = {}, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        for name, size in pairs { w = { 32, 48 }, q = { 32, q }, k = { 32, kv }, v = { 32, kv }, o = { q, 32 },
+          n = { 32 }, s = { shape.heads } } do
+          tensors[#tensors + 1] = { name = name, shape = size }
+        end
+        table.sort(tensors, function(a, b) return a.name < b.name end)
+        local file = build.random({ ["general.architecture"] = "none" }, tensors)
+        local gguf <close> = assert(core.parse_gguf(file, "spec"))
+        local plan <close> = assert(core.plan(gguf))
+        local w = assert(plan:weight "w")
+        local x = plan:norm("norm", plan:embed("x", w), assert(plan:weight "n"), nil, { epsilon = 1e-5 })
+        local freqs = {}
+        for i = 1, shape.head_dim // (shape.partly and 4 or 2) do freqs[i] = 1000 ^ (-i / shape.head_dim) end
+        local function linear(name, input) return plan:linear(name, input, assert(plan:weight(name))) end
+        local function turned(name, heads)
+          return plan:rope(name .. "_rope", linear(name, x), { style = shape.style or "halves", heads = heads,
+            head_dim = shape.head_dim, dims = 2 * #freqs, inverse_freqs = freqs })
+        end
+        local a = plan:attention("attn", turned("q", shape.heads), turned("k", shape.kv_heads), linear("v", x),
+          shape.sinks and assert(plan:weight "s"), { heads = shape.heads, kv_heads = shape.kv_heads,
+            head_dim = shape.head_dim, window = shape.window, softcap = shape.softcap, scale = 1 })
+        assert(plan:finish(plan:linear("logits", linear("o", a), w), 256))
+        return assert(core.model(plan, options))
+      end
+
+      for _, shape in ipairs {
+        { heads = 14, kv_heads = 2, head_dim = 64 },
+        { heads = 4, kv_heads = 4, head_dim = 80, window = 70, partly = true },
+        { heads = 3, kv_heads = 1, head_dim = 96, softcap = 5, style = "pairs" },
+        { heads = 20, kv_heads = 1, head_dim = 128, sinks = true },
+        { heads = 4, kv_heads = 2, head_dim = 256, window = 20, sinks = true },
+        { heads = 2, kv_heads = 1, head_dim = 192, softcap = 3 },
+        { heads = 6, kv_heads = 2, head_dim = 24 },
+        { heads = 4, kv_heads = 2, head_dim = 20 }, -- no tensor cores
+      } do
+        it(("%d heads on %d of %d"):format(shape.heads, shape.kv_heads, shape.head_dim), function()
+          local ids = tiny.ids(N, shape.head_dim)
+          local reference <close> = open(shape, { device = "reference" })
+          local model <close> = open(shape, { device = "cuda", kv = "f16", chunk = 256 })
+          local wanted, got = assert(reference:trace(ids, { "attn" })), assert(model:trace(ids, { "attn" }))
+          local _, relative = model_fixtures.difference(got.attn:bytes(), wanted.attn:bytes())
+          assert.is_true(relative < 2e-3, ("%g"):format(relative))
+          local rows = tiny.oracle(model, ids)
+          for _, chunk in ipairs { 1, 7, 19, 130 } do
+            local other <close> = open(shape, { device = "cuda", kv = "f16", chunk = chunk })
+            assert.same(rows, tiny.oracle(other, ids))
+          end
+          local seq <close> = model:sequence {}
+          seq:feed(table.move(ids, 1, N - 10, 1, {}))
+          for i = N - 9, N do
+            seq:push(ids[i])
+            assert.is_true(rows[i] == seq.logits:bytes())
+          end
+        end)
+      end
+    end)
+
     it("agrees with the reference in every value of the plan", function()
       local ids = tiny.ids(620, 5)
       local reference <close> = tiny.model { device = "reference" }
