@@ -91,10 +91,12 @@ static int allocate(kg_executable *exe, kg_error *err)
   const size_t values = max_size(exe->fused.arena_bytes, exe->traced.arena_bytes);
   size_t begin = 0;
   (void)place(&begin, values);
+  const size_t scratch = place(&begin, exe->fused.scratch_floats * sizeof(float));
   void *arena;
   int code = kg_cuda_alloc(lay_out_experts(exe, begin), "intermediate results", &arena, err);
   if (code) return code;
   exe->arena = arena;
+  exe->scratch = (float *)(exe->arena + scratch);
   code = copy_freqs(exe, err);
   void *memory;
   if (!code && !(code = kg_cuda_alloc(((size_t)exe->fused.n_max_slots + 1) * KG_LINEAR_FEW * sizeof(float), "row maxima", &memory, err)))

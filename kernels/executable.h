@@ -86,6 +86,7 @@ typedef struct kg_program {
   size_t n_rotations, rotations_capacity;
   int32_t max_rows[KG_SIDES];
   int32_t n_max_slots; /* of KG_LINEAR_FEW floats each */
+  size_t scratch_floats; /* of products of few rows */
   size_t arena_bytes;
 } kg_program;
 
@@ -125,6 +126,7 @@ struct kg_executable {
 
   kg_program fused, traced;
   unsigned char *arena;
+  float *scratch;           /* in the arena */
   kg_moe_scratch moe;
   float *freqs;             /* of all rotations */
   float *row_max;           /* [slots][KG_LINEAR_FEW], zero when a pass begins */

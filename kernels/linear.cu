@@ -206,11 +206,10 @@ int kg_cuda_linear_run(const kg_matrix *m)
 
 static int runs_of(const kg_matrix *m) { return (m->n_blocks + kg_cuda_linear_run(m) - 1) / kg_cuda_linear_run(m); }
 
-bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, int32_t n_tiles, int32_t cols)
+size_t kg_cuda_linear_scratch(const kg_matrix *m, int64_t n_rows, int32_t n)
 {
-  if (!s->has_wgmma || !n_tiles || n <= KG_LINEAR_FEW) return false;
-  /* Of few rows warp groups make short work where they fill half the device, or columns are few. */
-  return n > KG_PANEL_ROWS / 2 || n_tiles / 8 >= s->n_sms / 2 || cols <= 48 * KG_BLOCK_COLS;
+  enum { MOST_ROWS = 1 << 14 }; /* of taller matrices the tiles fill the device */
+  return is_common(m->type) && n_rows <= MOST_ROWS ? (size_t)runs_of(m) * (size_t)n_rows * (size_t)n : 0;
 }
 
 int32_t kg_cuda_linear_many_tiles(const kg_matrix *m) { return is_common(m->type) ? m->n_tiles : 0; }

@@ -40,6 +40,8 @@ typedef struct kg_linear_args {
   float *out_max;           /* [n] raised to the largest magnitudes of part 0's rows, or NULL; for few rows */
   const float *residual;    /* [n][rows of part 0], or NULL; may be out */
   float *const *out_rows;   /* [n] where part 0 goes instead of out, or NULL */
+  float *scratch;           /* room for the sums of runs, scratch_floats numbers */
+  size_t scratch_floats;
   const int32_t *planes;    /* experts: [n] plane of each row of out, or NULL: plane 0 */
   int32_t x_share, x_first; /* experts: row i of out reads row x_first + i / x_share of x */
 } kg_linear_args;
@@ -52,8 +54,13 @@ int kg_cuda_linear_run(const kg_matrix *m);
 static inline bool kg_cuda_linear_is_few(int64_t n, int64_t width) { return n <= KG_LINEAR_FEW && n * width <= KG_LINEAR_FEW_NUMBERS; }
 /* Can two matrices of this type and shape be multiplied gated? */
 bool kg_cuda_linear_gates(const kg_matrix *m);
-/* Should n rows of x stand in panels, where a launch that reads them has n_tiles (kg_cuda_linear_many_tiles of all parts)? */
-bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, int32_t n_tiles, int32_t cols);
+/* Should n rows of x stand in panels, where matrices of these tiles (kg_cuda_linear_many_tiles) read them? */
+static inline bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, int32_t n_tiles)
+{
+  return s->has_wgmma && n_tiles && n > KG_LINEAR_FEW;
+}
+/* Numbers of scratch with which a product of few rows, n at most, fills the device; n_rows of all its matrices. */
+size_t kg_cuda_linear_scratch(const kg_matrix *m, int64_t n_rows, int32_t n);
 /* Tiles of 16 rows of a matrix, 0 where many rows have no kernel of their own. */
 int32_t kg_cuda_linear_many_tiles(const kg_matrix *m);
 

@@ -25,6 +25,16 @@ template <int T, int D> static __host__ __device__ constexpr int n_stages()
   return n > STAGES_MAX ? STAGES_MAX : n;
 }
 
+/* How a launch is cut. Where n_runs is not 1, a task is one run of a product: few rows of x and few tiles would leave most of
+ * the device idle. Their sums go to memory, and join_runs adds them. */
+struct columns_shape {
+  int n_tasks, n_columns, run, n_runs;
+  int n_rows; /* of all parts */
+};
+
+static __device__ __forceinline__ float4 add_four(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+static __device__ __forceinline__ float4 scale_four(float4 a, float b) { return make_float4(a.x * b, a.y * b, a.z * b, a.w * b); }
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /* Core matrices of B: neighbours in k are 128 bytes apart, in n a panel. */
@@ -74,36 +84,49 @@ static __device__ __forceinline__ void multiply_wait(const uint32_t (&a)[8], uin
 /* What one block computes, in turn: 4 GROUPS tiles of a part (gated: 4 of both parts) and COLUMNS rows of x. */
 struct task {
   int part, tile, n0;
+  int first, end; /* blocks */
+  float *out;     /* where the bare sums of a run go, or NULL: the task is complete */
 };
 
-static __device__ __forceinline__ task task_at(const kg_linear_args &a, int index, int n_columns, int tiles)
+static __device__ __forceinline__ task task_at(const kg_linear_args &a, int index, const columns_shape &shape, int tiles)
 {
-  task t = {0, 0, index % n_columns * COLUMNS};
-  index /= n_columns;
+  const int n_blocks = a.part[0].m.n_blocks;
+  task t = {0, 0, index % shape.n_columns * COLUMNS, 0, n_blocks, NULL};
+  index /= shape.n_columns;
+  const int run = index % shape.n_runs;
+  index /= shape.n_runs;
+  size_t rows_before = 0;
   if (!a.gated)
-    for (int n; index >= (n = (a.part[t.part].m.n_tiles + tiles - 1) / tiles); t.part++) index -= n;
+    for (int n; index >= (n = (a.part[t.part].m.n_tiles + tiles - 1) / tiles); t.part++) {
+      index -= n;
+      rows_before += a.part[t.part].m.rows;
+    }
   t.tile = index * tiles;
+  if (shape.n_runs == 1) return t;
+  t.first = run * shape.run;
+  t.end = min(t.first + shape.run, n_blocks);
+  t.out = a.scratch + ((size_t)run * shape.n_rows + rows_before) * a.n; /* [runs][parts][n][rows] */
   return t;
 }
 
 /* A warp of the group that brings x and weights: warp w of 4 the tiles 2 w and 2 w + 1 of a task, the first x too. One
  * thread does it: a copy's instruction wants its numbers from one thread, and lanes would take turns. */
 template <int T, int D>
-static __device__ __forceinline__ void bring(const kg_linear_args &a, int n_tasks, int n_columns, unsigned char *stages,
+static __device__ __forceinline__ void bring(const kg_linear_args &a, const columns_shape &shape, unsigned char *stages,
                                              uint64_t *full, uint64_t *empty, int w)
 {
   constexpr int TILES = 4 * GROUPS / D, EACH = GROUPS;
   const int n_blocks = a.part[0].m.n_blocks;
   int at = 0;
   uint32_t parity = 1; /* the first time round all are empty */
-  for (int index = blockIdx.x; index < n_tasks; index += gridDim.x) {
-    const task t = task_at(a, index, n_columns, TILES);
+  for (int index = blockIdx.x; index < shape.n_tasks; index += gridDim.x) {
+    const task t = task_at(a, index, shape, TILES);
     const uint32_t x_bytes = w ? 0 : min(COLUMNS / 8, (a.n + 7) / 8 - t.n0 / 8) * PANEL_BYTES;
     const kg_matrix &m = a.part[D == 2 ? w * EACH / TILES : t.part].m;
     const int tile = t.tile + (D == 2 ? w * EACH % TILES : w * EACH), n_tiles = max(0, min(EACH, m.n_tiles - tile));
 #pragma unroll 1
-    for (int block = 0; block < n_blocks; block += KG_CHUNK) {
-      const int n = min(KG_CHUNK, n_blocks - block);
+    for (int block = t.first; block < t.end; block += KG_CHUNK) {
+      const int n = min(KG_CHUNK, t.end - block);
       unsigned char *x = stages + at * stage_bytes<T, D>(), *weights = x + X_BYTES + w * EACH * chunk<T>::n_bytes;
       barrier_wait(empty + at, parity);
       barrier_expect(full + at, x_bytes + n_tiles * chunk_bytes<T>(block, n));
@@ -129,9 +152,6 @@ static __device__ __noinline__ float4 gated_four(int act, float limit, float alp
 }
 
 static __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"((int)CONSUMERS) : "memory"); }
-
-static __device__ __forceinline__ float4 add_four(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-static __device__ __forceinline__ float4 scale_four(float4 a, float b) { return make_float4(a.x * b, a.y * b, a.z * b, a.w * b); }
 
 /* n of four neighbours, or all at once where n is 4 and rows are aligned. */
 static __device__ __forceinline__ float4 load_four(const float *z, int n, bool aligned)
@@ -168,11 +188,12 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
   const float *from = exchange + (D == 2 ? warp % 4 : warp) * 32 * STRIDE + column0 * STRIDE + 4 * (lane % 4);
   const float *scales = a.x_scale + t.n0 + column0;
   const size_t at = (size_t)(t.n0 + column0) * n_rows + row;
-  const float *residuals = a.residual ? a.residual + at : NULL;
-  float *out = part.out + at;
+  const bool bare = D == 1 && t.out;
+  const float *residuals = a.residual && !bare ? a.residual + at : NULL;
+  float *out = (bare ? t.out : part.out) + at;
   const int next = 8 * n_rows; /* floats from a column of a lane to its next */
   const float4 none = make_float4(0, 0, 0, 0);
-  const float4 bias = part.bias ? load_four(part.bias + row, n_here, aligned) : none;
+  const float4 bias = part.bias && !bare ? load_four(part.bias + row, n_here, aligned) : none;
   const float4 up_bias = D == 2 && a.part[1].bias ? load_four(a.part[1].bias + row, n_here, aligned) : none;
 #pragma unroll
   for (int i0 = 0; i0 < 16; i0 += 4) {
@@ -182,7 +203,7 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
     for (int i = 0; i < EACH; i++) { /* all of these loads are under way at once */
       const int column = 8 * (i0 + i);
       const bool exists = column < n_columns;
-      scale[i] = exists ? scales[column] : 0;
+      scale[i] = exists && !bare ? scales[column] : 1;
       residual[i] = exists && residuals ? load_four(residuals + (size_t)(i0 + i) * next, n_here, aligned) : none;
     }
     if (D == 2) consumers_sync(); else __syncwarp();
@@ -193,7 +214,7 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
     for (int i = 0; i < EACH; i++) {
       const int column = 8 * (i0 + i);
       float4 v = scale_four(*(const float4 *)(from + 8 * i * STRIDE), scale[i]);
-      if (part.bias) v = add_four(v, bias);
+      if (part.bias && !bare) v = add_four(v, bias);
       if (D == 2) {
         float4 up = scale_four(*(const float4 *)(from + (4 * 32 + 8 * i) * STRIDE), scale[i]);
         if (a.part[1].bias) up = add_four(up, up_bias);
@@ -203,7 +224,7 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
       }
       if (residuals) v = add_four(v, residual[i]);
       if (column >= n_columns) continue;
-      store_four(a.out_rows ? a.out_rows[t.n0 + column0 + column] + row : out + (size_t)(i0 + i) * next, v, n_here, aligned);
+      store_four(a.out_rows && !bare ? a.out_rows[t.n0 + column0 + column] + row : out + (size_t)(i0 + i) * next, v, n_here, aligned);
     }
   }
   if (D == 2) consumers_sync();
@@ -223,13 +244,13 @@ static __device__ __forceinline__ void join_run(float (&total)[64], const float 
  * moves each weight once per 128 rows, from the second-level cache; twin: linear_rows, equal to the bit. */
 template <int T, int D>
 static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
-  linear_columns(const __grid_constant__ kg_linear_args a, int n_tasks, int n_columns, int run)
+  linear_columns(const __grid_constant__ kg_linear_args a, const columns_shape shape)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) unsigned char stages[];
   __shared__ uint64_t full[STAGES_MAX], empty[STAGES_MAX];
   constexpr int TILES = 4 * GROUPS / D;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_blocks = a.part[0].m.n_blocks;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0)
     for (int i = 0; i < n_stages<T, D>(); i++) {
       barrier_init(full + i, 4);
@@ -240,39 +261,39 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
   wait_for_previous();
   if (warp >= 4 * GROUPS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (lane == 0) bring<T, D>(a, n_tasks, n_columns, stages, full, empty, warp - 4 * GROUPS);
+    if (lane == 0) bring<T, D>(a, shape, stages, full, empty, warp - 4 * GROUPS);
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
   const int mine = X_BYTES + warp * chunk<T>::n_bytes; /* this warp's weights in a stage */
   int at = 0;
   uint32_t parity = 0, seen = 0;
-  for (int index = blockIdx.x; index < n_tasks; index += gridDim.x) {
-    const task t = task_at(a, index, n_columns, TILES);
+  for (int index = blockIdx.x; index < shape.n_tasks; index += gridDim.x) {
+    const task t = task_at(a, index, shape, TILES);
     float total[64], c[64];
 #pragma unroll
     for (int i = 0; i < 64; i++) c[i] = total[i] = 0; /* and of -0 and 0 becomes 0, as in linear_rows */
     uint32_t weights[8] = {};
     uint32_t next[8]; /* a block is decoded while the one before is multiplied */
     barrier_wait(full + at, parity);
-    decode_chunk<T>(stages + at * stage_bytes<T, D>() + mine, 0, 0, lane, next);
-    for (int block0 = 0; block0 < n_blocks; block0 += KG_CHUNK) {
+    decode_chunk<T>(stages + at * stage_bytes<T, D>() + mine, t.first, 0, lane, next);
+    for (int block0 = t.first; block0 < t.end; block0 += KG_CHUNK) {
       const unsigned char *stage = stages + at * stage_bytes<T, D>();
       const uint64_t b = descriptor(shared_address(stage));
       uint64_t *done = empty + at;
 #pragma unroll
       for (int i = 0; i < KG_CHUNK; i++) {
-        if (block0 + i >= n_blocks) break;
+        if (block0 + i >= t.end) break;
         if (i) multiply_wait(weights, seen);
 #pragma unroll
         for (int j = 0; j < 8; j++) weights[j] = next[j];
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-        multiply(c, weights, b + i * (512 >> 4), i || block0 % run);
+        multiply(c, weights, b + i * (512 >> 4), i || block0 % shape.run);
         multiply(c, weights + 4, b + i * (512 >> 4) + (256 >> 4), 1);
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         if (i + 1 < KG_CHUNK) {
-          if (block0 + i + 1 < n_blocks) decode_chunk<T>(stage + mine, block0, i + 1, lane, next);
-        } else if (block0 + KG_CHUNK < n_blocks) {
+          if (block0 + i + 1 < t.end) decode_chunk<T>(stage + mine, block0, i + 1, lane, next);
+        } else if (block0 + KG_CHUNK < t.end) {
           if (++at == n_stages<T, D>()) {
             at = 0;
             parity ^= 1;
@@ -283,7 +304,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
       }
       multiply_wait(weights, seen);
       if (lane == 0) barrier_arrive(done);
-      if ((block0 + KG_CHUNK) % run == 0 || block0 + KG_CHUNK >= n_blocks) join_run(total, c);
+      if ((block0 + KG_CHUNK) % shape.run == 0 || block0 + KG_CHUNK >= t.end) join_run(total, c);
     }
     if (++at == n_stages<T, D>()) {
       at = 0;
@@ -297,17 +318,61 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
 #endif
 }
 
+/* join_runs: the sums of all runs of a product, from left to right, and what linear_columns would have done with them.
+ * grid: (rows of all parts / 4 / 128, n); a thread: four neighbours of a row of out. Parts have a multiple of 4 rows. */
+static __global__ void __launch_bounds__(128) join_runs(const __grid_constant__ kg_linear_args a, const columns_shape shape)
+{
+  wait_for_previous();
+  int row = 4 * (blockIdx.x * blockDim.x + threadIdx.x), d = 0;
+  const int n = blockIdx.y;
+  if (row >= shape.n_rows) return;
+  size_t rows_before = 0;
+  while (row >= a.part[d].m.rows) {
+    row -= a.part[d].m.rows;
+    rows_before += a.part[d++].m.rows;
+  }
+  const kg_linear_part &part = a.part[d];
+  const size_t at = (size_t)n * part.m.rows + row, run = (size_t)shape.n_rows * a.n;
+  const float *sums = a.scratch + rows_before * a.n + at;
+  const float4 none = make_float4(0, 0, 0, 0), residual = a.residual ? *(const float4 *)(a.residual + at) : none;
+  float4 v = none;
+#pragma unroll 4
+  for (int i = 0; i < shape.n_runs; i++) v = add_four(v, *(const float4 *)(sums + i * run));
+  v = scale_four(v, a.x_scale[n]);
+  if (part.bias) v = add_four(v, *(const float4 *)(part.bias + row));
+  if (a.residual) v = add_four(v, residual);
+  *(float4 *)(a.out_rows ? a.out_rows[n] + row : part.out + at) = v;
+}
+
+static bool has_fours(const kg_linear_args *a)
+{
+  for (int i = 0; i < a->n_parts; i++)
+    if (a->part[i].m.rows % 4) return false;
+  return true;
+}
+
 template <int T, int D> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   constexpr int TILES = 4 * GROUPS / D, shared = n_stages<T, D>() * stage_bytes<T, D>() + (int)EXCHANGE_BYTES;
-  const int n_columns = (a->n + COLUMNS - 1) / COLUMNS;
-  int n_tasks = 0;
-  for (int i = 0; i < (D == 2 ? 1 : a->n_parts); i++) n_tasks += (a->part[i].m.n_tiles + TILES - 1) / TILES * n_columns;
-  const int code = kg_cuda_check(cudaFuncSetAttribute(linear_columns<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-                                 "linear_columns", err);
-  if (code) return code;
-  return run_kernel(s, "linear_columns", linear_columns<T, D>, dim3(n_tasks < s->n_sms ? n_tasks : s->n_sms), CONSUMERS + 128,
-                    shared, err, *a, n_tasks, n_columns, kg_cuda_linear_run(&a->part[0].m));
+  columns_shape shape = {};
+  shape.n_columns = (a->n + COLUMNS - 1) / COLUMNS;
+  shape.run = kg_cuda_linear_run(&a->part[0].m);
+  shape.n_runs = 1;
+  for (int i = 0; i < (D == 2 ? 1 : a->n_parts); i++) {
+    shape.n_tasks += (a->part[i].m.n_tiles + TILES - 1) / TILES * shape.n_columns;
+    shape.n_rows += a->part[i].m.rows;
+  }
+  const int n_runs = (a->part[0].m.n_blocks + shape.run - 1) / shape.run;
+  const size_t wanted = (size_t)n_runs * (size_t)shape.n_rows * (size_t)a->n;
+  if (D == 1 && wanted <= a->scratch_floats && 2 * shape.n_tasks < s->n_sms && has_fours(a)) shape.n_runs = n_runs;
+  shape.n_tasks *= shape.n_runs;
+  int code = kg_cuda_check(cudaFuncSetAttribute(linear_columns<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+                           "linear_columns", err);
+  if (!code)
+    code = run_kernel(s, "linear_columns", linear_columns<T, D>, dim3(shape.n_tasks < s->n_sms ? shape.n_tasks : s->n_sms),
+                      CONSUMERS + 128, shared, err, *a, shape);
+  if (code || shape.n_runs == 1) return code;
+  return run_kernel(s, "join_runs", join_runs, dim3((shape.n_rows / 4 + 127) / 128, a->n), 128, 0, err, *a, shape);
 }
 
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err)

@@ -245,6 +245,9 @@ static int add_linear(builder *b, int32_t op_index)
   int32_t n_tiles = 0;
   for (int i = 0; i < stage->n_parts; i++) n_tiles += kg_cuda_linear_many_tiles(matrix_of(b, stage->parts[i]->w[0]));
   if (n_tiles > place->n_tiles) place->n_tiles = n_tiles;
+  const int32_t few = b->program->max_rows[KG_WANTED_ROWS];
+  const size_t scratch = stage->glu ? 0 : kg_cuda_linear_scratch(m, (int64_t)n_tiles * KG_TILE_ROWS, few);
+  if (scratch > b->program->scratch_floats) b->program->scratch_floats = scratch;
   stage->fused_in = find_fusable(b, stage->side, stage->in[0]);
   if (stage->fused_in == KG_NONE) need_half(b, stage->side, stage->in[0]);
   return KG_OK;

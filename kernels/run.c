@@ -63,9 +63,9 @@ static int32_t width_of(const pass *p, int32_t value) { return kg_plan_value(p->
 static const kg_cuda_weight *weight_of(const pass *p, int32_t weight) { return &p->exe->weights[weight]; }
 static const float *vector_of(const pass *p, int32_t weight) { return weight == KG_NONE ? NULL : weight_of(p, weight)->vector; }
 
-static bool has_panels(const pass *p, const kg_value_place *place, int32_t width)
+static bool has_panels(const pass *p, const kg_value_place *place)
 {
-  return !p->batch->n_traces && kg_cuda_linear_wants_panels(p->exe->stream, p->n, place->n_tiles, width);
+  return !p->batch->n_traces && kg_cuda_linear_wants_panels(p->exe->stream, p->n, place->n_tiles);
 }
 
 /* x of a product in the form that its weights want. */
@@ -75,7 +75,7 @@ static void set_x(const pass *p, kg_linear_args *a, kg_side side, int32_t value)
   const bool is_float = a->part[0].m.type == KG_F32;
   a->x = in_arena(p, is_float ? place->at : place->half);
   a->x_scale = is_float ? NULL : in_arena(p, place->half_scale);
-  a->x_panels = !is_float && has_panels(p, place, width_of(p, value));
+  a->x_panels = !is_float && has_panels(p, place);
 }
 
 static void set_act(kg_linear_args *a, const kg_act *act)
@@ -137,7 +137,7 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   if (!is_norm || a.groups == 1) {
     a.half = in_arena(p, place->half);
     a.half_scale = in_arena(p, place->half_scale);
-    a.panels = has_panels(p, place, a.width);
+    a.panels = has_panels(p, place);
   }
   return kg_cuda_norm(p->exe->stream, &a, err);
 }
@@ -165,6 +165,8 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   if (stage->glu) set_act(&a, &stage->glu->u.act);
   a.residual = floats_of(p, stage->side, stage->residual);
   if (stage->to_logits) a.out_rows = out_rows(p);
+  a.scratch = p->exe->scratch;
+  a.scratch_floats = p->program->scratch_floats;
   return kg_cuda_linear(p->exe->stream, &a, err);
 }
 
