@@ -1,12 +1,11 @@
 #include "ahead.h"
 
-#include <assert.h>
 #include <string.h>
 
 #include "alloc.h"
 #include "error.h"
 
-enum { ALONE = 64 };
+enum { ALONE = 64 }; /* draws without looking ahead, after somebody looked at the logits in between */
 
 /* Passes that several sequences share: the first one to take a row of a pass has it counted, the last one to leave has
  * those counted that nobody took anything of. */
@@ -24,7 +23,7 @@ static void passes_unref(kg_passes *passes)
 
 /* ---- what a sequence keeps ---- */
 
-/* Rows that were evaluated for draw `at`, counted from the first of this look ahead. */
+/* The pass over the row that draw `at` was made from: which of those of this look ahead; -1: one before it. */
 static int32_t pass_of(const kg_future *future, int32_t at) { return future->evaluates_first ? at : at - 1; }
 
 void kg_sequence_drop_ahead(kg_sequence *sequence)
@@ -163,7 +162,7 @@ static void keep(const look *l, int32_t i, const kg_draw *draw, const kg_drawn *
   future->is_taken = false;
   future->evaluates_first = l->evaluates_first;
   future->n_draws = draw->n_draws;
-  sequence->logits_pos = -1; /* the buffer is at the end of what was computed */
+  if (l->evaluates_first || l->n_draws > 1) sequence->logits_pos = -1; /* the buffer is at the end of what was computed */
   if (!n) kg_sequence_drop_ahead(sequence);
 }
 
@@ -304,7 +303,7 @@ static int pick(kg_sequence *sequence, kg_chain *chain, int32_t *id, kg_error *e
   return status;
 }
 
-/* Nobody can be asked before all have been: what failed has drawn nothing. */
+/* All or nothing: where one cannot draw, the others' random numbers are put back. */
 static int draw_each(kg_sequence *const *sequences, size_t n, kg_chain *chain, int32_t *ids, kg_error *err)
 {
   int status = KG_OK;

@@ -211,16 +211,35 @@ static __device__ void settle(kg_sample_row *row, kg_drawn drawn)
     }
 }
 
+/* What every step of a draw looks at, near by. */
+struct desk {
+  kg_sample_row row;
+  kg_draw_program program;
+};
+
+static __device__ void copy_words(void *to, const void *from, int n_bytes)
+{
+  for (int i = threadIdx.x; i < n_bytes / 4; i += KG_DRAW_THREADS) ((int *)to)[i] = ((const int *)from)[i];
+}
+
 /* draw_rows: everything behind the prefix. grid: rows; one block each. twin: kg_draw_alone. */
 static __global__ void __launch_bounds__(KG_DRAW_THREADS) draw_rows(kg_sample_row *rows, int n_vocab)
 {
+  static_assert(sizeof(kg_sample_row) % 4 == 0 && sizeof(kg_draw_program) % 4 == 0, "copied by words");
   __shared__ kg_draw_shared shared;
+  __shared__ desk near;
   wait_for_previous();
   kg_sample_row *row = &rows[blockIdx.x];
-  const kg_drawn drawn = kg_draw_block(&row->draw, &row->room, n_vocab, &shared);
+  copy_words(&near.row, row, sizeof near.row);
   __syncthreads();
-  if (kg_draw_sift_of(row->draw.program) == KG_SIFT_WEIGH)
-    for (int i = threadIdx.x; i < KG_DRAW_BUCKETS; i += KG_DRAW_THREADS) row->room.mass[i] = 0;
+  copy_words(&near.program, near.row.draw.program, sizeof near.program);
+  __syncthreads();
+  if (!threadIdx.x) near.row.draw.program = &near.program;
+  __syncthreads();
+  const kg_drawn drawn = kg_draw_block(&near.row.draw, &near.row.room, n_vocab, &shared);
+  __syncthreads();
+  if (kg_draw_sift_of(&near.program) == KG_SIFT_WEIGH)
+    for (int i = threadIdx.x; i < KG_DRAW_BUCKETS; i += KG_DRAW_THREADS) near.row.room.mass[i] = 0;
   if (!threadIdx.x) settle(row, drawn);
 }
 
