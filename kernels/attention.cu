@@ -35,18 +35,23 @@ static __device__ __forceinline__ int first_seen(const kg_attention_args &a, int
   return a.window && pos >= a.window ? pos - a.window + 1 : 0;
 }
 
-/* cache_write: grid (kv heads, rows). twin: attention in cpu/reference.c; f16 rounding where the cache is f16. */
+/* cache_write: grid: kv heads of all rows / 4; block: 4 warps, one each. twin: attention in cpu/reference.c; f16
+ * rounding where the cache is f16. */
 template <typename T>
-static __global__ void __launch_bounds__(64) cache_write(const __grid_constant__ kg_attention_args a)
+static __global__ void __launch_bounds__(128) cache_write(const __grid_constant__ kg_attention_args a)
 {
   wait_for_previous();
-  const int head = blockIdx.x, row = blockIdx.y, pos = a.positions[row];
-  const size_t at = ((size_t)row * a.n_kv_heads + head) * a.head_dim;
+  const int index = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (index >= a.n * a.n_kv_heads) return;
+  const int row = index / a.n_kv_heads, head = index - row * a.n_kv_heads, pos = a.positions[row];
+  const float *from_k = a.k + (size_t)index * a.head_dim, *from_v = a.v + (size_t)index * a.head_dim;
   T *k = cache_row<T>(a, a.row_pages[row], head, 0, pos), *v = cache_row<T>(a, a.row_pages[row], head, 1, pos);
-  for (int i = threadIdx.x; i < (a.head_dim + 1) / 2; i += blockDim.x)
-    rotate_pair(find_pair(a.k_rotation, a.k + at, a.head_dim, row, i), a.head_dim,
+#pragma unroll 2
+  for (int i = lane; i < (a.head_dim + 1) / 2; i += 32)
+    rotate_pair(find_pair(a.k_rotation, from_k, a.head_dim, row, i), a.head_dim,
                 [&](int c, float x) { store(k + c, x); });
-  for (int c = threadIdx.x; c < a.head_dim; c += blockDim.x) store(v + c, a.v[at + c]);
+#pragma unroll 4
+  for (int c = lane; c < a.head_dim; c += 32) store(v + c, from_v[c]);
 }
 
 /* ---- joining splits ---- */
@@ -864,20 +869,6 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
 
 /* ---- launching ---- */
 
-typedef struct limits {
-  int shared, processors;
-} limits;
-
-static int ask_limits(const kg_stream *s, limits *out, kg_error *err)
-{
-  const int code =
-      kg_cuda_check(cudaDeviceGetAttribute(&out->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, s->device),
-                    "asking the device", err);
-  return code ? code
-              : kg_cuda_check(cudaDeviceGetAttribute(&out->processors, cudaDevAttrMultiProcessorCount, s->device),
-                              "asking the device", err);
-}
-
 template <typename... A>
 static int run_shared(kg_stream *s, const char *name, void (*kernel)(A...), dim3 grid, unsigned cluster,
                       unsigned threads, size_t shared, kg_error *err, A... arguments)
@@ -889,8 +880,8 @@ static int run_shared(kg_stream *s, const char *name, void (*kernel)(A...), dim3
 
 static int write_cache(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
-  return run_kernel(s, "cache_write", a->half ? cache_write<__half> : cache_write<float>, dim3(a->n_kv_heads, a->n), 64,
-                    0, err, *a);
+  return run_kernel(s, "cache_write", a->half ? cache_write<__half> : cache_write<float>,
+                    dim3((a->n * a->n_kv_heads + 3) / 4), 128, 0, err, *a);
 }
 
 template <typename T> static int launch_rows(kg_stream *s, const kg_attention_args *a, kg_error *err)
@@ -904,7 +895,7 @@ template <typename T> static int launch_rows(kg_stream *s, const kg_attention_ar
 }
 
 /* How many warps and blocks share a row changes nothing but time. */
-template <int P> static int launch_splits(kg_stream *s, const kg_attention_args *a, const limits *most, kg_error *err)
+template <int P> static int launch_splits(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
   const int group = a->n_heads / a->n_kv_heads, parts = (group + TILE - 1) / TILE,
             n_rows = a->is_alone ? a->n : a->n_few;
@@ -915,12 +906,12 @@ template <int P> static int launch_splits(kg_stream *s, const kg_attention_args 
   const auto shared = [&]() {
     return (size_t)lay_out_splits(min(TILE, group) * pieces, P, teams, bits).end * sizeof(uint4);
   };
-  while (teams > 1 && shared() > (size_t)most->shared) teams /= 2;
-  while (s->overlaps && bits < 3 && 2 << bits < n_splits && n_units << (bits + 1) <= most->processors) bits++;
+  while (s->overlaps && bits < 3 && 2 << bits < n_splits && n_units << (bits + 1) <= s->n_sms) bits++;
+  while (teams > 1 && shared() > (size_t)s->shared_max) teams /= 2;
   while (teams > 2 && teams << bits >= 2 * n_splits) teams /= 2;
   /* Where blocks or their clusters fill the device, two of them share a processor. */
-  const bool is_full = bits ? n_units << bits > most->processors / 2 : n_units > most->processors;
-  while (is_full && teams > 2 && 2 * (shared() + 1024) > (size_t)most->shared) teams /= 2;
+  const bool is_full = bits ? n_units << bits > s->n_sms / 2 : n_units > s->n_sms;
+  while (is_full && teams > 2 && 2 * (shared() + 1024) > (size_t)s->shared_max) teams /= 2;
   return run_shared(s, "attention_splits", group > 8 ? attention_splits<P, 2> : attention_splits<P, 1>,
                     dim3(a->n_kv_heads * parts << bits, n_rows), 1 << bits, 32 * TEAM * teams, shared(), err, *a, bits);
 }
@@ -929,25 +920,24 @@ template <int P, int M, int WARPS, int BLOCKS> struct tiles {
   static constexpr int ROWS = TILE * M * WARPS;
   static constexpr size_t SHARED = (4 * P * M * WARPS + 64 * P) * 32 * sizeof(uint4);
 
-  static int launch(kg_stream *s, const kg_attention_args *a, int processors, kg_error *err)
+  static int launch(kg_stream *s, const kg_attention_args *a, kg_error *err)
   {
     const int64_t most =
         (int64_t)a->span_rows * (a->n_heads / a->n_kv_heads) / ROWS + a->n_spans; /* blocks that find nothing leave */
     return run_shared(s, "attention_tiles", attention_tiles<P, M, WARPS, BLOCKS>, dim3((unsigned)most * a->n_kv_heads),
-                      1, 32 * WARPS, SHARED, err, *a, processors);
+                      1, 32 * WARPS, SHARED, err, *a, s->n_sms);
   }
 };
 
-template <int P, typename Tiles>
-static int launch_products(kg_stream *s, const kg_attention_args *a, const limits *most, kg_error *err)
+template <int P, typename Tiles> static int launch_products(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
-  if (Tiles::SHARED > (size_t)most->shared) { /* then none of the two, so that all rows have the same numbers */
+  if (Tiles::SHARED > (size_t)s->shared_max) { /* then none of the two, so that all rows have the same numbers */
     const int code = write_cache(s, a, err);
     return code ? code : launch_rows<__half>(s, a, err);
   }
   int code = a->is_alone ? KG_OK : write_cache(s, a, err);
-  if (!code && (a->is_alone || a->n_few)) code = launch_splits<P>(s, a, most, err);
-  if (!code && !a->is_alone && a->n_spans) code = Tiles::launch(s, a, most->processors, err);
+  if (!code && (a->is_alone || a->n_few)) code = launch_splits<P>(s, a, err);
+  if (!code && !a->is_alone && a->n_spans) code = Tiles::launch(s, a, err);
   return code;
 }
 
@@ -955,15 +945,12 @@ int kg_cuda_attention(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
   if (a->n < 1 || a->n > 65535 || a->head_dim < 1 || a->head_dim > KG_ATTENTION_MAX_DIM)
     return kg_fail(err, KG_ERR_ARGUMENT, "attention of %d rows, heads of %d", a->n, a->head_dim);
-  limits most;
-  int code = ask_limits(s, &most, err);
-  if (code) return code;
   if (a->half && a->head_dim % 8 == 0) {
-    if (a->head_dim <= 64) return launch_products<1, tiles<1, 1, 4, 3>>(s, a, &most, err);
-    if (a->head_dim <= 128) return launch_products<2, tiles<2, 1, 4, 2>>(s, a, &most, err);
-    return launch_products<4, tiles<4, 1, 4, 1>>(s, a, &most, err);
+    if (a->head_dim <= 64) return launch_products<1, tiles<1, 1, 4, 3>>(s, a, err);
+    if (a->head_dim <= 128) return launch_products<2, tiles<2, 1, 4, 2>>(s, a, err);
+    return launch_products<4, tiles<4, 1, 4, 1>>(s, a, err);
   }
-  code = write_cache(s, a, err);
+  const int code = write_cache(s, a, err);
   if (code) return code;
   return a->half ? launch_rows<__half>(s, a, err) : launch_rows<float>(s, a, err);
 }
