@@ -206,13 +206,13 @@ int kg_cuda_linear_run(const kg_matrix *m)
 
 static int runs_of(const kg_matrix *m) { return (m->n_blocks + kg_cuda_linear_run(m) - 1) / kg_cuda_linear_run(m); }
 
+int32_t kg_cuda_linear_many_tiles(const kg_matrix *m) { return is_common(m->type) && m->rows % 4 == 0 ? m->n_tiles : 0; }
+
 size_t kg_cuda_linear_scratch(const kg_matrix *m, int64_t n_rows, int32_t n)
 {
   enum { MOST_ROWS = 1 << 14 }; /* of taller matrices the tiles fill the device */
-  return is_common(m->type) && n_rows <= MOST_ROWS ? (size_t)runs_of(m) * (size_t)n_rows * (size_t)n : 0;
+  return kg_cuda_linear_many_tiles(m) && n_rows <= MOST_ROWS ? (size_t)runs_of(m) * (size_t)n_rows * (size_t)n : 0;
 }
-
-int32_t kg_cuda_linear_many_tiles(const kg_matrix *m) { return is_common(m->type) ? m->n_tiles : 0; }
 
 bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && runs_of(m) <= 8; }
 
@@ -242,11 +242,18 @@ template <int T, int NT, int D> static int launch_rows(kg_stream *s, const kg_li
   return run_turns(s, "linear_rows", linear_rows<T, NT, D>, a, &shape, a->planes ? a->n : (a->n + 8 * NT - 1) / (8 * NT), err);
 }
 
+static bool suits_many(const kg_linear_args *a)
+{
+  for (int i = 0; i < a->n_parts; i++)
+    if (!kg_cuda_linear_many_tiles(&a->part[i].m)) return false;
+  return true;
+}
+
 template <int T> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   if (a->n == 1 && a->x_floats) return kg_cuda_linear_one(s, a, err);
   if constexpr (is_common(T)) {
-    if (a->x_panels && !a->planes) return kg_cuda_linear_many(s, a, err);
+    if (a->x_panels && !a->planes && suits_many(a)) return kg_cuda_linear_many(s, a, err);
     if (!a->planes && a->n > 8) return a->gated ? launch_rows<T, 8, 2>(s, a, err) : launch_rows<T, 8, 1>(s, a, err);
     if (a->gated) return launch_rows<T, 1, 2>(s, a, err);
   }

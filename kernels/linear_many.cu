@@ -153,25 +153,6 @@ static __device__ __noinline__ float4 gated_four(int act, float limit, float alp
 
 static __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"((int)CONSUMERS) : "memory"); }
 
-/* n of four neighbours, or all at once where n is 4 and rows are aligned. */
-static __device__ __forceinline__ float4 load_four(const float *z, int n, bool aligned)
-{
-  if (aligned) return n > 0 ? *(const float4 *)z : make_float4(0, 0, 0, 0);
-  return make_float4(n > 0 ? z[0] : 0, n > 1 ? z[1] : 0, n > 2 ? z[2] : 0, n > 3 ? z[3] : 0);
-}
-
-static __device__ __forceinline__ void store_four(float *out, float4 v, int n, bool aligned)
-{
-  if (aligned) {
-    if (n > 0) *(float4 *)out = v;
-    return;
-  }
-  if (n > 0) out[0] = v.x;
-  if (n > 1) out[1] = v.y;
-  if (n > 2) out[2] = v.z;
-  if (n > 3) out[3] = v.w;
-}
-
 /* A thread's sums are of rows g and g + 8 of its warp's tile, and of columns 8 i + 2 t and 8 i + 2 t + 1. They leave by way
  * of shared memory, 32 columns at a time, so that four neighbours of a row of out are written at once, by 4 lanes a
  * column. Gated: a gate's warp finishes half of these columns and its up's warp the other. */
@@ -182,8 +163,8 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
   constexpr int STRIDE = 20, EACH = 4 / D; /* floats of a column's 16 rows, apart for the banks' sake; columns of a lane */
   const kg_linear_part &part = a.part[t.part];
   const int tile = t.tile + (D == 2 ? warp % 4 : warp), row = tile * 16 + 4 * (lane % 4), n_rows = part.m.rows;
-  const int column0 = (D == 2 ? warp / 4 * 16 : 0) + lane / 4, n_columns = a.n - t.n0 - column0, n_here = n_rows - row;
-  const bool aligned = n_rows % 4 == 0;
+  const int column0 = (D == 2 ? warp / 4 * 16 : 0) + lane / 4, n_columns = a.n - t.n0 - column0;
+  const bool inside = row < n_rows; /* all four are: parts have a multiple of 4 rows */
   float *to = exchange + warp * 32 * STRIDE + 2 * (lane % 4) * STRIDE + lane / 4;
   const float *from = exchange + (D == 2 ? warp % 4 : warp) * 32 * STRIDE + column0 * STRIDE + 4 * (lane % 4);
   const float *scales = a.x_scale + t.n0 + column0;
@@ -191,10 +172,10 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
   const bool bare = D == 1 && t.out;
   const float *residuals = a.residual && !bare ? a.residual + at : NULL;
   float *out = (bare ? t.out : part.out) + at;
-  const int next = 8 * n_rows; /* floats from a column of a lane to its next */
+  const size_t next = 8 * (size_t)n_rows; /* floats from a column of a lane to its next */
   const float4 none = make_float4(0, 0, 0, 0);
-  const float4 bias = part.bias && !bare ? load_four(part.bias + row, n_here, aligned) : none;
-  const float4 up_bias = D == 2 && a.part[1].bias ? load_four(a.part[1].bias + row, n_here, aligned) : none;
+  const float4 bias = part.bias && !bare && inside ? *(const float4 *)(part.bias + row) : none;
+  const float4 up_bias = D == 2 && a.part[1].bias && inside ? *(const float4 *)(a.part[1].bias + row) : none;
 #pragma unroll
   for (int i0 = 0; i0 < 16; i0 += 4) {
     float4 residual[EACH];
@@ -202,9 +183,9 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
 #pragma unroll
     for (int i = 0; i < EACH; i++) { /* all of these loads are under way at once */
       const int column = 8 * (i0 + i);
-      const bool exists = column < n_columns;
+      const bool exists = inside && column < n_columns;
       scale[i] = exists && !bare ? scales[column] : 1;
-      residual[i] = exists && residuals ? load_four(residuals + (size_t)(i0 + i) * next, n_here, aligned) : none;
+      residual[i] = exists && residuals ? *(const float4 *)(residuals + (i0 + i) * next) : none;
     }
     if (D == 2) consumers_sync(); else __syncwarp();
 #pragma unroll
@@ -223,8 +204,8 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
                                   : gated_four(a.act, a.act_limit, a.act_alpha, v, up);
       }
       if (residuals) v = add_four(v, residual[i]);
-      if (column >= n_columns) continue;
-      store_four(a.out_rows && !bare ? a.out_rows[t.n0 + column0 + column] + row : out + (size_t)(i0 + i) * next, v, n_here, aligned);
+      if (!inside || column >= n_columns) continue;
+      *(float4 *)(a.out_rows && !bare ? a.out_rows[t.n0 + column0 + column] + row : out + (i0 + i) * next) = v;
     }
   }
   if (D == 2) consumers_sync();
@@ -319,7 +300,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
 }
 
 /* join_runs: the sums of all runs of a product, from left to right, and what linear_columns would have done with them.
- * grid: (rows of all parts / 4 / 128, n); a thread: four neighbours of a row of out. Parts have a multiple of 4 rows. */
+ * grid: (rows of all parts / 4 / 128, n); a thread: four neighbours of a row of out. */
 static __global__ void __launch_bounds__(128) join_runs(const __grid_constant__ kg_linear_args a, const columns_shape shape)
 {
   wait_for_previous();
@@ -344,13 +325,6 @@ static __global__ void __launch_bounds__(128) join_runs(const __grid_constant__ 
   *(float4 *)(a.out_rows ? a.out_rows[n] + row : part.out + at) = v;
 }
 
-static bool has_fours(const kg_linear_args *a)
-{
-  for (int i = 0; i < a->n_parts; i++)
-    if (a->part[i].m.rows % 4) return false;
-  return true;
-}
-
 template <int T, int D> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   constexpr int TILES = 4 * GROUPS / D, shared = n_stages<T, D>() * stage_bytes<T, D>() + (int)EXCHANGE_BYTES;
@@ -364,7 +338,7 @@ template <int T, int D> static int launch(kg_stream *s, const kg_linear_args *a,
   }
   const int n_runs = (a->part[0].m.n_blocks + shape.run - 1) / shape.run;
   const size_t wanted = (size_t)n_runs * (size_t)shape.n_rows * (size_t)a->n;
-  if (D == 1 && wanted <= a->scratch_floats && 2 * shape.n_tasks < s->n_sms && has_fours(a)) shape.n_runs = n_runs;
+  if (D == 1 && wanted <= a->scratch_floats && 2 * shape.n_tasks < s->n_sms) shape.n_runs = n_runs;
   shape.n_tasks *= shape.n_runs;
   int code = kg_cuda_check(cudaFuncSetAttribute(linear_columns<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
                            "linear_columns", err);

@@ -148,36 +148,47 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) norm_row
   }
 }
 
-/* half_rows: the f16 form of rows. grid: rows; block: 256 threads = a row. */
+/* half_rows: the f16 form of rows. grid: pairs of rows; block: 8 warps, each half of a warp a row, so that two rows of a
+ * panel are written together. */
 static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ kg_norm_args a)
 {
-  __shared__ float shared[32];
+  __shared__ float maxima[2][8];
   wait_for_previous();
-  const float *x = a.x + (size_t)blockIdx.x * a.width;
-  const int padded = (a.width + 31) / 32 * 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, second = lane / 16, row = 2 * blockIdx.x + second;
+  const int first = warp * 64 + lane % 16 * 4, padded = (a.width + 31) / 32 * 32;
+  const bool exists = row < a.n;
+  const float *x = a.x + (size_t)row * a.width;
   float max = 0;
 #pragma unroll 4
-  for (int c = 4 * threadIdx.x; c < a.width; c += 1024) {
+  for (int c = first; c < a.width && exists; c += 512) {
     const float4 v = four_of(x, a.width, c);
     max = fmaxf(fmaxf(max, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
   }
-  const float up = half_scale(block_max(max, shared));
+  for (int step = 8; step; step >>= 1) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
+  if (lane % 16 == 0) maxima[second][warp] = max;
+  __syncthreads();
+  for (int w = 0; w < 8; w++) max = fmaxf(max, maxima[second][w]);
+  const float up = half_scale(max);
+  if (!exists) return;
 #pragma unroll 4
-  for (int c = 4 * threadIdx.x; c < padded; c += 1024) {
+  for (int c = first; c < padded; c += 512) {
     const float4 v = four_of(x, a.width, c);
-    write_half(a, blockIdx.x, c, make_float4(v.x * up, v.y * up, v.z * up, v.w * up));
+    write_half(a, row, c, make_float4(v.x * up, v.y * up, v.z * up, v.w * up));
   }
-  if (!threadIdx.x) a.half_scale[blockIdx.x] = undo_scale(up);
+  if (first == 0) a.half_scale[row] = undo_scale(up);
 }
+
+enum { ENOUGH_PARTS = 1024 }; /* to fill the device with a warp each */
 
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)
 {
   if (a->n < 1 || a->n > 65535 || a->groups < 1 || a->width % a->groups || (a->half && a->groups != 1) ||
       (a->normalize && a->width / a->groups > KG_NORM_MAX))
     return kg_fail(err, KG_ERR_ARGUMENT, "a norm of %d rows of %d in %d parts", a->n, a->width, a->groups);
-  if (!a->normalize) return run_kernel(s, "half_rows", half_rows, dim3(a->n), 256, 0, err, *a);
+  if (!a->normalize) return run_kernel(s, "half_rows", half_rows, dim3((a->n + 1) / 2), 256, 0, err, *a);
   const int parts = a->n * a->groups;
-  if (a->width / a->groups > 4 * SEGMENT) return run_kernel(s, "norm_rows", norm_rows<8>, dim3(parts), 256, 0, err, *a);
+  if (parts < ENOUGH_PARTS && a->width / a->groups > 4 * SEGMENT)
+    return run_kernel(s, "norm_rows", norm_rows<8>, dim3(parts), 256, 0, err, *a);
   return run_kernel(s, "norm_rows", norm_rows<1>, dim3((parts + 3) / 4), 128, 0, err, *a);
 }
 
