@@ -1,5 +1,5 @@
-/* format.cuh - reading packed weights (format.h): a lane's part of a tile as f16 fragments, and single values. Products take
- * weights rounded to f16, what a table of rows gives is exact. */
+/* format.cuh - reading packed weights (format.h): a lane's part of a tile as f16 fragments, and single values. Products
+ * take weights rounded to f16, what a table of rows gives is exact. */
 #pragma once
 
 #include "common.cuh"
@@ -7,13 +7,20 @@
 
 /* What the code of a format means, at compile time. */
 template <int T> struct traits {
-  static constexpr int q_bits = T == KG_F16 || T == KG_BF16 ? 16 : T == KG_Q8_0 ? 8 : T == KG_Q2_K || T == KG_Q3_K ? 2 : 4;
+  static constexpr int q_bits = T == KG_F16 || T == KG_BF16    ? 16
+                                : T == KG_Q8_0                 ? 8
+                                : T == KG_Q2_K || T == KG_Q3_K ? 2
+                                                               : 4;
   static constexpr int h_bits = T == KG_Q6_K ? 2 : T == KG_Q5_0 || T == KG_Q5_1 || T == KG_Q5_K || T == KG_Q3_K ? 1 : 0;
   static constexpr int h_shift = T == KG_Q3_K ? 2 : 4;
   static constexpr bool has_levels = T == KG_IQ4_NL || T == KG_IQ4_XS || T == KG_MXFP4;
   /* subtracted from the code */
-  static constexpr int bias = T == KG_Q8_0 || has_levels ? 128 : T == KG_Q4_0 ? 8 : T == KG_Q5_0 ? 16 : T == KG_Q6_K ? 32
-                            : T == KG_Q3_K ? 4 : 0;
+  static constexpr int bias = T == KG_Q8_0 || has_levels ? 128
+                              : T == KG_Q4_0             ? 8
+                              : T == KG_Q5_0             ? 16
+                              : T == KG_Q6_K             ? 32
+                              : T == KG_Q3_K             ? 4
+                                                         : 0;
   static constexpr bool has_min = T == KG_Q4_1 || T == KG_Q5_1 || T == KG_Q4_K || T == KG_Q5_K || T == KG_Q2_K;
   static constexpr bool has_16 = T == KG_Q6_K || T == KG_Q3_K || T == KG_Q2_K; /* scales per 16 columns */
   static constexpr bool is_float = T == KG_F16 || T == KG_BF16;
@@ -23,9 +30,15 @@ template <int T> struct traits {
 template <int T> static __device__ __forceinline__ void levels(uint32_t table[4])
 {
   if (T == KG_MXFP4) { /* 0 1 2 3 4 6 8 12 and their negatives */
-    table[0] = 0x83828180; table[1] = 0x8c888684; table[2] = 0x7d7e7f80; table[3] = 0x74787a7c;
+    table[0] = 0x83828180;
+    table[1] = 0x8c888684;
+    table[2] = 0x7d7e7f80;
+    table[3] = 0x74787a7c;
   } else { /* -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113 */
-    table[0] = 0x3f2d1801; table[1] = 0x766a5d4f; table[2] = 0xa6998d81; table[3] = 0xf1d9c5b5;
+    table[0] = 0x3f2d1801;
+    table[1] = 0x766a5d4f;
+    table[2] = 0xa6998d81;
+    table[3] = 0xf1d9c5b5;
   }
 }
 
@@ -47,12 +60,22 @@ static __device__ __forceinline__ uint32_t small_to_half2(uint32_t pair, int bia
   return as_word(__hsub2(as_half2(pair | 0x64006400), as_half2(offset)));
 }
 
-/* Bytes of a tile's block in each plane (format.h), and of its scales: per block of 32, or per block of 256 the heads. */
+/* Bytes of a tile's block in each plane (format.h), and of its scales: per block of 32, or per block of 256 the heads.
+ */
 template <int T> struct sizes {
-  static constexpr bool has_heads = T == KG_Q4_K || T == KG_Q5_K || T == KG_Q6_K || T == KG_Q3_K || T == KG_Q2_K || T == KG_IQ4_XS;
+  static constexpr bool has_heads =
+      T == KG_Q4_K || T == KG_Q5_K || T == KG_Q6_K || T == KG_Q3_K || T == KG_Q2_K || T == KG_IQ4_XS;
   static constexpr int q = traits<T>::q_bits * 64, h = traits<T>::h_bits * 64;
-  static constexpr int head = T == KG_Q4_K || T == KG_Q5_K ? 16 : T == KG_Q6_K ? 18 : T == KG_Q3_K ? 14 : T == KG_Q2_K ? 20 : 8;
-  static constexpr int s = has_heads ? 16 * head : traits<T>::is_float ? 0 : T == KG_Q4_1 || T == KG_Q5_1 ? 64 : T == KG_MXFP4 ? 16 : 32;
+  static constexpr int head = T == KG_Q4_K || T == KG_Q5_K ? 16
+                              : T == KG_Q6_K               ? 18
+                              : T == KG_Q3_K               ? 14
+                              : T == KG_Q2_K               ? 20
+                                                           : 8;
+  static constexpr int s = has_heads                      ? 16 * head
+                           : traits<T>::is_float          ? 0
+                           : T == KG_Q4_1 || T == KG_Q5_1 ? 64
+                           : T == KG_MXFP4                ? 16
+                                                          : 32;
   static constexpr int s_blocks = has_heads ? 8 : 1;
 };
 
@@ -64,7 +87,8 @@ struct raw_tile {
 
 /* q and h: of the block. */
 template <int T>
-static __device__ __forceinline__ void load_tile(const unsigned char *q, const unsigned char *h, int lane, raw_tile &raw)
+static __device__ __forceinline__ void load_tile(const unsigned char *q, const unsigned char *h, int lane,
+                                                 raw_tile &raw)
 {
   typedef traits<T> t;
   if (t::q_bits == 16) {
@@ -93,8 +117,14 @@ template <int T> static __device__ __forceinline__ void decode_codes(const raw_t
 {
   typedef traits<T> t;
   if (t::q_bits == 16) {
-    a[0] = raw.q[0].x; a[1] = raw.q[0].y; a[2] = raw.q[0].z; a[3] = raw.q[0].w;
-    a[4] = raw.q[1].x; a[5] = raw.q[1].y; a[6] = raw.q[1].z; a[7] = raw.q[1].w;
+    a[0] = raw.q[0].x;
+    a[1] = raw.q[0].y;
+    a[2] = raw.q[0].z;
+    a[3] = raw.q[0].w;
+    a[4] = raw.q[1].x;
+    a[5] = raw.q[1].y;
+    a[6] = raw.q[1].z;
+    a[7] = raw.q[1].w;
     return;
   }
   if (t::q_bits == 8) {
@@ -168,7 +198,8 @@ static __device__ __forceinline__ uint32_t two_bytes(const unsigned char *p) { r
 /* Scale and minimum of step 0 and 1 (16 columns each) of a row's block of 32, from the head of its block of 256 as the
  * file has it; value = scale * code - minimum. The products are those of quant.c. */
 template <int T>
-static __device__ __forceinline__ void head_scales(const unsigned char *head, int group, float scale[2], float minimum[2])
+static __device__ __forceinline__ void head_scales(const unsigned char *head, int group, float scale[2],
+                                                   float minimum[2])
 {
   if (T == KG_Q4_K || T == KG_Q5_K) {
     const uint4 v = *(const uint4 *)head; /* d, dmin; 12 bytes of six-bit scales and minima */
@@ -215,7 +246,8 @@ static __device__ __forceinline__ float power_scale(uint32_t e)
 }
 
 /* Scales of a tile's block, from the block's scales or the heads of its block of 256. */
-template <int T> static __device__ __forceinline__ void load_scales(const unsigned char *s, int block, int g, tile_scales &out)
+template <int T>
+static __device__ __forceinline__ void load_scales(const unsigned char *s, int block, int g, tile_scales &out)
 {
   if (T == KG_Q8_0 || T == KG_Q4_0 || T == KG_Q5_0 || T == KG_IQ4_NL) {
     const __half2 d = as_half2(((const uint32_t *)s)[g]);
@@ -229,7 +261,8 @@ template <int T> static __device__ __forceinline__ void load_scales(const unsign
     out.offset[1][0] = __high2half2(as_half2(v.y));
   } else if (T == KG_MXFP4) { /* powers of two beyond f16's become its largest and zero */
     const uint32_t e = ((const unsigned short *)s)[g];
-    for (int row = 0; row < 2; row++) out.scale[row][0] = __float2half2_rn(fminf(power_scale(e >> 8 * row & 255), 4096));
+    for (int row = 0; row < 2; row++)
+      out.scale[row][0] = __float2half2_rn(fminf(power_scale(e >> 8 * row & 255), 4096));
   } else if (sizes<T>::has_heads) {
     for (int row = 0; row < 2; row++) {
       float scale[2], minimum[2] = {0, 0};
@@ -244,7 +277,8 @@ template <int T> static __device__ __forceinline__ void load_scales(const unsign
 
 /* The same in float32, of one row and step. */
 template <int T>
-static __device__ void exact_scale(const unsigned char *s, int block, int g, int row8, int step, float *scale, float *minimum)
+static __device__ void exact_scale(const unsigned char *s, int block, int g, int row8, int step, float *scale,
+                                   float *minimum)
 {
   float both[2], minima[2] = {0, 0};
   *minimum = 0;
@@ -262,8 +296,7 @@ static __device__ void exact_scale(const unsigned char *s, int block, int g, int
 }
 
 /* Column `col` of a row. Slow: for tables of which a step reads a few rows. */
-template <int T>
-static __device__ float weight_value(const kg_matrix &m, int plane, int row, int col)
+template <int T> static __device__ float weight_value(const kg_matrix &m, int plane, int row, int col)
 {
   typedef traits<T> t;
   const int tile = row / 16, g = row % 8, row8 = row % 16 / 8, block = col / 32, at = place_of(col % 32);
@@ -271,7 +304,8 @@ static __device__ float weight_value(const kg_matrix &m, int plane, int row, int
   const size_t tile_block = (size_t)tile * m.n_blocks + block;
   raw_tile raw;
   uint32_t a[8];
-  load_tile<T>(m.q + plane * m.q_plane + tile_block * sizes<T>::q, m.h + plane * m.h_plane + tile_block * sizes<T>::h, lane, raw);
+  load_tile<T>(m.q + plane * m.q_plane + tile_block * sizes<T>::q, m.h + plane * m.h_plane + tile_block * sizes<T>::h,
+               lane, raw);
   decode_codes<T>(raw, a);
   uint32_t word = 0;
 #pragma unroll

@@ -16,8 +16,8 @@ static __device__ __forceinline__ float few_up(const kg_linear_args &a, float x_
   return a.norm_scale ? norm_half_scale(x_max, a.norm_max) : half_scale(x_max);
 }
 
-/* Blocks [first, end) of all rows as f16, the same numbers as norm_rows and half_rows write, by the warp that reads them.
- * w: of the first segment of norm_scale. Widths are multiples of 32 here. */
+/* Blocks [first, end) of all rows as f16, the same numbers as norm_rows and half_rows write, by the warp that reads
+ * them. w: of the first segment of norm_scale. Widths are multiples of 32 here. */
 static __device__ __forceinline__ void bring_rows(const kg_linear_args &a, int first, int end, int lane, float4 w,
                                                   float *squares, uint4 *out /* [n][n_blocks][4] */)
 {
@@ -31,11 +31,14 @@ static __device__ __forceinline__ void bring_rows(const kg_linear_args &a, int f
       const bool exists = block + lane / 8 < n_blocks;
       float4 v = make_float4(0, 0, 0, 0);
       if (exists) v = *(const float4 *)(x + block * KG_BLOCK_COLS);
-      if (a.norm_scale && (block > first || (r && end - first > SEGMENT / KG_BLOCK_COLS)) && exists) w = *(const float4 *)(a.norm_scale + block * KG_BLOCK_COLS + 4 * lane);
+      if (a.norm_scale && (block > first || (r && end - first > SEGMENT / KG_BLOCK_COLS)) && exists)
+        w = *(const float4 *)(a.norm_scale + block * KG_BLOCK_COLS + 4 * lane);
       const float up = few_up(a, x_max);
       const float4 y = a.norm_scale ? make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w) : v;
       uint2 *to = (uint2 *)(out + (r * n_blocks + block + lane / 8) * 4 + lane % 4) + lane % 8 / 4;
-      if (exists) *to = make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
+      if (exists)
+        *to =
+            make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
       if (!a.norm_scale) continue;
       const float square = segment_squares(v);
       if (!lane) squares[r * n_segments(cols) + block / (SEGMENT / KG_BLOCK_COLS)] = square;
@@ -66,12 +69,13 @@ static __device__ __forceinline__ uint4 load_x(const kg_linear_args &a, int n, i
 /* ---- the kernel ---- */
 
 /* linear_rows: D matrices at once (2: gated) for up to 8 NT rows of x.
- * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out); block: a warp per run, at least 4. Weights go to a
- * ring of `slots` chunks of each warp, as many as there are before the kernel before is done. Shared: rings, sums, few rows.
- * moves each weight once per 8 NT rows; twin: linear in cpu/reference.c; tolerance: f16 rounding of x and w, 2^-11. */
+ * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out); block: a warp per run, at least 4. Weights go
+ * to a ring of `slots` chunks of each warp, as many as there are before the kernel before is done. Shared: rings, sums,
+ * few rows. moves each weight once per 8 NT rows; twin: linear in cpu/reference.c; tolerance: f16 rounding of x and w,
+ * 2^-11. */
 template <int T, int NT, int D>
 static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ? 4 : 2) : 1)
-  linear_rows(const __grid_constant__ kg_linear_args a, int n_tiles, int run, int slots)
+    linear_rows(const __grid_constant__ kg_linear_args a, int n_tiles, int run, int slots)
 {
   extern __shared__ uint4 shared[];
   __shared__ uint64_t ready[16 * KG_LINEAR_SLOTS];
@@ -80,7 +84,8 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
   const int n_blocks = a.part[0].m.n_blocks, first = warp * run, end = min(first + run, n_blocks);
   constexpr int slot_bytes = D * chunk<T>::n_bytes, sum_floats = D * NT * 128;
   unsigned char *ring = (unsigned char *)shared + warp * slots * slot_bytes;
-  float *sums = (float *)((unsigned char *)shared + n_warps * slots * slot_bytes); /* [2][warps][D][NT][8 columns][16] */
+  float *sums =
+      (float *)((unsigned char *)shared + n_warps * slots * slot_bytes); /* [2][warps][D][NT][8 columns][16] */
   uint4 *few_x = (uint4 *)(sums + (NT == 1 ? 2 : 1) * n_warps * sum_floats);
   uint64_t *my_ready = ready + warp * KG_LINEAR_SLOTS;
 
@@ -93,7 +98,8 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
 
   const bool is_few = NT == 1 && a.x_floats;
   float4 w = {};
-  if (is_few && a.norm_scale && first < end) w = four_of(a.norm_scale, a.part[0].m.cols, first * KG_BLOCK_COLS + 4 * lane);
+  if (is_few && a.norm_scale && first < end)
+    w = four_of(a.norm_scale, a.part[0].m.cols, first * KG_BLOCK_COLS + 4 * lane);
   if (!a.planes) wait_for_previous();
   if (is_few) {
     bring_rows(a, first, end, lane, w, squares, few_x);
@@ -119,13 +125,13 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
         if (block0 + i >= end) break;
         uint32_t weights[D][8];
 #pragma unroll
-        for (int d = 0; d < D; d++)
-          decode_chunk<T>(slot_memory + d * chunk<T>::n_bytes, block0, i, lane, weights[d]);
+        for (int d = 0; d < D; d++) decode_chunk<T>(slot_memory + d * chunk<T>::n_bytes, block0, i, lane, weights[d]);
 #pragma unroll
         for (int j = 0; j < NT; j++) {
           if (NT > 1 && 8 * j >= n_rows) break;
           const int r = min(8 * j + g, n_rows - 1); /* what has no row of its own computes one that nobody stores */
-          const uint4 x = is_few ? few_x[(r * n_blocks + block0 + i) * 4 + slot] : load_x(a, row0 + r, block0 + i, slot);
+          const uint4 x =
+              is_few ? few_x[(r * n_blocks + block0 + i) * 4 + slot] : load_x(a, row0 + r, block0 + i, slot);
 #pragma unroll
           for (int d = 0; d < D; d++) add_block<T>(acc[d][j], weights[d], x);
         }
@@ -165,7 +171,8 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
       if (tile * 16 + e % 16 < a.part[d0].m.rows)
         stored = fabsf(store(a, d0, tile * 16 + e % 16, out0 + r, value[0], D == 2 ? value[D - 1] : 0, add));
       if (!a.out_max) continue;
-      for (int step = 8; step; step >>= 1) stored = fmaxf(stored, __shfl_xor_sync(0xffffu << threadIdx.x % 32 / 16 * 16, stored, step));
+      for (int step = 8; step; step >>= 1)
+        stored = fmaxf(stored, __shfl_xor_sync(0xffffu << threadIdx.x % 32 / 16 * 16, stored, step));
       if (e % 16 == 0) raise_max(a.out_max + out0 + r, stored); /* of 16 neighbours in one row of out */
     }
   }
@@ -188,7 +195,8 @@ static __global__ void __launch_bounds__(128) linear_f32(const __grid_constant__
   for (int k = lane; k < m.cols; k += 32)
 #pragma unroll
     for (int i = 0; i < 8; i++)
-      if (n0 + i < n1) sum[i] = fmaf(w[k], x[(size_t)(a.planes ? n0 / a.x_share + a.x_first : n0 + i) * m.cols + k], sum[i]);
+      if (n0 + i < n1)
+        sum[i] = fmaf(w[k], x[(size_t)(a.planes ? n0 / a.x_share + a.x_first : n0 + i) * m.cols + k], sum[i]);
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     const float value = warp_sum(sum[i]);
@@ -206,7 +214,10 @@ int kg_cuda_linear_run(const kg_matrix *m)
 
 static int runs_of(const kg_matrix *m) { return (m->n_blocks + kg_cuda_linear_run(m) - 1) / kg_cuda_linear_run(m); }
 
-int32_t kg_cuda_linear_many_tiles(const kg_matrix *m) { return is_common(m->type) && m->rows % 4 == 0 ? m->n_tiles : 0; }
+int32_t kg_cuda_linear_many_tiles(const kg_matrix *m)
+{
+  return is_common(m->type) && m->rows % 4 == 0 ? m->n_tiles : 0;
+}
 
 size_t kg_cuda_linear_scratch(const kg_matrix *m, int64_t n_rows, int32_t n)
 {
@@ -216,8 +227,8 @@ size_t kg_cuda_linear_scratch(const kg_matrix *m, int64_t n_rows, int32_t n)
 
 bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && runs_of(m) <= 8; }
 
-void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, int min_warps, size_t slot_bytes, size_t x_bytes,
-                          size_t sum_bytes, kg_linear_shape *out)
+void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, int min_warps, size_t slot_bytes,
+                          size_t x_bytes, size_t sum_bytes, kg_linear_shape *out)
 {
   const kg_matrix *m = &a->part[0].m;
   const int n_chunks = kg_cuda_linear_run(m) / KG_CHUNK;
@@ -238,8 +249,10 @@ template <int T, int NT, int D> static int launch_rows(kg_stream *s, const kg_li
 {
   const size_t few = NT == 1 && a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
   kg_linear_shape shape;
-  kg_cuda_linear_shape(s, a, D, 4, D * (size_t)chunk<T>::n_bytes, few, (size_t)(NT == 1 ? 2 : 1) * D * NT * 128 * sizeof(float), &shape);
-  return run_turns(s, "linear_rows", linear_rows<T, NT, D>, a, &shape, a->planes ? a->n : (a->n + 8 * NT - 1) / (8 * NT), err);
+  kg_cuda_linear_shape(s, a, D, 4, D * (size_t)chunk<T>::n_bytes, few,
+                       (size_t)(NT == 1 ? 2 : 1) * D * NT * 128 * sizeof(float), &shape);
+  return run_turns(s, "linear_rows", linear_rows<T, NT, D>, a, &shape,
+                   a->planes ? a->n : (a->n + 8 * NT - 1) / (8 * NT), err);
 }
 
 static bool suits_many(const kg_linear_args *a)
@@ -265,17 +278,22 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
   if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS ||
       (a->gated && (a->n_parts != 2 || !kg_cuda_linear_gates(&a->part[0].m))))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d matrices with %d rows", a->n_parts, a->n);
-  if (a->x_floats && (!kg_cuda_linear_is_few(a->n, a->part[0].m.cols) || a->planes || a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
+  if (a->x_floats && (!kg_cuda_linear_is_few(a->n, a->part[0].m.cols) || a->planes ||
+                      a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d rows as float32", a->n);
   switch (a->part[0].m.type) {
-#define CASE(T) case T: return launch<T>(s, a, err);
-    CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1) CASE(KG_IQ4_NL)
-    CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
+#define CASE(T)                                                                                                        \
+  case T:                                                                                                              \
+    return launch<T>(s, a, err);
+    CASE(KG_F16)
+    CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1) CASE(KG_IQ4_NL) CASE(KG_MXFP4)
+        CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
 #undef CASE
-  case KG_F32:
-    if (a->n_parts != 1) return kg_fail(err, KG_ERR_ARGUMENT, "float32 matrices are multiplied one by one");
-    return run_kernel(s, "linear_f32", linear_f32, dim3((a->part[0].m.rows + 3) / 4, a->planes ? a->n : (a->n + 7) / 8), 128, 0,
-                      err, *a);
-  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
+            case KG_F32
+        : if (a->n_parts != 1) return kg_fail(err, KG_ERR_ARGUMENT, "float32 matrices are multiplied one by one");
+    return run_kernel(s, "linear_f32", linear_f32, dim3((a->part[0].m.rows + 3) / 4, a->planes ? a->n : (a->n + 7) / 8),
+                      128, 0, err, *a);
+  default:
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
   }
 }

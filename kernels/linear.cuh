@@ -4,12 +4,12 @@
 #include "act.cuh"
 #include "ring.cuh"
 
-/* Types that one meets often: they have kernels for gates and for many rows; the others, to build faster, compute gates in
- * two steps and take 8 rows at a time. */
+/* Types that one meets often: they have kernels for gates and for many rows; the others, to build faster, compute gates
+ * in two steps and take 8 rows at a time. */
 static constexpr bool is_common(int type)
 {
-  return type == KG_F16 || type == KG_Q8_0 || type == KG_Q4_0 || type == KG_Q5_0 || type == KG_Q4_K || type == KG_Q5_K ||
-         type == KG_Q6_K;
+  return type == KG_F16 || type == KG_Q8_0 || type == KG_Q4_0 || type == KG_Q5_0 || type == KG_Q4_K ||
+         type == KG_Q5_K || type == KG_Q6_K;
 }
 
 static __device__ __forceinline__ void mma_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
@@ -21,13 +21,14 @@ static __device__ __forceinline__ void mma_f16(float c[4], const uint32_t a[4], 
 
 static __device__ __forceinline__ void mma_tf32(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* acc (4 a column tile: rows g, g + 8, each columns 2 t and 2 t + 1) += a block of weights times activations. A bf16 weight
- * and an f16 activation are both tf32 numbers, exactly. */
+/* acc (4 a column tile: rows g, g + 8, each columns 2 t and 2 t + 1) += a block of weights times activations. A bf16
+ * weight and an f16 activation are both tf32 numbers, exactly. */
 template <int T> static __device__ __forceinline__ void add_block(float acc[4], const uint32_t a[8], uint4 x)
 {
   const uint32_t b[4] = {x.x, x.y, x.z, x.w};
@@ -35,7 +36,8 @@ template <int T> static __device__ __forceinline__ void add_block(float acc[4], 
 #pragma unroll
     for (int p = 0; p < 4; p++) {
       const float2 v = __half22float2(as_half2(b[p]));
-      const uint32_t low = a[2 * p], high = a[2 * p + 1], w[4] = {low << 16, high << 16, low & 0xffff0000, high & 0xffff0000};
+      const uint32_t low = a[2 * p], high = a[2 * p + 1],
+                     w[4] = {low << 16, high << 16, low & 0xffff0000, high & 0xffff0000};
       mma_tf32(acc, w, __float_as_uint(v.x), __float_as_uint(v.y));
     }
   } else {
@@ -49,7 +51,8 @@ struct addends {
   float bias, up_bias, residual;
 };
 
-static __device__ __forceinline__ addends find_addends(const kg_linear_args &a, int d, int plane, int row, int n, bool exists)
+static __device__ __forceinline__ addends find_addends(const kg_linear_args &a, int d, int plane, int row, int n,
+                                                       bool exists)
 {
   addends add = {0, 0, 0};
   const kg_linear_part &part = a.part[d];
@@ -61,7 +64,8 @@ static __device__ __forceinline__ addends find_addends(const kg_linear_args &a, 
 }
 
 /* Finish the product and put it where it goes. */
-static __device__ __forceinline__ float store(const kg_linear_args &a, int d, int row, int n, float value, float up, addends add)
+static __device__ __forceinline__ float store(const kg_linear_args &a, int d, int row, int n, float value, float up,
+                                              addends add)
 {
   const kg_linear_part &part = a.part[d];
   if (part.bias) value += add.bias;
@@ -83,19 +87,21 @@ template <int D> static __device__ __forceinline__ int part_of(const kg_linear_a
   return d;
 }
 
-/* A warp's way through blocks [first, end) of each of its block's tiles (every gridDim.x-th), one chunk of all D matrices
- * after the other: chunks go to the slots of a ring ahead of their use. */
+/* A warp's way through blocks [first, end) of each of its block's tiles (every gridDim.x-th), one chunk of all D
+ * matrices after the other: chunks go to the slots of a ring ahead of their use. */
 template <int T, int D> struct warp_stream {
   static constexpr int slot_bytes = D * chunk<T>::n_bytes;
   const kg_linear_args &a;
   const int n_tiles, first, end, slots;
-  int plane, tile, block;      /* of the next chunk to fetch */
-  int at;                      /* slot that is read */
+  int plane, tile, block; /* of the next chunk to fetch */
+  int at;                 /* slot that is read */
   uint32_t parity;
 
   __device__ __forceinline__ warp_stream(const kg_linear_args &a, int tile, int n_tiles, int first, int end, int slots)
-      : a(a), n_tiles(n_tiles), first(first), end(end), slots(slots), plane(0), tile(first < end ? tile : n_tiles), block(first),
-        at(0), parity(0) {}
+      : a(a), n_tiles(n_tiles), first(first), end(end), slots(slots), plane(0), tile(first < end ? tile : n_tiles),
+        block(first), at(0), parity(0)
+  {
+  }
 
   /* The next chunk to this slot, if there is one. */
   __device__ __forceinline__ void fetch(unsigned char *slot, uint64_t *ready, int lane)
@@ -167,8 +173,8 @@ typedef struct kg_linear_shape {
 } kg_linear_shape;
 
 /* linear.cu: for d matrices at once, with slots of slot_bytes; x_bytes of a block, sum_bytes of each warp. */
-void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, int min_warps, size_t slot_bytes, size_t x_bytes,
-                          size_t sum_bytes, kg_linear_shape *out);
+void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, int min_warps, size_t slot_bytes,
+                          size_t x_bytes, size_t sum_bytes, kg_linear_shape *out);
 
 template <typename K>
 static int run_turns(kg_stream *s, const char *name, K kernel, const kg_linear_args *a, const kg_linear_shape *shape,
@@ -176,17 +182,19 @@ static int run_turns(kg_stream *s, const char *name, K kernel, const kg_linear_a
 {
   const int threads = 32 * shape->n_warps;
   int each_sm = 1, blocks = shape->n_tiles;
-  int code = kg_cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shape->shared), name, err);
+  int code = kg_cuda_check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shape->shared), name, err);
   if (!code && shape->in_turns)
-    code = kg_cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each_sm, kernel, threads, shape->shared), name, err);
+    code = kg_cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each_sm, kernel, threads, shape->shared), name,
+                         err);
   if (code) return code;
   if (shape->in_turns && blocks > each_sm * s->n_sms && each_sm > 0) blocks = each_sm * s->n_sms;
-  return run_kernel(s, name, kernel, dim3(blocks, n_columns), threads, shape->shared, err, *a, shape->n_tiles, shape->run,
-                    shape->slots);
+  return run_kernel(s, name, kernel, dim3(blocks, n_columns), threads, shape->shared, err, *a, shape->n_tiles,
+                    shape->run, shape->slots);
 }
 
 /* linear_one.cu: one row that comes as float32. */
 int kg_cuda_linear_one(kg_stream *s, const kg_linear_args *a, kg_error *err);
-/* linear_many.cu: the same products for many rows in panels, on devices that have its instructions (kg_stream.has_wgmma), of
- * matrices with tiles for it (kg_cuda_linear_many_tiles). */
+/* linear_many.cu: the same products for many rows in panels, on devices that have its instructions
+ * (kg_stream.has_wgmma), of matrices with tiles for it (kg_cuda_linear_many_tiles). */
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err);

@@ -1,23 +1,26 @@
-/* linear_many.cu - products for many rows on Hopper: warp groups multiply 64 rows of weights, from registers, with 128 rows
- * of activations, from shared memory. The order of sums is that of linear.cu, step by step, and the tensor cores give the
- * same bits through both instructions (spec/step_spec.lua and cuda_spec.lua hold them to it), so that it does not matter
- * which of the two a row goes through.
+/* linear_many.cu - products for many rows on Hopper: warp groups multiply 64 rows of weights, from registers, with 128
+ * rows of activations, from shared memory. The order of sums is that of linear.cu, step by step, and the tensor cores
+ * give the same bits through both instructions (spec/step_spec.lua and cuda_spec.lua hold them to it), so that it does
+ * not matter which of the two a row goes through.
  *
- * x stands in panels (format.h), so that a bulk copy brings a piece of it in the form that wgmma reads: core matrices of 8
- * rows x 16 bytes. */
+ * x stands in panels (format.h), so that a bulk copy brings a piece of it in the form that wgmma reads: core matrices
+ * of 8 rows x 16 bytes. */
 #include "linear.cuh"
 
 enum {
-  COLUMNS = KG_PANEL_ROWS,  /* rows of x of a block */
-  GROUPS = 2,               /* warp groups that multiply; each takes 4 tiles */
-  CONSUMERS = 128 * GROUPS, /* threads; one more group brings the data and gives them its registers */
-  PANEL_BYTES = KG_CHUNK * 512,               /* 8 rows of x, a chunk of their columns */
+  COLUMNS = KG_PANEL_ROWS,      /* rows of x of a block */
+  GROUPS = 2,                   /* warp groups that multiply; each takes 4 tiles */
+  CONSUMERS = 128 * GROUPS,     /* threads; one more group brings the data and gives them its registers */
+  PANEL_BYTES = KG_CHUNK * 512, /* 8 rows of x, a chunk of their columns */
   X_BYTES = COLUMNS / 8 * PANEL_BYTES,
   EXCHANGE_BYTES = 64 * COLUMNS * sizeof(float), /* where sums change hands */
   STAGES_MAX = 4
 };
 
-template <int T, int D> static __host__ __device__ constexpr int stage_bytes() { return X_BYTES + 4 * GROUPS * chunk<T>::n_bytes; }
+template <int T, int D> static __host__ __device__ constexpr int stage_bytes()
+{
+  return X_BYTES + 4 * GROUPS * chunk<T>::n_bytes;
+}
 
 template <int T, int D> static __host__ __device__ constexpr int n_stages()
 {
@@ -25,15 +28,21 @@ template <int T, int D> static __host__ __device__ constexpr int n_stages()
   return n > STAGES_MAX ? STAGES_MAX : n;
 }
 
-/* How a launch is cut. Where n_runs is not 1, a task is one run of a product: few rows of x and few tiles would leave most of
- * the device idle. Their sums go to memory, and join_runs adds them. */
+/* How a launch is cut. Where n_runs is not 1, a task is one run of a product: few rows of x and few tiles would leave
+ * most of the device idle. Their sums go to memory, and join_runs adds them. */
 struct columns_shape {
   int n_tasks, n_columns, run, n_runs;
   int n_rows; /* of all parts */
 };
 
-static __device__ __forceinline__ float4 add_four(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-static __device__ __forceinline__ float4 scale_four(float4 a, float b) { return make_float4(a.x * b, a.y * b, a.z * b, a.w * b); }
+static __device__ __forceinline__ float4 add_four(float4 a, float4 b)
+{
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+static __device__ __forceinline__ float4 scale_four(float4 a, float b)
+{
+  return make_float4(a.x * b, a.y * b, a.z * b, a.w * b);
+}
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -88,7 +97,8 @@ struct task {
   float *out;     /* where the bare sums of a run go, or NULL: the task is complete */
 };
 
-static __device__ __forceinline__ task task_at(const kg_linear_args &a, int index, const columns_shape &shape, int tiles)
+static __device__ __forceinline__ task task_at(const kg_linear_args &a, int index, const columns_shape &shape,
+                                               int tiles)
 {
   const int n_blocks = a.part[0].m.n_blocks;
   task t = {0, 0, index % shape.n_columns * COLUMNS, 0, n_blocks, NULL};
@@ -135,7 +145,9 @@ static __device__ __forceinline__ void bring(const kg_linear_args &a, const colu
       for (int i = 0; i < EACH; i++)
         if (i < n_tiles)
           each_plane<T>(m, 0, tile + i, block, n, weights + i * chunk<T>::n_bytes,
-                        [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) { bulk_copy(to, from, n_bytes, full + at); });
+                        [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) {
+                          bulk_copy(to, from, n_bytes, full + at);
+                        });
       if (++at == n_stages<T, D>()) {
         at = 0;
         parity ^= 1;
@@ -151,16 +163,20 @@ static __device__ __noinline__ float4 gated_four(int act, float limit, float alp
                      gated(act, limit, alpha, gate.z, up.z), gated(act, limit, alpha, gate.w, up.w));
 }
 
-static __device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"((int)CONSUMERS) : "memory"); }
+static __device__ __forceinline__ void consumers_sync()
+{
+  asm volatile("bar.sync 1, %0;" ::"n"((int)CONSUMERS) : "memory");
+}
 
-/* A thread's sums are of rows g and g + 8 of its warp's tile, and of columns 8 i + 2 t and 8 i + 2 t + 1. They leave by way
- * of shared memory, 32 columns at a time, so that four neighbours of a row of out are written at once, by 4 lanes a
+/* A thread's sums are of rows g and g + 8 of its warp's tile, and of columns 8 i + 2 t and 8 i + 2 t + 1. They leave by
+ * way of shared memory, 32 columns at a time, so that four neighbours of a row of out are written at once, by 4 lanes a
  * column. Gated: a gate's warp finishes half of these columns and its up's warp the other. */
 template <int D>
-static __device__ __forceinline__ void store_all(const kg_linear_args &a, const task &t, const float (&total)[64], float *exchange,
-                                                 int warp, int lane)
+static __device__ __forceinline__ void store_all(const kg_linear_args &a, const task &t, const float (&total)[64],
+                                                 float *exchange, int warp, int lane)
 {
-  constexpr int STRIDE = 20, EACH = 4 / D; /* floats of a column's 16 rows, apart for the banks' sake; columns of a lane */
+  constexpr int STRIDE = 20,
+                EACH = 4 / D; /* floats of a column's 16 rows, apart for the banks' sake; columns of a lane */
   const kg_linear_part &part = a.part[t.part];
   const int tile = t.tile + (D == 2 ? warp % 4 : warp), row = tile * 16 + 4 * (lane % 4), n_rows = part.m.rows;
   const int column0 = (D == 2 ? warp / 4 * 16 : 0) + lane / 4, n_columns = a.n - t.n0 - column0;
@@ -187,10 +203,16 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
       scale[i] = exists && !bare ? scales[column] : 1;
       residual[i] = exists && residuals ? *(const float4 *)(residuals + (i0 + i) * next) : none;
     }
-    if (D == 2) consumers_sync(); else __syncwarp();
+    if (D == 2)
+      consumers_sync();
+    else
+      __syncwarp();
 #pragma unroll
     for (int i = 0; i < 16; i++) to[(i / 4 * 8 + i % 2) * STRIDE + i % 4 / 2 * 8] = total[4 * i0 + i];
-    if (D == 2) consumers_sync(); else __syncwarp();
+    if (D == 2)
+      consumers_sync();
+    else
+      __syncwarp();
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       const int column = 8 * (i0 + i);
@@ -199,9 +221,10 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
       if (D == 2) {
         float4 up = scale_four(*(const float4 *)(from + (4 * 32 + 8 * i) * STRIDE), scale[i]);
         if (a.part[1].bias) up = add_four(up, up_bias);
-        v = a.act == KG_CUDA_SILU ? make_float4(gated(KG_CUDA_SILU, 0, 0, v.x, up.x), gated(KG_CUDA_SILU, 0, 0, v.y, up.y),
-                                                gated(KG_CUDA_SILU, 0, 0, v.z, up.z), gated(KG_CUDA_SILU, 0, 0, v.w, up.w))
-                                  : gated_four(a.act, a.act_limit, a.act_alpha, v, up);
+        v = a.act == KG_CUDA_SILU
+                ? make_float4(gated(KG_CUDA_SILU, 0, 0, v.x, up.x), gated(KG_CUDA_SILU, 0, 0, v.y, up.y),
+                              gated(KG_CUDA_SILU, 0, 0, v.z, up.z), gated(KG_CUDA_SILU, 0, 0, v.w, up.w))
+                : gated_four(a.act, a.act_limit, a.act_alpha, v, up);
       }
       if (residuals) v = add_four(v, residual[i]);
       if (!inside || column >= n_columns) continue;
@@ -220,12 +243,12 @@ static __device__ __forceinline__ void join_run(float (&total)[64], const float 
 
 #endif
 
-/* linear_columns: grid: as many blocks as run at once, each takes tasks in turn; block: GROUPS warp groups that multiply and one that brings.
- * Shared: stages of x and weights, room for sums that change hands.
- * moves each weight once per 128 rows, from the second-level cache; twin: linear_rows, equal to the bit. */
+/* linear_columns: grid: as many blocks as run at once, each takes tasks in turn; block: GROUPS warp groups that
+ * multiply and one that brings. Shared: stages of x and weights, room for sums that change hands. moves each weight
+ * once per 128 rows, from the second-level cache; twin: linear_rows, equal to the bit. */
 template <int T, int D>
 static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
-  linear_columns(const __grid_constant__ kg_linear_args a, const columns_shape shape)
+    linear_columns(const __grid_constant__ kg_linear_args a, const columns_shape shape)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) unsigned char stages[];
@@ -301,7 +324,8 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
 
 /* join_runs: the sums of all runs of a product, from left to right, and what linear_columns would have done with them.
  * grid: (rows of all parts / 4 / 128, n); a thread: four neighbours of a row of out. */
-static __global__ void __launch_bounds__(128) join_runs(const __grid_constant__ kg_linear_args a, const columns_shape shape)
+static __global__ void __launch_bounds__(128)
+    join_runs(const __grid_constant__ kg_linear_args a, const columns_shape shape)
 {
   wait_for_previous();
   int row = 4 * (blockIdx.x * blockDim.x + threadIdx.x), d = 0;
@@ -340,11 +364,13 @@ template <int T, int D> static int launch(kg_stream *s, const kg_linear_args *a,
   const size_t wanted = (size_t)n_runs * (size_t)shape.n_rows * (size_t)a->n;
   if (D == 1 && wanted <= a->scratch_floats && 2 * shape.n_tasks < s->n_sms) shape.n_runs = n_runs;
   shape.n_tasks *= shape.n_runs;
-  int code = kg_cuda_check(cudaFuncSetAttribute(linear_columns<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-                           "linear_columns", err);
+  int code =
+      kg_cuda_check(cudaFuncSetAttribute(linear_columns<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+                    "linear_columns", err);
   if (!code)
-    code = run_kernel(s, "linear_columns", linear_columns<T, D>, dim3(shape.n_tasks < s->n_sms ? shape.n_tasks : s->n_sms),
-                      CONSUMERS + 128, shared, err, *a, shape);
+    code =
+        run_kernel(s, "linear_columns", linear_columns<T, D>, dim3(shape.n_tasks < s->n_sms ? shape.n_tasks : s->n_sms),
+                   CONSUMERS + 128, shared, err, *a, shape);
   if (code || shape.n_runs == 1) return code;
   return run_kernel(s, "join_runs", join_runs, dim3((shape.n_rows / 4 + 127) / 128, a->n), 128, 0, err, *a, shape);
 }
@@ -352,9 +378,12 @@ template <int T, int D> static int launch(kg_stream *s, const kg_linear_args *a,
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   switch (a->part[0].m.type) {
-#define CASE(T) case T: return a->gated ? launch<T, 2>(s, a, err) : launch<T, 1>(s, a, err);
-    CASE(KG_F16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q5_0) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K)
+#define CASE(T)                                                                                                        \
+  case T:                                                                                                              \
+    return a->gated ? launch<T, 2>(s, a, err) : launch<T, 1>(s, a, err);
+    CASE(KG_F16)
+    CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q5_0) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K)
 #undef CASE
-  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "many rows with weights of type %d", (int)a->part[0].m.type);
+        default : return kg_fail(err, KG_ERR_UNSUPPORTED, "many rows with weights of type %d", (int)a->part[0].m.type);
   }
 }

@@ -5,12 +5,13 @@
 #include "norm.cuh"
 
 /* linear_one: D matrices at once (2: gated), x brought to f16 by each warp for its run, after a norm or without.
- * grid: tiles of all parts, in turn; block: a warp per run; the last to arrive of 16 threads store. Shared: rings of weights
+ * grid: tiles of all parts, in turn; block: a warp per run; the last to arrive of 16 threads store. Shared: rings of
+ * weights
  * ([warp][slots] chunks), x ([blocks][4]), sums ([2][warps][D][16]).
  * moves each weight once; twin: linear_rows, equal to the bit. */
 template <int T, int D, bool NORM>
 static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
-  linear_one(const __grid_constant__ kg_linear_args a, int n_tiles, int run, int slots)
+    linear_one(const __grid_constant__ kg_linear_args a, int n_tiles, int run, int slots)
 {
   extern __shared__ __align__(128) unsigned char ones[];
   __shared__ uint64_t ready[16 * KG_LINEAR_SLOTS];
@@ -31,7 +32,8 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
   const int n_lane = n_mine - lane / 8; /* this lane's segments begin below */
   float4 w[AT_ONCE];
 #pragma unroll
-  for (int i = 0; i < AT_ONCE; i++) w[i] = NORM && BLOCKS * i < n_lane ? *(const float4 *)(norm_scale + i * SEGMENT) : make_float4(1, 1, 1, 1);
+  for (int i = 0; i < AT_ONCE; i++)
+    w[i] = NORM && BLOCKS * i < n_lane ? *(const float4 *)(norm_scale + i * SEGMENT) : make_float4(1, 1, 1, 1);
   wait_for_previous();
 
   const float x_max = *a.x_max;
@@ -51,7 +53,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
       const float4 y = NORM ? make_float4(v[i].x * w[i].x, v[i].y * w[i].y, v[i].z * w[i].z, v[i].w * w[i].w) : v[i];
       if (block + BLOCKS * i < n_lane)
         *(uint2 *)(to + (block + BLOCKS * i) * 64) =
-          make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
+            make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
       if (!NORM || block + BLOCKS * i >= n_mine) continue;
       const float square = segment_squares(v[i]);
       if (!lane) squares[(first + block) / BLOCKS + i] = square;
@@ -129,15 +131,18 @@ int kg_cuda_linear_one(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   const bool norm = a->norm_scale != NULL;
   switch (a->part[0].m.type) {
-#define COMMON(T) \
-  case T: \
-    if (a->gated) return norm ? launch<T, 2, true>(s, a, err) : launch<T, 2, false>(s, a, err); \
+#define COMMON(T)                                                                                                      \
+  case T:                                                                                                              \
+    if (a->gated) return norm ? launch<T, 2, true>(s, a, err) : launch<T, 2, false>(s, a, err);                        \
     return norm ? launch<T, 1, true>(s, a, err) : launch<T, 1, false>(s, a, err);
-#define CASE(T) case T: return norm ? launch<T, 1, true>(s, a, err) : launch<T, 1, false>(s, a, err);
-    COMMON(KG_F16) COMMON(KG_Q8_0) COMMON(KG_Q4_0) COMMON(KG_Q5_0) COMMON(KG_Q4_K) COMMON(KG_Q5_K) COMMON(KG_Q6_K)
-    CASE(KG_BF16) CASE(KG_Q4_1) CASE(KG_Q5_1) CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
+#define CASE(T)                                                                                                        \
+  case T:                                                                                                              \
+    return norm ? launch<T, 1, true>(s, a, err) : launch<T, 1, false>(s, a, err);
+    COMMON(KG_F16)
+    COMMON(KG_Q8_0) COMMON(KG_Q4_0) COMMON(KG_Q5_0) COMMON(KG_Q4_K) COMMON(KG_Q5_K) COMMON(KG_Q6_K) CASE(KG_BF16)
+        CASE(KG_Q4_1) CASE(KG_Q5_1) CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
 #undef COMMON
 #undef CASE
-  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
+            default : return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
   }
 }

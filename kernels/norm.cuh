@@ -1,5 +1,5 @@
-/* norm.cuh - the sums of a norm, in one order whoever makes them: segments of 128 columns, four neighbours a lane, the lanes
- * as a tree, the segments from left to right. So kernels that norm for themselves get the same bits. */
+/* norm.cuh - the sums of a norm, in one order whoever makes them: segments of 128 columns, four neighbours a lane, the
+ * lanes as a tree, the segments from left to right. So kernels that norm for themselves get the same bits. */
 #pragma once
 
 #include "common.cuh"
@@ -25,6 +25,9 @@ static __device__ __forceinline__ float norm_factor(float squares, int n, float 
   return rsqrtf(__fdividef(squares, (float)n) + epsilon);
 }
 
-/* A norm without mean and bias is factor * x * scale. Its f16 form is x * scale, times a power of two that is known before
- * the factor is: from the largest magnitudes of both. The factor goes with what undoes the power of two. */
-static __device__ __forceinline__ float norm_half_scale(float x_max, float scale_max) { return half_scale(x_max * scale_max); }
+/* A norm without mean and bias is factor * x * scale. Its f16 form is x * scale, times a power of two that is known
+ * before the factor is: from the largest magnitudes of both. The factor goes with what undoes the power of two. */
+static __device__ __forceinline__ float norm_half_scale(float x_max, float scale_max)
+{
+  return half_scale(x_max * scale_max);
+}

@@ -1,10 +1,13 @@
-/* ring.cuh - bringing weights to shared memory ahead of their use: bulk copies that report to a barrier on Hopper, cp.async
- * of every lane before it. */
+/* ring.cuh - bringing weights to shared memory ahead of their use: bulk copies that report to a barrier on Hopper,
+ * cp.async of every lane before it. */
 #pragma once
 
 #include "format.cuh"
 
-static __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+static __device__ __forceinline__ uint32_t shared_address(const void *p)
+{
+  return (uint32_t)__cvta_generic_to_shared(p);
+}
 
 /* ---- barriers in shared memory (mbarrier), Hopper and later ---- */
 
@@ -27,7 +30,8 @@ static __device__ __forceinline__ void barriers_ready()
 static __device__ __forceinline__ void barrier_expect(uint64_t *barrier, uint32_t n_bytes)
 {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(n_bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(n_bytes)
+               : "memory");
 #endif
 }
 
@@ -46,7 +50,9 @@ static __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t 
                "again:\n"
                "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
                "@!done bra again;\n"
-               "}\n" ::"r"(shared_address(barrier)), "r"(parity) : "memory");
+               "}\n" ::"r"(shared_address(barrier)),
+               "r"(parity)
+               : "memory");
 #endif
 }
 
@@ -54,8 +60,10 @@ static __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t 
 static __device__ __forceinline__ void bulk_copy(void *to, const void *from, uint32_t n_bytes, uint64_t *barrier)
 {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
-               "l"(from), "r"(n_bytes), "r"(shared_address(barrier)) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(n_bytes), "r"(shared_address(barrier))
+               : "memory");
 #endif
 }
 
@@ -63,13 +71,11 @@ static __device__ __forceinline__ void bulk_copy(void *to, const void *from, uin
 static __device__ __forceinline__ void lanes_copy(void *to, const void *from, uint32_t n_bytes, int lane)
 {
   for (uint32_t i = 16 * lane; i < n_bytes; i += 512)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to) + i), "l"((const char *)from + i) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to) + i), "l"((const char *)from + i)
+                 : "memory");
 }
 
-static __device__ __forceinline__ void copies_wait()
-{
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
+static __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 /* ---- a chunk of a tile: KG_CHUNK blocks of 32 columns ---- */
 
@@ -92,7 +98,8 @@ template <int T> static __device__ __forceinline__ uint32_t chunk_bytes(int bloc
 
 /* f(to, from, bytes) for each plane of blocks [block, block + n) of a tile. */
 template <int T, typename F>
-static __device__ __forceinline__ void each_plane(const kg_matrix &m, int plane, int tile, int block, int n, unsigned char *to, F f)
+static __device__ __forceinline__ void each_plane(const kg_matrix &m, int plane, int tile, int block, int n,
+                                                  unsigned char *to, F f)
 {
   const size_t at = (size_t)tile * m.n_blocks + block;
   f(to, m.q + plane * m.q_plane + at * sizes<T>::q, (uint32_t)(n * sizes<T>::q));
@@ -104,7 +111,8 @@ static __device__ __forceinline__ void each_plane(const kg_matrix &m, int plane,
 
 /* Block block0 + i of the chunk that begins with block0, as f16 fragments. */
 template <int T>
-static __device__ __forceinline__ void decode_chunk(const unsigned char *chunk_memory, int block0, int i, int lane, uint32_t a[8])
+static __device__ __forceinline__ void decode_chunk(const unsigned char *chunk_memory, int block0, int i, int lane,
+                                                    uint32_t a[8])
 {
   raw_tile raw;
   tile_scales scales;

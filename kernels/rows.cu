@@ -8,7 +8,8 @@ static const unsigned MAX_GRID = 1u << 20; /* of kernels that stride over their 
 /* ---- embedding ---- */
 
 template <int T>
-static __global__ void __launch_bounds__(256) embed_rows(kg_matrix m, const int32_t *ids, bool add, float *out, float *out_max)
+static __global__ void __launch_bounds__(256)
+    embed_rows(kg_matrix m, const int32_t *ids, bool add, float *out, float *out_max)
 {
   __shared__ float shared[32];
   wait_for_previous();
@@ -16,7 +17,9 @@ static __global__ void __launch_bounds__(256) embed_rows(kg_matrix m, const int3
   const int id = ids[blockIdx.x];
   float *row = out + (size_t)blockIdx.x * m.cols;
   for (int c = threadIdx.x; c < m.cols; c += blockDim.x) {
-    const float value = T == KG_F32 ? ((const float *)m.q)[(size_t)id * m.cols + c] : weight_value<T == KG_F32 ? KG_F16 : T>(m, 0, id, c);
+    const float value = T == KG_F32                  ? ((const float *)m.q)[(size_t)id * m.cols + c]
+                        : weight_value < T == KG_F32 ? KG_F16
+                                                     : T > (m, 0, id, c);
     row[c] = add ? row[c] + value : value;
     max = fmaxf(max, fabsf(row[c]));
   }
@@ -25,15 +28,18 @@ static __global__ void __launch_bounds__(256) embed_rows(kg_matrix m, const int3
   if (!threadIdx.x) out_max[blockIdx.x] = max;
 }
 
-int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, float *out_max,
-                  kg_error *err)
+int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out,
+                  float *out_max, kg_error *err)
 {
   switch (table->type) {
-#define CASE(T) case T: return run_kernel(s, "embed_rows", embed_rows<T>, dim3(n), 256, 0, err, *table, ids, add, out, out_max);
-    CASE(KG_F32) CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1)
-    CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
+#define CASE(T)                                                                                                        \
+  case T:                                                                                                              \
+    return run_kernel(s, "embed_rows", embed_rows<T>, dim3(n), 256, 0, err, *table, ids, add, out, out_max);
+    CASE(KG_F32)
+    CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1) CASE(KG_IQ4_NL)
+        CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
 #undef CASE
-  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "an embedding of type %d", (int)table->type);
+            default : return kg_fail(err, KG_ERR_UNSUPPORTED, "an embedding of type %d", (int)table->type);
   }
 }
 
@@ -50,7 +56,8 @@ static __device__ __forceinline__ void write_half(const kg_norm_args &a, int row
     out[0] = low;
     out[32] = high;
   } else
-    ((uint2 *)a.half)[(((size_t)row * n_blocks + block) * 4 + slot) * 2 + step] = make_uint2(as_word(low), as_word(high));
+    ((uint2 *)a.half)[(((size_t)row * n_blocks + block) * 4 + slot) * 2 + step] =
+        make_uint2(as_word(low), as_word(high));
 }
 
 /* Sums over the segments of a row by all warps of a block, or by one warp. */
@@ -76,7 +83,8 @@ template <int WARPS, typename F> static __device__ __forceinline__ float sum_seg
  * grid: parts of all rows, WARPS 1: / 4; block: WARPS warps a part; sums: norm.cuh.
  * moves width * 4 bytes in, width * (4 and 2) out; twin: norm in cpu/reference.c, tolerance float32 sums. */
 template <int WARPS>
-static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) norm_rows(const __grid_constant__ kg_norm_args a)
+static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
+    norm_rows(const __grid_constant__ kg_norm_args a)
 {
   __shared__ float maxima[32];
   wait_for_previous();
@@ -86,17 +94,20 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) norm_row
   const float *x = a.x + (size_t)index * part;
   float mean = 0, max = 0;
   auto deviation = [&](int i) { /* of a lane's four, zero beyond the row */
-    const int c = i * SEGMENT + 4 * lane;
-    float4 v = four_of(x, part, c);
-    if (a.subtract_mean)
-      v = make_float4(c < part ? v.x - mean : 0, c + 1 < part ? v.y - mean : 0, c + 2 < part ? v.z - mean : 0, c + 3 < part ? v.w - mean : 0);
-    return v;
+                                const int c = i * SEGMENT + 4 * lane;
+                                float4 v = four_of(x, part, c);
+                                if (a.subtract_mean)
+                                  v = make_float4(c < part ? v.x - mean : 0, c + 1 < part ? v.y - mean : 0,
+                                                  c + 2 < part ? v.z - mean : 0, c + 3 < part ? v.w - mean : 0);
+                                return v;
   };
   if (a.subtract_mean)
-    mean = sum_segments<WARPS>(part, warp, [&](int i) {
-      const float4 v = four_of(x, part, i * SEGMENT + 4 * lane);
-      return warp_sum(v.x + v.y + v.z + v.w);
-    }) / part;
+    mean = sum_segments<WARPS>(part, warp,
+                               [&](int i) {
+                                 const float4 v = four_of(x, part, i * SEGMENT + 4 * lane);
+                                 return warp_sum(v.x + v.y + v.z + v.w);
+                               }) /
+           part;
   const float squares = sum_segments<WARPS>(part, warp, [&](int i) {
     const float4 v = deviation(i);
     max = fmaxf(fmaxf(max, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
@@ -126,7 +137,8 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) norm_row
     }
     max = WARPS == 1 ? warp_max(max) : block_max(max, maxima);
     up = is_plain ? norm_half_scale(max, a.scale_max) : half_scale(max);
-    if (lane == 0 && (WARPS == 1 || warp == 0)) a.half_scale[index] = is_plain ? undo_scale(up) * factor : undo_scale(up);
+    if (lane == 0 && (WARPS == 1 || warp == 0))
+      a.half_scale[index] = is_plain ? undo_scale(up) * factor : undo_scale(up);
   }
   for (int i = WARPS == 1 ? 0 : warp; i < n_segments(part); i += WARPS) {
     const int c = i * SEGMENT + 4 * lane;
@@ -148,8 +160,8 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) norm_row
   }
 }
 
-/* half_rows: the f16 form of rows. grid: pairs of rows; block: 8 warps, each half of a warp a row, so that two rows of a
- * panel are written together. */
+/* half_rows: the f16 form of rows. grid: pairs of rows; block: 8 warps, each half of a warp a row, so that two rows of
+ * a panel are written together. */
 static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ kg_norm_args a)
 {
   __shared__ float maxima[2][8];
@@ -199,12 +211,24 @@ static __global__ void __launch_bounds__(256) columns_each(const __grid_constant
   wait_for_previous();
   const int64_t n = (int64_t)a.n * a.width, stride = (int64_t)gridDim.x * blockDim.x;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) switch (a.kind) {
-    case KG_COLUMNS_GLU: a.out[i] = gated(a.act, a.limit, a.alpha, a.a[i], a.b[i]); break;
-    case KG_COLUMNS_ACT: a.out[i] = activate(a.act, a.a[i]); break;
-    case KG_COLUMNS_ADD: a.out[i] = a.a[i] + a.b[i]; break;
-    case KG_COLUMNS_SCALE: a.out[i] = a.a[i] * a.scale; break;
-    case KG_COLUMNS_SOFTCAP: a.out[i] = a.scale * tanhf(a.a[i] / a.scale); break;
-    default: a.out[i] = a.a[i / a.width * a.a_width + a.slice + i % a.width]; break;
+    case KG_COLUMNS_GLU:
+      a.out[i] = gated(a.act, a.limit, a.alpha, a.a[i], a.b[i]);
+      break;
+    case KG_COLUMNS_ACT:
+      a.out[i] = activate(a.act, a.a[i]);
+      break;
+    case KG_COLUMNS_ADD:
+      a.out[i] = a.a[i] + a.b[i];
+      break;
+    case KG_COLUMNS_SCALE:
+      a.out[i] = a.a[i] * a.scale;
+      break;
+    case KG_COLUMNS_SOFTCAP:
+      a.out[i] = a.scale * tanhf(a.a[i] / a.scale);
+      break;
+    default:
+      a.out[i] = a.a[i / a.width * a.a_width + a.slice + i % a.width];
+      break;
     }
 }
 
@@ -219,8 +243,8 @@ int kg_cuda_columns(kg_stream *s, const kg_columns_args *a, kg_error *err)
   return run_kernel(s, "columns_each", columns_each, dim3(blocks_for((int64_t)a->n * a->width)), 256, 0, err, *a);
 }
 
-static __global__ void __launch_bounds__(256) move_rows(const float *in, const int32_t *rows, float *const *out_rows,
-                                                        int32_t width, float *out, float *out_max)
+static __global__ void __launch_bounds__(256)
+    move_rows(const float *in, const int32_t *rows, float *const *out_rows, int32_t width, float *out, float *out_max)
 {
   __shared__ float shared[32];
   wait_for_previous();
@@ -251,8 +275,8 @@ int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *c
 /* ---- rotation ---- */
 
 /* In double: at a position of 100,000 a float32 angle is off by 0.004. */
-static __global__ void __launch_bounds__(128) angles(const int32_t *positions, const float *freqs, int32_t n_freqs,
-                                                     float magnitude, float2 *table)
+static __global__ void __launch_bounds__(128)
+    angles(const int32_t *positions, const float *freqs, int32_t n_freqs, float magnitude, float2 *table)
 {
   wait_for_previous();
   for (int f = threadIdx.x; f < n_freqs; f += blockDim.x) {
@@ -268,17 +292,18 @@ int kg_cuda_angles(kg_stream *s, const int32_t *positions, int32_t n, const floa
   return run_kernel(s, "angles", angles, dim3(n), 128, 0, err, positions, freqs, n_freqs, magnitude, (float2 *)table);
 }
 
-static __global__ void __launch_bounds__(128) rope_heads(const float *x, int32_t n_heads, int32_t head_dim,
-                                                         kg_rotation rotation, float *out)
+static __global__ void __launch_bounds__(128)
+    rope_heads(const float *x, int32_t n_heads, int32_t head_dim, kg_rotation rotation, float *out)
 {
   wait_for_previous();
   const size_t at = ((size_t)blockIdx.y * n_heads + blockIdx.x) * head_dim;
   for (int i = threadIdx.x; i < (head_dim + 1) / 2; i += blockDim.x)
-    rotate_pair(find_pair(rotation, x + at, head_dim, blockIdx.y, i), head_dim, [&](int c, float value) { out[at + c] = value; });
+    rotate_pair(find_pair(rotation, x + at, head_dim, blockIdx.y, i), head_dim,
+                [&](int c, float value) { out[at + c] = value; });
 }
 
-int kg_cuda_rope(kg_stream *s, const float *x, int32_t n, int32_t n_heads, int32_t head_dim, const kg_rotation *rotation,
-                 float *out, kg_error *err)
+int kg_cuda_rope(kg_stream *s, const float *x, int32_t n, int32_t n_heads, int32_t head_dim,
+                 const kg_rotation *rotation, float *out, kg_error *err)
 {
   return run_kernel(s, "rope_heads", rope_heads, dim3(n_heads, n), 128, 0, err, x, n_heads, head_dim, *rotation, out);
 }
