@@ -81,6 +81,19 @@ static void close_mail(kg_mail *mail)
 
 /* ---- streams ---- */
 
+enum { POOL_KEPT = 256 << 20 }; /* bytes that the pool of a stream keeps for later */
+
+static int open_pool(kg_stream *stream, kg_error *err)
+{
+  const struct cudaMemPoolProps props = {.allocType = cudaMemAllocationTypePinned,
+                                         .location = {.type = cudaMemLocationTypeDevice, .id = stream->device}};
+  uint64_t kept = POOL_KEPT;
+  int code = kg_cuda_check(cudaMemPoolCreate(&stream->pool, &props), "making a memory pool", err);
+  if (code) return code;
+  return kg_cuda_check(cudaMemPoolSetAttribute(stream->pool, cudaMemPoolAttrReleaseThreshold, &kept), "making a memory pool",
+                       err);
+}
+
 int kg_stream_new(int device, kg_stream **out, kg_error *err)
 {
   kg_stream *stream = kg_alloc_array(1, sizeof *stream);
@@ -99,7 +112,11 @@ int kg_stream_new(int device, kg_stream **out, kg_error *err)
   stream->has_wgmma = major == 9;
   if (!code)
     code = kg_cuda_check(cudaStreamCreateWithFlags(&stream->handle, cudaStreamNonBlocking), "making a stream", err);
+  if (!code) code = open_pool(stream, err);
   if (code) {
+    if (stream->pool) (void)cudaMemPoolDestroy(stream->pool);
+    if (stream->handle) (void)cudaStreamDestroy(stream->handle);
+    (void)cudaGetLastError();
     kg_free(stream);
     return code;
   }
@@ -116,13 +133,12 @@ kg_stream *kg_stream_ref(kg_stream *stream)
 void kg_stream_unref(kg_stream *stream)
 {
   if (!stream || --stream->n_refs) return;
-  cudaMemPool_t pool;
   (void)cudaSetDevice(stream->device);
   (void)cudaStreamSynchronize(stream->handle);
   kg_draws_free(stream->draws);
   close_mail(stream->mail);
   (void)cudaStreamDestroy(stream->handle);
-  if (!cudaDeviceGetDefaultMemPool(&pool, stream->device)) (void)cudaMemPoolTrimTo(pool, 0);
+  (void)cudaMemPoolDestroy(stream->pool);
   (void)cudaGetLastError();
   kg_free(stream);
 }
@@ -165,7 +181,7 @@ int kg_cuda_buffer_new(kg_stream *stream, int64_t n, kg_buffer **out, kg_error *
   kg_buffer *buffer = kg_alloc(sizeof *buffer);
   if (!buffer) return kg_fail_memory(err, sizeof *buffer, "a tensor");
   void *data = NULL;
-  const cudaError_t status = cudaMallocAsync(&data, n_bytes ? n_bytes : 1, stream->handle);
+  const cudaError_t status = cudaMallocFromPoolAsync(&data, n_bytes ? n_bytes : 1, stream->pool, stream->handle);
   if (status) {
     kg_free(buffer);
     if (status == cudaErrorMemoryAllocation) return fail_memory(n_bytes, "a tensor", err);
@@ -234,7 +250,7 @@ typedef struct temporary {
 static int take(temporary *t, const kg_stream *stream, size_t n_bytes, kg_error *err)
 {
   t->stream = stream;
-  const cudaError_t status = cudaMallocAsync(&t->data, n_bytes ? n_bytes : 1, stream->handle);
+  const cudaError_t status = cudaMallocFromPoolAsync(&t->data, n_bytes ? n_bytes : 1, stream->pool, stream->handle);
   return status == cudaErrorMemoryAllocation ? fail_memory(n_bytes, "an operation on tensors", err)
                                              : kg_cuda_check(status, "an operation on tensors", err);
 }

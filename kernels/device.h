@@ -20,6 +20,7 @@ typedef struct kg_stream {
   bool has_wgmma; /* Hopper's instructions for warp groups, which no other architecture has */
   int32_t n_sms, shared_max; /* multiprocessors, and the shared memory that a block may have */
   int32_t n_refs;
+  cudaMemPool_t pool;     /* of its buffers: keeps what is given back, so that a tensor per token costs no call of the driver */
   struct kg_draws *draws; /* draws.h, and */
   struct kg_mail *mail;   /* buffer.c: made when first used */
 } kg_stream;
