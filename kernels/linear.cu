@@ -282,18 +282,14 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
                       a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d rows as float32", a->n);
   switch (a->part[0].m.type) {
-#define CASE(T)                                                                                                        \
-  case T:                                                                                                              \
-    return launch<T>(s, a, err);
-    CASE(KG_F16)
-    CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1) CASE(KG_IQ4_NL) CASE(KG_MXFP4)
-        CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
+#define CASE(T) case T: return launch<T>(s, a, err);
+    CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1)
+    CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
 #undef CASE
-            case KG_F32
-        : if (a->n_parts != 1) return kg_fail(err, KG_ERR_ARGUMENT, "float32 matrices are multiplied one by one");
+  case KG_F32:
+    if (a->n_parts != 1) return kg_fail(err, KG_ERR_ARGUMENT, "float32 matrices are multiplied one by one");
     return run_kernel(s, "linear_f32", linear_f32, dim3((a->part[0].m.rows + 3) / 4, a->planes ? a->n : (a->n + 7) / 8),
                       128, 0, err, *a);
-  default:
-    return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
+  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
   }
 }

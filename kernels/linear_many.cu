@@ -378,12 +378,9 @@ template <int T, int D> static int launch(kg_stream *s, const kg_linear_args *a,
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   switch (a->part[0].m.type) {
-#define CASE(T)                                                                                                        \
-  case T:                                                                                                              \
-    return a->gated ? launch<T, 2>(s, a, err) : launch<T, 1>(s, a, err);
-    CASE(KG_F16)
-    CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q5_0) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K)
+#define CASE(T) case T: return a->gated ? launch<T, 2>(s, a, err) : launch<T, 1>(s, a, err);
+    CASE(KG_F16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q5_0) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K)
 #undef CASE
-        default : return kg_fail(err, KG_ERR_UNSUPPORTED, "many rows with weights of type %d", (int)a->part[0].m.type);
+  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "many rows with weights of type %d", (int)a->part[0].m.type);
   }
 }

@@ -131,18 +131,15 @@ int kg_cuda_linear_one(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   const bool norm = a->norm_scale != NULL;
   switch (a->part[0].m.type) {
-#define COMMON(T)                                                                                                      \
-  case T:                                                                                                              \
-    if (a->gated) return norm ? launch<T, 2, true>(s, a, err) : launch<T, 2, false>(s, a, err);                        \
+#define CASE(T) case T: return norm ? launch<T, 1, true>(s, a, err) : launch<T, 1, false>(s, a, err);
+#define GATES(T) \
+  case T: \
+    if (a->gated) return norm ? launch<T, 2, true>(s, a, err) : launch<T, 2, false>(s, a, err); \
     return norm ? launch<T, 1, true>(s, a, err) : launch<T, 1, false>(s, a, err);
-#define CASE(T)                                                                                                        \
-  case T:                                                                                                              \
-    return norm ? launch<T, 1, true>(s, a, err) : launch<T, 1, false>(s, a, err);
-    COMMON(KG_F16)
-    COMMON(KG_Q8_0) COMMON(KG_Q4_0) COMMON(KG_Q5_0) COMMON(KG_Q4_K) COMMON(KG_Q5_K) COMMON(KG_Q6_K) CASE(KG_BF16)
-        CASE(KG_Q4_1) CASE(KG_Q5_1) CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
-#undef COMMON
+    GATES(KG_F16) GATES(KG_Q8_0) GATES(KG_Q4_0) GATES(KG_Q5_0) GATES(KG_Q4_K) GATES(KG_Q5_K) GATES(KG_Q6_K)
+    CASE(KG_BF16) CASE(KG_Q4_1) CASE(KG_Q5_1) CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
+#undef GATES
 #undef CASE
-            default : return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
+  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
   }
 }

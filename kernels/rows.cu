@@ -32,14 +32,12 @@ int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int3
                   float *out_max, kg_error *err)
 {
   switch (table->type) {
-#define CASE(T)                                                                                                        \
-  case T:                                                                                                              \
-    return run_kernel(s, "embed_rows", embed_rows<T>, dim3(n), 256, 0, err, *table, ids, add, out, out_max);
-    CASE(KG_F32)
-    CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1) CASE(KG_IQ4_NL)
-        CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
+#define CASE(T) \
+  case T: return run_kernel(s, "embed_rows", embed_rows<T>, dim3(n), 256, 0, err, *table, ids, add, out, out_max);
+    CASE(KG_F32) CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1)
+    CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
 #undef CASE
-            default : return kg_fail(err, KG_ERR_UNSUPPORTED, "an embedding of type %d", (int)table->type);
+  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "an embedding of type %d", (int)table->type);
   }
 }
 
@@ -94,20 +92,18 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
   const float *x = a.x + (size_t)index * part;
   float mean = 0, max = 0;
   auto deviation = [&](int i) { /* of a lane's four, zero beyond the row */
-                                const int c = i * SEGMENT + 4 * lane;
-                                float4 v = four_of(x, part, c);
-                                if (a.subtract_mean)
-                                  v = make_float4(c < part ? v.x - mean : 0, c + 1 < part ? v.y - mean : 0,
-                                                  c + 2 < part ? v.z - mean : 0, c + 3 < part ? v.w - mean : 0);
-                                return v;
+    const int c = i * SEGMENT + 4 * lane;
+    float4 v = four_of(x, part, c);
+    if (a.subtract_mean)
+      v = make_float4(c < part ? v.x - mean : 0, c + 1 < part ? v.y - mean : 0, c + 2 < part ? v.z - mean : 0,
+                      c + 3 < part ? v.w - mean : 0);
+    return v;
   };
-  if (a.subtract_mean)
-    mean = sum_segments<WARPS>(part, warp,
-                               [&](int i) {
-                                 const float4 v = four_of(x, part, i * SEGMENT + 4 * lane);
-                                 return warp_sum(v.x + v.y + v.z + v.w);
-                               }) /
-           part;
+  auto sum_of_four = [&](int i) {
+    const float4 v = four_of(x, part, i * SEGMENT + 4 * lane);
+    return warp_sum(v.x + v.y + v.z + v.w);
+  };
+  if (a.subtract_mean) mean = sum_segments<WARPS>(part, warp, sum_of_four) / part;
   const float squares = sum_segments<WARPS>(part, warp, [&](int i) {
     const float4 v = deviation(i);
     max = fmaxf(fmaxf(max, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
