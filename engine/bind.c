@@ -226,3 +226,29 @@ int luaopen_kigo_core(lua_State *L)
   for (size_t i = 0; i < sizeof binders / sizeof binders[0]; i++) binders[i](L);
   return 1;
 }
+
+/* ---- tables ---- */
+
+void kg_set_number(lua_State *L, const char *field, double value)
+{
+  lua_pushnumber(L, value);
+  lua_setfield(L, -2, field);
+}
+
+void kg_set_integer(lua_State *L, const char *field, lua_Integer value)
+{
+  lua_pushinteger(L, value);
+  lua_setfield(L, -2, field);
+}
+
+void kg_set_string(lua_State *L, const char *field, const char *value)
+{
+  lua_pushstring(L, value);
+  lua_setfield(L, -2, field);
+}
+
+void kg_set_boolean(lua_State *L, const char *field, bool value)
+{
+  lua_pushboolean(L, value);
+  lua_setfield(L, -2, field);
+}

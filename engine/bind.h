@@ -104,4 +104,10 @@ void kg_bind_kernels(lua_State *L);
 void kg_bind_cpu(lua_State *L);
 void kg_bind_unicode(lua_State *L);
 
+/* A field of the table on top of the stack. */
+void kg_set_number(lua_State *L, const char *field, double value);
+void kg_set_integer(lua_State *L, const char *field, lua_Integer value);
+void kg_set_string(lua_State *L, const char *field, const char *value);
+void kg_set_boolean(lua_State *L, const char *field, bool value);
+
 #endif

@@ -207,18 +207,6 @@ static int candidates(lua_State *L)
   return 2;
 }
 
-static void set_number(lua_State *L, const char *field, float value)
-{
-  lua_pushnumber(L, (lua_Number)value);
-  lua_setfield(L, -2, field);
-}
-
-static void set_integer(lua_State *L, const char *field, int32_t value)
-{
-  lua_pushinteger(L, value);
-  lua_setfield(L, -2, field);
-}
-
 /* A table that core.chain takes for this stage. */
 static void push_stage(lua_State *L, const kg_stage *stage)
 {
@@ -227,8 +215,8 @@ static void push_stage(lua_State *L, const kg_stage *stage)
   lua_newtable(L);
   lua_pushstring(L, kind->name);
   lua_setfield(L, -2, "kind");
-  if (has_field(kind, "value")) set_number(L, "value", stage->value);
-  if (has_field(kind, "k")) set_integer(L, "k", stage->k);
+  if (has_field(kind, "value")) kg_set_number(L, "value", stage->value);
+  if (has_field(kind, "k")) kg_set_integer(L, "k", stage->k);
   if (has_field(kind, "values")) {
     lua_newtable(L);
     for (int32_t i = 0; i < stage->n_bias; i++) {
@@ -238,10 +226,10 @@ static void push_stage(lua_State *L, const kg_stage *stage)
     lua_setfield(L, -2, "values");
   }
   if (!has_field(kind, "repeat")) return;
-  set_integer(L, "last", stage->last_n);
-  set_number(L, "repeat", stage->repeat);
-  set_number(L, "frequency", stage->frequency);
-  set_number(L, "presence", stage->presence);
+  kg_set_integer(L, "last", stage->last_n);
+  kg_set_number(L, "repeat", stage->repeat);
+  kg_set_number(L, "frequency", stage->frequency);
+  kg_set_number(L, "presence", stage->presence);
 }
 
 static int read_stages(lua_State *L)

@@ -7,28 +7,10 @@
 
 static kg_model *check_model(lua_State *L) { return kg_check_open(L, 1, KG_CLASS_MODEL); }
 
-static void set_number(lua_State *L, const char *field, double value)
-{
-  lua_pushnumber(L, value);
-  lua_setfield(L, -2, field);
-}
-
-static void set_integer(lua_State *L, const char *field, int64_t value)
-{
-  lua_pushinteger(L, value);
-  lua_setfield(L, -2, field);
-}
-
-static void set_string(lua_State *L, const char *field, const char *value)
-{
-  lua_pushstring(L, value);
-  lua_setfield(L, -2, field);
-}
-
 /* Unknown bytes are absent. */
 static void set_bytes(lua_State *L, const char *field, int64_t value)
 {
-  if (value != KG_UNKNOWN) set_integer(L, field, value);
+  if (value != KG_UNKNOWN) kg_set_integer(L, field, value);
 }
 
 /* model:device_info() -> { index, total, in_use, managed_in_use, process_in_use, note, most_bytes_per_s }, or nil,
@@ -39,13 +21,13 @@ static int device_info(lua_State *L)
   kg_error err;
   if (kg_model_device_info(check_model(L), &info, &err)) return kg_push_error(L, &err);
   lua_newtable(L);
-  set_integer(L, "index", info.index);
-  set_integer(L, "total", info.total);
-  set_integer(L, "in_use", info.in_use);
+  kg_set_integer(L, "index", info.index);
+  kg_set_integer(L, "total", info.total);
+  kg_set_integer(L, "in_use", info.in_use);
   set_bytes(L, "managed_in_use", info.managed_in_use);
   set_bytes(L, "process_in_use", info.process_in_use);
-  set_string(L, "note", info.note);
-  set_number(L, "most_bytes_per_s", info.most_bytes_per_s);
+  kg_set_string(L, "note", info.note);
+  kg_set_number(L, "most_bytes_per_s", info.most_bytes_per_s);
   return 1;
 }
 
@@ -56,9 +38,9 @@ static int device_rates(lua_State *L)
   kg_error err;
   if (kg_model_device_rates(check_model(L), &rates, &err)) return kg_push_error(L, &err);
   lua_newtable(L);
-  set_number(L, "copy_bytes_per_s", rates.copy_bytes_per_s);
-  set_number(L, "tensor_flops", rates.tensor_flops);
-  set_string(L, "tensor_note", rates.tensor_note);
+  kg_set_number(L, "copy_bytes_per_s", rates.copy_bytes_per_s);
+  kg_set_number(L, "tensor_flops", rates.tensor_flops);
+  kg_set_string(L, "tensor_note", rates.tensor_note);
   return 1;
 }
 
@@ -76,7 +58,7 @@ static void set_sum(lua_State *L, const char *field, uint64_t sum)
   char hex[17];
   for (int i = 0; i < 16; i++) hex[i] = "0123456789abcdef"[sum >> (60 - 4 * i) & 15];
   hex[16] = 0;
-  set_string(L, field, hex);
+  kg_set_string(L, field, hex);
 }
 
 /* model:check_weights() -> { n_weights, n_bytes, device_sum, file_sum, differs = name or nil }, or nil, message, code
@@ -92,8 +74,8 @@ static int check_weights(lua_State *L)
   lua_newtable(L);
   lua_insert(L, -2);
   lua_setfield(L, -2, "differs");
-  set_integer(L, "n_weights", check.n_weights);
-  set_integer(L, "n_bytes", check.n_bytes);
+  kg_set_integer(L, "n_weights", check.n_weights);
+  kg_set_integer(L, "n_bytes", check.n_bytes);
   set_sum(L, "device_sum", check.device_sum);
   set_sum(L, "file_sum", check.file_sum);
   return 1;
@@ -120,10 +102,10 @@ static int profile(lua_State *L)
   lua_createtable(L, out->n, 0);
   for (int32_t i = 0; i < out->n; i++) {
     lua_newtable(L);
-    set_string(L, "name", out->stages[i].name);
-    set_integer(L, "count", out->stages[i].count);
-    set_number(L, "bytes", out->stages[i].bytes);
-    set_number(L, "seconds", out->stages[i].seconds);
+    kg_set_string(L, "name", out->stages[i].name);
+    kg_set_integer(L, "count", out->stages[i].count);
+    kg_set_number(L, "bytes", out->stages[i].bytes);
+    kg_set_number(L, "seconds", out->stages[i].seconds);
     lua_rawseti(L, -2, i + 1);
   }
   return 1;

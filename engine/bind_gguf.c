@@ -121,24 +121,6 @@ static int array(lua_State *L)
   return kg_call_at_rest(L, push_value);
 }
 
-static void set_integer(lua_State *L, const char *field, lua_Integer value)
-{
-  lua_pushinteger(L, value);
-  lua_setfield(L, -2, field);
-}
-
-static void set_string(lua_State *L, const char *field, const char *value)
-{
-  lua_pushstring(L, value);
-  lua_setfield(L, -2, field);
-}
-
-static void set_boolean(lua_State *L, const char *field, bool value)
-{
-  lua_pushboolean(L, value);
-  lua_setfield(L, -2, field);
-}
-
 static int push_entries(lua_State *L)
 {
   const kg_gguf *gguf = kg_check_gguf(L, 1);
@@ -149,9 +131,9 @@ static int push_entries(lua_State *L)
     lua_createtable(L, 0, 4);
     lua_pushlstring(L, entry->key.data, entry->key.size);
     lua_setfield(L, -2, "key");
-    set_string(L, "type", kg_gguf_type_name(entry->type));
-    set_integer(L, "count", (lua_Integer)entry->count);
-    set_boolean(L, "is_array", entry->is_array);
+    kg_set_string(L, "type", kg_gguf_type_name(entry->type));
+    kg_set_integer(L, "count", (lua_Integer)entry->count);
+    kg_set_boolean(L, "is_array", entry->is_array);
     lua_rawseti(L, -2, (lua_Integer)i + 1);
   }
   return 1;
@@ -174,11 +156,11 @@ static int64_t value_count(const kg_gguf_tensor *tensor)
 static void push_tensor_info(lua_State *L, const kg_gguf_tensor *tensor)
 {
   lua_createtable(L, 0, 6);
-  set_string(L, "name", tensor->name);
-  set_string(L, "type", kg_type_find((uint32_t)tensor->type)->name);
-  set_integer(L, "bytes", (lua_Integer)tensor->n_bytes);
-  set_integer(L, "offset", (lua_Integer)tensor->offset);
-  set_integer(L, "file", tensor->file);
+  kg_set_string(L, "name", tensor->name);
+  kg_set_string(L, "type", kg_type_find((uint32_t)tensor->type)->name);
+  kg_set_integer(L, "bytes", (lua_Integer)tensor->n_bytes);
+  kg_set_integer(L, "offset", (lua_Integer)tensor->offset);
+  kg_set_integer(L, "file", tensor->file);
   lua_createtable(L, tensor->n_dims, 0);
   for (int i = 0; i < tensor->n_dims; i++) {
     lua_pushinteger(L, tensor->dims[i]);
@@ -374,9 +356,9 @@ static int types(lua_State *L)
     const kg_type_info *info = kg_type_find(number);
     if (!info) continue;
     lua_createtable(L, 0, 3);
-    set_integer(L, "block_size", info->block_size);
-    set_integer(L, "block_bytes", info->block_bytes);
-    set_boolean(L, "computable", info->dequantize != NULL);
+    kg_set_integer(L, "block_size", info->block_size);
+    kg_set_integer(L, "block_bytes", info->block_bytes);
+    kg_set_boolean(L, "computable", info->dequantize != NULL);
     lua_setfield(L, -2, info->name);
   }
   return 1;

@@ -432,12 +432,6 @@ static int model_values(lua_State *L)
   return kg_call_at_rest(L, push_value_names);
 }
 
-static void set_integer(lua_State *L, const char *field, int64_t value)
-{
-  lua_pushinteger(L, value);
-  lua_setfield(L, -2, field);
-}
-
 /* model:stats() -> table with the fields of kg_model_stats, n_sequences, n_pages, n_pages_used, page */
 static int model_get_stats(lua_State *L)
 {
@@ -455,20 +449,20 @@ static int model_get_stats(lua_State *L)
   lua_setfield(L, -2, "variant");
   lua_pushstring(L, stats.kv);
   lua_setfield(L, -2, "kv");
-  set_integer(L, "weight_bytes", (int64_t)stats.weight_bytes);
-  set_integer(L, "kv_bytes", (int64_t)stats.kv_bytes);
-  set_integer(L, "n_threads", stats.n_threads);
-  set_integer(L, "n_tokens_evaluated", stats.n_tokens_evaluated);
-  set_integer(L, "n_tokens_dropped", stats.n_tokens_dropped);
-  set_integer(L, "n_steps", stats.n_steps);
-  set_integer(L, "n_steps_dropped", stats.n_steps_dropped);
-  set_integer(L, "n_timed", stats.n_timed);
+  kg_set_integer(L, "weight_bytes", (int64_t)stats.weight_bytes);
+  kg_set_integer(L, "kv_bytes", (int64_t)stats.kv_bytes);
+  kg_set_integer(L, "n_threads", stats.n_threads);
+  kg_set_integer(L, "n_tokens_evaluated", stats.n_tokens_evaluated);
+  kg_set_integer(L, "n_tokens_dropped", stats.n_tokens_dropped);
+  kg_set_integer(L, "n_steps", stats.n_steps);
+  kg_set_integer(L, "n_steps_dropped", stats.n_steps_dropped);
+  kg_set_integer(L, "n_timed", stats.n_timed);
   lua_pushnumber(L, stats.timed_s);
   lua_setfield(L, -2, "timed_s");
-  set_integer(L, "n_sequences", n_sequences);
-  set_integer(L, "n_pages", n_pages);
-  set_integer(L, "n_pages_used", n_pages_used);
-  set_integer(L, "page", KG_PAGE);
+  kg_set_integer(L, "n_sequences", n_sequences);
+  kg_set_integer(L, "n_pages", n_pages);
+  kg_set_integer(L, "n_pages_used", n_pages_used);
+  kg_set_integer(L, "page", KG_PAGE);
   return 1;
 }
 

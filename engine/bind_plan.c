@@ -362,45 +362,21 @@ static int plan_finish(lua_State *L)
 
 /* ---- reading ---- */
 
-static void set_int(lua_State *L, const char *field, lua_Integer value)
-{
-  lua_pushinteger(L, value);
-  lua_setfield(L, -2, field);
-}
-
-static void set_number(lua_State *L, const char *field, double value)
-{
-  lua_pushnumber(L, value);
-  lua_setfield(L, -2, field);
-}
-
-static void set_string(lua_State *L, const char *field, const char *value)
-{
-  lua_pushstring(L, value);
-  lua_setfield(L, -2, field);
-}
-
-static void set_bool(lua_State *L, const char *field, bool value)
-{
-  lua_pushboolean(L, value);
-  lua_setfield(L, -2, field);
-}
-
 static void set_act(lua_State *L, const kg_act *act)
 {
-  set_string(L, "act", act_names[act->kind]);
+  kg_set_string(L, "act", act_names[act->kind]);
   if (act->kind != KG_ACT_SWIGLU_CLAMPED) return;
-  set_number(L, "limit", act->limit);
-  set_number(L, "alpha", act->alpha);
+  kg_set_number(L, "limit", act->limit);
+  kg_set_number(L, "alpha", act->alpha);
 }
 
 static void set_rope(lua_State *L, const kg_rope_params *p)
 {
-  set_string(L, "style", rope_names[p->style]);
-  set_int(L, "heads", p->n_heads);
-  set_int(L, "head_dim", p->head_dim);
-  set_int(L, "dims", p->n_dims);
-  set_number(L, "magnitude", p->magnitude);
+  kg_set_string(L, "style", rope_names[p->style]);
+  kg_set_integer(L, "heads", p->n_heads);
+  kg_set_integer(L, "head_dim", p->head_dim);
+  kg_set_integer(L, "dims", p->n_dims);
+  kg_set_number(L, "magnitude", p->magnitude);
   lua_createtable(L, p->n_dims / 2, 0);
   for (int32_t i = 0; i < p->n_dims / 2; i++) {
     lua_pushnumber(L, p->inverse_freqs[i]);
@@ -411,22 +387,22 @@ static void set_rope(lua_State *L, const kg_rope_params *p)
 
 static void set_attention(lua_State *L, const kg_attention_params *p)
 {
-  set_int(L, "layer", p->layer);
-  set_int(L, "heads", p->n_heads);
-  set_int(L, "kv_heads", p->n_kv_heads);
-  set_int(L, "head_dim", p->head_dim);
-  set_number(L, "scale", p->scale);
-  set_number(L, "softcap", p->softcap);
-  set_int(L, "window", p->window);
+  kg_set_integer(L, "layer", p->layer);
+  kg_set_integer(L, "heads", p->n_heads);
+  kg_set_integer(L, "kv_heads", p->n_kv_heads);
+  kg_set_integer(L, "head_dim", p->head_dim);
+  kg_set_number(L, "scale", p->scale);
+  kg_set_number(L, "softcap", p->softcap);
+  kg_set_integer(L, "window", p->window);
 }
 
 static void set_moe(lua_State *L, const kg_moe_params *p)
 {
-  set_int(L, "experts", p->n_experts);
-  set_int(L, "used", p->n_used);
-  set_string(L, "gate", gate_names[p->gate]);
-  set_bool(L, "normalize", p->normalize);
-  set_number(L, "scale", p->scale);
+  kg_set_integer(L, "experts", p->n_experts);
+  kg_set_integer(L, "used", p->n_used);
+  kg_set_string(L, "gate", gate_names[p->gate]);
+  kg_set_boolean(L, "normalize", p->normalize);
+  kg_set_number(L, "scale", p->scale);
   set_act(L, &p->act);
 }
 
@@ -435,18 +411,18 @@ static void set_params(lua_State *L, const kg_op *op)
 {
   switch (op->kind) {
   case KG_OP_NORM:
-    set_number(L, "epsilon", op->u.norm.epsilon);
-    set_int(L, "groups", op->u.norm.groups);
-    set_bool(L, "subtract_mean", op->u.norm.subtract_mean);
+    kg_set_number(L, "epsilon", op->u.norm.epsilon);
+    kg_set_integer(L, "groups", op->u.norm.groups);
+    kg_set_boolean(L, "subtract_mean", op->u.norm.subtract_mean);
     break;
   case KG_OP_ROPE: set_rope(L, &op->u.rope); break;
   case KG_OP_ATTENTION: set_attention(L, &op->u.attention); break;
   case KG_OP_GLU:
   case KG_OP_ACT: set_act(L, &op->u.act); break;
   case KG_OP_MOE: set_moe(L, &op->u.moe); break;
-  case KG_OP_SCALE: set_number(L, "factor", op->u.scale); break;
-  case KG_OP_SOFTCAP: set_number(L, "cap", op->u.scale); break;
-  case KG_OP_SLICE: set_int(L, "first", op->u.slice); break;
+  case KG_OP_SCALE: kg_set_number(L, "factor", op->u.scale); break;
+  case KG_OP_SOFTCAP: kg_set_number(L, "cap", op->u.scale); break;
+  case KG_OP_SLICE: kg_set_integer(L, "first", op->u.slice); break;
   case KG_OP_EMBED:
   case KG_OP_LINEAR:
   case KG_OP_ADD: break;
@@ -460,9 +436,9 @@ static int push_ops(lua_State *L)
   for (int32_t i = 0; i < kg_plan_op_count(plan); i++) {
     const kg_op *op = kg_plan_op(plan, i);
     lua_newtable(L);
-    set_string(L, "kind", kg_op_name(op->kind));
-    set_string(L, "out", kg_plan_value(plan, op->out)->name);
-    set_int(L, "width", kg_plan_value(plan, op->out)->width);
+    kg_set_string(L, "kind", kg_op_name(op->kind));
+    kg_set_string(L, "out", kg_plan_value(plan, op->out)->name);
+    kg_set_integer(L, "width", kg_plan_value(plan, op->out)->width);
     lua_newtable(L);
     for (int j = 0; j < KG_OP_INPUTS && op->in[j] != KG_NONE; j++) {
       lua_pushstring(L, kg_plan_value(plan, op->in[j])->name);
@@ -512,10 +488,10 @@ static int push_value(lua_State *L)
   const kg_plan *plan = check_plan(L);
   const kg_value *value = kg_plan_value(plan, (int32_t)lua_tointeger(L, 2));
   lua_newtable(L);
-  set_string(L, "name", value->name);
-  set_int(L, "width", value->width);
-  set_int(L, "producer", value->producer);
-  set_int(L, "last_use", value->last_use);
+  kg_set_string(L, "name", value->name);
+  kg_set_integer(L, "width", value->width);
+  kg_set_integer(L, "producer", value->producer);
+  kg_set_integer(L, "last_use", value->last_use);
   return 1;
 }
 
@@ -533,12 +509,12 @@ static int push_weights(lua_State *L)
   for (int32_t i = 0; i < kg_plan_weight_count(plan); i++) {
     const kg_weight *w = kg_plan_weight_at(plan, i);
     lua_newtable(L);
-    set_string(L, "name", w->name);
-    set_string(L, "type", kg_type_find(w->type)->name);
-    set_int(L, "cols", w->cols);
-    set_int(L, "rows", w->rows);
-    set_int(L, "planes", w->planes);
-    set_int(L, "bytes", (lua_Integer)w->n_bytes);
+    kg_set_string(L, "name", w->name);
+    kg_set_string(L, "type", kg_type_find(w->type)->name);
+    kg_set_integer(L, "cols", w->cols);
+    kg_set_integer(L, "rows", w->rows);
+    kg_set_integer(L, "planes", w->planes);
+    kg_set_integer(L, "bytes", (lua_Integer)w->n_bytes);
     lua_rawseti(L, -2, i + 1);
   }
   return 1;
@@ -555,12 +531,12 @@ static int push_info(lua_State *L)
 {
   const kg_plan *plan = check_plan(L);
   lua_newtable(L);
-  set_int(L, "vocab_size", kg_plan_vocab_size(plan));
-  set_int(L, "context_length", kg_plan_context_length(plan));
-  set_int(L, "layers", kg_plan_layer_count(plan));
-  set_int(L, "tail", kg_plan_tail(plan));
+  kg_set_integer(L, "vocab_size", kg_plan_vocab_size(plan));
+  kg_set_integer(L, "context_length", kg_plan_context_length(plan));
+  kg_set_integer(L, "layers", kg_plan_layer_count(plan));
+  kg_set_integer(L, "tail", kg_plan_tail(plan));
   const int32_t logits = kg_plan_logits(plan);
-  if (logits != KG_NONE) set_string(L, "logits", kg_plan_value(plan, logits)->name);
+  if (logits != KG_NONE) kg_set_string(L, "logits", kg_plan_value(plan, logits)->name);
   return 1;
 }
 
