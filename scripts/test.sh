@@ -1,44 +1,48 @@
 #!/bin/sh
-# test.sh [BUSTED OPTIONS] - pass the tests: luacheck, our lint, the specs, and the core's specs again in a build with
-# warnings as errors, AddressSanitizer and UndefinedBehaviorSanitizer. The last line is "N passed, N failed".
+# test.sh [BUSTED OPTIONS] [SPEC FILES] - pass the tests: luacheck, our lint, the specs, and the core's specs again in a
+# build with warnings as errors, AddressSanitizer and UndefinedBehaviorSanitizer. Every spec file is a process of its own.
+# The last line is "N passed, N failed".
 set -eu
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 KIGO_BUILD_SANITIZED=1 sh scripts/build.sh lua5.4 lua-busted lua-check
 
-passed=0
-failed=0
-log=$(mktemp)
-ended=$(mktemp)
-trap 'rm -f "$log" "$ended"' EXIT
+files=""
+for argument in "$@"; do
+  shift
+  if [ -f "$argument" ]; then files="$files $argument"; else set -- "$@" "$argument"; fi
+done
+[ -n "$files" ] || files=$(ls spec/*_spec.lua)
+
+counts=$(mktemp) # "PASSED FAILED", a line for each spec file
+trap 'rm -f "$counts"' EXIT
 trap 'exit 130' HUP INT TERM
 
-specs() { # specs PROGRAM [BUSTED OPTIONS]: run busted inside the program, show its words, add its counts
+specs() { # specs PROGRAM [BUSTED OPTIONS]: all spec files, as many at once as there are processors
   program=$1
   shift
-  { KIGO="$program" "$program" /usr/bin/busted --output=plainTerminal "$@" 2>&1 && echo 0 >"$ended" || echo $? >"$ended"; } | tee "$log"
-  status=$(cat "$ended")
-  summary=$(sed -n 's|^\([0-9]*\) success[a-z]* / \([0-9]*\) failure[s]* / \([0-9]*\) error[s]* / .*|\1 \2 \3|p' "$log" | tail -n 1)
-  # A run that ends without its summary, or badly with a clean one, crashed: that is a failure, never a pass.
-  # shellcheck disable=SC2086 # three numbers
-  set -- ${summary:-0 0 1}
-  bad=$(($2 + $3))
-  if [ "$status" != 0 ] && [ "$bad" = 0 ]; then
-    echo "busted ended with status $status"
-    bad=1
-  fi
-  passed=$((passed + $1))
-  failed=$((failed + bad))
+  # shellcheck disable=SC2086 # names of ours, without blanks
+  printf '%s\n' $files | xargs -P "$(nproc 2>/dev/null || echo 2)" -I '{}' sh scripts/spec.sh "$program" "$counts" '{}' "$@"
+}
+
+check() { # check COMMAND...: counts as one test
+  if "$@"; then echo "1 0" >>"$counts"; else echo "0 1" >>"$counts"; fi
 }
 
 echo "== luacheck"
-if luacheck --quiet lua scripts spec examples; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+check luacheck --quiet lua scripts spec examples
 echo "== lint"
-if ./build/kigo scripts/lint.lua; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+check ./build/kigo scripts/lint.lua
 echo "== specs"
 specs ./build/kigo "$@"
 echo "== specs of the core, sanitized"
 ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
   specs ./build-sanitized/kigo --exclude-tags=slow,unsanitized "$@"
 
-echo "$passed passed, $failed failed"
-[ "$failed" = 0 ]
+# shellcheck disable=SC2086
+runs=$((2 + 2 * $(printf '%s\n' $files | wc -l)))
+awk -v runs=$runs '{ passed += $1; failed += $2 } END {
+  if (NR < runs) print runs - NR " spec files left no result"
+  failed += runs - NR
+  print passed " passed, " failed " failed"
+  exit failed > 0
+}' "$counts"
