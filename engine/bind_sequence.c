@@ -1,22 +1,19 @@
-/* bind_sequence.c - kigo.Sequence with its random numbers (kigo.Rng) and marks (kigo.Mark). A mark is a position with
- * what belongs to it; it fits every timeline that starts with the same tokens: its own and its forks'. */
+/* bind_sequence.c - kigo.Sequence with its random numbers (kigo.Rng) and marks (kigo.Mark). */
 #include "bind.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "ahead.h"
+#include "companion.h"
 
 #define CLASS_RNG "kigo.Rng"
 #define CLASS_MARK "kigo.Mark"
 
 enum { MODEL = 1, STATE, LOGITS, RNG, FIELDS, N_USER_VALUES = FIELDS };
 
-typedef struct mark {
-  int32_t pos;
-  uint64_t hash; /* of the tokens before it */
-  uint64_t n_draws;
-} mark;
+/* User values of a mark: the model keeps its kg_mark.model from being another one's address; the state is a copy. */
+enum { MARK_MODEL = 1, MARK_STATE, MARK_N_USER_VALUES = MARK_STATE };
 
 kg_sequence *kg_check_sequence(lua_State *L, int index)
 {
@@ -177,44 +174,44 @@ static void copy_table(lua_State *L)
   lua_remove(L, -2);
 }
 
-/* seq:mark() -> mark: position, random numbers drawn there, and a copy of seq.state */
+/* seq:mark() -> mark: position, random numbers drawn there, companions, and a copy of seq.state */
 static int make_mark(lua_State *L)
 {
   kg_check_sequence(L, 1);
-  mark *made = lua_newuserdatauv(L, sizeof *made, 1);
-  const kg_sequence *sequence = kg_check_sequence(L, 1);
-  made->pos = kg_sequence_pos(sequence);
-  made->hash = kg_sequence_hash(sequence, made->pos);
-  made->n_draws = kg_sequence_draws(sequence);
-  luaL_setmetatable(L, CLASS_MARK);
+  kg_handle *handle = kg_push_handle(L, CLASS_MARK, MARK_N_USER_VALUES);
+  lua_getiuservalue(L, 1, MODEL);
+  lua_setiuservalue(L, -2, MARK_MODEL);
   lua_getiuservalue(L, 1, STATE);
   copy_table(L);
-  lua_setiuservalue(L, -2, 1);
+  lua_setiuservalue(L, -2, MARK_STATE);
+  kg_mark *mark;
+  kg_error err;
+  if (kg_sequence_mark(kg_check_sequence(L, 1), &mark, &err)) return kg_push_error(L, &err);
+  handle->object = mark;
   return 1;
 }
 
-static int rewind_to_mark(lua_State *L, const mark *to)
+static int rewind_to_mark(lua_State *L, const kg_mark *mark)
 {
-  lua_getiuservalue(L, 2, 1);
+  lua_getiuservalue(L, 1, MODEL);
+  lua_getiuservalue(L, 2, MARK_MODEL);
+  if (!lua_rawequal(L, -1, -2)) return luaL_error(L, "the mark at %d is of another model's sequence", (int)mark->pos);
+  lua_getiuservalue(L, 2, MARK_STATE);
   copy_table(L); /* the mark stays good for another rewind */
   kg_sequence *sequence = kg_check_sequence(L, 1);
-  if (to->pos > kg_sequence_pos(sequence) || to->hash != kg_sequence_hash(sequence, to->pos))
-    return luaL_error(L, "the mark at %d is not of this timeline: its tokens differ", (int)to->pos);
   kg_error err;
-  if (kg_sequence_rewind(sequence, to->pos, &err)) return kg_push_error(L, &err);
-  kg_sequence_set_draws(sequence, to->n_draws);
+  if (kg_sequence_rewind_to(sequence, mark, &err)) return kg_push_error(L, &err);
   lua_setiuservalue(L, 1, STATE);
   return push_pos(L, sequence);
 }
 
-/* seq:rewind(mark or pos) -> pos. A mark brings back the random numbers and seq.state as well; a position leaves
- * seq.state alone, and drawing starts there as if nobody had drawn. */
+/* seq:rewind(mark or pos) -> pos. A mark brings back everything, seq.state too; a position leaves seq.state alone, and
+ * the rest is as when the timeline first came there. */
 static int rewind_sequence(lua_State *L)
 {
   kg_sequence *sequence = kg_check_sequence(L, 1);
   lua_settop(L, 2);
-  const mark *to = luaL_testudata(L, 2, CLASS_MARK);
-  if (to) return rewind_to_mark(L, to);
+  if (luaL_testudata(L, 2, CLASS_MARK)) return rewind_to_mark(L, kg_check_open(L, 2, CLASS_MARK));
   const int32_t target = (int32_t)kg_check_int(L, 2, "pos", 0, kg_sequence_pos(sequence));
   kg_error err;
   return kg_sequence_rewind(sequence, target, &err) ? kg_push_error(L, &err) : push_pos(L, sequence);
@@ -241,9 +238,9 @@ static int fork_sequence(lua_State *L)
 
 static int mark_index(lua_State *L)
 {
-  const mark *self = luaL_checkudata(L, 1, CLASS_MARK);
+  const kg_mark *mark = kg_check_open(L, 1, CLASS_MARK);
   if (lua_type(L, 2) == LUA_TSTRING && !strcmp(lua_tostring(L, 2), "pos"))
-    lua_pushinteger(L, self->pos);
+    lua_pushinteger(L, mark->pos);
   else
     lua_pushnil(L);
   return 1;
@@ -251,9 +248,20 @@ static int mark_index(lua_State *L)
 
 static int mark_to_string(lua_State *L)
 {
-  const mark *self = luaL_checkudata(L, 1, CLASS_MARK);
-  lua_pushfstring(L, "%s (position %d)", CLASS_MARK, (int)self->pos);
+  const kg_mark *mark = kg_check_handle(L, 1, CLASS_MARK)->object;
+  if (mark)
+    lua_pushfstring(L, "%s (position %d)", CLASS_MARK, (int)mark->pos);
+  else
+    lua_pushliteral(L, CLASS_MARK " (closed)");
   return 1;
+}
+
+static int collect_mark(lua_State *L)
+{
+  kg_handle *handle = kg_check_handle(L, 1, CLASS_MARK);
+  kg_mark_free(handle->object);
+  handle->object = NULL;
+  return 0;
 }
 
 /* ---- properties ---- */
@@ -411,7 +419,8 @@ void kg_bind_sequence(lua_State *L)
   static const luaL_Reg rng_methods[] = {
       {"uniform", rng_uniform}, {"integer", rng_integer}, {"choose", rng_choose}, {NULL, NULL}};
   static const luaL_Reg no_functions[] = {{NULL, NULL}};
-  static const luaL_Reg mark_metamethods[] = {{"__index", mark_index}, {"__tostring", mark_to_string}, {NULL, NULL}};
+  static const luaL_Reg mark_metamethods[] = {
+      {"__index", mark_index}, {"__tostring", mark_to_string}, {"__gc", collect_mark}, {NULL, NULL}};
   kg_class(L, KG_CLASS_SEQUENCE, methods, metamethods);
   kg_class(L, CLASS_RNG, rng_methods, no_functions);
   kg_class(L, CLASS_MARK, no_functions, mark_metamethods);

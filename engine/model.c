@@ -285,6 +285,11 @@ int kg_model_progress(kg_model *model, const char *what, int64_t done, int64_t t
                  (long long)total);
 }
 
+int64_t kg_model_next_serial(kg_model *model)
+{
+  return ++model->scratch.serial;
+}
+
 kg_scratch *kg_model_scratch(kg_model *model)
 {
   return &model->scratch;

@@ -49,6 +49,7 @@ typedef struct kg_scratch {
   int64_t serial; /* of the step, to find a sequence that is named twice */
 } kg_scratch;
 kg_scratch *kg_model_scratch(kg_model *model);
+int64_t kg_model_next_serial(kg_model *model); /* a number that nothing else of this model has */
 
 /* Progress and cancellation between the runs of a step; KG_ERR_CANCELLED when the callback says so. */
 int kg_model_progress(kg_model *model, const char *what, int64_t done, int64_t total, kg_error *err);

@@ -5,6 +5,7 @@
 
 #include "ahead.h"
 #include "alloc.h"
+#include "companion.h"
 #include "error.h"
 #include "random.h"
 #include "step.h"
@@ -17,6 +18,7 @@ static int create(kg_model *model, uint64_t seed, kg_sequence **out, kg_error *e
   sequence->model = model;
   sequence->seed = seed;
   sequence->logits_pos = -1;
+  sequence->family = kg_model_next_serial(model);
   kg_model_sequence_opened(model);
   *out = sequence;
   return KG_OK;
@@ -32,6 +34,7 @@ void kg_sequence_free(kg_sequence *sequence)
 {
   if (!sequence) return;
   kg_sequence_drop_ahead(sequence);
+  kg_companions_free(sequence->companions);
   kg_free(sequence->future.drawn);
   kg_kv_release(kg_model_kv(sequence->model), &sequence->pages);
   kg_buffer_unref(sequence->logits);
@@ -51,7 +54,7 @@ int kg_sequence_feed(kg_sequence *sequence, const int32_t *ids, size_t n, kg_err
 {
   const int32_t vocab = kg_model_vocab_size(sequence->model);
   const size_t limit = (size_t)kg_model_context(sequence->model), there = sequence->tokens.n;
-  const int status = kg_model_check_idle(sequence->model, err);
+  int status = kg_model_check_idle(sequence->model, err);
   if (status) return status;
   for (size_t i = 0; i < n; i++)
     if (ids[i] < 0 || ids[i] >= vocab)
@@ -61,10 +64,36 @@ int kg_sequence_feed(kg_sequence *sequence, const int32_t *ids, size_t n, kg_err
     return kg_fail(err, KG_ERR_FULL, "the context is full: %zu tokens are there, %zu new ones, the limit is %zu", there,
                    n, limit);
   if (!grow_tokens(&sequence->tokens, there + n)) return kg_fail_memory(err, (there + n) * sizeof *ids, "the timeline");
-  if (n) kg_sequence_follow(sequence, ids, n);
-  if (n) memcpy(sequence->tokens.ids + there, ids, n * sizeof *ids);
+  if (!n) return KG_OK;
+  status = kg_companions_feed(sequence->companions, (int32_t)there, ids, n, err);
+  if (status) return status;
+  kg_sequence_follow(sequence, ids, n);
+  memcpy(sequence->tokens.ids + there, ids, n * sizeof *ids);
   sequence->tokens.n += n;
   return KG_OK;
+}
+
+/* A number that tells timelines apart by their first n tokens. Ids are mixed in one after another: multiply and fold, so
+ * that every bit of every id reaches the result. */
+static uint64_t hash_tokens(const kg_sequence *sequence, int32_t n)
+{
+  uint64_t hash = 0x9E3779B97F4A7C15u ^ (uint64_t)n;
+  for (int32_t i = 0; i < n; i++) {
+    hash = (hash ^ (uint32_t)sequence->tokens.ids[i]) * 0xD6E8FEB86659FD93u;
+    hash ^= hash >> 32;
+  }
+  return hash;
+}
+
+/* Back to `pos`; the companions are left to the caller. */
+static void shorten(kg_sequence *sequence, int32_t pos)
+{
+  kg_sequence_drop_ahead(sequence);
+  sequence->tokens.n = (size_t)pos;
+  if (sequence->n_evaluated > pos) sequence->n_evaluated = pos;
+  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, sequence->n_evaluated);
+  sequence->logits_pos = -1; /* of another token, or a sampler may have written to them */
+  sequence->n_draws = 0;
 }
 
 int kg_sequence_rewind(kg_sequence *sequence, int32_t pos, kg_error *err)
@@ -73,12 +102,50 @@ int kg_sequence_rewind(kg_sequence *sequence, int32_t pos, kg_error *err)
   if (status) return status;
   if (pos < 0 || pos > kg_sequence_pos(sequence))
     return kg_fail(err, KG_ERR_ARGUMENT, "position %d is outside 0 to %d", pos, kg_sequence_pos(sequence));
-  kg_sequence_drop_ahead(sequence);
-  sequence->tokens.n = (size_t)pos;
-  if (sequence->n_evaluated > pos) sequence->n_evaluated = pos;
-  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, sequence->n_evaluated);
-  sequence->logits_pos = -1; /* of another token, or a sampler may have written to them */
-  sequence->n_draws = 0;
+  shorten(sequence, pos);
+  kg_companions_rewind(&sequence->companions, pos);
+  return KG_OK;
+}
+
+int kg_sequence_mark(const kg_sequence *sequence, kg_mark **out, kg_error *err)
+{
+  kg_mark *mark = kg_alloc(sizeof *mark);
+  if (!mark) return kg_fail_memory(err, sizeof *mark, "a mark");
+  const int32_t pos = kg_sequence_pos(sequence);
+  *mark = (kg_mark){.model = sequence->model,
+                    .family = sequence->family,
+                    .pos = pos,
+                    .hash = hash_tokens(sequence, pos),
+                    .n_draws = kg_sequence_draws(sequence)};
+  const int status = kg_companions_copy(sequence->companions, &mark->companions, err);
+  if (status)
+    kg_mark_free(mark);
+  else
+    *out = mark;
+  return status;
+}
+
+void kg_mark_free(kg_mark *mark)
+{
+  if (!mark) return;
+  kg_companions_free(mark->companions);
+  kg_free(mark);
+}
+
+int kg_sequence_rewind_to(kg_sequence *sequence, const kg_mark *mark, kg_error *err)
+{
+  int status = kg_model_check_idle(sequence->model, err);
+  if (status) return status;
+  if (mark->model != sequence->model || mark->family != sequence->family)
+    return kg_fail(err, KG_ERR_ARGUMENT, "the mark at %d is of another sequence", mark->pos);
+  if (mark->pos > kg_sequence_pos(sequence) || mark->hash != hash_tokens(sequence, mark->pos))
+    return kg_fail(err, KG_ERR_ARGUMENT, "the mark at %d is not of this timeline any more: its tokens differ", mark->pos);
+  kg_companion *companions;
+  status = kg_companions_copy(mark->companions, &companions, err); /* the mark stays good for another time */
+  if (status) return status;
+  shorten(sequence, mark->pos);
+  kg_sequence_set_draws(sequence, mark->n_draws);
+  kg_companions_restore_take(&sequence->companions, companions);
   return KG_OK;
 }
 
@@ -122,7 +189,9 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   if (status) goto fail;
   fork->n_evaluated = sequence->n_evaluated;
   if (logits_are_current(sequence)) status = copy_logits(fork, sequence, err);
+  if (!status) status = kg_companions_copy(sequence->companions, &fork->companions, err);
   if (status) goto fail;
+  fork->family = sequence->family;
   if (seed == sequence->seed) kg_sequence_set_draws(fork, kg_sequence_draws(sequence)); /* the same future */
   *out = fork;
   return KG_OK;
@@ -179,17 +248,6 @@ uint64_t kg_sequence_seed(const kg_sequence *sequence)
 kg_model *kg_sequence_model(const kg_sequence *sequence)
 {
   return sequence->model;
-}
-
-/* Ids mixed in one after another: multiply and fold, so that every bit of every id reaches the result. */
-uint64_t kg_sequence_hash(const kg_sequence *sequence, int32_t n)
-{
-  uint64_t hash = 0x9E3779B97F4A7C15u ^ (uint64_t)n;
-  for (int32_t i = 0; i < n; i++) {
-    hash = (hash ^ (uint32_t)sequence->tokens.ids[i]) * 0xD6E8FEB86659FD93u;
-    hash ^= hash >> 32;
-  }
-  return hash;
 }
 
 /* ---- random numbers ---- */

@@ -5,6 +5,8 @@
 #include "model.h"
 
 typedef struct kg_passes kg_passes; /* ahead.c */
+typedef struct kg_companion kg_companion; /* companion.h */
+typedef struct kg_companion_ops kg_companion_ops;
 
 /* Draws that were made ahead of the caller, by one chain; none where passes is NULL. */
 typedef struct kg_future {
@@ -22,6 +24,8 @@ typedef struct kg_future {
 
 struct kg_sequence {
   kg_model *model;
+  int64_t family;          /* the same for a sequence and its forks */
+  kg_companion *companions;
   kg_tokens tokens;        /* the timeline */
   int32_t n_evaluated;     /* tokens whose keys and values are in the pages */
   kg_page_table pages;
@@ -46,8 +50,22 @@ int32_t kg_sequence_pending(const kg_sequence *sequence);
 /* Bring the logits up to date, as kg_sequence_logits does, without making a handle. */
 int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err);
 int kg_sequence_ensure_logits(kg_sequence *sequence, kg_error *err); /* a buffer for them */
-/* A number that tells timelines apart by their first `n` tokens. */
-uint64_t kg_sequence_hash(const kg_sequence *sequence, int32_t n);
+
+/* A moment of a timeline: its position, the random numbers drawn there, and copies of its companions. */
+typedef struct kg_mark {
+  const kg_model *model;   /* of a closed one: a mark for kg_mark_free only */
+  int64_t family;
+  int32_t pos;
+  uint64_t hash;           /* of the tokens before it */
+  uint64_t n_draws;
+  kg_companion *companions;
+} kg_mark;
+
+int kg_sequence_mark(const kg_sequence *sequence, kg_mark **out, kg_error *err);
+/* Go back to a mark of this sequence or of one that it shares its past with, as often as one likes. KG_ERR_ARGUMENT: the
+ * mark is another sequence's, or this one has gone another way since. On failure nothing has changed. */
+int kg_sequence_rewind_to(kg_sequence *sequence, const kg_mark *mark, kg_error *err);
+void kg_mark_free(kg_mark *mark);
 /* Where drawing stands at the current position, and going back there. */
 uint64_t kg_sequence_draws(const kg_sequence *sequence);
 void kg_sequence_set_draws(kg_sequence *sequence, uint64_t n_draws);

@@ -194,6 +194,13 @@ describe("kigo.sequence", function()
       stranger:feed(tiny.ids(30, 99))
       assert.has_error(function() stranger:rewind(mark) end)
       assert.equal(30, stranger:pos())
+      local twin <close> = model:sequence {} -- the same tokens do not make it the same sequence
+      twin:feed(prefix(20))
+      assert.has_error(function() twin:rewind(mark) end)
+      local other <close> = tiny.model { chunk = 32 }
+      local abroad <close> = other:sequence {}
+      abroad:feed(prefix(20))
+      assert.has_error(function() abroad:rewind(mark) end)
       seq:rewind(10)
       assert.has_error(function() seq:rewind(mark) end)
       seq:feed(tiny.ids(15, 98))
