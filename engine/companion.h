@@ -1,12 +1,14 @@
 /* companion.h - state that belongs to a timeline and moves with it: a constraint, what a sampler stage remembers, a
  * stream that follows. A companion is attached at a position and sees every token that is appended from there on; the
- * sequence asks all of them before it changes anything, and takes them along wherever it goes (sequence.c): feed each
- * checks the tokens and goes on; one that refuses stops all, and none has changed rewind    to a position: each goes
- * back to what it was when the timeline first came there (so keep a log of small entries, indexed by position); those
- * that were attached later are let go mark      holds copies, so that going back to a mark also brings back what
- * changed without a token (a number drawn, a stream finished) and companions that were detached since fork      has
- * copies save      writes what it takes to make them again A companion refers to no sequence, and to nothing that may
- * go before it: it holds references (kg_tokenizer_ref) or copies. Copies in marks outlive sequence and model. */
+ * sequence asks all of them before it changes anything, and takes them along wherever it goes (sequence.c).
+ * - Feed: each checks the tokens and goes on; one that refuses stops all, and none has changed.
+ * - Rewind to a position: each goes back to what it was when the timeline first came there (so keep a log of small
+ *   entries, indexed by position); those that were attached later are let go.
+ * - Mark: it holds copies, so that going back to it also brings back what changed without a token (a number drawn, a
+ *   stream finished) and companions that were detached since. Fork: it has copies.
+ * - Save: it writes what it takes to make them again.
+ * A companion refers to no sequence, and to nothing that may go before it: it holds references (kg_tokenizer_ref) or
+ * copies. Copies in marks outlive sequence and model. */
 #ifndef KG_COMPANION_H
 #define KG_COMPANION_H
 
@@ -23,7 +25,7 @@ struct kg_companion {
 /* What a companion is made again from. */
 typedef struct kg_companion_source {
   kg_string bytes;               /* that save wrote, from a file that is not to be trusted */
-  const kg_tokenizer *tokenizer; /* NULL: the model has none */
+  kg_tokenizer *tokenizer;       /* NULL: the model has none */
   const int32_t *ids;            /* tokens of the timeline, which are in the model's vocabulary */
   int32_t n_ids, from; /* load ends in the state behind all of them: what depends on tokens alone is fed again */
 } kg_companion_source;

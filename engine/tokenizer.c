@@ -424,6 +424,7 @@ int kg_tokenizer_open(const kg_gguf *gguf, const kg_tokenizer_options *options, 
 {
   kg_tokenizer *tokenizer = kg_alloc_array(1, sizeof *tokenizer);
   if (!tokenizer) return kg_fail_memory(err, sizeof *tokenizer, "a tokenizer");
+  tokenizer->n_refs = 1;
   tokenizer->normalize = options && options->normalize;
   const int rc = read_all(tokenizer, gguf, options ? options->pre : NULL, err);
   if (rc) {
@@ -434,9 +435,15 @@ int kg_tokenizer_open(const kg_gguf *gguf, const kg_tokenizer_options *options, 
   return KG_OK;
 }
 
+kg_tokenizer *kg_tokenizer_ref(kg_tokenizer *tokenizer)
+{
+  tokenizer->n_refs++;
+  return tokenizer;
+}
+
 void kg_tokenizer_free(kg_tokenizer *tokenizer)
 {
-  if (!tokenizer) return;
+  if (!tokenizer || --tokenizer->n_refs) return;
   if (tokenizer->kind) tokenizer->kind->close(tokenizer->state);
   kg_vocab_deinit(&tokenizer->vocab);
   kg_free(tokenizer->pre);

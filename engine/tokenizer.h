@@ -38,6 +38,7 @@ extern const kg_tokenizer_kind kg_bpe_kind, kg_spm_kind, kg_gemma4_kind, kg_word
     kg_rwkv_kind;
 
 struct kg_tokenizer {
+  int32_t n_refs;
   const kg_tokenizer_kind *kind;
   kg_vocab vocab;
   void *state;
@@ -51,6 +52,9 @@ struct kg_tokenizer {
   int32_t ends[KG_END_TOKENS_MAX];
   size_t n_ends;
 };
+
+/* One reference more, for who may outlive the tokenizer's owner; kg_tokenizer_free gives one back. */
+kg_tokenizer *kg_tokenizer_ref(kg_tokenizer *tokenizer);
 
 /* The special token of this name in Lua ("bos", "fim_prefix"); KG_NO_SPECIAL: there is no such name. */
 kg_special kg_special_find(const char *name);
