@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "ahead.h"
-#include "companion.h"
+#include "follow.h"
 
 #define CLASS_RNG "kigo.Rng"
 #define CLASS_MARK "kigo.Mark"
@@ -264,6 +264,46 @@ static int collect_mark(lua_State *L)
   return 0;
 }
 
+/* ---- streams that follow ---- */
+
+static kg_stream *check_stream(lua_State *L) { return kg_check_open(L, 2, KG_CLASS_STREAM); }
+
+/* seq:attach(stream) -> stream, which gets from now on what is fed and pushed, and goes where the sequence goes */
+static int attach(lua_State *L)
+{
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  kg_error err;
+  if (kg_sequence_attach_stream(sequence, check_stream(L), &err)) return kg_push_error(L, &err);
+  lua_settop(L, 2);
+  return 1;
+}
+
+/* seq:detach(stream) -> stream */
+static int detach(lua_State *L)
+{
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  kg_error err;
+  if (kg_sequence_detach_stream(sequence, check_stream(L), &err)) return kg_push_error(L, &err);
+  lua_settop(L, 2);
+  return 1;
+}
+
+/* seq:attached() -> new handles of the streams that follow, in order of attachment */
+static int attached(lua_State *L)
+{
+  kg_check_sequence(L, 1);
+  lua_newtable(L);
+  for (size_t i = 0;; i++) {
+    kg_handle *handle = kg_push_handle(L, KG_CLASS_STREAM, 0);
+    kg_stream *stream = kg_sequence_stream(kg_check_sequence(L, 1), i);
+    if (!stream) break;
+    handle->object = kg_stream_ref(stream);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  lua_pop(L, 1);
+  return 1;
+}
+
 /* ---- properties ---- */
 
 /* One handle serves as long as the numbers stay in the same buffer: a decode loop asks for them at every token. */
@@ -412,7 +452,8 @@ void kg_bind_sequence(lua_State *L)
   static const luaL_Reg methods[] = {
       {"close", close_sequence}, {"feed", feed}, {"push", push},      {"pos", pos},
       {"tokens", tokens},        {"seed", seed}, {"mark", make_mark}, {"rewind", rewind_sequence},
-      {"fork", fork_sequence},   {"step", step}, {"draw", draw},       {NULL, NULL}};
+      {"fork", fork_sequence},   {"step", step}, {"draw", draw},       {"attach", attach},
+      {"detach", detach},        {"attached", attached}, {NULL, NULL}};
   static const luaL_Reg metamethods[] = {{"__index", sequence_index},        {"__newindex", sequence_new_index},
                                          {"__gc", collect_sequence},         {"__close", close_sequence},
                                          {"__tostring", sequence_to_string}, {NULL, NULL}};

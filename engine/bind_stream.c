@@ -1,17 +1,12 @@
-/* bind_stream.c - kigo.Stream. Its user value keeps the tokenizer alive. */
+/* bind_stream.c - kigo.Stream. */
 #include <string.h>
 
 #include "bind.h"
 #include "stream.h"
 
-/* The open stream at 1, of an open tokenizer. */
 static kg_stream *check_stream(lua_State *L)
 {
-  kg_stream *stream = kg_check_open(L, 1, KG_CLASS_STREAM);
-  lua_getiuservalue(L, 1, 1);
-  kg_check_tokenizer(L, -1);
-  lua_pop(L, 1);
-  return stream;
+  return kg_check_open(L, 1, KG_CLASS_STREAM);
 }
 
 static void push_text(lua_State *L, kg_string text)
@@ -42,13 +37,29 @@ static int finish(lua_State *L)
   return 1;
 }
 
+/* stream:read() -> text to show now that was not returned yet, maybe empty: for streams that follow a sequence */
+static int read_text(lua_State *L)
+{
+  push_text(L, kg_stream_read(check_stream(L)));
+  return 1;
+}
+
+/* stream:rewind(n) -> the stream, as it was when n ids had been added */
+static int rewind_stream(lua_State *L)
+{
+  kg_stream *stream = check_stream(L);
+  const int64_t n = kg_check_int(L, 2, "n", 0, (int64_t)kg_stream_count(stream));
+  if (kg_stream_is_following(stream)) return luaL_error(L, "the stream follows a sequence: rewind that");
+  kg_stream_rewind(stream, (size_t)n);
+  lua_settop(L, 1);
+  return 1;
+}
+
 /* stream:copy() -> Stream in the same state */
 static int copy(lua_State *L)
 {
   check_stream(L);
-  kg_handle *handle = kg_push_handle(L, KG_CLASS_STREAM, 1);
-  lua_getiuservalue(L, 1, 1);
-  lua_setiuservalue(L, -2, 1);
+  kg_handle *handle = kg_push_handle(L, KG_CLASS_STREAM, 0);
   kg_stream *twin;
   kg_error err = {0};
   if (kg_stream_copy(check_stream(L), &twin, &err)) return kg_push_error(L, &err);
@@ -72,6 +83,10 @@ static int get(lua_State *L)
     lua_pushstring(L, reasons[reason]);
   else if (!strcmp(key, "text"))
     push_text(L, kg_stream_text(stream));
+  else if (!strcmp(key, "n_ids"))
+    lua_pushinteger(L, (lua_Integer)kg_stream_count(stream));
+  else if (!strcmp(key, "following"))
+    lua_pushboolean(L, kg_stream_is_following(stream));
   return 1; /* else the nil of the method table */
 }
 
@@ -134,9 +149,7 @@ static int stream_new(lua_State *L)
     lua_pushnil(L);
   size_t n;
   const kg_string *stops = check_stops(L, &n);
-  kg_handle *handle = kg_push_handle(L, KG_CLASS_STREAM, 1);
-  lua_pushvalue(L, 1);
-  lua_setiuservalue(L, -2, 1);
+  kg_handle *handle = kg_push_handle(L, KG_CLASS_STREAM, 0);
   kg_stream *stream;
   kg_error err = {0};
   if (kg_stream_new(kg_check_tokenizer(L, 1), stops, n, &stream, &err)) return kg_push_error(L, &err);
@@ -149,7 +162,8 @@ static int stream_new(lua_State *L)
 void kg_bind_stream(lua_State *L)
 {
   static const luaL_Reg methods[] = {
-      {"add", add}, {"finish", finish}, {"copy", copy}, {"close", release}, {NULL, NULL}};
+      {"add", add},   {"read", read_text}, {"finish", finish}, {"rewind", rewind_stream},
+      {"copy", copy}, {"close", release},  {NULL, NULL}};
   static const luaL_Reg metamethods[] = {
       {"__index", get}, {"__tostring", to_string}, {"__close", release}, {"__gc", release}, {NULL, NULL}};
   kg_class(L, KG_CLASS_STREAM, methods, metamethods);

@@ -67,6 +67,13 @@ int kg_companions_feed(kg_companion *list, int32_t pos, const int32_t *ids, size
   return KG_OK;
 }
 
+/* Free one that the timeline does not have where it goes. Others may hold what it is about. */
+static void let_go(kg_companion *companion)
+{
+  companion->ops->rewind(companion, companion->from);
+  free_one(companion);
+}
+
 void kg_companions_rewind(kg_companion **list, int32_t pos)
 {
   while (*list) {
@@ -76,7 +83,7 @@ void kg_companions_rewind(kg_companion **list, int32_t pos)
       list = &companion->next;
     } else {
       *list = companion->next;
-      free_one(companion);
+      let_go(companion);
     }
   }
 }
@@ -124,7 +131,11 @@ void kg_companions_restore_take(kg_companion **list, kg_companion *copies)
     end = &(*end)->next;
   }
   *end = NULL;
-  kg_companions_free(old);
+  while (old) {
+    kg_companion *companion = old;
+    old = companion->next;
+    let_go(companion);
+  }
 }
 
 void kg_companions_free(kg_companion *list)

@@ -373,8 +373,65 @@ describe("kigo.stream", function()
     end)
   end)
 
+  describe("rewind", function()
+    ---Everything that one can see of a stream, and what it does with these ids next.
+    local function portrait(stream, ids)
+      local copy <close> = stream:copy()
+      local list = { copy.text, tostring(copy.reason), tostring(copy.stopped), copy.n_ids }
+      for _, id in ipairs(ids) do list[#list + 1] = copy:add(id) end
+      list[#list + 1] = copy:finish()
+      list[#list + 1] = copy.reason
+      return list
+    end
+
+    it("goes back to the state behind any id, as if nothing had come after it", function()
+      local dice = require "spec.tiny".dice(5)
+      local tokenizer <close> = tokenizer_of { "ab", "abab", "b\xC3", "\xA9a", "aba" }
+      local alphabet = { 97, 98, 99, 0xC3, 0xA9, 0xF0, 257, 258, 259, 260, 261, END }
+      local options = { stop = { "abac", "bb", "\u{e9}" } }
+      for _ = 1, 300 do
+        local stream <close> = core.stream(tokenizer, options)
+        local ids = {}
+        for _ = 1, 60 do
+          local choice = dice(10)
+          if choice <= 7 then
+            local id = alphabet[dice(dice(4) == 1 and #alphabet or #alphabet - 1)]
+            stream:add(id)
+            ids[#ids + 1] = id
+          elseif choice == 8 then
+            local n = dice(#ids + 1) - 1
+            assert.equal(stream, stream:rewind(n))
+            ids = table.move(ids, 1, n, 1, {})
+          elseif choice == 9 then -- finish and think better of it
+            stream:finish()
+            stream:rewind(#ids)
+          else
+            local fresh <close> = core.stream(tokenizer, options)
+            for _, id in ipairs(ids) do fresh:add(id) end
+            local next_ids = { alphabet[dice(11)], alphabet[dice(11)], alphabet[dice(11)] }
+            assert.same(portrait(fresh, next_ids), portrait(stream, next_ids))
+          end
+        end
+      end
+    end)
+
+    it("does not hand out again what was read, nor keep what is gone", function()
+      local tokenizer <close> = tokenizer_of {}
+      local stream <close> = core.stream(tokenizer)
+      for _, id in ipairs { 97, 98, 99 } do stream:add(id) end
+      stream:rewind(1)
+      assert.equal("a", stream.text)
+      assert.equal("", stream:read())
+      assert.equal("d", stream:add(100))
+      assert.equal("ad", stream.text)
+      for _, bad in ipairs { -1, 3, 1.5, "1" } do
+        assert.has_error(function() stream:rewind(bad) end)
+      end
+    end)
+  end)
+
   describe("handles", function()
-    it("raise after close, after finish and after the tokenizer's close", function()
+    it("raise after close and after finish, and keep their tokenizer", function()
       local tokenizer <close> = tokenizer_of {}
       local stream = core.stream(tokenizer)
       assert.equal("kigo.Stream (0 bytes)", tostring(stream))
@@ -395,11 +452,10 @@ describe("kigo.stream", function()
         assert.has_error(call)
       end
       tokenizer:close()
-      assert.has_error(function() other:add(97) end)
-      assert.has_error(function() other:finish() end)
-      assert.has_error(function() other:copy() end)
-      assert.equal("", other.text)
+      assert.equal("a", other:add(97))
+      local copy <close> = other:copy()
       other:close()
+      assert.equal("b", copy:add(98))
       assert.has_error(function() core.stream({}) end)
     end)
 

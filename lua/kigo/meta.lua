@@ -272,6 +272,8 @@ function Tokenizer:close() end
 ---@field stopped boolean                   a stop string or an end token came: what is added then is ignored
 ---@field reason "stop"|"end"|"length"|nil  which of them; "length" after finish() without either; nil: still open
 ---@field text string                       all that was shown
+---@field n_ids integer                     that were added
+---@field following boolean                 a sequence feeds it (seq:attach)
 local Stream = {}
 
 ---@class kigo.StreamOptions
@@ -298,7 +300,16 @@ function Stream:add(id) end
 ---@return integer? code
 function Stream:finish() end
 
----@return kigo.Stream?   in the same state
+---What may be shown and was not returned yet: for streams that follow a sequence.
+---@return string text
+function Stream:read() end
+
+---Back to when n ids had been added, as if nothing had come after; one that follows goes with its sequence.
+---@param n integer
+---@return kigo.Stream self
+function Stream:rewind(n) end
+
+---@return kigo.Stream?   in the same state; it follows nothing
 ---@return string? message
 ---@return integer? code
 function Stream:copy() end
@@ -739,6 +750,19 @@ function Sequence:draw(chain, ahead) end
 ---@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds
 function Sequence:mark() end
 
+---Have a stream follow: it gets every token that is appended from now on, what may be shown is read with
+---stream:read(), and rewind and fork take it along. Rewound to before it came, it is let go as it was then.
+---@param stream kigo.Stream   that follows nothing yet
+---@return kigo.Stream stream
+function Sequence:attach(stream) end
+
+---@param stream kigo.Stream
+---@return kigo.Stream stream   follows no more
+function Sequence:detach(stream) end
+
+---@return kigo.Stream[] streams   that follow, in order of attachment: a fork has twins of its origin's
+function Sequence:attached() end
+
 ---A mark brings random numbers and state back too; a position leaves the state alone, and drawing starts anew there.
 ---@param to kigo.Mark|integer
 ---@return integer? pos
@@ -755,7 +779,7 @@ function Sequence:fork(options) end
 
 function Sequence:close() end
 
----A place to rewind to, on every timeline that begins with the same tokens.
+---A moment to rewind to: of its own timeline and its forks, while they begin with the same tokens.
 ---@class kigo.Mark
 ---@field pos integer
 
