@@ -109,6 +109,37 @@ describe("kigo.arch", function()
       assert.same({ 0.25, 0.125, 0.0625, 0.03125 }, op(older, "blk.0.attn_k_rope").inverse_freqs)
     end)
 
+    it("has two lists of factors for longrope, and takes both or none", function()
+      local function factors(tensors, name, value)
+        tensors[#tensors + 1] = { name = ("rope_factors_%s.weight"):format(name), shape = { 4 },
+          bytes = string.pack("<ffff", value, value, value, value) }
+      end
+      local function longrope(metadata, tensors)
+        metadata["llama.rope.freq_base"] = 16.0
+        metadata["llama.rope.scaling.original_context_length"] = 32
+        metadata["llama.rope.scaling.attn_factor"] = 1.5
+        factors(tensors, "short", 2)
+        factors(tensors, "long", 4)
+      end
+      for context, divisor in pairs { [32] = 2, [33] = 4 } do
+        local metadata, tensors = one_block "llama"
+        longrope(metadata, tensors)
+        local gguf <close> = assert(core.parse_gguf(gguf_build.random(metadata, tensors), "spec.gguf"))
+        local plan <close> = assert(arch.build(gguf, context))
+        local rope = op(plan, "blk.0.attn_k_rope")
+        assert.same({ 1 / divisor, 0.5 / divisor, 0.25 / divisor, 0.125 / divisor }, rope.inverse_freqs)
+        assert.equal(1.5, rope.magnitude)
+      end
+      for _, name in ipairs { "short", "long" } do
+        refused(FORMAT, { "rope_factors_" .. (name == "short" and "long" or "short") .. ".weight" }, "llama",
+          function(_, tensors) factors(tensors, name, 2) end)
+        refused(FORMAT, { "rope_factors_" .. name .. ".weight" }, "llama", function(_, tensors)
+          factors(tensors, "short", name == "short" and 0 / 0 or 1)
+          factors(tensors, "long", name == "long" and 0 or 1)
+        end)
+      end
+    end)
+
     it("passes a sliding window on", function()
       local plan <close> = assert(build("llama", function(metadata) metadata["llama.attention.sliding_window"] = 7 end))
       assert.equal(7, op(plan, "blk.0.attn_out").window)
@@ -173,8 +204,8 @@ describe("kigo.arch", function()
     end
 
     it("refuse what is well formed but not supported", function()
-      refused(UNSUPPORTED, { "llama.rope.scaling.type", '"yarn"', "linear, none" }, "llama",
-        function(metadata) metadata["llama.rope.scaling.type"] = "yarn" end)
+      refused(UNSUPPORTED, { "llama.rope.scaling.type", '"su"', "linear, longrope, none, yarn" }, "llama",
+        function(metadata) metadata["llama.rope.scaling.type"] = "su" end)
       refused(UNSUPPORTED, { "llama.attention.causal" }, "llama",
         function(metadata) metadata["llama.attention.causal"] = false end)
     end)
@@ -215,7 +246,8 @@ describe("kigo.arch", function()
 
   describe("architectures", function()
     it("that are unknown: the error lists the known ones and says where to add one", function()
-      refused(UNSUPPORTED, { '"mamba"', "llama, qwen2", "lua/kigo/arch/mamba.lua" }, "mamba")
+      refused(UNSUPPORTED, { '"mamba"', "llama", "qwen2", "lua/kigo/arch/mamba.lua" }, "mamba")
+      refused(UNSUPPORTED, { '"qwen33"', "(qwen3 is nearest)", "engine/README.md" }, "qwen33")
       refused(UNSUPPORTED, { '"init"' }, "init")
       refused(UNSUPPORTED, { '"a.b"' }, "a.b")
     end)

@@ -434,6 +434,28 @@ describe("kigo.cli", function()
     end)
   end)
 
+  describe("arch", function()
+    it("lists the architectures, and the parameters of one", function()
+      local status, out = run { "arch" }
+      assert.equal(0, status)
+      assert.truthy(out:find("\ngpt%-oss +gpt%-oss 20B"))
+      local families = cjson.decode((select(2, run { "arch", "--json" })))
+      assert.equal("falcon", families[1].name)
+      status, out = run { "arch", "gemma2" }
+      assert.equal(0, status)
+      assert.truthy(out:find("\ngemma2.attn_logit_softcapping +number", 1), out)
+      local about = cjson.decode((select(2, run { "arch", "gpt2", "--json" })))
+      assert.equal("halves", about.rope)
+    end)
+
+    it("names the nearest of an unknown one", function()
+      local status, _, err = run { "arch", "lama" }
+      assert.equal(1, status)
+      assert.truthy(err:find("llama is nearest", 1, true), err)
+      assert.equal(1, (run { "arch", "../arch/llama" }))
+    end)
+  end)
+
   describe("make-model", function()
     it("writes a model that runs", function()
       local path = os.tmpname()

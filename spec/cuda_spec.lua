@@ -1,6 +1,5 @@
 describe("the cuda backend", function()
   local core = require "kigo.core"
-  local families = require "spec.families"
   local build = require "spec.gguf_build"
   local model_fixtures = require "spec.model_fixtures"
   local support = require "spec.support"
@@ -56,13 +55,8 @@ describe("the cuda backend", function()
   describe("#gpu", function()
     model_fixtures.declare({ device = "cuda" }, 1e-4, 1e-5, { "llama", "qwen2", "mixtral" })
     model_fixtures.declare({ device = "cuda" }, 0.05, 5e-3,
-      { "llama256_q4_0", "llama256_q8_0", "llama256_q4_k_m", "haiku" })
-
-    describe("with families of the spec:", function()
-      setup(families.add)
-      teardown(families.remove)
-      model_fixtures.declare({ device = "cuda" }, 0.05, 5e-3, families.fixtures)
-    end)
+      { "llama256_q4_0", "llama256_q8_0", "llama256_q4_k_m", "haiku", "qwen3", "phi3", "gpt2", "gemma2",
+      "gemma3", "gptoss", "gptoss_mxfp4" })
 
     describe("computes with", function()
       local COLS, ROWS = 512, 16

@@ -8,9 +8,10 @@ local support = require "spec.support"
 
 local model_fixtures = {}
 
----The models of the architectures that come with kigo.
+---All of them.
 model_fixtures.names = {
-  "llama", "qwen2", "mixtral", "llama256_q4_0", "llama256_q8_0", "llama256_q4_k_m", "haiku",
+  "llama", "qwen2", "mixtral", "llama256_q4_0", "llama256_q8_0", "llama256_q4_k_m", "haiku", "qwen3", "phi3", "gpt2",
+  "gemma2", "gemma3", "gptoss", "gptoss_mxfp4",
 }
 
 ---@class spec.ModelFixture

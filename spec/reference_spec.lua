@@ -1,6 +1,5 @@
 describe("the reference backend", function()
   local core = require "kigo.core"
-  local families = require "spec.families"
   local build = require "spec.gguf_build"
   local model_fixtures = require "spec.model_fixtures"
   local support = require "spec.support"
@@ -8,12 +7,6 @@ describe("the reference backend", function()
 
   -- Exact arithmetic, quantized files too. The README's tolerance for float32 is 1e-3 and 1e-4.
   model_fixtures.declare(REFERENCE, 1e-4, 1e-5)
-
-  describe("with families of the spec:", function()
-    setup(families.add)
-    teardown(families.remove)
-    model_fixtures.declare(REFERENCE, 1e-4, 1e-5, families.fixtures)
-  end)
 
   it("continues stories260K from BOS alone with the published text", function()
     local path = support.fixture("models/stories260K.gguf")

@@ -61,6 +61,39 @@ function check.name(name)
   return #name <= 64 and name:find "^[%w_.-]+$" and name or check.quoted(name)
 end
 
+local NEAREST_BYTES = 64 -- of names that are worth comparing
+
+---How many bytes must be changed, left out or put in to make one text of another (Levenshtein, 1966).
+local function edit_distance(a, b)
+  local row = {}
+  for j = 0, #b do row[j] = j end
+  for i = 1, #a do
+    local diagonal
+    diagonal, row[0] = row[0], i
+    for j = 1, #b do
+      local changed = diagonal + (a:byte(i) == b:byte(j) and 0 or 1)
+      diagonal, row[j] = row[j], math.min(changed, row[j] + 1, row[j - 1] + 1)
+    end
+  end
+  return row[#b]
+end
+
+---The name that is most like another one, for messages; nil where none is.
+---@param name string
+---@param names string[]
+---@return string?
+function check.nearest(name, names)
+  if #name > NEAREST_BYTES then return nil end
+  local best, least
+  for _, known in ipairs(names) do
+    local distance = #known <= NEAREST_BYTES and edit_distance(name, known)
+    if distance and distance < math.max(#name, #known) and (not least or distance < least) then
+      best, least = known, distance
+    end
+  end
+  return best
+end
+
 ---The options of `from` whose names are in `known`, as a new table.
 ---@param from table
 ---@param known table<string, any>

@@ -6,8 +6,8 @@ local options = require "kigo.cli.options"
 
 local cli = {}
 
-local COMMANDS = { "run", "chat", "haiku", "verify", "bench", "inspect", "tokenize", "template", "logits",
-  "make-model" }
+local COMMANDS = { "run", "chat", "haiku", "verify", "bench", "inspect", "arch", "tokenize", "template",
+  "logits", "make-model" }
 
 ---@return kigo.cli.Command
 local function command_named(name)

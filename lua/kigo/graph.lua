@@ -231,19 +231,21 @@ end
 ---@field act kigo.Act
 
 ---A mixture of experts: router "ffn_gate_inp", experts "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", each with the
----bias that stands in the file.
+---bias that stands in the file. A shared expert whose weight comes from a gate is one more mixture, of one expert.
 ---@param x kigo.Value
 ---@param params kigo.MoeParameters
 ---@param name? string default "ffn_moe"
+---@param router? string default "ffn_gate_inp"
+---@param suffix? string of the experts' weights, default "_exps"
 ---@return kigo.Value
-function Graph:moe(x, params, name)
-  local id, router = id_of(self._plan, x, "x"), self:linear(x, "ffn_gate_inp")
+function Graph:moe(x, params, name, router, suffix)
+  local id, routes = id_of(self._plan, x, "x"), self:linear(x, router or "ffn_gate_inp")
   local weights = {}
   for _, role in ipairs { "gate", "up", "down" } do
-    weights[role] = self:_weight("ffn_" .. role .. "_exps")
-    weights[role .. "_bias"] = self:_bias("ffn_" .. role .. "_exps")
+    local weight = "ffn_" .. role .. (suffix or "_exps")
+    weights[role], weights[role .. "_bias"] = self:_weight(weight), self:_bias(weight)
   end
-  return self:_emit("moe", self._prefix .. (name or "ffn_moe"), id, router.id, weights, params)
+  return self:_emit("moe", self._prefix .. (name or "ffn_moe"), id, routes.id, weights, params)
 end
 
 ---x * factor

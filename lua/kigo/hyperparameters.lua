@@ -28,7 +28,11 @@ local hyperparameters = {}
 ---@field window integer 0: none
 ---@field rope_dims integer
 ---@field rope_base number
+---@field rope_scaling "none"|"linear"|"yarn"|"longrope"
 ---@field rope_scale number positions are divided by it
+---@field rope_original integer positions of the training before the scaling
+---@field rope_attn_factor number multiplies cos and sin
+---@field rope_yarn_fast number turns over the original context, and rope_yarn_slow: between them yarn's ramp
 ---@field expert_count integer 0: a dense model
 ---@field expert_used_count integer
 ---@field rope kigo.RopeParameters for graph:rope, made by kigo.arch
@@ -71,11 +75,18 @@ hyperparameters.rows = {
       if hp.rope_dims > hp.head_dim then return ("is more than the head size %d"):format(hp.head_dim) end
     end },
   { key = "rope.freq_base", name = "rope_base", type = "number", min = 1, max = 1e12, default = 10000 },
-  { key = "rope.scaling.type", name = "rope_scaling", type = "string", one_of = { none = true, linear = true },
-    default = "linear" },
+  { key = "rope.scaling.type", name = "rope_scaling", type = "string",
+    one_of = { none = true, linear = true, yarn = true, longrope = true }, default = "linear" },
   { key = "rope.scale_linear", name = "rope_scale_linear", type = "number", min = 1e-3, max = 1e6, default = 1 },
   { key = "rope.scaling.factor", name = "rope_scale", type = "number", min = 1e-3, max = 1e6,
     default = function(hp) return hp.rope_scale_linear end }, -- the older key, where only that one stands there
+  { key = "rope.scaling.original_context_length", name = "rope_original", type = "integer", min = 1, max = 1 << 24,
+    default = function(hp) return hp.context_length end },
+  { key = "rope.scaling.attn_factor", name = "rope_attn_factor", type = "number", min = 1e-3, max = 1e3, default = 1 },
+  { key = "rope.scaling.yarn_beta_fast", name = "rope_yarn_fast", type = "number", min = 1e-3, max = 1e6,
+    default = 32 },
+  { key = "rope.scaling.yarn_beta_slow", name = "rope_yarn_slow", type = "number", min = 1e-3, max = 1e6,
+    default = 1 },
   { key = "expert_count", name = "expert_count", type = "integer", min = 0, max = 1024, default = 0 },
   { key = "expert_used_count", name = "expert_used_count", type = "integer", min = 0, max = 1024, default = 0,
     relation = function(hp)
@@ -114,9 +125,12 @@ local function complaint(row, value)
   end
 end
 
-local function merged(rows, extra)
+---The common rows and those of a family, which may replace some.
+---@param extra? kigo.HyperparameterRow[]
+---@return kigo.HyperparameterRow[]
+function hyperparameters.merged(extra)
   local list, index = {}, {}
-  for _, source in ipairs { rows, extra or {} } do
+  for _, source in ipairs { hyperparameters.rows, extra or {} } do
     for _, row in ipairs(source) do
       index[row.name] = index[row.name] or #list + 1
       list[index[row.name]] = row
@@ -134,7 +148,7 @@ end
 ---@return integer? code
 function hyperparameters.read(gguf, architecture, extra)
   local hp = {}
-  for _, row in ipairs(merged(hyperparameters.rows, extra)) do
+  for _, row in ipairs(hyperparameters.merged(extra)) do
     local key = architecture .. "." .. row.key
     local value = gguf:get(key)
     if value == nil then

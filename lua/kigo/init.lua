@@ -88,7 +88,7 @@ function kigo.load(path, options)
   local gguf, message, code = core.open_gguf(path)
   if not gguf then return nil, naming(path, message), code end
   local plan, tokenizer, model
-  plan, message, code = arch.build(gguf)
+  plan, message, code = arch.build(gguf, options.ctx)
   if plan then
     tokenizer, message, code = open_tokenizer(gguf, options)
   end

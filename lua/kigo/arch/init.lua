@@ -8,8 +8,11 @@ local check = require "kigo.check"
 local core = require "kigo.core"
 local graph = require "kigo.graph"
 local hyperparameters = require "kigo.hyperparameters"
+local rope = require "kigo.rope"
 
 local arch = {}
+
+local DEFAULT_CONTEXT = 4096 -- of kigo.load, where the file says more
 
 ---A declared architecture.
 ---@class kigo.Family
@@ -25,8 +28,25 @@ Family.__tostring = function(self) return "kigo.Family " .. self.name end
 ---arch.family("mine", ...). A file lua/kigo/arch/NAME.lua is found without an entry.
 ---@type table<string, kigo.Family|string>
 arch.families = {
+  falcon = "Falcon 7B and 40B",
+  gemma = "Gemma 1",
+  gemma2 = "Gemma 2",
+  gemma3 = "Gemma 3, text",
+  ["gpt-oss"] = "gpt-oss 20B and 120B",
+  gpt2 = "GPT-2",
+  gptneox = "GPT-NeoX, Pythia, Dolly 2",
+  granite = "Granite 3",
   llama = "LLaMA 1 to 3, Mistral, Mixtral, SmolLM, TinyLlama",
+  olmo2 = "OLMo 2",
+  phi2 = "Phi 1, 1.5 and 2",
+  phi3 = "Phi 3, 3.5 and 4",
   qwen2 = "Qwen 2 and 2.5",
+  qwen2moe = "Qwen 1.5 and 2 with experts",
+  qwen3 = "Qwen 3",
+  qwen3moe = "Qwen 3 with experts",
+  smollm3 = "SmolLM 3",
+  stablelm = "StableLM 3B and 2 1.6B",
+  starcoder2 = "StarCoder 2",
 }
 
 ---@class kigo.FamilyOptions
@@ -46,24 +66,40 @@ function arch.family(name, options, declare)
     Family)
 end
 
-local function known_families()
+---The names of the known families, in order.
+---@return string[]
+function arch.names()
   local names = {}
   for name in pairs(arch.families) do names[#names + 1] = name end
   table.sort(names)
-  return table.concat(names, ", ")
+  return names
 end
 
-local function find_family(name)
+local function unknown(name)
+  local names = arch.names()
+  local nearest = check.nearest(name, names)
+  return ('architecture "%s" is not known%s; there are: %s. A new one is a file lua/kigo/arch/%s.lua: see '
+    .. '"adding an architecture" in engine/README.md'):format(name,
+    nearest and (" (%s is nearest)"):format(nearest) or "", table.concat(names, ", "), name)
+end
+
+local function is_plain(name) return #name <= 64 and name:find "^[a-z0-9_.-]+$" ~= nil end
+
+---The family of this name.
+---@param name string
+---@return kigo.Family?
+---@return string? message  names the nearest
+---@return integer? code
+function arch.named(name)
   local family = arch.families[name]
   if getmetatable(family) == Family then return family end
   local module = "kigo.arch." .. name
-  if not name:find(".", 1, true) and name ~= "init" and package.searchpath(module, package.path) then
+  if is_plain(name) and not name:find(".", 1, true) and name ~= "init" and package.searchpath(module, package.path) then
     family = require(module)
     if getmetatable(family) ~= Family then error(module .. " does not return arch.family(...)", 0) end
     return family
   end
-  return nil, ('architecture "%s" is not known; there are: %s. A new one is a file lua/kigo/arch/%s.lua')
-    :format(name, known_families(), name), core.err.UNSUPPORTED
+  return nil, unknown(check.name(name)), core.err.UNSUPPORTED
 end
 
 ---The family that a file's general.architecture names.
@@ -74,53 +110,17 @@ end
 function arch.find(gguf)
   local name = gguf:get("general.architecture")
   if name == nil then return nil, "general.architecture is missing", core.err.FORMAT end
-  if type(name) ~= "string" or #name > 64 or not name:find("^[a-z0-9_.-]+$") then
+  if type(name) ~= "string" or not is_plain(name) then
     return nil, "general.architecture is no name of 1 to 64 of a-z, 0-9, _, . and -", core.err.FORMAT
   end
-  return find_family(name)
+  return arch.named(name)
 end
 
--- Factors that divide the frequencies (llama 3), or nil where the file has none.
-local function rope_factors(gguf, n)
-  local tensor = gguf:tensor("rope_freqs.weight")
-  if not tensor then return nil end
-  if #tensor.shape ~= 1 or tensor.shape[1] ~= n then
-    return nil, ("tensor rope_freqs.weight: shape [%s], wanted [%d]"):format(table.concat(tensor.shape, ", "), n),
-      core.err.FORMAT
-  end
-  local factors, message, code = gguf:values("rope_freqs.weight")
-  if not factors then return nil, message, code end
-  for i, factor in ipairs(factors) do
-    if not (factor >= 1e-6 and factor <= 1e6) then
-      return nil, ("tensor rope_freqs.weight: number %d = %s is outside 1e-6 to 1e6"):format(i, factor), core.err.FORMAT
-    end
-  end
-  return factors
-end
-
----Rotations per position of each pair of channels: base^(-2i / dims), divided by the linear scaling and by the
----factors of the tensor rope_freqs.weight.
----@param gguf kigo.Gguf
----@param hp kigo.Hyperparameters
----@return number[]? inverse_freqs
----@return string? message
----@return integer? code
-function arch.inverse_freqs(gguf, hp)
-  local n = hp.rope_dims // 2
-  local factors, message, code = rope_factors(gguf, n)
-  if message then return nil, message, code end
-  local scale = hp.rope_scaling == "linear" and hp.rope_scale or 1
-  local freqs = {}
-  for i = 0, n - 1 do
-    freqs[i + 1] = hp.rope_base ^ (-2 * i / hp.rope_dims) / scale / (factors and factors[i + 1] or 1)
-  end
-  return freqs
-end
-
--- Tensors that older converters wrote and nothing needs, and the one that inverse_freqs reads.
-local UNUSED = { "^rope_freqs%.weight$", "^blk%.%d+%.attn_rot_embd%.weight$", "^blk%.%d+%.attn%.rope%.freqs$" }
+-- Tensors that older converters wrote and nothing needs.
+local UNUSED = { "^blk%.%d+%.attn_rot_embd%.weight$", "^blk%.%d+%.attn%.rope%.freqs$" }
 
 local function is_known_unused(name)
+  if rope.tensors[name] then return true end
   for _, pattern in ipairs(UNUSED) do
     if name:find(pattern) then return true end
   end
@@ -160,16 +160,15 @@ local function declare(family, plan, hp)
 end
 
 -- All of build, with messages that do not name the file yet.
-local function build(gguf)
+local function build(gguf, context)
   local family, message, code = arch.find(gguf)
   if not family then return nil, message, code end
   local hp
   hp, message, code = hyperparameters.read(gguf, gguf:get("general.architecture"), family.rows)
   if not hp then return nil, message, code end
-  local freqs
-  freqs, message, code = arch.inverse_freqs(gguf, hp)
-  if not freqs then return nil, message, code end
-  hp.rope = { style = family.rope, head_dim = hp.head_dim, dims = hp.rope_dims, inverse_freqs = freqs }
+  hp.rope, message, code = rope.parameters(gguf, hp, family.rope,
+    context or math.min(hp.context_length, DEFAULT_CONTEXT))
+  if not hp.rope then return nil, message, code end
   hp.attention = { heads = hp.head_count, kv_heads = hp.head_count_kv, head_dim = hp.head_dim, window = hp.window }
 
   local plan
@@ -185,11 +184,13 @@ end
 
 ---Declare the forward pass of a model file. The plan is finished; core.model takes it.
 ---@param gguf kigo.Gguf
+---@param context? integer  positions that sequences will hold, where that is known: some files have one kind of
+---rotation for short contexts and one for long ones. Default: as of kigo.load
 ---@return kigo.Plan? plan
 ---@return string? message names the file and the key or tensor
 ---@return integer? code one of kigo.err
-function arch.build(gguf)
-  local plan, message, code = build(gguf)
+function arch.build(gguf, context)
+  local plan, message, code = build(gguf, context)
   if plan then return plan end
   return nil, gguf:path() .. ": " .. message, code
 end

@@ -1,0 +1,13 @@
+-- gpt2.lua - GPT-2: learned positions instead of rotation, LayerNorm, biases everywhere.
+local arch = require "kigo.arch"
+local layers = require "kigo.layers"
+
+return arch.family("gpt2", { rows = { layers.layer_norm_epsilon } }, function(g, hp)
+  local x = g:embed("token_embd", "position_embd")
+  for i = 0, hp.block_count - 1 do
+    local b = g:block(i)
+    x = x + layers.self_attention(b, b:norm(x, "attn_norm", layers.layer_norm), { rope = false })
+    x = b:out(x + layers.plain(b, "gelu", b:norm(x, "ffn_norm", layers.layer_norm)))
+  end
+  return g:logits(g:norm(x, "output_norm", layers.layer_norm), "output", "token_embd")
+end)

@@ -1,0 +1,17 @@
+-- stablelm.lua - StableLM 3B and 2 1.6B: LayerNorm with gated feed-forward, a part of each head turning. Where there is
+-- no second norm, attention and feed-forward stand side by side. (2 12B has weights of its own for each head's norm,
+-- which nothing here computes: its file is refused by that tensor's name.)
+local arch = require "kigo.arch"
+local layers = require "kigo.layers"
+
+return arch.family("stablelm", { rows = { layers.layer_norm_epsilon } }, function(g, hp)
+  local x = g:embed("token_embd")
+  for i = 0, hp.block_count - 1 do
+    local b = g:block(i)
+    local h = b:norm(x, "attn_norm", layers.layer_norm)
+    local behind = x + layers.self_attention(b, h)
+    if b:has "ffn_norm" then h = b:norm(behind, "ffn_norm", layers.layer_norm) end
+    x = b:out(behind + layers.gated(b, "silu", h))
+  end
+  return g:logits(g:norm(x, "output_norm", layers.layer_norm), "output", "token_embd")
+end)

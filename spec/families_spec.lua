@@ -1,0 +1,86 @@
+-- Families without a fixture in shared: logits and greedy ids of tiny random models, computed by Hugging Face's
+-- transformers in float32 (spec/fixtures/make_families.py).
+describe("the families", function()
+  local arch = require "kigo.arch"
+  local core = require "kigo.core"
+  local model_fixtures = require "spec.model_fixtures"
+  local support = require "spec.support"
+
+  local FOLDER = "spec/fixtures/families/"
+  local NAMES = {
+    "llama_linear", "llama_yarn", "llama_factors", "qwen2moe", "qwen3moe", "phi2", "phi3_short", "phi3_long", "gemma",
+    "gptneox", "gptneox_serial", "falcon", "falcon_new", "starcoder2", "stablelm", "stablelm_parallel", "olmo2",
+    "granite", "smollm3",
+  }
+
+  local function open(path, context, options)
+    local gguf <close> = assert(core.open_gguf(path))
+    local plan <close> = assert(arch.build(gguf, context))
+    options.ctx = context
+    return assert(core.model(plan, options))
+  end
+
+  -- The reference computes in float32 as transformers does; the cpu backend multiplies float16 weights exactly too, and
+  -- rounds keys and values to float16.
+  local devices = { { "reference", 1e-3, 1e-5 }, { "cpu", 0.03, 2e-3 } }
+  for _, device in ipairs(devices) do
+    for _, name in ipairs(NAMES) do
+      it(("%s: %s gives the logits and ids of transformers"):format(device[1], name), function()
+        local info = support.read_json(FOLDER .. name .. ".json")
+        local model <close> = open(FOLDER .. name .. ".gguf", info.context, { device = device[1] })
+        local fixture = { prompt = info.prompt, logits = support.read(FOLDER .. name .. ".logits.f32") }
+        local max, relative = model_fixtures.compare(model, fixture)
+        assert.is_true(max <= device[2], ("largest difference %g"):format(max))
+        assert.is_true(relative <= device[3], ("relative difference %g"):format(relative))
+        assert.same(info.greedy, model_fixtures.greedy(model, info.prompt, #info.greedy))
+      end)
+    end
+  end
+
+  -- The file with its tensor's name or shape changed, in place.
+  local function rename(bytes, name)
+    local at = assert(bytes:find(string.pack("<s8", name), 1, true)) + 8
+    return bytes:sub(1, at + #name - 2) .. "~" .. bytes:sub(at + #name)
+  end
+
+  local function reshape(bytes, tensor)
+    local shape = tensor.shape
+    local at = assert(bytes:find(string.pack("<s8I4", tensor.name, #shape), 1, true)) + 8 + #tensor.name + 4
+    local first, second = shape[1], shape[2]
+    if #shape == 1 then first = first // 2 else first, second = second, first end
+    if first == second then return nil end
+    local changed = second and string.pack("<I8I8", first, second) or string.pack("<I8", first)
+    return bytes:sub(1, at - 1) .. changed .. bytes:sub(at + #changed)
+  end
+
+  -- Refused with words that name the tensor, or one that no longer fits it.
+  local function refused(bytes, tensor)
+    local gguf, message, code = core.parse_gguf(bytes, "spec.gguf")
+    local plan
+    if gguf then
+      local _ <close> = gguf
+      plan, message, code = arch.build(gguf)
+    end
+    assert.is_nil(plan, tensor)
+    assert.is_true(code == core.err.FORMAT or code == core.err.UNSUPPORTED, tensor)
+    assert.truthy(message:find "^spec.gguf: " and message:find "tensor", message)
+  end
+
+  for _, name in ipairs(NAMES) do
+    it(("%s: is refused without any one of its tensors, or with another shape of it"):format(name), function()
+      local bytes = support.read(FOLDER .. name .. ".gguf")
+      local gguf <close> = assert(core.parse_gguf(bytes, "spec.gguf"))
+      for _, tensor in ipairs(gguf:tensors()) do
+        refused(rename(bytes, tensor.name), tensor.name)
+        local reshaped = reshape(bytes, tensor)
+        if reshaped then refused(reshaped, tensor.name) end
+      end
+      for part = 0, 0.99, 0.09 do
+        local cut, message, code = core.parse_gguf(bytes:sub(1, math.floor(#bytes * part)), "spec.gguf")
+        assert.is_nil(cut)
+        assert.equal(core.err.FORMAT, code)
+        assert.truthy(message:find("spec.gguf", 1, true))
+      end
+    end)
+  end
+end)
