@@ -58,12 +58,14 @@ void kg_sequence_follow(kg_sequence *sequence, const int32_t *ids, size_t n)
     kg_sequence_drop_ahead(sequence);
 }
 
-static bool has_next(const kg_sequence *sequence, const kg_chain *chain)
+bool kg_sequence_has_drawn(const kg_sequence *sequence, const kg_chain *chain)
 {
   const kg_future *future = &sequence->future;
   return future->passes && future->at < future->n && future->chain == chain &&
          kg_sequence_draws(sequence) == (future->at ? 0 : future->n_draws);
 }
+
+static bool has_next(const kg_draw_item *item) { return kg_sequence_has_drawn(item->sequence, item->chain); }
 
 static int32_t take(kg_sequence *sequence)
 {
@@ -85,15 +87,14 @@ static int32_t take(kg_sequence *sequence)
 /* ---- looking ahead ---- */
 
 /* Sequences that look ahead together, each with one row in a pass. */
-typedef struct look {
+typedef struct group {
   kg_model *model;
   const kg_backend *backend;
   kg_scratch *scratch;
-  kg_sequence *const *sequences;
-  kg_chain *chain;
+  const kg_draw_item *items;
   int32_t n, n_draws;
   bool evaluates_first;
-} look;
+} group;
 
 /* Backends without a device to run ahead on: step by step, with the twin of the kernels. */
 static int run_on_host(kg_executable *exe, const kg_backend *backend, kg_batch *batch, const kg_run_ahead *ahead,
@@ -122,70 +123,70 @@ static int run_on_host(kg_executable *exe, const kg_backend *backend, kg_batch *
   return code;
 }
 
-static int prepare_row(look *l, int32_t i, kg_draw *draw, kg_error *err)
+static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
 {
-  kg_sequence *sequence = l->sequences[i];
+  kg_sequence *sequence = g->items[i].sequence;
   const int32_t pos = kg_sequence_pos(sequence);
-  if (!kg_grow((void **)&sequence->tokens.ids, &sequence->tokens.capacity, (size_t)pos + (size_t)l->n_draws,
+  if (!kg_grow((void **)&sequence->tokens.ids, &sequence->tokens.capacity, (size_t)pos + (size_t)g->n_draws,
                sizeof *sequence->tokens.ids)) /* room behind the timeline for what run_on_host draws */
-    return kg_fail_memory(err, ((size_t)pos + (size_t)l->n_draws) * sizeof *sequence->tokens.ids, "the timeline");
-  if (!kg_chain_plan_draw(l->chain, sequence, kg_model_vocab_size(l->model), draw))
+    return kg_fail_memory(err, ((size_t)pos + (size_t)g->n_draws) * sizeof *sequence->tokens.ids, "the timeline");
+  if (!kg_chain_plan_draw(g->items[i].chain, sequence, kg_model_vocab_size(g->model), draw))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "this chain draws on the host");
   kg_future *future = &sequence->future;
-  if (!kg_grow((void **)&future->drawn, &future->capacity, (size_t)l->n_draws, sizeof *future->drawn))
-    return kg_fail_memory(err, (size_t)l->n_draws * sizeof *future->drawn, "drawing ahead");
+  if (!kg_grow((void **)&future->drawn, &future->capacity, (size_t)g->n_draws, sizeof *future->drawn))
+    return kg_fail_memory(err, (size_t)g->n_draws * sizeof *future->drawn, "drawing ahead");
   int status = kg_sequence_ensure_logits(sequence, err);
   if (!status)
-    status = kg_kv_reserve(kg_model_kv(l->model), &sequence->pages, l->evaluates_first ? pos - 1 : pos,
-                           pos + l->n_draws - 1, err);
+    status = kg_kv_reserve(kg_model_kv(g->model), &sequence->pages, g->evaluates_first ? pos - 1 : pos,
+                           pos + g->n_draws - 1, err);
   if (status) return status;
-  l->scratch->tokens[i] = sequence->tokens.ids[pos - 1];
-  l->scratch->positions[i] = pos - 1;
-  l->scratch->spans[i] = (kg_span){i, 1, pos - 1, sequence->pages.ids};
-  l->scratch->wanted[i] = (kg_wanted){i, sequence->logits, 0};
+  g->scratch->tokens[i] = sequence->tokens.ids[pos - 1];
+  g->scratch->positions[i] = pos - 1;
+  g->scratch->spans[i] = (kg_span){i, 1, pos - 1, sequence->pages.ids};
+  g->scratch->wanted[i] = (kg_wanted){i, sequence->logits, 0};
   return KG_OK;
 }
 
-static void keep(const look *l, int32_t i, const kg_draw *draw, const kg_drawn *drawn, kg_passes *passes)
+static void keep(const group *g, int32_t i, const kg_draw *draw, const kg_drawn *drawn, kg_passes *passes)
 {
-  kg_sequence *sequence = l->sequences[i];
+  kg_sequence *sequence = g->items[i].sequence;
   kg_future *future = &sequence->future;
   int32_t n = 0;
-  while (n < l->n_draws && drawn[n].status >= 0) n++;
-  memcpy(future->drawn, drawn, (size_t)l->n_draws * sizeof *drawn);
+  while (n < g->n_draws && drawn[n].status >= 0) n++;
+  memcpy(future->drawn, drawn, (size_t)g->n_draws * sizeof *drawn);
   passes->n_refs++;
   future->passes = passes;
-  future->chain = kg_chain_ref(l->chain);
+  future->chain = kg_chain_ref(g->items[i].chain);
   future->n = n;
-  future->n_computed = l->n_draws;
+  future->n_computed = g->n_draws;
   future->at = 0;
   future->is_taken = false;
-  future->evaluates_first = l->evaluates_first;
+  future->evaluates_first = g->evaluates_first;
   future->n_draws = draw->n_draws;
-  if (l->evaluates_first || l->n_draws > 1) sequence->logits_pos = -1; /* the buffer is at the end of what was computed */
+  if (g->evaluates_first || g->n_draws > 1) sequence->logits_pos = -1; /* the buffer is at the end of what was computed */
   if (!n) kg_sequence_drop_ahead(sequence);
 }
 
-static int run_look(look *l, const kg_draw *draws, kg_drawn *drawn, kg_error *err)
+static int run_look(group *g, const kg_draw *draws, kg_drawn *drawn, kg_error *err)
 {
-  kg_batch batch = {.n_rows = l->n,
-                    .tokens = l->scratch->tokens,
-                    .positions = l->scratch->positions,
-                    .n_spans = l->n,
-                    .spans = l->scratch->spans,
-                    .n_wanted = l->n,
-                    .wanted = l->scratch->wanted};
-  const kg_run_ahead ahead = {.n_draws = l->n_draws, .evaluates_first = l->evaluates_first, .draws = draws, .drawn = drawn};
-  kg_executable *exe = kg_model_executable(l->model);
-  if (l->backend->run_ahead) return l->backend->run_ahead(exe, &batch, &ahead, err);
-  return run_on_host(exe, l->backend, &batch, &ahead, kg_model_vocab_size(l->model), err);
+  kg_batch batch = {.n_rows = g->n,
+                    .tokens = g->scratch->tokens,
+                    .positions = g->scratch->positions,
+                    .n_spans = g->n,
+                    .spans = g->scratch->spans,
+                    .n_wanted = g->n,
+                    .wanted = g->scratch->wanted};
+  const kg_run_ahead ahead = {.n_draws = g->n_draws, .evaluates_first = g->evaluates_first, .draws = draws, .drawn = drawn};
+  kg_executable *exe = kg_model_executable(g->model);
+  if (g->backend->run_ahead) return g->backend->run_ahead(exe, &batch, &ahead, err);
+  return run_on_host(exe, g->backend, &batch, &ahead, kg_model_vocab_size(g->model), err);
 }
 
 /* Room for the draws and the results of one look, in the scratch. */
-static int reserve(look *l, kg_draw **draws, kg_drawn **drawn, kg_error *err)
+static int reserve(group *g, kg_draw **draws, kg_drawn **drawn, kg_error *err)
 {
-  kg_scratch *scratch = l->scratch;
-  const size_t n = (size_t)l->n, n_drawn = n * (size_t)l->n_draws;
+  kg_scratch *scratch = g->scratch;
+  const size_t n = (size_t)g->n, n_drawn = n * (size_t)g->n_draws;
   if (!kg_grow((void **)&scratch->draws, &scratch->draws_capacity, n, sizeof **draws) ||
       !kg_grow((void **)&scratch->drawn, &scratch->drawn_capacity, n_drawn, sizeof **drawn))
     return kg_fail_memory(err, n_drawn * sizeof **drawn, "drawing ahead");
@@ -194,26 +195,26 @@ static int reserve(look *l, kg_draw **draws, kg_drawn **drawn, kg_error *err)
   return KG_OK;
 }
 
-static int look_ahead(look *l, kg_error *err)
+static int look_ahead(group *g, kg_error *err)
 {
   kg_draw *draws = NULL;
   kg_drawn *drawn = NULL;
-  int status = reserve(l, &draws, &drawn, err);
+  int status = reserve(g, &draws, &drawn, err);
   if (status) return status;
   kg_passes *passes = kg_alloc(sizeof *passes);
   if (!passes) return kg_fail_memory(err, sizeof *passes, "drawing ahead");
-  *passes = (kg_passes){.model = l->model, .n_refs = 1};
-  for (int32_t i = 0; i < l->n && !status; i++) status = prepare_row(l, i, &draws[i], err);
-  kg_model_set_stepping(l->model, true);
-  if (!status) status = run_look(l, draws, drawn, err);
-  if (!status) passes->n = l->n_draws - !l->evaluates_first;
-  kg_model_set_stepping(l->model, false);
-  for (int32_t i = 0; i < l->n; i++) {
-    kg_sequence *sequence = l->sequences[i];
+  *passes = (kg_passes){.model = g->model, .n_refs = 1};
+  for (int32_t i = 0; i < g->n && !status; i++) status = prepare_row(g, i, &draws[i], err);
+  kg_model_set_stepping(g->model, true);
+  if (!status) status = run_look(g, draws, drawn, err);
+  if (!status) passes->n = g->n_draws - !g->evaluates_first;
+  kg_model_set_stepping(g->model, false);
+  for (int32_t i = 0; i < g->n; i++) {
+    kg_sequence *sequence = g->items[i].sequence;
     if (!status)
-      keep(l, i, &draws[i], drawn + (size_t)i * (size_t)l->n_draws, passes);
+      keep(g, i, &draws[i], drawn + (size_t)i * (size_t)g->n_draws, passes);
     else {
-      kg_kv_truncate(kg_model_kv(l->model), &sequence->pages, sequence->n_evaluated);
+      kg_kv_truncate(kg_model_kv(g->model), &sequence->pages, sequence->n_evaluated);
       if (sequence->logits_pos == kg_sequence_pos(sequence)) sequence->logits_pos = -1; /* may have been written to */
     }
   }
@@ -223,66 +224,92 @@ static int look_ahead(look *l, kg_error *err)
 
 /* ---- the draw ---- */
 
-static int check_sequences(kg_model *model, kg_sequence *const *sequences, size_t n, kg_error *err)
+static int check_items(kg_model *model, const kg_draw_item *items, size_t n, kg_error *err)
 {
   const int64_t serial = ++kg_model_scratch(model)->serial;
   for (size_t i = 0; i < n; i++) {
-    if (sequences[i]->model != model)
+    kg_sequence *sequence = items[i].sequence;
+    if (sequence->model != model)
       return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the draw belongs to another model", i);
-    if (sequences[i]->step.serial == serial)
+    if (sequence->step.serial == serial)
       return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the draw is in it twice", i);
-    if (!kg_sequence_pos(sequences[i]))
+    if (!kg_sequence_pos(sequence))
       return kg_fail(err, KG_ERR_ARGUMENT, "an empty sequence has no logits: feed it a token first");
-    sequences[i]->step.serial = serial;
+    sequence->step.serial = serial;
   }
   return KG_OK;
 }
 
-/* The sequences for which nothing was drawn ahead, into the scratch. */
-static int find_missing(kg_model *model, kg_sequence *const *sequences, size_t n, const kg_chain *chain, size_t *n_missing,
-                        kg_error *err)
+/* The items for which nothing was drawn ahead, into the scratch. */
+static int find_missing(kg_model *model, const kg_draw_item *items, size_t n, size_t *n_missing, kg_error *err)
 {
   kg_scratch *scratch = kg_model_scratch(model);
   *n_missing = 0;
-  if (!kg_grow((void **)&scratch->missing, &scratch->missing_capacity, n, sizeof(kg_sequence *)))
-    return kg_fail_memory(err, n * sizeof(kg_sequence *), "the draw");
+  if (!kg_grow(&scratch->missing, &scratch->missing_capacity, n, sizeof *items))
+    return kg_fail_memory(err, n * sizeof *items, "the draw");
+  kg_draw_item *missing = scratch->missing;
   for (size_t i = 0; i < n; i++)
-    if (!has_next(sequences[i], chain)) scratch->missing[(*n_missing)++] = sequences[i];
+    if (!has_next(&items[i])) missing[(*n_missing)++] = items[i];
   return KG_OK;
 }
 
 /* Draws that fit everybody's context when the last one is not fed back, and after which those that need none now will
  * need some too: then all share their passes again. */
-static int32_t limit_draws(kg_model *model, kg_sequence *const *sequences, size_t n, const kg_chain *chain, int32_t ahead)
+static int32_t limit_draws(kg_model *model, const kg_draw_item *items, size_t n, int32_t ahead)
 {
   for (size_t i = 0; i < n; i++) {
-    kg_future *future = &sequences[i]->future;
+    kg_sequence *sequence = items[i].sequence;
+    kg_future *future = &sequence->future;
     if (future->n_alone) {
       future->n_alone--;
       ahead = 1;
     }
-    const int32_t room = has_next(sequences[i], chain) ? future->n - future->at
-                                                       : kg_model_context(model) - kg_sequence_pos(sequences[i]) + 1;
+    const int32_t room = has_next(&items[i]) ? future->n - future->at
+                                             : kg_model_context(model) - kg_sequence_pos(sequence) + 1;
     if (room < ahead) ahead = room;
   }
   return ahead;
 }
 
-/* Look ahead for these sequences, for which nothing was. */
-static int look_in_groups(kg_model *model, kg_sequence *const *sequences, size_t n, kg_chain *chain, int32_t ahead,
-                          kg_error *err)
+/* A step of what is missing and of others. */
+static int step_with(kg_model *model, const kg_draw_item *missing, size_t n_missing, const kg_step_item *steps,
+                     size_t n_steps, kg_error *err)
 {
-  look l = {.model = model, .backend = kg_model_backend(model), .scratch = kg_model_scratch(model), .chain = chain,
-            .n_draws = ahead, .evaluates_first = true};
+  kg_scratch *scratch = kg_model_scratch(model);
+  if (!kg_grow(&scratch->items, &scratch->items_capacity, n_missing + n_steps, sizeof *steps))
+    return kg_fail_memory(err, (n_missing + n_steps) * sizeof *steps, "the step");
+  kg_step_item *all = scratch->items;
+  for (size_t i = 0; i < n_missing; i++) all[i] = (kg_step_item){.sequence = missing[i].sequence};
+  if (n_steps) memcpy(all + n_missing, steps, n_steps * sizeof *steps);
+  return kg_step_items(model, all, n_missing + n_steps, NULL, 0, err);
+}
+
+/* Leave out those behind whose logits nothing can be computed: they draw from these. */
+static size_t without_released(kg_draw_item *items, size_t n)
+{
+  size_t n_kept = 0;
   for (size_t i = 0; i < n; i++)
-    if (kg_sequence_pos(sequences[i]) - sequences[i]->n_evaluated != 1) l.evaluates_first = false;
-  int status = l.evaluates_first ? KG_OK : kg_step(model, sequences, n, err);
+    if (!kg_sequence_is_released(items[i].sequence)) items[n_kept++] = items[i];
+  return n_kept;
+}
+
+/* Look ahead for these, for which nothing was. */
+static int look_in_groups(kg_model *model, const kg_draw_item *items, size_t n, int32_t ahead, kg_error *err)
+{
+  group g = {.model = model,
+             .backend = kg_model_backend(model),
+             .scratch = kg_model_scratch(model),
+             .n_draws = ahead,
+             .evaluates_first = true};
+  for (size_t i = 0; i < n; i++)
+    if (kg_sequence_pos(items[i].sequence) - items[i].sequence->n_evaluated != 1) g.evaluates_first = false;
+  int status = g.evaluates_first ? KG_OK : step_with(model, items, n, NULL, 0, err);
   size_t most = (size_t)kg_model_chunk(model);
-  if (l.backend->run_ahead && most > KG_AHEAD_ROWS) most = KG_AHEAD_ROWS;
+  if (g.backend->run_ahead && most > KG_AHEAD_ROWS) most = KG_AHEAD_ROWS;
   for (size_t i = 0; i < n && !status; i += most) {
-    l.sequences = sequences + i;
-    l.n = (int32_t)(n - i < most ? n - i : most);
-    status = look_ahead(&l, err);
+    g.items = items + i;
+    g.n = (int32_t)(n - i < most ? n - i : most);
+    status = look_ahead(&g, err);
   }
   return status;
 }
@@ -304,41 +331,53 @@ static int pick(kg_sequence *sequence, kg_chain *chain, int32_t *id, kg_error *e
 }
 
 /* All or nothing: where one cannot draw, the others' random numbers are put back. */
-static int draw_each(kg_sequence *const *sequences, size_t n, kg_chain *chain, int32_t *ids, kg_error *err)
+static int draw_each(const kg_draw_item *items, size_t n, int32_t *ids, kg_error *err)
 {
   int status = KG_OK;
   size_t i = 0;
   for (; i < n && !status; i++) {
-    if (has_next(sequences[i], chain)) continue;
-    const uint64_t n_draws = kg_sequence_draws(sequences[i]);
-    status = pick(sequences[i], chain, &ids[i], err);
-    sequences[i]->step.row = (int64_t)(kg_sequence_draws(sequences[i]) - n_draws);
+    kg_sequence *sequence = items[i].sequence;
+    if (has_next(&items[i])) continue;
+    const uint64_t n_draws = kg_sequence_draws(sequence);
+    status = pick(sequence, items[i].chain, &ids[i], err);
+    sequence->step.row = (int64_t)(kg_sequence_draws(sequence) - n_draws);
   }
   for (size_t j = 0; j < n; j++) {
-    if (!status && has_next(sequences[j], chain))
-      ids[j] = take(sequences[j]);
-    else if (status && j < i && !has_next(sequences[j], chain))
-      kg_sequence_set_draws(sequences[j], kg_sequence_draws(sequences[j]) - (uint64_t)sequences[j]->step.row);
+    kg_sequence *sequence = items[j].sequence;
+    if (!status && has_next(&items[j]))
+      ids[j] = take(sequence);
+    else if (status && j < i && !has_next(&items[j]))
+      kg_sequence_set_draws(sequence, kg_sequence_draws(sequence) - (uint64_t)sequence->step.row);
   }
   return status;
 }
 
-int kg_draw_items(kg_model *model, kg_sequence *const *sequences, size_t n, kg_chain *chain, int32_t ahead,
-                  int32_t *ids, kg_error *err)
+/* Have ids drawn ahead where that is possible. */
+static int look(kg_model *model, const kg_draw_item *items, size_t n, int32_t ahead, size_t *n_missing, kg_error *err)
+{
+  kg_draw_item *missing = kg_model_scratch(model)->missing;
+  const size_t n_ahead = without_released(missing, *n_missing);
+  const int status = n_ahead ? look_in_groups(model, missing, n_ahead, ahead, err) : KG_OK;
+  if (status && !is_lack(status)) return status;
+  return find_missing(model, items, n, n_missing, err);
+}
+
+int kg_draw_items(kg_model *model, const kg_draw_item *items, size_t n, int32_t ahead, const kg_step_item *steps,
+                  size_t n_steps, int32_t *ids, kg_error *err)
 {
   size_t n_missing;
   int status = kg_model_check_idle(model, err);
-  if (!status) status = check_sequences(model, sequences, n, err);
-  if (!status) status = find_missing(model, sequences, n, chain, &n_missing, err);
+  if (!status) status = check_items(model, items, n, err);
+  if (!status) status = find_missing(model, items, n, &n_missing, err);
   if (status) return status;
-  kg_sequence **missing = kg_model_scratch(model)->missing;
-  ahead = limit_draws(model, sequences, n, chain, ahead);
-  for (size_t i = 0; i < n_missing; i++) kg_sequence_drop_ahead(missing[i]);
+  kg_draw_item *missing = kg_model_scratch(model)->missing;
+  ahead = limit_draws(model, items, n, ahead);
+  for (size_t i = 0; i < n_missing; i++) kg_sequence_drop_ahead(missing[i].sequence);
   if (n_missing && (ahead > 1 || kg_model_backend(model)->run_ahead)) { /* all rows of a device draw at once */
-    status = look_in_groups(model, missing, n_missing, chain, ahead, err);
-    if (is_lack(status)) status = KG_OK;
-    if (!status) status = find_missing(model, sequences, n, chain, &n_missing, err);
+    if (n_steps) status = kg_step_items(model, steps, n_steps, NULL, 0, err);
+    n_steps = 0;
+    if (!status) status = look(model, items, n, ahead, &n_missing, err);
   }
-  if (!status && n_missing) status = kg_step(model, missing, n_missing, err);
-  return status ? status : draw_each(sequences, n, chain, ids, err);
+  if (!status && n_missing + n_steps) status = step_with(model, missing, n_missing, steps, n_steps, err);
+  return status ? status : draw_each(items, n, ids, err);
 }

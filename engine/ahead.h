@@ -15,11 +15,19 @@
 
 enum { KG_AHEAD_MAX = 1024 };
 
+typedef struct kg_draw_item {
+  kg_sequence *sequence;
+  kg_chain *chain;
+} kg_draw_item;
+
 /* Draw one id for each of these sequences of one model, from the logits behind their last tokens, which are computed
- * where they are missing, in shared passes; and up to `ahead` - 1 further ones each, where the device can. On failure
- * nothing was drawn, and what was evaluated stays so. */
-int kg_draw_items(kg_model *model, kg_sequence *const *sequences, size_t n, kg_chain *chain, int32_t ahead,
-                  int32_t *ids, kg_error *err);
+ * where they are missing, in shared passes; and up to `ahead` - 1 further ones each, where the device can. `steps` are
+ * evaluated beside them, in the same passes where no device draws. On failure nothing was drawn, and what was evaluated
+ * stays so. */
+int kg_draw_items(kg_model *model, const kg_draw_item *items, size_t n, int32_t ahead, const kg_step_item *steps,
+                  size_t n_steps, int32_t *ids, kg_error *err);
+/* Would a draw of this chain take what was drawn ahead, and compute nothing? */
+bool kg_sequence_has_drawn(const kg_sequence *sequence, const kg_chain *chain);
 
 /* ---- for sequence.c and step.c ---- */
 

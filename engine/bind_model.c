@@ -274,15 +274,117 @@ static int model_draw(lua_State *L)
   size_t n;
   lua_settop(L, 3);
   kg_sequence **sequences = check_sequences(L, &n);
+  kg_draw_item *items = lua_newuserdatauv(L, n * sizeof *items + 1, 0);
   int32_t *ids = lua_newuserdatauv(L, n * sizeof *ids + 1, 0);
   kg_error err;
   kg_begin_step(L, 1);
   kg_chain_ref(chain); /* a progress function may close it */
-  const int status = kg_draw_items(model, sequences, n, chain, (int32_t)ahead, ids, &err);
+  for (size_t i = 0; i < n; i++) items[i] = (kg_draw_item){sequences[i], chain};
+  const int status = kg_draw_items(model, items, n, (int32_t)ahead, NULL, 0, ids, &err);
   kg_chain_free(chain);
   kg_end_step(L, 1);
   if (status) return kg_push_error(L, &err);
   kg_push_ids(L, ids, n);
+  return 1;
+}
+
+/* What model:advance is to do, read from tables; the handles stay on the stack, two of each item. */
+typedef struct advance {
+  kg_step_item *steps;
+  kg_draw_item *draws;
+  int32_t *ids;
+  int n_steps, n_draws, first; /* the first handle's place */
+  int32_t ahead;
+} advance;
+
+enum { ADVANCE_MAX = 1 << 16 };
+
+static int check_item_count(lua_State *L, int index)
+{
+  luaL_checktype(L, index, LUA_TTABLE);
+  const size_t n = (size_t)lua_rawlen(L, index);
+  luaL_argcheck(L, n <= ADVANCE_MAX, index, "too many items");
+  return (int)n;
+}
+
+/* Push two fields of item i of the list at index, and read the numbers that it has besides them. */
+static void push_item(lua_State *L, int index, int i, const char *field, kg_step_item *step, int32_t *ahead)
+{
+  if (lua_rawgeti(L, index, i + 1) != LUA_TTABLE)
+    luaL_error(L, "item %d: table expected, got %s", i + 1, luaL_typename(L, -1));
+  const int item = lua_gettop(L);
+  if (step) {
+    step->most = (int32_t)kg_opt_int_field(L, item, "most", 0, 0, INT32_MAX);
+    step->from = (int32_t)kg_opt_int_field(L, item, "from", 0, 0, INT32_MAX);
+  } else {
+    const int32_t wanted = (int32_t)kg_opt_int_field(L, item, "ahead", 1, 1, KG_AHEAD_MAX);
+    *ahead = wanted < *ahead ? wanted : *ahead;
+  }
+  lua_getfield(L, item, "seq");
+  lua_getfield(L, item, field);
+  lua_remove(L, item);
+}
+
+/* Finalizers and metamethods run no more from here on: take the objects from their handles. */
+static void take_objects(lua_State *L, advance *a)
+{
+  int at = a->first;
+  for (int i = 0; i < a->n_steps; i++, at += 2) {
+    kg_step_item *item = &a->steps[i];
+    item->sequence = kg_check_sequence(L, at);
+    if (lua_isnil(L, at + 1)) continue;
+    const kg_tensor *rows = kg_check_tensor(L, at + 1);
+    const int64_t n_rows = kg_tensor_count(rows) / kg_model_vocab_size(kg_sequence_model(item->sequence));
+    if (n_rows < (int64_t)kg_sequence_pos(item->sequence) - item->from)
+      luaL_error(L, "item %d: rows: %d positions expected", i + 1, (int)kg_sequence_pos(item->sequence) - (int)item->from);
+    item->all_logits = rows->buffer;
+    item->at = rows->at;
+  }
+  for (int i = 0; i < a->n_draws; i++, at += 2)
+    a->draws[i] = (kg_draw_item){kg_check_sequence(L, at), kg_check_open(L, at + 1, KG_CLASS_CHAIN)};
+}
+
+/* A progress function may close what the step uses. */
+static void hold_objects(const advance *a)
+{
+  for (int i = 0; i < a->n_steps; i++)
+    if (a->steps[i].all_logits) kg_buffer_ref(a->steps[i].all_logits);
+  for (int i = 0; i < a->n_draws; i++) kg_chain_ref(a->draws[i].chain);
+}
+
+static void drop_objects(const advance *a)
+{
+  for (int i = 0; i < a->n_steps; i++) kg_buffer_unref(a->steps[i].all_logits);
+  for (int i = 0; i < a->n_draws; i++) kg_chain_free(a->draws[i].chain);
+}
+
+/* model:advance(steps, draws) -> ids, or nil, message, code: what a scheduler's sequences wait for, in shared passes.
+ * steps: {seq, most = all, rows = nil, from = 0}; draws: {seq, chain, ahead = 1}. */
+static int model_advance(lua_State *L)
+{
+  check_model(L, 1);
+  lua_settop(L, 3);
+  advance a = {.n_steps = check_item_count(L, 2), .n_draws = check_item_count(L, 3), .ahead = KG_AHEAD_MAX};
+  luaL_checkstack(L, 2 * (a.n_steps + a.n_draws) + 16, "too many sequences");
+  a.steps = lua_newuserdatauv(L, (size_t)a.n_steps * sizeof *a.steps + 1, 0);
+  a.draws = lua_newuserdatauv(L, (size_t)a.n_draws * sizeof *a.draws + 1, 0);
+  a.ids = lua_newuserdatauv(L, (size_t)a.n_draws * sizeof *a.ids + 1, 0);
+  a.first = lua_gettop(L) + 1;
+  for (int i = 0; i < a.n_steps; i++) {
+    a.steps[i] = (kg_step_item){0};
+    push_item(L, 2, i, "rows", &a.steps[i], NULL);
+  }
+  for (int i = 0; i < a.n_draws; i++) push_item(L, 3, i, "chain", NULL, &a.ahead);
+  kg_model *model = check_model(L, 1);
+  take_objects(L, &a);
+  kg_error err;
+  kg_begin_step(L, 1);
+  hold_objects(&a);
+  const int status = kg_draw_items(model, a.draws, (size_t)a.n_draws, a.ahead, a.steps, (size_t)a.n_steps, a.ids, &err);
+  drop_objects(&a);
+  kg_end_step(L, 1);
+  if (status) return kg_push_error(L, &err);
+  kg_push_ids(L, a.ids, (size_t)a.n_draws);
   return 1;
 }
 
@@ -432,14 +534,15 @@ static int model_values(lua_State *L)
   return kg_call_at_rest(L, push_value_names);
 }
 
-/* model:stats() -> table with the fields of kg_model_stats, n_sequences, n_pages, n_pages_used, page */
+/* model:stats() -> table with the fields of kg_model_stats, chunk, n_sequences, n_pages, n_pages_used, n_pages_max, page */
 static int model_get_stats(lua_State *L)
 {
   const kg_model *model = check_model(L, 1);
   kg_model_stats stats;
   kg_model_get_stats(model, &stats);
   const int32_t n_sequences = kg_model_sequence_count(model), n_pages = kg_kv_page_count(kg_model_kv(model)),
-                n_pages_used = kg_kv_pages_used(kg_model_kv(model));
+                n_pages_used = kg_kv_pages_used(kg_model_kv(model)),
+                n_pages_max = kg_kv_page_limit(kg_model_kv(model));
   lua_newtable(L);
   lua_pushstring(L, stats.device);
   lua_setfield(L, -2, "device");
@@ -462,6 +565,8 @@ static int model_get_stats(lua_State *L)
   kg_set_integer(L, "n_sequences", n_sequences);
   kg_set_integer(L, "n_pages", n_pages);
   kg_set_integer(L, "n_pages_used", n_pages_used);
+  kg_set_integer(L, "n_pages_max", n_pages_max);
+  kg_set_integer(L, "chunk", kg_model_chunk(model));
   kg_set_integer(L, "page", KG_PAGE);
   return 1;
 }
@@ -482,7 +587,8 @@ static int model_scramble(lua_State *L)
 void kg_bind_model(lua_State *L)
 {
   static const luaL_Reg methods[] = {{"close", close_model},       {"sequence", model_sequence},
-                                     {"step", model_step},         {"draw", model_draw},         {"set_progress", set_progress},
+                                     {"step", model_step},         {"draw", model_draw},
+                                     {"advance", model_advance},   {"set_progress", set_progress},
                                      {"logits", model_logits},     {"trace", model_trace},
                                      {"values", model_values},     {"stats", model_get_stats},
                                      {"scramble", model_scramble}, {NULL, NULL}};

@@ -136,6 +136,35 @@ static int step(lua_State *L)
   return 1;
 }
 
+/* seq:pending() -> tokens that a pass has to evaluate before the logits are there */
+static int pending(lua_State *L)
+{
+  lua_pushinteger(L, kg_sequence_pending(kg_check_sequence(L, 1)));
+  return 1;
+}
+
+/* seq:drawn(chain) -> was the next draw of this chain made ahead, so that it needs no pass? */
+static int drawn(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  lua_pushboolean(L, kg_sequence_has_drawn(sequence, kg_check_open(L, 2, KG_CLASS_CHAIN)));
+  return 1;
+}
+
+/* seq:pages() -> cache pages that the timeline holds, shared ones too */
+static int pages(lua_State *L)
+{
+  lua_pushinteger(L, (lua_Integer)kg_check_sequence(L, 1)->pages.n);
+  return 1;
+}
+
+/* seq:release(): give the cache pages back until somebody asks for what lies behind them */
+static int release(lua_State *L)
+{
+  kg_error err;
+  return kg_sequence_release(kg_check_sequence(L, 1), &err) ? kg_push_error(L, &err) : 0;
+}
+
 /* seq:draw(chain, ahead = 1) -> id as chain(seq.logits, seq) draws it, or nil, message, code. Up to `ahead` - 1 tokens
  * further are computed at once, for a caller who pushes each id and draws again. */
 static int draw(lua_State *L)
@@ -307,7 +336,7 @@ static int attached(lua_State *L)
 /* ---- properties ---- */
 
 /* One handle serves as long as the numbers stay in the same buffer: a decode loop asks for them at every token. */
-static int push_logits(lua_State *L)
+static int push_ready_logits(lua_State *L)
 {
   kg_error err;
   if (evaluate(L, &err)) return kg_raise(L, &err);
@@ -321,6 +350,24 @@ static int push_logits(lua_State *L)
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, 1, LOGITS);
   return 1;
+}
+
+static int logits_after_step(lua_State *L, int status, lua_KContext context)
+{
+  (void)status, (void)context;
+  if (!lua_toboolean(L, -2)) return luaL_error(L, "%s", luaL_tolstring(L, -1, NULL));
+  return push_ready_logits(L);
+}
+
+/* What is missing is asked of seq:step(), which Lua has replaced by one that may yield (lua/kigo/sequence.lua). */
+static int push_logits(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  if (kg_sequence_pos(sequence) && !kg_sequence_pending(sequence)) return push_ready_logits(L);
+  lua_getfield(L, lua_upvalueindex(1), "step");
+  lua_pushvalue(L, 1);
+  lua_callk(L, 1, 2, 0, logits_after_step);
+  return logits_after_step(L, LUA_OK, 0);
 }
 
 static int push_rng(lua_State *L)
@@ -452,7 +499,8 @@ void kg_bind_sequence(lua_State *L)
   static const luaL_Reg methods[] = {
       {"close", close_sequence}, {"feed", feed}, {"push", push},      {"pos", pos},
       {"tokens", tokens},        {"seed", seed}, {"mark", make_mark}, {"rewind", rewind_sequence},
-      {"fork", fork_sequence},   {"step", step}, {"draw", draw},       {"attach", attach},
+      {"fork", fork_sequence},   {"step", step}, {"draw", draw},      {"pending", pending},
+      {"drawn", drawn},          {"pages", pages}, {"release", release}, {"attach", attach},
       {"detach", detach},        {"attached", attached}, {NULL, NULL}};
   static const luaL_Reg metamethods[] = {{"__index", sequence_index},        {"__newindex", sequence_new_index},
                                          {"__gc", collect_sequence},         {"__close", close_sequence},

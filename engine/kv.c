@@ -166,3 +166,8 @@ int32_t kg_kv_pages_used(const kg_kv *kv)
 {
   return kv->n_pages - kv->n_free;
 }
+
+int32_t kg_kv_page_limit(const kg_kv *kv)
+{
+  return kv->max_pages;
+}

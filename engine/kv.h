@@ -28,5 +28,6 @@ void kg_kv_release(kg_kv *kv, kg_page_table *table); /* all pages and the table 
 
 int32_t kg_kv_page_count(const kg_kv *kv); /* that exist in the backend */
 int32_t kg_kv_pages_used(const kg_kv *kv);
+int32_t kg_kv_page_limit(const kg_kv *kv); /* that may ever exist */
 
 #endif

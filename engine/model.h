@@ -44,7 +44,7 @@ typedef struct kg_scratch {
   size_t items_capacity;
   kg_draw *draws; /* of ahead.c, as the next two */
   kg_drawn *drawn;
-  kg_sequence **missing;
+  void *missing; /* kg_draw_item */
   size_t draws_capacity, drawn_capacity, missing_capacity;
   int64_t serial; /* of the step, to find a sequence that is named twice */
 } kg_scratch;

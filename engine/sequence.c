@@ -205,7 +205,23 @@ fail:
 int32_t kg_sequence_pending(const kg_sequence *sequence)
 {
   const int32_t n = kg_sequence_pos(sequence), n_new = n - sequence->n_evaluated;
-  return n_new || !n || logits_are_current(sequence) ? n_new : 1;
+  if (!n || logits_are_current(sequence)) return 0;
+  return n_new ? n_new : 1;
+}
+
+bool kg_sequence_is_released(const kg_sequence *sequence)
+{
+  return logits_are_current(sequence) && sequence->n_evaluated < kg_sequence_pos(sequence);
+}
+
+int kg_sequence_release(kg_sequence *sequence, kg_error *err)
+{
+  const int status = kg_model_check_idle(sequence->model, err);
+  if (status) return status;
+  kg_sequence_drop_ahead(sequence);
+  sequence->n_evaluated = 0;
+  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, 0);
+  return KG_OK;
 }
 
 int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err)
@@ -225,7 +241,8 @@ int kg_sequence_logits(kg_sequence *sequence, kg_tensor **out, kg_error *err)
 
 int kg_sequence_draw(kg_sequence *sequence, kg_chain *chain, int32_t ahead, int32_t *id, kg_error *err)
 {
-  return kg_draw_items(sequence->model, &sequence, 1, chain, ahead, id, err);
+  const kg_draw_item item = {sequence, chain};
+  return kg_draw_items(sequence->model, &item, 1, ahead, NULL, 0, id, err);
 }
 
 /* ---- questions ---- */

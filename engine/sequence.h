@@ -40,13 +40,19 @@ struct kg_sequence {
     int32_t pos;           /* of its first row */
     int64_t row;           /* that row's index in the step */
     int32_t n_rows;        /* rows in the run that is being filled */
+    int32_t n_left;        /* rows that the step has still to evaluate */
   } step;
 };
 
 kg_model *kg_sequence_model(const kg_sequence *sequence);
-/* Tokens that a step has to evaluate: those not in the cache yet, or, when the logits are not those of the last token
- * any more (after a rewind), the last one again. */
+/* Tokens that a step has to evaluate before the logits are those of the last one: those not in the cache yet, or, when
+ * they all are (after a rewind), the last one again. */
 int32_t kg_sequence_pending(const kg_sequence *sequence);
+/* Give all cache pages back: the timeline stays, and is evaluated again when somebody asks for what lies behind it.
+ * Logits that are there stay too, as somebody may have written to them; nobody can tell but by the clock. */
+int kg_sequence_release(kg_sequence *sequence, kg_error *err);
+/* Are the logits those of the last token, but its rows not in the cache? Nothing can be computed behind it then. */
+bool kg_sequence_is_released(const kg_sequence *sequence);
 /* Bring the logits up to date, as kg_sequence_logits does, without making a handle. */
 int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err);
 int kg_sequence_ensure_logits(kg_sequence *sequence, kg_error *err); /* a buffer for them */

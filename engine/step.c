@@ -47,6 +47,21 @@ static int prepare_traces(step *s, kg_error *err)
   return kg_fail_memory(err, s->n_traces * sizeof *scratch->traces, "the traces");
 }
 
+/* Rows of the item that this step is to evaluate. */
+static int32_t rows_of(const kg_step_item *item)
+{
+  const int32_t pending = kg_sequence_pending(item->sequence);
+  return item->most && item->most < pending ? item->most : pending;
+}
+
+static bool wants_all(const kg_step_item *item, int32_t pos) { return item->all_logits && pos >= item->from; }
+
+/* Where in item->all_logits those behind position pos go. */
+static int64_t place_of(const step *s, const kg_step_item *item, int32_t pos)
+{
+  return item->at + (int64_t)(pos - item->from) * kg_model_vocab_size(s->model);
+}
+
 /* Number the rows of the step, find sequences that do not belong or come twice, and make room for what they want. */
 static int prepare(step *s, kg_error *err)
 {
@@ -57,17 +72,21 @@ static int prepare(step *s, kg_error *err)
       return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the step belongs to another model", i);
     if (sequence->step.serial == serial)
       return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the step is in it twice", i);
-    const int32_t pending = kg_sequence_pending(sequence);
+    const kg_step_item *item = &s->items[i];
+    const int32_t pending = kg_sequence_pending(sequence), n_rows = rows_of(item);
     sequence->step.serial = serial;
     sequence->step.pos = kg_sequence_pos(sequence) - pending;
     sequence->step.row = s->n_total;
     sequence->step.n_rows = 0;
-    s->n_total += pending;
-    const kg_step_item *item = &s->items[i];
+    sequence->step.n_left = n_rows;
+    s->n_total += n_rows;
     if (pending) kg_sequence_interrupt(sequence); /* the step computes what the caller asks for, here and now */
     int status = pending ? kg_sequence_ensure_logits(sequence, err) : KG_OK;
-    if (!status && item->all_logits)
-      status = check_room(item->all_logits, item->at, pending, kg_model_vocab_size(s->model), err);
+    const int32_t end = sequence->step.pos + n_rows;
+    if (!status && n_rows && item->all_logits && item->all_logits->ops != sequence->logits->ops)
+      status = kg_fail(err, KG_ERR_ARGUMENT, "the rows for the logits of sequence %zu are on another device", i);
+    if (!status && n_rows && wants_all(item, end - 1))
+      status = check_room(item->all_logits, item->at, end - item->from, kg_model_vocab_size(s->model), err);
     if (status) return status;
   }
   return prepare_traces(s, err);
@@ -84,12 +103,11 @@ static void want(step *s, int32_t row, kg_buffer *buffer, int64_t at)
 static void want_logits(step *s, const kg_step_item *item, int32_t row0, int32_t pos, int32_t n)
 {
   const int32_t end = kg_sequence_pos(item->sequence);
-  const int64_t vocab = kg_model_vocab_size(s->model);
-  if (item->all_logits)
-    for (int32_t i = 0; i < n; i++)
-      want(s, row0 + i, item->all_logits, item->at + (pos + i - item->sequence->step.pos) * vocab);
-  else if (pos + n == end)
-    want(s, row0 + n - 1, item->sequence->logits, 0);
+  for (int32_t i = 0; i < n; i++)
+    if (wants_all(item, pos + i))
+      want(s, row0 + i, item->all_logits, place_of(s, item, pos + i));
+    else if (pos + i + 1 == end)
+      want(s, row0 + i, item->sequence->logits, 0);
 }
 
 static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
@@ -120,9 +138,10 @@ static int fill_run(step *s, kg_error *err)
   const int32_t chunk = kg_model_chunk(s->model);
   for (int decoding = 1; decoding >= 0; decoding--)
     for (size_t i = 0; i < s->n_items && !is_full(s); i++) {
-      const int32_t pending = kg_sequence_pending(s->items[i].sequence), room = chunk - s->run.n_rows;
-      if (!pending || (pending == 1) != decoding) continue;
-      const int status = add_span(s, &s->items[i], pending < room ? pending : room, err);
+      const kg_sequence *sequence = s->items[i].sequence;
+      const int32_t left = sequence->step.n_left, room = chunk - s->run.n_rows;
+      if (!left || (kg_sequence_pending(sequence) == 1) != decoding) continue;
+      const int status = add_span(s, &s->items[i], left < room ? left : room, err);
       if (status) return status;
     }
   return KG_OK;
@@ -147,15 +166,15 @@ static void place_traces(step *s)
 static int settle(step *s, const kg_step_item *item, kg_error *err)
 {
   kg_sequence *sequence = item->sequence;
-  const int64_t vocab = kg_model_vocab_size(s->model);
   const int32_t end = kg_sequence_pos(sequence), first = end - kg_sequence_pending(sequence);
   const int32_t done = first + sequence->step.n_rows;
   int status = KG_OK;
-  if (done == end && item->all_logits) /* a row goes to one place only: the sequence's own copy is made here */
-    status = sequence->logits->ops->copy(sequence->logits, 0, item->all_logits,
-                                         item->at + (end - 1 - sequence->step.pos) * vocab, vocab, err);
+  if (done == end && wants_all(item, end - 1)) /* a row goes to one place only: the sequence's own copy is made here */
+    status = sequence->logits->ops->copy(sequence->logits, 0, item->all_logits, place_of(s, item, end - 1),
+                                         kg_model_vocab_size(s->model), err);
   if (!status && done == end) sequence->logits_pos = end;
   sequence->n_evaluated = done;
+  sequence->step.n_left -= sequence->step.n_rows;
   return status;
 }
 

@@ -8,15 +8,18 @@
 
 typedef struct kg_step_item {
   kg_sequence *sequence;
-  kg_buffer *all_logits; /* NULL, or room for kg_sequence_pending * vocab floats: logits of every evaluated position, in
-                            order from float `at` on */
+  kg_buffer *all_logits; /* NULL, or takes the logits behind every evaluated position from `from` on: those of position
+                            p are vocab floats from float at + (p - from) * vocab on */
   int64_t at;
+  int32_t from;
+  int32_t most;          /* most positions to evaluate, the first ones that are pending; 0: all of them */
 } kg_step_item;
 
 /* A value to record for every evaluated row: row i of the step (items in order) to [at + i * width). */
 typedef kg_trace kg_step_trace;
 
-/* As kg_step, with all-position logits and traces. A sequence may appear once. */
+/* As kg_step, with all-position logits, limits and traces. A sequence may appear once. The logits of one that has reached
+ * its limit are not there yet: another step goes on with it. */
 int kg_step_items(kg_model *model, const kg_step_item *items, size_t n, const kg_step_trace *traces, size_t n_traces,
                   kg_error *err);
 

@@ -127,6 +127,34 @@ describe("drawing ahead", function()
         for _, ahead in ipairs { 2, 8, 40 } do assert.same(expected, play(ahead)) end
       end)
 
+      it("is the same for one whose pages were given back, logits that somebody wrote to included", function()
+        local chain <close> = core.chain(chains["a flat draw"])
+        local function play(ahead, releases)
+          local dice, said = tiny.dice(releases), {}
+          local seq <close> = model:sequence { seed = 3 }
+          local function look(value)
+            said[#said + 1] = value
+            if releases > 0 and dice(2) == 1 then assert.equal(0, select("#", seq:release())) end
+          end
+          seq:feed { 5 }
+          for i = 1, 24 do
+            if i % 6 == 0 then look(seq.logits:mul_(0.5):bytes()) end
+            if i % 8 == 0 then seq:feed(tiny.ids(30, i)) end
+            local id = seq:draw(chain, ahead)
+            look(id)
+            if i % 5 == 0 then look(seq.logits:bytes()) end
+            if i % 7 == 0 then look(seq:fork({ seed = i }):draw(chain, ahead)) end
+            seq:push(id)
+            look(seq.rng:uniform())
+          end
+          return said
+        end
+        local expected = play(1, 0)
+        for releases = 1, 6 do assert.same(expected, play(({ 1, 2, 16 })[releases % 3 + 1], releases)) end
+        collectgarbage()
+        assert.equal(0, model:stats().n_pages_used)
+      end)
+
       it("stops at the end of the context", function()
         local chain <close> = core.chain(chains["a flat draw"])
         local plan <close> = tiny.plan(40)

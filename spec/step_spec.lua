@@ -60,7 +60,7 @@ describe("kigo.step", function()
       end)
     end
 
-    it("follow a naive oracle through random feeds, forks, rewinds, steps and closes", function()
+    it("follow a naive oracle through random feeds, forks, rewinds, releases, steps and closes", function()
       local judge <close> = model_with { chunk = 512 }
       local known = {} -- logits by timeline
       local function expected(ids)
@@ -124,6 +124,7 @@ describe("kigo.step", function()
             end, entry)
           end,
           look,
+          function(entry) entry.seq:release() end,
           function(entry)
             if #live > 1 and dice(3) == 1 then drop(entry) end
           end,
@@ -263,6 +264,75 @@ describe("kigo.step", function()
     assert.is_true(model:step {})
     assert.is_true(model:step { a })
     assert.equal(2, a:pos())
+  end)
+
+  describe("a turn of a scheduler", function()
+    it("goes on where a limit stopped it, with rows of all positions", function()
+      for seed = 1, 6 do
+        local model <close> = tiny.model { chunk = ({ 3, 7, 64 })[seed % 3 + 1] }
+        local dice = tiny.dice(seed)
+        local n, from = 40 + dice(60), dice(30) - 1
+        local a <close> = model:sequence {}
+        local b <close> = model:sequence {}
+        a:feed(prefix(n))
+        b:feed(prefix(5))
+        local rows <close> = core.zeros(n - from, tiny.vocab)
+        while a:pending() > 0 do
+          if dice(8) == 1 then a:release() end
+          if b:pending() == 0 then b:push(long[b:pos() + 1]) end
+          local before = a:pending()
+          local most = dice(9)
+          assert(model:advance({ { seq = a, most = most, rows = rows, from = from }, { seq = b } }, {}))
+          assert.equal(before - math.min(most, before), a:pending())
+          assert.equal(reference[b:pos()], b.logits:bytes())
+        end
+        assert.equal(reference[n], a.logits:bytes())
+        assert.equal(table.concat(reference, "", from + 1, n), rows:bytes())
+      end
+    end)
+
+    it("draws for some while it evaluates others, in one pass", function()
+      local model <close> = tiny.model {}
+      local chain <close> = core.chain { { kind = "top_k", k = 5 } }
+      local other <close> = core.chain {}
+      local alone, shared = {}, {}
+      for i = 1, 3 do
+        for _, list in ipairs { alone, shared } do
+          list[i] = model:sequence { seed = i }
+          list[i]:feed(prefix(9 + i))
+        end
+      end
+      local expected = { assert(alone[1]:draw(chain)), assert(alone[2]:draw(other)) }
+      local before = model:stats().n_steps
+      assert.same(expected, model:advance({ { seq = shared[3] } },
+        { { seq = shared[1], chain = chain }, { seq = shared[2], chain = other, ahead = 4 } }))
+      assert.equal(before + 1, model:stats().n_steps)
+      assert.equal(reference[12], shared[3].logits:bytes())
+      for i = 1, 3 do
+        alone[i]:close()
+        shared[i]:close()
+      end
+    end)
+
+    it("refuses what is no item, foreign sequences and rows that are too few", function()
+      local model <close> = tiny.model {}
+      local elsewhere <close> = tiny.model {}
+      local a <close> = model:sequence {}
+      local b <close> = elsewhere:sequence {}
+      local chain <close> = core.chain {}
+      local rows <close> = core.zeros(2, tiny.vocab)
+      a:feed { 1, 2, 3 }
+      b:feed { 1 }
+      local steps = { { a }, { { seq = b } }, { { seq = a, rows = rows } }, { { seq = a, rows = rows, from = -1 } },
+        { { seq = a, most = -1 } }, { { seq = a }, { seq = a } }, 1 }
+      local draws = { { { seq = a } }, { { seq = b, chain = chain } }, { { seq = a, chain = chain, ahead = 0 } },
+        { { seq = model:sequence {}, chain = chain } }, 1 }
+      for _, wrong in ipairs(steps) do assert.has_error(function() model:advance(wrong, {}) end) end
+      for _, wrong in ipairs(draws) do assert.has_error(function() model:advance({}, wrong) end) end
+      assert.equal(3, a:pending())
+      assert.same({}, model:advance({ { seq = a, rows = rows, from = 1 } }, {}))
+      assert.equal(reference and table.concat(tiny.reference { 1, 2, 3 }, "", 2, 3), rows:bytes())
+    end)
   end)
 
   it("lets an empty sequence pass", function()

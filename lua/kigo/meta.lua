@@ -581,35 +581,25 @@ local Model = {}
 ---@return integer? code
 function core.model(plan, options) end
 
----A new timeline.
----@param options? { seed: integer? }   seed: of its random numbers; default 0
----@return kigo.Sequence?   a to-be-closed handle
----@return string? message
----@return integer? code
-function Model:sequence(options) end
+---@class kigo.StepItem
+---@field seq kigo.Sequence
+---@field most? integer         most tokens to evaluate; default: all that are pending
+---@field rows? kigo.Tensor     on the model's device: takes the logits behind every position that is evaluated
+---@field from? integer         and not before this one, whose are row 0; default 0
 
----Evaluate what all of them wait for, in shared forward passes.
----@param sequences kigo.Sequence[]
----@return true?
----@return string? message
----@return integer? code
-function Model:step(sequences) end
+---@class kigo.DrawItem
+---@field seq kigo.Sequence
+---@field chain kigo.Chain
+---@field ahead? integer        the least of all items counts
 
----Sequence:draw of all of them, in shared forward passes; all or nothing.
----@param sequences kigo.Sequence[]
----@param chain kigo.Chain
----@param ahead? integer
----@return integer[]? ids
+---One turn of a scheduler: evaluate some, draw for others, in shared forward passes. On failure nothing was drawn, and
+---what was evaluated stays so.
+---@param steps kigo.StepItem[]
+---@param draws kigo.DrawItem[]
+---@return integer[]? ids       of the draws
 ---@return string? message
 ---@return integer? code
-function Model:draw(sequences, chain, ahead) end
-
----The logits after every position, on a sequence of its own.
----@param ids integer[]
----@return kigo.Tensor? logits   [#ids, vocab_size]
----@return string? message
----@return integer? code
-function Model:logits(ids) end
+function Model:advance(steps, draws) end
 
 ---@return string[] names   of all values, in order of computation
 function Model:values() end
@@ -632,7 +622,9 @@ function Model:values() end
 ---@field n_sequences integer
 ---@field n_pages integer              of the key/value cache, as allocated now
 ---@field n_pages_used integer
+---@field n_pages_max integer          that there may ever be: load's `pool`
 ---@field page integer                 positions in a page
+---@field chunk integer                most rows of a forward pass
 
 ---@return kigo.ModelStats
 function Model:stats() end
@@ -731,21 +723,19 @@ function Sequence:tokens() end
 ---@return integer
 function Sequence:seed() end
 
----Evaluate what is pending.
----@return true?
----@return string? message
----@return integer? code
-function Sequence:step() end
+---@return integer n   tokens that a pass has to evaluate before the logits are there
+function Sequence:pending() end
 
----The id that chain(seq.logits, seq) gives, or nil, message, code. Up to `ahead` - 1 tokens further are drawn and
----evaluated in the same round trip to the device: a caller who pushes each id and draws again gets them without
----waiting, anybody else drops them. Nothing but the speed depends on it.
 ---@param chain kigo.Chain
----@param ahead? integer   1 to 1024; 1 unless given
----@return integer? id
----@return string? message
----@return integer? code
-function Sequence:draw(chain, ahead) end
+---@return boolean   was its next draw made ahead, so that it needs no pass?
+function Sequence:drawn(chain) end
+
+---@return integer n   cache pages that the timeline holds, shared ones too
+function Sequence:pages() end
+
+---Give the cache pages back. The timeline stays and is evaluated again when somebody asks for what lies behind it:
+---nobody can tell but by the clock.
+function Sequence:release() end
 
 ---@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds
 function Sequence:mark() end
@@ -769,13 +759,6 @@ function Sequence:attached() end
 ---@return string? message
 ---@return integer? code
 function Sequence:rewind(to) end
-
----A second timeline with the same past, whose cache pages are shared.
----@param options? { seed: integer? }   default: the same seed
----@return kigo.Sequence?   a to-be-closed handle
----@return string? message
----@return integer? code
-function Sequence:fork(options) end
 
 function Sequence:close() end
 

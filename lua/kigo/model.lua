@@ -3,6 +3,7 @@ local core = require "kigo.core"
 local check = require "kigo.check"
 local conversation = require "kigo.conversation"
 local parse = require "kigo.parse"
+local pass = require "kigo.pass"
 local template = require "kigo.template"
 
 ---@class kigo.Model
@@ -11,7 +12,37 @@ local template = require "kigo.template"
 ---@field tokenizer kigo.Tokenizer?
 local Model = core.classes.Model
 
-local trace_names = Model.trace
+local trace_names, new_sequence, logits_of = Model.trace, Model.sequence, Model.logits
+
+---A new timeline.
+---@param options? { seed: integer? }   seed: of its random numbers; default 0
+---@return kigo.Sequence?   a to-be-closed handle
+---@return string? message
+---@return integer? code
+function Model:sequence(options) return pass.made(new_sequence(self, options)) end
+
+---Evaluate what all of them wait for, in shared forward passes.
+---@param sequences kigo.Sequence[]
+---@return true?
+---@return string? message
+---@return integer? code
+function Model:step(sequences) return pass.steps(self, sequences) end
+
+---Sequence:draw of all of them, in shared forward passes; all or nothing.
+---@param sequences kigo.Sequence[]
+---@param chain kigo.Chain
+---@param ahead? integer
+---@return integer[]? ids
+---@return string? message
+---@return integer? code
+function Model:draw(sequences, chain, ahead) return pass.draws(self, sequences, chain, ahead) end
+
+---The logits after every position, on a sequence of its own.
+---@param ids integer[]
+---@return kigo.Tensor? logits   [#ids, vocab_size]
+---@return string? message
+---@return integer? code
+function Model:logits(ids) return pass.alone(self, logits_of, self, ids) end
 
 ---"blk.*.out" as a pattern of Lua's: "*" stands for any characters, everything else for itself.
 local function to_lua_pattern(pattern)
@@ -46,7 +77,7 @@ end
 ---@return integer? code
 function Model:trace(ids, patterns, f)
   local names = matching_values(self, patterns)
-  local values, message, code = trace_names(self, ids, names)
+  local values, message, code = pass.alone(self, trace_names, self, ids, names)
   if not values then return nil, message, code end
   if f then
     for _, name in ipairs(names) do values[name] = f(values[name], name) end

@@ -2,13 +2,14 @@
 -- State has one home, C; this file adds methods to the class that engine/bind_sequence.c makes.
 local core = require "kigo.core"
 local check = require "kigo.check"
+local pass = require "kigo.pass"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
 
 ---@class kigo.Sequence
 local Sequence = core.classes.Sequence
 
-local feed_ids = Sequence.feed
+local feed_ids, fork_now = Sequence.feed, Sequence.fork
 
 ---A token id list, as opposed to a list of segments.
 local function is_ids(input) return type(input) == "table" and (#input == 0 or type(input[1]) == "number") end
@@ -35,6 +36,30 @@ function Sequence:feed(input)
   if not ids then return nil, message, code end
   return feed_ids(self, ids)
 end
+
+---Evaluate what is pending. As everything that needs a forward pass: in a body of a scheduler the body waits for a pass
+---that others share.
+---@return true?
+---@return string? message
+---@return integer? code
+function Sequence:step() return pass.step(self) end
+
+---The id that chain(seq.logits, seq) gives, or nil, message, code. Up to `ahead` - 1 tokens further are drawn and
+---evaluated in the same round trip to the device: a caller who pushes each id and draws again gets them without
+---waiting, anybody else drops them. Nothing but the speed depends on it.
+---@param chain kigo.Chain
+---@param ahead? integer   1 to 1024; 1 unless given
+---@return integer? id
+---@return string? message
+---@return integer? code
+function Sequence:draw(chain, ahead) return pass.draw(self, chain, ahead) end
+
+---A second timeline with the same past, whose cache pages are shared.
+---@param options? { seed: integer? }   default: the same seed
+---@return kigo.Sequence?   a to-be-closed handle
+---@return string? message
+---@return integer? code
+function Sequence:fork(options) return pass.made(fork_now(self, options)) end
 
 -- ---- sampling options ----
 
