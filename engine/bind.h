@@ -70,6 +70,13 @@ int kg_call_at_rest(lua_State *L, lua_CFunction f);
 int32_t *kg_check_ids(lua_State *L, int index, size_t *n);
 void kg_push_ids(lua_State *L, const int32_t *ids, size_t n);
 
+/* Plain data (bind_plain.c). Replace the value on top by a deep copy, or by bytes that say it; what is no plain data
+ * raises, with its path, which begins with `name`. */
+void kg_copy_plain(lua_State *L, const char *name);
+void kg_push_plain_bytes(lua_State *L, const char *name);
+/* Push the value that the bytes say. False, with nothing pushed: they say none. */
+bool kg_read_plain(lua_State *L, kg_string bytes);
+
 /* Constructors that other bindings use. Each pushes one value. */
 kg_tensor **kg_push_tensor(lua_State *L); /* closed tensor handle: store the tensor in it */
 kg_tensor *kg_check_tensor(lua_State *L, int index);

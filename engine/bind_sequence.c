@@ -189,18 +189,11 @@ static int draw(lua_State *L)
 
 /* ---- mark, rewind, fork ---- */
 
-/* Push a copy, one level deep, of the table on top in its place; nil stays nil. */
-static void copy_table(lua_State *L)
+/* Push a copy of seq.state, or of the mark's copy of it. */
+static void push_state_copy(lua_State *L, int index, int slot)
 {
-  if (lua_isnil(L, -1)) return;
-  lua_newtable(L);
-  lua_pushnil(L);
-  while (lua_next(L, -3)) {
-    lua_pushvalue(L, -2);
-    lua_insert(L, -2);
-    lua_rawset(L, -4);
-  }
-  lua_remove(L, -2);
+  lua_getiuservalue(L, index, slot);
+  kg_copy_plain(L, "seq.state");
 }
 
 /* seq:mark() -> mark: position, random numbers drawn there, companions, and a copy of seq.state */
@@ -210,8 +203,7 @@ static int make_mark(lua_State *L)
   kg_handle *handle = kg_push_handle(L, CLASS_MARK, MARK_N_USER_VALUES);
   lua_getiuservalue(L, 1, MODEL);
   lua_setiuservalue(L, -2, MARK_MODEL);
-  lua_getiuservalue(L, 1, STATE);
-  copy_table(L);
+  push_state_copy(L, 1, STATE);
   lua_setiuservalue(L, -2, MARK_STATE);
   kg_mark *mark;
   kg_error err;
@@ -225,8 +217,7 @@ static int rewind_to_mark(lua_State *L, const kg_mark *mark)
   lua_getiuservalue(L, 1, MODEL);
   lua_getiuservalue(L, 2, MARK_MODEL);
   if (!lua_rawequal(L, -1, -2)) return luaL_error(L, "the mark at %d is of another model's sequence", (int)mark->pos);
-  lua_getiuservalue(L, 2, MARK_STATE);
-  copy_table(L); /* the mark stays good for another rewind */
+  push_state_copy(L, 2, MARK_STATE); /* the mark stays good for another rewind */
   kg_sequence *sequence = kg_check_sequence(L, 1);
   kg_error err;
   if (kg_sequence_rewind_to(sequence, mark, &err)) return kg_push_error(L, &err);
@@ -255,8 +246,7 @@ static int fork_sequence(lua_State *L)
   const int64_t fork_seed = kg_opt_int_field(L, 2, "seed", own_seed, INT64_MIN, INT64_MAX);
   lua_getiuservalue(L, 1, MODEL);
   kg_handle *handle = kg_push_sequence(L, -1);
-  lua_getiuservalue(L, 1, STATE);
-  copy_table(L);
+  push_state_copy(L, 1, STATE);
   lua_setiuservalue(L, -2, STATE);
   kg_sequence *fork = NULL;
   kg_error err;

@@ -242,14 +242,15 @@ describe("kigo.sequence", function()
       assert.equal(71, a:pos())
     end)
 
-    it("copies state, one level deep, and draws what its origin would have drawn", function()
+    it("copies state, and draws what its origin would have drawn", function()
       local a <close> = model:sequence { seed = 1 }
       a:feed(prefix(3))
       a.state.list = { 1 }
       a.rng:uniform()
       local same <close> = a:fork {}
       local other <close> = a:fork { seed = 4 }
-      assert.equal(a.state.list, same.state.list)
+      assert.same(a.state.list, same.state.list)
+      assert.not_equal(a.state.list, same.state.list)
       same.state.x = 1
       assert.is_nil(a.state.x)
       assert.equal(core.uniform(4, 3, 0), other.rng:uniform())
@@ -268,6 +269,58 @@ describe("kigo.sequence", function()
       assert.equal(reference[101], c.logits:bytes())
       assert.equal(reference[30], b.logits:bytes())
       b:close()
+    end)
+  end)
+
+  describe("state", function()
+    it("is copied whole: tables in tables, shared ones, and ones that contain themselves", function()
+      local seq <close> = model:sequence {}
+      seq:feed(prefix(2))
+      local shared = { "x" }
+      seq.state = { list = { 1, 2.5, true, { "deep" } }, [1] = "\0bytes", [2.5] = false, [true] = shared,
+        again = shared }
+      seq.state.list.up = seq.state
+      local mark = seq:mark()
+      local fork <close> = seq:fork()
+      seq.state.list[4][1] = "changed"
+      seq.state[true][1] = "y"
+      for _, state in ipairs { fork.state, seq:rewind(mark) and seq.state } do
+        assert.same({ "deep" }, state.list[4])
+        assert.equal("\0bytes", state[1])
+        assert.is_false(state[2.5])
+        assert.equal("float", math.type(state.list[2]))
+        assert.equal(state.again, state[true])
+        assert.same({ "x" }, state.again)
+        assert.equal(state, state.list.up)
+      end
+      fork.state.list[4][1] = "other"
+      assert.equal("deep", seq.state.list[4][1])
+    end)
+
+    it("that is no plain data is refused by its path, and nothing happens", function()
+      local seq <close> = model:sequence {}
+      local deep = {}
+      local inner = deep
+      for _ = 1, 100 do
+        inner.t = {}
+        inner = inner.t
+      end
+      local cases = { ['state["f"]: function'] = { f = print },
+        ['state["a"][2]["b\\x0a"]: userdata'] = { a = { 0, { ["b\n"] = seq } } },
+        ["state[true]: thread"] = { [true] = coroutine.create(print) }, ["with a metatable"] = { setmetatable({}, {}) },
+        ["state[1]: a key of type table"] = { { [{}] = 1 } }, ["a hundred others"] = { deep } }
+      for message, state in pairs(cases) do
+        seq.state = state
+        for _, call in ipairs { "mark", "fork" } do
+          local ok, fault = pcall(seq[call], seq)
+          assert.is_false(ok)
+          assert.truthy(fault:find(message, 1, true), fault)
+        end
+        assert.equal(state, seq.state)
+      end
+      assert.equal(1, model:stats().n_sequences)
+      seq.state = { deep.t }
+      assert.is_truthy(seq:mark())
     end)
   end)
 

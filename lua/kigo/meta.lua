@@ -706,7 +706,8 @@ function Model:close() end
 ---@class kigo.Sequence
 ---@field logits kigo.Tensor   after the last token; evaluates what is pending, and raises when that fails
 ---@field rng kigo.Rng
----@field state table          yours: mark, rewind and fork copy it, one level deep
+---@field state table          yours: mark, rewind to a mark, fork and save copy it. It takes plain data: booleans, numbers,
+---strings, and tables of them (at most 100 deep, without metatables), which may contain each other and themselves
 ---@field model kigo.Model
 local Sequence = {}
 
