@@ -319,7 +319,7 @@ describe("kigo.sequence", function()
         assert.equal(state, seq.state)
       end
       assert.equal(1, model:stats().n_sequences)
-      seq.state = { deep.t }
+      seq.state = { deep.t.t }
       assert.is_truthy(seq:mark())
     end)
   end)
