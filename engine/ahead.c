@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "draft.h"
 #include "error.h"
 
 enum { ALONE = 64 }; /* draws without looking ahead, after somebody looked at the logits in between */
@@ -33,7 +34,7 @@ void kg_sequence_drop_ahead(kg_sequence *sequence)
   const int32_t n_taken = future->at + future->is_taken;
   const int32_t n_rows = pass_of(future, future->n_computed - 1) + 1, n_used = pass_of(future, n_taken - 1) + 1;
   kg_model_count_dropped(sequence->model, n_rows - (n_used > 0 ? n_used : 0), 0);
-  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, sequence->n_evaluated);
+  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, kg_sequence_cached_end(sequence));
   kg_chain_free(future->chain);
   passes_unref(future->passes);
   future->chain = NULL;
@@ -76,7 +77,7 @@ static int32_t take(kg_sequence *sequence)
     const bool is_new_pass = pass >= future->passes->n_counted;
     if (is_new_pass) future->passes->n_counted = pass + 1;
     kg_model_count(sequence->model, n_new, is_new_pass);
-    sequence->n_evaluated += n_new;
+    kg_sequence_evaluated(sequence, n_new);
     if (future->at == future->n_computed - 1) sequence->logits_pos = sequence->n_evaluated;
     future->is_taken = true;
   }
@@ -136,7 +137,7 @@ static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
   if (!kg_grow((void **)&future->drawn, &future->capacity, (size_t)g->n_draws, sizeof *future->drawn))
     return kg_fail_memory(err, (size_t)g->n_draws * sizeof *future->drawn, "drawing ahead");
   int status = kg_sequence_ensure_logits(sequence, err);
-  if (!status)
+  if (!status && (g->evaluates_first || g->n_draws > 1))
     status = kg_kv_reserve(kg_model_kv(g->model), &sequence->pages, g->evaluates_first ? pos - 1 : pos,
                            pos + g->n_draws - 1, err);
   if (status) return status;
@@ -214,7 +215,7 @@ static int look_ahead(group *g, kg_error *err)
     if (!status)
       keep(g, i, &draws[i], drawn + (size_t)i * (size_t)g->n_draws, passes);
     else {
-      kg_kv_truncate(kg_model_kv(g->model), &sequence->pages, sequence->n_evaluated);
+      kg_kv_truncate(kg_model_kv(g->model), &sequence->pages, kg_sequence_cached_end(sequence));
       if (sequence->logits_pos == kg_sequence_pos(sequence)) sequence->logits_pos = -1; /* may have been written to */
     }
   }
@@ -254,7 +255,7 @@ static int find_missing(kg_model *model, const kg_draw_item *items, size_t n, si
 }
 
 /* Draws that fit everybody's context when the last one is not fed back, and after which those that need none now will
- * need some too: then all share their passes again. */
+ * need some too: then all share their passes again. A draft says already what may come next. */
 static int32_t limit_draws(kg_model *model, const kg_draw_item *items, size_t n, int32_t ahead)
 {
   for (size_t i = 0; i < n; i++) {
@@ -267,6 +268,7 @@ static int32_t limit_draws(kg_model *model, const kg_draw_item *items, size_t n,
     const int32_t room = has_next(&items[i]) ? future->n - future->at
                                              : kg_model_context(model) - kg_sequence_pos(sequence) + 1;
     if (room < ahead) ahead = room;
+    if (kg_draft_is_open(sequence)) ahead = 1;
   }
   return ahead;
 }
@@ -302,7 +304,8 @@ static int look_in_groups(kg_model *model, const kg_draw_item *items, size_t n, 
              .n_draws = ahead,
              .evaluates_first = true};
   for (size_t i = 0; i < n; i++)
-    if (kg_sequence_pos(items[i].sequence) - items[i].sequence->n_evaluated != 1) g.evaluates_first = false;
+    if (kg_sequence_pos(items[i].sequence) - items[i].sequence->n_evaluated != 1 || kg_draft_is_open(items[i].sequence))
+      g.evaluates_first = false;
   int status = g.evaluates_first ? KG_OK : step_with(model, items, n, NULL, 0, err);
   size_t most = (size_t)kg_model_chunk(model);
   if (g.backend->run_ahead && most > KG_AHEAD_ROWS) most = KG_AHEAD_ROWS;

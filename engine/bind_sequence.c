@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "ahead.h"
+#include "draft.h"
 #include "follow.h"
 
 #define CLASS_RNG "kigo.Rng"
@@ -117,7 +118,7 @@ static int seed(lua_State *L)
 static int evaluate(lua_State *L, kg_error *err)
 {
   kg_sequence *sequence = kg_check_sequence(L, 1);
-  if (kg_sequence_pos(sequence) && !kg_sequence_pending(sequence)) return KG_OK;
+  if (kg_sequence_pos(sequence) && !kg_sequence_pending(sequence)) return kg_sequence_evaluate(sequence, err);
   lua_getiuservalue(L, 1, MODEL);
   const int model = lua_gettop(L);
   kg_begin_step(L, model);
@@ -184,6 +185,51 @@ static int draw(lua_State *L)
   kg_end_step(L, model);
   if (status) return kg_push_error(L, &err);
   lua_pushinteger(L, id);
+  return 1;
+}
+
+/* ---- drafts ---- */
+
+/* seq:expect(ids) -> how many of them are kept, or nil, message, code: what may be fed next, for the next pass to take
+ * along */
+static int expect(lua_State *L)
+{
+  kg_check_sequence(L, 1);
+  size_t n;
+  const int32_t *ids = kg_check_ids(L, 2, &n);
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  kg_error err;
+  if (kg_sequence_expect(sequence, ids, n, &err)) return kg_push_error(L, &err);
+  lua_pushinteger(L, sequence->draft.n);
+  return 1;
+}
+
+static int push_lookup(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  const int32_t *ids;
+  const int32_t n = kg_sequence_lookup(sequence, (int32_t)lua_tointeger(L, 2), (int32_t)lua_tointeger(L, 3),
+                                       (int32_t)lua_tointeger(L, 4), &ids);
+  kg_push_ids(L, ids, (size_t)n);
+  return 1;
+}
+
+/* seq:lookup(longest, shortest, most) -> ids: what followed the last tokens when they stood on the timeline before */
+static int lookup(lua_State *L)
+{
+  kg_check_sequence(L, 1);
+  const int64_t longest = kg_check_int(L, 2, "longest", 1, KG_LOOKUP_MAX);
+  kg_check_int(L, 3, "shortest", 1, longest);
+  kg_check_int(L, 4, "most", 0, INT32_MAX);
+  lua_settop(L, 4);
+  return kg_call_at_rest(L, push_lookup);
+}
+
+/* seq:common(other) -> tokens that both timelines begin with; the other may be another model's */
+static int common(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  lua_pushinteger(L, kg_sequence_common(sequence, kg_check_sequence(L, 2)));
   return 1;
 }
 
@@ -373,6 +419,18 @@ static int push_rng(lua_State *L)
   return 1;
 }
 
+static int push_stats(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  const int64_t n_evaluated = sequence->n_tokens_evaluated, n_drafted = sequence->n_drafted,
+                n_accepted = sequence->n_accepted;
+  lua_newtable(L);
+  kg_set_integer(L, "n_tokens_evaluated", n_evaluated);
+  kg_set_integer(L, "n_drafted", n_drafted);
+  kg_set_integer(L, "n_accepted", n_accepted);
+  return 1;
+}
+
 /* The table at user value `slot` of the sequence, made on first use. */
 static int push_table(lua_State *L, int slot)
 {
@@ -394,6 +452,7 @@ static int sequence_index(lua_State *L)
   if (!strcmp(key, "logits")) return push_logits(L);
   if (!strcmp(key, "rng")) return push_rng(L);
   if (!strcmp(key, "state")) return push_table(L, STATE);
+  if (!strcmp(key, "stats")) return push_stats(L);
   if (!strcmp(key, "model")) {
     lua_getiuservalue(L, 1, MODEL);
     return 1;
@@ -409,7 +468,7 @@ static int sequence_new_index(lua_State *L)
   kg_check_handle(L, 1, KG_CLASS_SEQUENCE);
   lua_settop(L, 3);
   const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
-  if (!strcmp(key, "logits") || !strcmp(key, "rng") || !strcmp(key, "model"))
+  if (!strcmp(key, "logits") || !strcmp(key, "rng") || !strcmp(key, "model") || !strcmp(key, "stats"))
     return luaL_error(L, "%s: %s is read-only", KG_CLASS_SEQUENCE, key);
   if (!strcmp(key, "state")) {
     luaL_checktype(L, 3, LUA_TTABLE);
@@ -491,7 +550,8 @@ void kg_bind_sequence(lua_State *L)
       {"tokens", tokens},        {"seed", seed}, {"mark", make_mark}, {"rewind", rewind_sequence},
       {"fork", fork_sequence},   {"step", step}, {"draw", draw},      {"pending", pending},
       {"drawn", drawn},          {"pages", pages}, {"release", release}, {"attach", attach},
-      {"detach", detach},        {"attached", attached}, {NULL, NULL}};
+      {"detach", detach},        {"attached", attached}, {"expect", expect}, {"lookup", lookup},
+      {"common", common},        {NULL, NULL}};
   static const luaL_Reg metamethods[] = {{"__index", sequence_index},        {"__newindex", sequence_new_index},
                                          {"__gc", collect_sequence},         {"__close", close_sequence},
                                          {"__tostring", sequence_to_string}, {NULL, NULL}};

@@ -74,6 +74,27 @@ static void let_go(kg_companion *companion)
   free_one(companion);
 }
 
+static bool would_feed(kg_companion *list, int32_t pos, const int32_t *ids, size_t n)
+{
+  if (kg_companions_feed(list, pos, ids, n, NULL)) return false;
+  for (kg_companion *fed = list; fed; fed = fed->next) undo(fed, pos);
+  return true;
+}
+
+size_t kg_companions_would_feed(kg_companion *list, int32_t pos, const int32_t *ids, size_t n)
+{
+  if (!n || !list || would_feed(list, pos, ids, n)) return n;
+  size_t taken = 0, refused = n;
+  while (refused - taken > 1) { /* a feed can be taken back once, so each tries from the start */
+    const size_t half = taken + (refused - taken) / 2;
+    if (would_feed(list, pos, ids, half))
+      taken = half;
+    else
+      refused = half;
+  }
+  return taken;
+}
+
 void kg_companions_rewind(kg_companion **list, int32_t pos)
 {
   while (*list) {

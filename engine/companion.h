@@ -58,6 +58,8 @@ kg_companion *kg_sequence_find_companion(const kg_sequence *sequence, const kg_c
 /* ---- lists, for sequence.c ---- */
 
 int kg_companions_feed(kg_companion *list, int32_t pos, const int32_t *ids, size_t n, kg_error *err);
+/* How many of these ids, the first ones, a feed would take. Nothing changes. */
+size_t kg_companions_would_feed(kg_companion *list, int32_t pos, const int32_t *ids, size_t n);
 void kg_companions_rewind(kg_companion **list, int32_t pos);
 int kg_companions_copy(const kg_companion *list, kg_companion **out, kg_error *err); /* on failure *out is NULL */
 /* Make the list what `copies` are, and take these. Companions that are in both stay where they are in memory: others

@@ -22,6 +22,7 @@ struct kg_model {
   int64_t n_tokens_evaluated, n_steps, n_tokens_dropped, n_steps_dropped;
   kg_progress progress;
   void *progress_user;
+  kg_sequence *drafting;
   kg_scratch scratch;
 };
 
@@ -305,6 +306,11 @@ void kg_model_count_dropped(kg_model *model, int64_t n_tokens, int64_t n_steps)
 {
   model->n_tokens_dropped += n_tokens;
   model->n_steps_dropped += n_steps;
+}
+
+kg_sequence **kg_model_drafting(kg_model *model)
+{
+  return &model->drafting;
 }
 
 void kg_model_sequence_opened(kg_model *model)

@@ -55,6 +55,7 @@ int64_t kg_model_next_serial(kg_model *model); /* a number that nothing else of 
 int kg_model_progress(kg_model *model, const char *what, int64_t done, int64_t total, kg_error *err);
 void kg_model_count(kg_model *model, int64_t n_tokens, int64_t n_steps);
 void kg_model_count_dropped(kg_model *model, int64_t n_tokens, int64_t n_steps);
+kg_sequence **kg_model_drafting(kg_model *model); /* head of a list, of draft.c */
 void kg_model_sequence_opened(kg_model *model);
 void kg_model_sequence_closed(kg_model *model);
 

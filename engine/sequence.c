@@ -6,6 +6,7 @@
 #include "ahead.h"
 #include "alloc.h"
 #include "companion.h"
+#include "draft.h"
 #include "error.h"
 #include "random.h"
 #include "step.h"
@@ -36,6 +37,7 @@ void kg_sequence_free(kg_sequence *sequence)
   kg_sequence_drop_ahead(sequence);
   kg_companions_free(sequence->companions);
   kg_free(sequence->future.drawn);
+  kg_draft_deinit(sequence);
   kg_kv_release(kg_model_kv(sequence->model), &sequence->pages);
   kg_buffer_unref(sequence->logits);
   kg_free(sequence->tokens.ids);
@@ -70,6 +72,7 @@ int kg_sequence_feed(kg_sequence *sequence, const int32_t *ids, size_t n, kg_err
   kg_sequence_follow(sequence, ids, n);
   memcpy(sequence->tokens.ids + there, ids, n * sizeof *ids);
   sequence->tokens.n += n;
+  kg_draft_follow(sequence, n);
   return KG_OK;
 }
 
@@ -89,6 +92,7 @@ static uint64_t hash_tokens(const kg_sequence *sequence, int32_t n)
 static void shorten(kg_sequence *sequence, int32_t pos)
 {
   kg_sequence_drop_ahead(sequence);
+  kg_draft_drop(sequence);
   sequence->tokens.n = (size_t)pos;
   if (sequence->n_evaluated > pos) sequence->n_evaluated = pos;
   kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, sequence->n_evaluated);
@@ -166,8 +170,12 @@ static int copy_logits(kg_sequence *to, const kg_sequence *from, kg_error *err)
   kg_model *model = to->model;
   const int64_t n = kg_model_vocab_size(model);
   int status = kg_model_backend(model)->buffer_new(kg_model_executable(model), n, &to->logits, err);
-  if (!status) status = to->logits->ops->copy(to->logits, 0, from->logits, 0, n, err);
-  if (!status) to->logits_pos = from->logits_pos;
+  if (status) return status;
+  if (logits_are_current(from))
+    status = to->logits->ops->copy(to->logits, 0, from->logits, 0, n, err);
+  else
+    status = kg_draft_copy_logits(from, to->logits, err);
+  if (!status) to->logits_pos = kg_sequence_pos(to);
   return status;
 }
 
@@ -188,7 +196,7 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   status = kg_kv_share(kg_model_kv(model), &sequence->pages, sequence->n_evaluated, &fork->pages, err);
   if (status) goto fail;
   fork->n_evaluated = sequence->n_evaluated;
-  if (logits_are_current(sequence)) status = copy_logits(fork, sequence, err);
+  if (logits_are_current(sequence) || kg_draft_holds_logits(sequence)) status = copy_logits(fork, sequence, err);
   if (!status) status = kg_companions_copy(sequence->companions, &fork->companions, err);
   if (status) goto fail;
   fork->family = sequence->family;
@@ -205,7 +213,7 @@ fail:
 int32_t kg_sequence_pending(const kg_sequence *sequence)
 {
   const int32_t n = kg_sequence_pos(sequence), n_new = n - sequence->n_evaluated;
-  if (!n || logits_are_current(sequence)) return 0;
+  if (!n || logits_are_current(sequence) || kg_draft_holds_logits(sequence)) return 0;
   return n_new ? n_new : 1;
 }
 
@@ -216,19 +224,33 @@ bool kg_sequence_is_released(const kg_sequence *sequence)
 
 int kg_sequence_release(kg_sequence *sequence, kg_error *err)
 {
-  const int status = kg_model_check_idle(sequence->model, err);
+  int status = kg_model_check_idle(sequence->model, err);
+  if (!status) status = kg_draft_take_logits(sequence, err);
   if (status) return status;
   kg_sequence_drop_ahead(sequence);
+  kg_draft_drop(sequence);
   sequence->n_evaluated = 0;
   kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, 0);
   return KG_OK;
+}
+
+int32_t kg_sequence_cached_end(const kg_sequence *sequence)
+{
+  const kg_draft *draft = &sequence->draft;
+  return sequence->n_evaluated + (draft->n_rows > draft->at ? draft->n_rows - draft->at : 0);
+}
+
+void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens)
+{
+  sequence->n_evaluated += n_tokens;
+  sequence->n_tokens_evaluated += n_tokens;
 }
 
 int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err)
 {
   if (!sequence->tokens.n)
     return kg_fail(err, KG_ERR_ARGUMENT, "an empty sequence has no logits: feed it a token first");
-  if (!kg_sequence_pending(sequence)) return KG_OK;
+  if (!kg_sequence_pending(sequence)) return kg_draft_take_logits(sequence, err);
   return kg_step(sequence->model, &sequence, 1, err);
 }
 
@@ -260,6 +282,14 @@ const int32_t *kg_sequence_tokens(const kg_sequence *sequence)
 uint64_t kg_sequence_seed(const kg_sequence *sequence)
 {
   return sequence->seed;
+}
+
+int32_t kg_sequence_common(const kg_sequence *sequence, const kg_sequence *other)
+{
+  const size_t n = sequence->tokens.n < other->tokens.n ? sequence->tokens.n : other->tokens.n;
+  size_t i = 0;
+  while (i < n && sequence->tokens.ids[i] == other->tokens.ids[i]) i++;
+  return (int32_t)i;
 }
 
 kg_model *kg_sequence_model(const kg_sequence *sequence)

@@ -22,6 +22,16 @@ typedef struct kg_future {
   kg_passes *passes;       /* likewise */
 } kg_future;
 
+/* Ids that may follow the timeline (draft.h); none where n is 0. The first n_rows of them are in the cache, as those of the
+ * timeline, with their logits in rows of `logits`. */
+typedef struct kg_draft {
+  int32_t *ids;            /* [n], of KG_DRAFT_MAX */
+  int32_t n, at;           /* ids [0, at) are the timeline's last tokens */
+  int32_t n_rows;
+  kg_buffer *logits;       /* a row per id, made on first use */
+  struct kg_sequence *next, **link; /* the model's list of sequences with rows of a draft; link is NULL beside it */
+} kg_draft;
+
 struct kg_sequence {
   kg_model *model;
   int64_t family;          /* the same for a sequence and its forks */
@@ -34,13 +44,15 @@ struct kg_sequence {
   int32_t draw_pos;
   kg_buffer *logits;       /* vocab floats, made on first use */
   kg_future future;
+  kg_draft draft;
   int32_t logits_pos;      /* tokens on the timeline when the logits were computed; -1: none */
+  int64_t n_tokens_evaluated, n_drafted, n_accepted; /* rows ever; of drafts, reached or not; of drafts, reached */
   struct {                 /* bookkeeping of the step that runs */
     int64_t serial;
-    int32_t pos;           /* of its first row */
-    int64_t row;           /* that row's index in the step */
+    int32_t pos, end;      /* of its rows, those of the draft at the end */
+    int32_t next;          /* of the first one that is yet to be evaluated */
+    int64_t row;           /* index of its first row in the step */
     int32_t n_rows;        /* rows in the run that is being filled */
-    int32_t n_left;        /* rows that the step has still to evaluate */
   } step;
 };
 
@@ -53,9 +65,15 @@ int32_t kg_sequence_pending(const kg_sequence *sequence);
 int kg_sequence_release(kg_sequence *sequence, kg_error *err);
 /* Are the logits those of the last token, but its rows not in the cache? Nothing can be computed behind it then. */
 bool kg_sequence_is_released(const kg_sequence *sequence);
+/* Positions whose keys and values are in the pages: those of the timeline and of the draft. */
+int32_t kg_sequence_cached_end(const kg_sequence *sequence);
+/* So many tokens more have their keys and values in the pages. */
+void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens);
 /* Bring the logits up to date, as kg_sequence_logits does, without making a handle. */
 int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err);
 int kg_sequence_ensure_logits(kg_sequence *sequence, kg_error *err); /* a buffer for them */
+/* Tokens that both timelines begin with. */
+int32_t kg_sequence_common(const kg_sequence *sequence, const kg_sequence *other);
 
 /* A moment of a timeline: its position, the random numbers drawn there, and copies of its companions. */
 typedef struct kg_mark {

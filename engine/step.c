@@ -1,12 +1,14 @@
 /* How a step is cut: every run takes rows in this order until it is full - sequences with one token left (decoding,
  * so that nobody waits for another's long prompt), then the others, each as many rows as fit, both in item order. The
- * numbers do not depend on it (backend.h); who is done when a step is cancelled does. */
+ * numbers do not depend on it (backend.h); who is done when a step is cancelled does. A sequence's draft (draft.h) comes
+ * behind its tokens, as further rows of the same span. */
 #include "step.h"
 
 #include <assert.h>
 
 #include "ahead.h"
 #include "alloc.h"
+#include "draft.h"
 #include "error.h"
 
 /* One step and the run that it is filling. */
@@ -19,7 +21,8 @@ typedef struct step {
   size_t n_items;
   const kg_step_trace *traces;
   size_t n_traces;
-  int64_t n_total, n_done; /* rows */
+  int64_t n_total, n_done; /* rows of tokens that are on timelines */
+  int64_t n_left;          /* rows, drafts and all */
   kg_batch run;
 } step;
 
@@ -76,17 +79,23 @@ static int prepare(step *s, kg_error *err)
     const int32_t pending = kg_sequence_pending(sequence), n_rows = rows_of(item);
     sequence->step.serial = serial;
     sequence->step.pos = kg_sequence_pos(sequence) - pending;
+    sequence->step.next = sequence->step.pos;
     sequence->step.row = s->n_total;
     sequence->step.n_rows = 0;
-    sequence->step.n_left = n_rows;
     s->n_total += n_rows;
     if (pending) kg_sequence_interrupt(sequence); /* the step computes what the caller asks for, here and now */
-    int status = pending ? kg_sequence_ensure_logits(sequence, err) : KG_OK;
+    int status = pending ? kg_sequence_ensure_logits(sequence, err) : kg_draft_take_logits(sequence, err);
     const int32_t end = sequence->step.pos + n_rows;
     if (!status && n_rows && item->all_logits && item->all_logits->ops != sequence->logits->ops)
       status = kg_fail(err, KG_ERR_ARGUMENT, "the rows for the logits of sequence %zu are on another device", i);
     if (!status && n_rows && wants_all(item, end - 1))
       status = check_room(item->all_logits, item->at, end - item->from, kg_model_vocab_size(s->model), err);
+    sequence->step.end = end;
+    if (pending && (n_rows < pending || item->all_logits || s->n_traces))
+      kg_draft_drop(sequence);
+    else if (pending)
+      sequence->step.end += kg_draft_begin(sequence);
+    s->n_left += sequence->step.end - sequence->step.pos;
     if (status) return status;
   }
   return prepare_traces(s, err);
@@ -102,22 +111,26 @@ static void want(step *s, int32_t row, kg_buffer *buffer, int64_t at)
 /* Rows [row0, row0 + n) of the run are the positions of `item` from pos on. */
 static void want_logits(step *s, const kg_step_item *item, int32_t row0, int32_t pos, int32_t n)
 {
-  const int32_t end = kg_sequence_pos(item->sequence);
+  kg_sequence *sequence = item->sequence;
+  const int32_t end = kg_sequence_pos(sequence);
   for (int32_t i = 0; i < n; i++)
     if (wants_all(item, pos + i))
       want(s, row0 + i, item->all_logits, place_of(s, item, pos + i));
     else if (pos + i + 1 == end)
-      want(s, row0 + i, item->sequence->logits, 0);
+      want(s, row0 + i, sequence->logits, 0);
+    else if (pos + i >= end)
+      want(s, row0 + i, sequence->draft.logits, kg_draft_logits_at(sequence, pos + i));
 }
 
 static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
 {
   kg_sequence *sequence = item->sequence;
-  const int32_t row0 = s->run.n_rows, pos = kg_sequence_pos(sequence) - kg_sequence_pending(sequence);
+  const int32_t row0 = s->run.n_rows, pos = sequence->step.next;
   const int status = kg_kv_reserve(kg_model_kv(s->model), &sequence->pages, pos, pos + n, err);
   if (status) return status;
   for (int32_t i = 0; i < n; i++) {
-    s->scratch->tokens[row0 + i] = sequence->tokens.ids[pos + i];
+    const bool is_drafted = pos + i >= kg_sequence_pos(sequence);
+    s->scratch->tokens[row0 + i] = is_drafted ? kg_draft_id(sequence, pos + i) : sequence->tokens.ids[pos + i];
     s->scratch->positions[row0 + i] = pos + i;
   }
   s->scratch->spans[s->run.n_spans++] = (kg_span){row0, n, pos, sequence->pages.ids};
@@ -139,12 +152,26 @@ static int fill_run(step *s, kg_error *err)
   for (int decoding = 1; decoding >= 0; decoding--)
     for (size_t i = 0; i < s->n_items && !is_full(s); i++) {
       const kg_sequence *sequence = s->items[i].sequence;
-      const int32_t left = sequence->step.n_left, room = chunk - s->run.n_rows;
-      if (!left || (kg_sequence_pending(sequence) == 1) != decoding) continue;
-      const int status = add_span(s, &s->items[i], left < room ? left : room, err);
+      const int32_t n_left = sequence->step.end - sequence->step.next, room = chunk - s->run.n_rows;
+      if (!n_left || (kg_sequence_pending(sequence) <= 1) != decoding) continue;
+      const int status = add_span(s, &s->items[i], n_left < room ? n_left : room, err);
       if (status) return status;
     }
   return KG_OK;
+}
+
+/* Drafts give way to timelines, in the step and beside it. */
+static void drop_drafts(step *s)
+{
+  kg_draft_drop_all(s->model);
+  for (size_t i = 0; i < s->n_items; i++) {
+    kg_sequence *sequence = s->items[i].sequence;
+    const int32_t pos = kg_sequence_pos(sequence), next = sequence->step.next, end = next > pos ? next : pos;
+    if (sequence->step.end <= pos) continue;
+    s->n_left -= sequence->step.end - end;
+    sequence->step.end = end;
+    kg_draft_drop(sequence);
+  }
 }
 
 /* The first row of the run is the first of its only span. */
@@ -166,15 +193,23 @@ static void place_traces(step *s)
 static int settle(step *s, const kg_step_item *item, kg_error *err)
 {
   kg_sequence *sequence = item->sequence;
-  const int32_t end = kg_sequence_pos(sequence), first = end - kg_sequence_pending(sequence);
-  const int32_t done = first + sequence->step.n_rows;
+  const int32_t end = kg_sequence_pos(sequence), first = sequence->step.next;
+  const int32_t done = first + sequence->step.n_rows, n_tokens = (done < end ? done : end) - first;
+  const bool is_last = first < end && done >= end;
   int status = KG_OK;
-  if (done == end && wants_all(item, end - 1)) /* a row goes to one place only: the sequence's own copy is made here */
+  if (is_last && wants_all(item, end - 1)) /* a row goes to one place only: the sequence's own copy is made here */
     status = sequence->logits->ops->copy(sequence->logits, 0, item->all_logits, place_of(s, item, end - 1),
                                          kg_model_vocab_size(s->model), err);
-  if (!status && done == end) sequence->logits_pos = end;
-  sequence->n_evaluated = done;
-  sequence->step.n_left -= sequence->step.n_rows;
+  if (!status && is_last) sequence->logits_pos = end;
+  sequence->step.next = done;
+  s->n_left -= sequence->step.n_rows;
+  if (n_tokens > 0) {
+    s->n_done += n_tokens;
+    kg_model_count(s->model, n_tokens, 0);
+    sequence->n_evaluated = first;
+    kg_sequence_evaluated(sequence, n_tokens);
+  }
+  kg_draft_settle(sequence, done);
   return status;
 }
 
@@ -183,7 +218,7 @@ static void abandon(step *s)
 {
   for (size_t i = 0; i < s->n_items; i++) {
     kg_sequence *sequence = s->items[i].sequence;
-    if (sequence->step.n_rows) kg_kv_truncate(kg_model_kv(s->model), &sequence->pages, sequence->n_evaluated);
+    if (sequence->step.n_rows) kg_kv_truncate(kg_model_kv(s->model), &sequence->pages, kg_sequence_cached_end(sequence));
     sequence->step.n_rows = 0;
   }
 }
@@ -199,10 +234,22 @@ static void begin_run(step *s)
                       .traces = scratch->traces};
 }
 
+static bool has_drafts(const step *s)
+{
+  return s->n_left > s->n_total - s->n_done || *kg_model_drafting(s->model);
+}
+
 static int run_once(step *s, kg_error *err)
 {
   begin_run(s);
   int status = fill_run(s, err);
+  if ((status == KG_ERR_FULL || status == KG_ERR_MEMORY) && has_drafts(s)) { /* for the timelines it may do */
+    abandon(s);
+    drop_drafts(s);
+    if (!s->n_left) return KG_OK;
+    begin_run(s);
+    status = fill_run(s, err);
+  }
   if (!status && s->n_traces) place_traces(s);
   if (!status) status = s->backend->run(s->exe, &s->run, err);
   if (status) {
@@ -216,8 +263,7 @@ static int run_once(step *s, kg_error *err)
     if (!status) status = copied;
     sequence->step.n_rows = 0;
   }
-  s->n_done += s->run.n_rows;
-  kg_model_count(s->model, s->run.n_rows, 1);
+  kg_model_count(s->model, 0, 1);
   return status;
 }
 
@@ -226,7 +272,7 @@ static int run_all(step *s, kg_error *err)
   int status = prepare(s, err);
   const bool is_prefill = s->n_total > (int64_t)s->n_items; /* plain decoding makes no reports */
   if (!status && is_prefill) status = kg_model_progress(s->model, "prefill", 0, s->n_total, err);
-  while (!status && s->n_done < s->n_total) {
+  while (!status && s->n_left) {
     status = run_once(s, err);
     if (!status && is_prefill) status = kg_model_progress(s->model, "prefill", s->n_done, s->n_total, err);
   }
@@ -257,8 +303,8 @@ static int profile_run(step *s, kg_profile *out, kg_error *err)
   int status = prepare(s, err);
   begin_run(s);
   if (!status) status = fill_run(s, err);
-  if (!status && s->run.n_rows < s->n_total)
-    status = kg_fail(err, KG_ERR_ARGUMENT, "%lld tokens do not fit one run of %d", (long long)s->n_total, kg_model_chunk(s->model));
+  if (!status && s->run.n_rows < s->n_left)
+    status = kg_fail(err, KG_ERR_ARGUMENT, "%lld tokens do not fit one run of %d", (long long)s->n_left, kg_model_chunk(s->model));
   if (!status) status = s->backend->profile(s->exe, &s->run, out, err);
   abandon(s);
   return status;

@@ -709,7 +709,13 @@ function Model:close() end
 ---@field state table          yours: mark, rewind to a mark, fork and save copy it. It takes plain data: booleans, numbers,
 ---strings, and tables of them (at most 100 deep, without metatables), which may contain each other and themselves
 ---@field model kigo.Model
+---@field stats kigo.SequenceStats   as they are now
 local Sequence = {}
+
+---@class kigo.SequenceStats
+---@field n_tokens_evaluated integer   rows that went through the forward pass for this timeline, some more than once
+---@field n_drafted integer            rows of drafts (Sequence:expect)
+---@field n_accepted integer           of those, what the timeline reached
 
 ---@param id integer
 ---@return integer? pos   after the token
@@ -737,6 +743,27 @@ function Sequence:pages() end
 ---Give the cache pages back. The timeline stays and is evaluated again when somebody asks for what lies behind it:
 ---nobody can tell but by the clock.
 function Sequence:release() end
+
+---What may be pushed next, instead of an earlier guess: the next pass that the sequence needs takes it along, and
+---pushing these ids costs no pass then. A wrong guess costs time and nothing else: every id is still drawn from its own
+---logits.
+---@param ids integer[]   the first 64 are kept; {}: none
+---@return integer? n     that are kept
+---@return string? message
+---@return integer? code
+function Sequence:expect(ids) end
+
+---What followed the last tokens when they stood on the timeline before: the longest run of `longest` to `shortest` last
+---tokens that is found, at its latest place.
+---@param longest integer    1 to 16
+---@param shortest integer
+---@param most integer       ids wanted
+---@return integer[] ids     empty where there is none
+function Sequence:lookup(longest, shortest, most) end
+
+---@param other kigo.Sequence   of any model
+---@return integer n            tokens that both timelines begin with
+function Sequence:common(other) end
 
 ---@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds
 function Sequence:mark() end
