@@ -8,6 +8,7 @@
 #include "error.h"
 #include "gguf.h"
 #include "make_model.h"
+#include "quantize_file.h"
 
 enum { VALUES_MAX = 65536 };
 
@@ -415,6 +416,53 @@ static int make_model(lua_State *L)
   return 1;
 }
 
+/* The types of a file's tensors from the list at index 2, into userdata that is left on the stack. */
+static kg_type *check_types(lua_State *L, const kg_gguf *gguf)
+{
+  const size_t n = kg_gguf_tensor_count(gguf);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  luaL_argcheck(L, lua_rawlen(L, 2) == n, 2, "not as many types as the file has tensors");
+  kg_type *types = lua_newuserdatauv(L, (n + 1) * sizeof *types, 0); /* bounded: the file holds the tensors */
+  for (size_t i = 0; i < n; i++) {
+    lua_rawgeti(L, 2, (lua_Integer)i + 1);
+    types[i] = check_type(L, -1);
+    lua_pop(L, 1);
+  }
+  return types;
+}
+
+/* gguf:quantize(types, path, { file_type = 15, threads = 0, progress = function(what, done, total) }) -> path, or nil,
+ * message, code; `types` is a list of names, in the order of the file's tensors. */
+static int quantize_file(lua_State *L)
+{
+  kg_error err;
+  kg_gguf *gguf = kg_check_gguf(L, 1);
+  const char *file_path = luaL_checkstring(L, 3);
+  lua_settop(L, 4);
+  static const char *const fields[] = {"file_type", "threads", "progress", NULL};
+  kg_check_fields(L, 4, fields);
+  if (lua_istable(L, 4))
+    lua_getfield(L, 4, "progress");
+  else
+    lua_pushnil(L);
+  callback c = {.L = L, .index = lua_gettop(L)};
+  const bool reports = !lua_isnil(L, -1);
+  if (reports) luaL_checktype(L, -1, LUA_TFUNCTION);
+  const kg_quantize_options options = {
+      .types = check_types(L, gguf),
+      .file_type = (int32_t)kg_opt_int_field(L, 4, "file_type", 0, 0, INT32_MAX),
+      .n_threads = (int32_t)kg_opt_int_field(L, 4, "threads", 0, 0, 1024),
+      .progress = reports ? call_progress : NULL,
+      .progress_user = &c};
+  luaL_checkstack(L, 8, NULL);
+  kg_gguf *shared = kg_gguf_share(gguf); /* progress may close the handle */
+  const int code = kg_quantize_file(shared, file_path, &options, &err);
+  kg_gguf_close(shared);
+  if (code) return c.raised ? lua_error(L) : kg_push_error(L, &err);
+  lua_pushvalue(L, 3);
+  return 1;
+}
+
 void kg_bind_gguf(lua_State *L)
 {
   static const luaL_Reg methods[] = {{"close", close_gguf},
@@ -431,6 +479,7 @@ void kg_bind_gguf(lua_State *L)
                                      {"bytes", bytes},
                                      {"parameters", parameters},
                                      {"check_unchanged", check_unchanged},
+                                     {"quantize", quantize_file},
                                      {NULL, NULL}};
   static const luaL_Reg metamethods[] = {
       {"__close", close_gguf}, {"__gc", close_gguf}, {"__tostring", gguf_tostring}, {NULL, NULL}};

@@ -64,12 +64,17 @@ static void misuse(kg_gguf_writer *w, const char *what, const char *name)
   if (!w->failure.code) kg_fail(&w->failure, KG_ERR_ARGUMENT, "%s: %s: %s", w->path, name, what);
 }
 
-static void append_key(kg_gguf_writer *w, const char *key, kg_gguf_type type)
+static void append_named(kg_gguf_writer *w, const char *key, size_t n_bytes, kg_gguf_type type)
 {
-  if (w->n_tensors || w->n_items_due) misuse(w, "a key must come before tensors and after whole arrays", key);
-  append_string(w, &w->keys, key, strlen(key));
+  if (w->n_tensors || w->n_items_due) misuse(w, "a key must come before tensors and after whole arrays", "a key");
+  append_string(w, &w->keys, key, n_bytes);
   append_u32(w, &w->keys, (uint32_t)type);
   w->n_keys++;
+}
+
+static void append_key(kg_gguf_writer *w, const char *key, kg_gguf_type type)
+{
+  append_named(w, key, strlen(key), type);
 }
 
 void kg_gguf_write_u32(kg_gguf_writer *w, const char *key, uint32_t value)
@@ -123,6 +128,18 @@ void kg_gguf_write_item(kg_gguf_writer *w, const char *bytes, size_t n_bytes)
   else
     misuse(w, "more strings than the array was announced with", "an array");
   append_string(w, &w->keys, bytes, n_bytes);
+}
+
+void kg_gguf_write_entry(kg_gguf_writer *w, const kg_gguf_entry *entry)
+{
+  append_named(w, entry->key.data, entry->key.size, entry->is_array ? KG_GGUF_ARRAY : entry->type);
+  if (entry->is_array) {
+    append_u32(w, &w->keys, (uint32_t)entry->type);
+    append_u64(w, &w->keys, entry->count);
+  }
+  for (uint64_t i = 0; entry->strings && i < entry->count; i++)
+    append_string(w, &w->keys, entry->strings[i].data, entry->strings[i].size);
+  if (!entry->strings) append(w, &w->keys, entry->data, (size_t)entry->count * kg_gguf_type_bytes(entry->type));
 }
 
 /* Remember the tensor's size and the place of the next one. */

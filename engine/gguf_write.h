@@ -24,6 +24,8 @@ void kg_gguf_write_array(kg_gguf_writer *writer, const char *key, kg_gguf_type t
 /* An array of `count` strings, which the next `count` calls of kg_gguf_write_item add. */
 void kg_gguf_write_strings(kg_gguf_writer *writer, const char *key, uint64_t count);
 void kg_gguf_write_item(kg_gguf_writer *writer, const char *bytes, size_t n_bytes);
+/* A key with its value as another file has it. */
+void kg_gguf_write_entry(kg_gguf_writer *writer, const kg_gguf_entry *entry);
 
 /* Describe the next tensor; dims[0] is the row length. No key may follow. */
 void kg_gguf_write_tensor(kg_gguf_writer *writer, const char *name, kg_type type, int n_dims, const int64_t *dims);

@@ -64,12 +64,6 @@ static uint16_t load_u16(const uint8_t *bytes)
   return (uint16_t)(bytes[0] | bytes[1] << 8);
 }
 
-static void store_u16(uint8_t *bytes, uint16_t value)
-{
-  bytes[0] = (uint8_t)value;
-  bytes[1] = (uint8_t)(value >> 8);
-}
-
 static float load_f16(const uint8_t *bytes)
 {
   return kg_f16_to_f32(load_u16(bytes));
@@ -271,8 +265,8 @@ static void dequantize_q6_k(const void *blocks, int64_t n_blocks, float *y)
   }
 }
 
-/* The sixteen levels of IQ4_NL and IQ4_XS: denser around zero. */
-static const int8_t iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int8_t kg_mxfp4_levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+const int8_t kg_iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 /* 0: d f16; 2: nibbles as in Q4_0. value = d * level[q] */
 static void dequantize_iq4_nl(const void *blocks, int64_t n_blocks, float *y)
@@ -281,8 +275,8 @@ static void dequantize_iq4_nl(const void *blocks, int64_t n_blocks, float *y)
   for (int64_t n = 0; n < n_blocks; n++, b += 18, y += 32) {
     const float d = load_f16(b);
     for (int i = 0; i < 16; i++) {
-      y[i] = d * (float)iq4_levels[b[2 + i] & 15];
-      y[i + 16] = d * (float)iq4_levels[b[2 + i] >> 4];
+      y[i] = d * (float)kg_iq4_levels[b[2 + i] & 15];
+      y[i + 16] = d * (float)kg_iq4_levels[b[2 + i] >> 4];
     }
   }
 }
@@ -300,8 +294,8 @@ static void dequantize_iq4_xs(const void *blocks, int64_t n_blocks, float *y)
       const float scale = d * (float)((low | (upper >> group * 2 & 3) << 4) - 32);
       const uint8_t *nibbles = b + 8 + group * 16;
       for (int i = 0; i < 16; i++) {
-        y[i] = scale * (float)iq4_levels[nibbles[i] & 15];
-        y[i + 16] = scale * (float)iq4_levels[nibbles[i] >> 4];
+        y[i] = scale * (float)kg_iq4_levels[nibbles[i] & 15];
+        y[i + 16] = scale * (float)kg_iq4_levels[nibbles[i] >> 4];
       }
     }
   }
@@ -311,14 +305,13 @@ static void dequantize_iq4_xs(const void *blocks, int64_t n_blocks, float *y)
  * mantissa bits. The levels are doubled to be integers, so the power is halved: 2^(e - 128). */
 static void dequantize_mxfp4(const void *blocks, int64_t n_blocks, float *y)
 {
-  static const int8_t levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
   const uint8_t *b = blocks;
   for (int64_t n = 0; n < n_blocks; n++, b += 17, y += 32) {
     /* e of 0 and 1 are subnormal in float32 */
     const float d = float_from_bits(b[0] < 2 ? (uint32_t)0x00200000 << b[0] : (uint32_t)(b[0] - 1) << 23);
     for (int i = 0; i < 16; i++) {
-      y[i] = d * (float)levels[b[1 + i] & 15];
-      y[i + 16] = d * (float)levels[b[1 + i] >> 4];
+      y[i] = d * (float)kg_mxfp4_levels[b[1 + i] & 15];
+      y[i + 16] = d * (float)kg_mxfp4_levels[b[1 + i] >> 4];
     }
   }
 }
@@ -378,152 +371,4 @@ bool kg_type_bytes(const kg_type_info *info, uint64_t n, size_t *out)
   const uint64_t block_size = (uint64_t)info->block_size;
   if (n % block_size) return false;
   return kg_mul_size(n / block_size, (size_t)info->block_bytes, out);
-}
-
-/* ---- quantization ---- */
-
-/* The integer nearest to x within [low, high], halves upwards; total, so that no input is undefined behaviour. */
-static int nearest(float x, int low, int high)
-{
-  if (!(x > (float)low)) return low;
-  if (x >= (float)high) return high;
-  const int truncated = (int)x;
-  const float rest = x - (float)truncated; /* exact */
-  return truncated + (rest >= 0.5f) - (rest < -0.5f);
-}
-
-/* A grid of steps of d from `origin`: what is stored is rounded to half precision, the quantizer uses the same. */
-typedef struct grid {
-  float origin, inverse; /* q = (x - origin) * inverse */
-  uint16_t d_bits, origin_bits;
-} grid;
-
-static grid grid_make(float d, float origin)
-{
-  grid g = {.d_bits = kg_f32_to_f16(d), .origin_bits = kg_f32_to_f16(origin)};
-  const float stored = kg_f16_to_f32(g.d_bits);
-  g.inverse = stored != 0 ? 1 / stored : 0;
-  g.origin = kg_f16_to_f32(g.origin_bits);
-  return g;
-}
-
-/* The value farthest from zero, with its sign. */
-static float extreme(const float *x)
-{
-  float most = 0;
-  for (int i = 0; i < 32; i++)
-    if (fabsf(x[i]) > fabsf(most)) most = x[i];
-  return most;
-}
-
-/* The extreme value sits on the most negative level, as negative levels reach one step further. */
-static grid symmetric_grid(const float *x, int n_levels)
-{
-  return grid_make(extreme(x) / (float)(-n_levels / 2), 0);
-}
-
-static grid range_grid(const float *x, int n_levels)
-{
-  float low = x[0], high = x[0];
-  for (int i = 1; i < 32; i++) {
-    low = fminf(low, x[i]);
-    high = fmaxf(high, x[i]);
-  }
-  return grid_make((high - low) / (float)(n_levels - 1), low);
-}
-
-static void quantize_q8_0(const float *x, uint8_t *b)
-{
-  const grid g = grid_make(fabsf(extreme(x)) / 127, 0);
-  store_u16(b, g.d_bits);
-  for (int i = 0; i < 32; i++) b[2 + i] = (uint8_t)nearest(x[i] * g.inverse, -127, 127);
-}
-
-static void quantize_q4_0(const float *x, uint8_t *b)
-{
-  const grid g = symmetric_grid(x, 16);
-  store_u16(b, g.d_bits);
-  for (int i = 0; i < 16; i++) {
-    const int low = nearest(x[i] * g.inverse, -8, 7) + 8, high = nearest(x[i + 16] * g.inverse, -8, 7) + 8;
-    b[2 + i] = (uint8_t)(low | high << 4);
-  }
-}
-
-static void quantize_q4_1(const float *x, uint8_t *b)
-{
-  const grid g = range_grid(x, 16);
-  store_u16(b, g.d_bits);
-  store_u16(b + 2, g.origin_bits);
-  for (int i = 0; i < 16; i++) {
-    const int low = nearest((x[i] - g.origin) * g.inverse, 0, 15);
-    const int high = nearest((x[i + 16] - g.origin) * g.inverse, 0, 15);
-    b[4 + i] = (uint8_t)(low | high << 4);
-  }
-}
-
-/* Put value i of 32 where q5_value finds it; the bytes start as zeros. */
-static void store_q5(uint8_t *high, uint8_t *nibbles, int i, int q)
-{
-  nibbles[i % 16] |= (uint8_t)((q & 15) << i / 16 * 4);
-  high[i / 8] |= (uint8_t)(q >> 4 << i % 8);
-}
-
-static void quantize_q5_0(const float *x, uint8_t *b)
-{
-  const grid g = symmetric_grid(x, 32);
-  memset(b, 0, 22);
-  store_u16(b, g.d_bits);
-  for (int i = 0; i < 32; i++) store_q5(b + 2, b + 6, i, nearest(x[i] * g.inverse, -16, 15) + 16);
-}
-
-static void quantize_q5_1(const float *x, uint8_t *b)
-{
-  const grid g = range_grid(x, 32);
-  memset(b, 0, 24);
-  store_u16(b, g.d_bits);
-  store_u16(b + 2, g.origin_bits);
-  for (int i = 0; i < 32; i++) store_q5(b + 4, b + 8, i, nearest((x[i] - g.origin) * g.inverse, 0, 31));
-}
-
-/* Half-precision scales and minima reach 65504. */
-static int check_range(const kg_type_info *info, const float *values, int64_t n, kg_error *err)
-{
-  for (int64_t i = 0; i < n; i++)
-    if (!(fabsf(values[i]) <= 65504))
-      return kg_fail(err, KG_ERR_ARGUMENT, "value %lld is %g: %s holds numbers up to 65504", (long long)i,
-                     (double)values[i], info->name);
-  return KG_OK;
-}
-
-int kg_quantize(kg_type type, const float *values, int64_t n, void *out, kg_error *err)
-{
-  const kg_type_info *info = kg_type_find((uint32_t)type);
-  void (*quantize)(const float *x, uint8_t *block) = NULL;
-  uint8_t *bytes = out;
-  switch (type) {
-  case KG_F32:
-  case KG_F16:
-  case KG_BF16: break;
-  case KG_Q4_0: quantize = quantize_q4_0; break;
-  case KG_Q4_1: quantize = quantize_q4_1; break;
-  case KG_Q5_0: quantize = quantize_q5_0; break;
-  case KG_Q5_1: quantize = quantize_q5_1; break;
-  case KG_Q8_0: quantize = quantize_q8_0; break;
-  default:
-    return kg_fail(err, KG_ERR_ARGUMENT, "values cannot be converted to %s", info ? info->name : "an unknown type");
-  }
-  if (n < 0 || n % info->block_size)
-    return kg_fail(err, KG_ERR_ARGUMENT, "%lld values: %s has blocks of %d", (long long)n, info->name,
-                   (int)info->block_size);
-  if (quantize) {
-    const int code = check_range(info, values, n, err);
-    if (code) return code;
-    for (int64_t i = 0; i < n; i += 32, bytes += info->block_bytes) quantize(values + i, bytes);
-  } else if (type == KG_F32) {
-    memcpy(bytes, values, (size_t)n * sizeof *values);
-  } else {
-    for (int64_t i = 0; i < n; i++)
-      store_u16(bytes + 2 * i, type == KG_F16 ? kg_f32_to_f16(values[i]) : kg_f32_to_bf16(values[i]));
-  }
-  return KG_OK;
 }

@@ -31,9 +31,13 @@ bool kg_type_is_computable(kg_type type);
 /* Bytes of n values; n must be a multiple of the block size. False on overflow or a broken block. */
 bool kg_type_bytes(const kg_type_info *info, uint64_t n, size_t *out);
 
-/* n float32 values to blocks (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1); n a multiple of the block size.
- * Round to nearest on an absolute-maximum grid: for test models, not a quality quantizer. */
+/* n float32 values to blocks of any computable type; n a multiple of the block size. Q4_0 to Q8_0 round to nearest on a
+ * grid from the extreme values; the others look for the grid with the least squares of errors in each group of values.
+ * KG_ERR_ARGUMENT: another type, or a value that is not finite or above 65504 in a type of blocks. */
 int kg_quantize(kg_type type, const float *values, int64_t n, void *out, kg_error *err);
+
+/* The sixteen levels of IQ4_NL and IQ4_XS, denser around zero, and those of MXFP4, doubled. */
+extern const int8_t kg_iq4_levels[16], kg_mxfp4_levels[16];
 
 float kg_f16_to_f32(uint16_t half);
 uint16_t kg_f32_to_f16(float value); /* round to nearest even */

@@ -129,37 +129,57 @@ describe("quant", function()
       end)
     end
 
+    local searched = { Q2_K = true, Q3_K = true, Q4_K = true, Q5_K = true, Q6_K = true, IQ4_NL = true, IQ4_XS = true,
+      MXFP4 = true }
+
     it("loses little more than the reference quantizers on a gaussian", function()
       local source = support.read(support.fixture("quants/source.f32")):sub(1, 512 * 4)
       local x = floats(source)
       for _, row in ipairs(support.read_json(support.fixture("quants/index.json")).types) do
-        if steps[row.type] then
+        if steps[row.type] or searched[row.type] then
           local y, errors, squares = floats(core.dequantize(row.type, core.quantize(row.type, source))), 0, 0
           for i = 1, #x do
             errors, squares = errors + (x[i] - y[i]) ^ 2, squares + x[i] ^ 2
           end
-          assert.is_true(math.sqrt(errors / squares) < 1.1 * row.relative_rms_error_row0, row.type)
+          local limit = searched[row.type] and 1.01 or 1.1
+          assert.is_true(math.sqrt(errors / squares) < limit * row.relative_rms_error_row0, row.type)
         end
       end
     end)
 
+    it("finds its own grid again: what was dequantized is quantized with next to no loss", function()
+      for name in pairs(searched) do
+        local once = core.dequantize(name, core.quantize(name, support.read(support.fixture("quants/source.f32"))))
+        local x, y = floats(once), floats(core.dequantize(name, core.quantize(name, once)))
+        local errors, squares = 0, 0
+        for i = 1, 512 do
+          errors, squares = errors + (x[i] - y[i]) ^ 2, squares + x[i] ^ 2
+        end
+        assert.is_true(math.sqrt(errors / squares) < 0.05, name)
+      end
+    end)
+
     it("makes zeros of zeros", function()
-      for name in pairs(steps) do
-        for _, value in ipairs(floats(core.dequantize(name, core.quantize(name, ("\0"):rep(256))))) do
-          assert.equal(0, value)
+      for _, names in ipairs { steps, searched } do
+        for name in pairs(names) do
+          for _, value in ipairs(floats(core.dequantize(name, core.quantize(name, ("\0"):rep(1024))))) do
+            assert.equal(0, value)
+          end
         end
       end
     end)
 
     it("raises for numbers that blocks cannot hold, and for types it cannot write", function()
       for _, value in ipairs { 0 / 0, math.huge, -math.huge, 65505 } do
-        for name in pairs(steps) do
-          local values = {}
-          for i = 1, 32 do values[i] = i == 20 and value or 1 end
-          assert.error(function() core.quantize(name, support.pack_floats(values)) end)
+        local values = {}
+        for i = 1, 256 do values[i] = i == 20 and value or 1 end
+        for _, names in ipairs { steps, searched } do
+          for name in pairs(names) do
+            assert.error(function() core.quantize(name, support.pack_floats(values)) end)
+          end
         end
       end
-      assert.error(function() core.quantize("Q4_K", ("\0"):rep(1024)) end)
+      assert.error(function() core.quantize("IQ2_S", ("\0"):rep(1024)) end)
       assert.error(function() core.quantize("Q8_0", ("\0"):rep(124)) end)
       assert.error(function() core.quantize("F32", "123") end)
     end)

@@ -7,7 +7,7 @@ local options = require "kigo.cli.options"
 local cli = {}
 
 local COMMANDS = { "run", "chat", "haiku", "verify", "bench", "inspect", "arch", "tokenize", "template",
-  "logits", "make-model" }
+  "logits", "quantize", "make-model" }
 
 ---@return kigo.cli.Command
 local function command_named(name)

@@ -11,6 +11,7 @@ local arch = require "kigo.arch"
 local check = require "kigo.check"
 local json = require "kigo.json"
 local parse = require "kigo.parse"
+local quantize = require "kigo.quantize"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
 local template = require "kigo.template"
@@ -28,6 +29,7 @@ local kigo = {
   parse = parse,
   json = json,
   receipt = receipt,
+  quantize = quantize,
   -- tensors, text and time
   tensor = core.tensor,
   zeros = core.zeros,

@@ -134,6 +134,15 @@ function Gguf:parameters() end
 ---@return integer? code
 function Gguf:check_unchanged() end
 
+---Write the file again with its tensors in other types (kigo.quantize chooses them).
+---@param types string[]   names, in the order of the file's tensors
+---@param path string      appears whole, or not at all
+---@param options? { file_type: integer?, threads: integer?, progress: kigo.Progress? }
+---@return string? path
+---@return string? message  names the tensor
+---@return integer? code
+function Gguf:quantize(types, path, options) end
+
 function Gguf:close() end
 
 ---@param type string        a tensor type in any case: "q8_0"

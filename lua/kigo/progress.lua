@@ -4,7 +4,8 @@ local core = require "kigo.core"
 local progress = {}
 
 local DELAY, INTERVAL, WIDTH = 0.3, 0.1, 30 -- seconds, seconds, columns
-local LABELS = { load = "loading", prefill = "reading the prompt", write = "writing" }
+local LABELS = { load = "loading", prefill = "reading the prompt", write = "writing",
+  quantize = "quantizing" }
 
 ---A callback for kigo.load, model:set_progress and core.make_model, or nil when standard error is not a terminal. Work
 ---that is done within a moment shows nothing; the line is wiped when the work is complete.

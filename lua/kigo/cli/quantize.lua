@@ -1,0 +1,54 @@
+-- kigo quantize: a model file in fewer bits.
+local common = require "kigo.cli.common"
+local kigo = require "kigo"
+local progress = require "kigo.progress"
+local quantize = require "kigo.quantize"
+
+---"PATTERN=TYPE" options as pairs.
+local function overrides(texts)
+  local list = {}
+  for i, text in ipairs(texts or {}) do
+    local pattern, name = text:match "^(.+)=([%w_]+)$"
+    if not pattern then common.fail(("--tensor %s: PATTERN=TYPE expected"):format(text), 2) end
+    list[i] = { pattern, name }
+  end
+  return list
+end
+
+local function print_summary(result)
+  local names = {}
+  for name in pairs(result.types) do names[#names + 1] = name end
+  table.sort(names)
+  for i, name in ipairs(names) do names[i] = ("%d %s"):format(result.types[name], name) end
+  io.write(("%s: %.1f MB of weights, %.2f bits each, were %.1f MB; tensors: %s\n"):format(result.path,
+    result.bytes_after / 1e6, result.bits_per_weight, result.bytes_before / 1e6, table.concat(names, ", ")))
+  if result.substituted > 0 then
+    io.write(("%d tensors have rows that are no whole blocks of their type and got another\n")
+      :format(result.substituted))
+  end
+  if result.from_quantized then
+    io.write "the file was quantized already: begin with an F32, F16 or BF16 one where you can\n"
+  end
+end
+
+return {
+  name = "quantize", usage = "IN.gguf OUT.gguf --type TYPE [--tensor PATTERN=TYPE] ...",
+  summary = "write a model file in fewer bits",
+  arguments = { min = 2, max = 2 },
+  options = {
+    { name = "type", type = "string", argument = "TYPE", required = true,
+      help = "the mixture of types: " .. table.concat(quantize.names(), ", ") },
+    { name = "tensor", type = "string", argument = "PATTERN=TYPE", many = true,
+      help = "tensors whose names hold this Lua pattern get this type; may be repeated, the last that fits counts" },
+    { name = "threads", type = "integer", argument = "N", min = 1, max = 1024, help = "default: one per core" },
+  },
+  notes = "Vectors, norms and routers stay as they are. Rows that are no whole blocks of a type get its next of kin.",
+  run = function(options, arguments)
+    kigo.core.catch_interrupts(true) -- so that Ctrl-C leaves no half file behind
+    local result = common.call(quantize.file, arguments[1], arguments[2], { type = options.type,
+      tensors = overrides(options.tensor), threads = options.threads,
+      progress = progress.line(kigo.core.interrupted) })
+    print_summary(result)
+    return 0
+  end,
+}
