@@ -101,6 +101,21 @@ static int check_rows(const kg_plan *plan, const kg_batch *batch, kg_error *err)
   return KG_OK;
 }
 
+static int check_taps(const kg_plan *plan, const kg_batch *batch, kg_error *err)
+{
+  const int32_t n_values = kg_plan_value_count(plan);
+  for (int32_t i = 0; i < batch->n_taps; i++) {
+    const kg_tap *tap = &batch->taps[i];
+    int32_t s = 0;
+    while (s < batch->n_spans && batch->spans[s].row + batch->spans[s].n_rows <= tap->row) s++;
+    if (tap->value < 0 || tap->value >= n_values || tap->row < 0 || tap->n_rows < 1 || s == batch->n_spans ||
+        tap->n_rows > batch->spans[s].row + batch->spans[s].n_rows - tap->row)
+      return kg_fail(err, KG_ERR_ARGUMENT, "tap of value %d of %d for %d rows from %d", tap->value, n_values, tap->n_rows,
+                     tap->row);
+  }
+  return KG_OK;
+}
+
 static int check_span(const kg_batch *batch, int32_t s, int32_t row, int32_t n_pages, kg_error *err)
 {
   const kg_span *span = &batch->spans[s];
@@ -127,6 +142,7 @@ int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, in
     code = check_span(batch, s, row, n_pages, err);
     row += batch->spans[s].n_rows;
   }
-  if (code || row == batch->n_rows) return code;
-  return kg_fail(err, KG_ERR_ARGUMENT, "spans cover %d rows of %d", row, batch->n_rows);
+  if (!code && row != batch->n_rows)
+    return kg_fail(err, KG_ERR_ARGUMENT, "spans cover %d rows of %d", row, batch->n_rows);
+  return code ? code : check_taps(plan, batch, err);
 }

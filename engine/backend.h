@@ -47,6 +47,18 @@ typedef struct kg_trace {
   int64_t at;
 } kg_trace;
 
+/* Rows of one sequence that somebody looks at, and may write to, in the middle of a run. When `value` is there for them
+ * and before anything reads it, `call` gets a copy of those that are computed (behind the plan's tail: the wanted ones):
+ * n_rows * width floats at the start of a buffer of this backend, which it may keep. What stands there when it returns
+ * goes on. A call has rows of consecutive positions, from `pos` on; there may be several, in ascending order. Calls come on the
+ * thread that started the run; they must not start another one, but may use tensors and kg_backend.unembed. */
+typedef struct kg_tap {
+  int32_t value;
+  int32_t row, n_rows;    /* of the batch, within one span */
+  void (*call)(void *user, int32_t pos, int32_t n_rows, kg_buffer *rows);
+  void *user;
+} kg_tap;
+
 typedef struct kg_batch {
   int32_t n_rows;         /* at most options.chunk */
   const int32_t *tokens;  /* [n_rows], checked against the vocabulary by the caller */
@@ -56,8 +68,33 @@ typedef struct kg_batch {
   int32_t n_wanted;
   const kg_wanted *wanted;
   int32_t n_traces;       /* tracing computes every operation for every row */
-  const kg_trace *traces;
+  const kg_trace *traces;   /* of what taps made of a value */
+  int32_t n_taps;         /* fused stages that hide their values are split: the numbers stay the same, bit for bit */
+  const kg_tap *taps;     /* those of one value are called in this order */
 } kg_batch;
+
+/* Of n rows that are computed together, of which row i is row source[i] of the batch (NULL: row i): the next ones that
+ * belong to the tap and stand together in the batch, from row *first on. Returns how many; 0: no more. */
+static inline int32_t kg_tap_rows(const kg_tap *tap, const int32_t *source, int32_t n, int32_t *first)
+{
+  int32_t at = *first, count = 0;
+  while (at < n && (source ? source[at] : at) < tap->row) at++;
+  *first = at;
+  while (at + count < n) {
+    const int32_t row = source ? source[at + count] : at + count;
+    if (row >= tap->row + tap->n_rows || (count && source && row != source[at] + count)) break;
+    count++;
+  }
+  return count;
+}
+
+/* Does this value stand on the way from value `from` (itself not) to the logits, where every operation reads one value? */
+static inline bool kg_leads_from(const kg_plan *plan, int32_t from, int32_t value)
+{
+  for (int32_t v = kg_plan_logits(plan); v != KG_NONE && v != from; v = kg_plan_op(plan, kg_plan_value(plan, v)->producer)->in[0])
+    if (v == value) return true;
+  return false;
+}
 
 /* Draw n_draws ids for each row of a batch, each from the logits of a pass over the id before, without a round trip. */
 typedef struct kg_run_ahead {
@@ -121,6 +158,10 @@ typedef struct kg_backend {
    * wanted buffers end with the logits of the last pass. On failure they hold anything, and so do pages from the rows'
    * positions on. */
   int (*run_ahead)(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err);
+  /* The logits that follow from n_rows rows of kg_plan_residual, which is there, as a run computes them: x [n_rows][width]
+   * and logits [n_rows][vocab] are buffers of this backend. Allowed within the call of a tap. */
+  int (*unembed)(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits, int64_t logits_at,
+                 kg_error *err);
   /* Make pages [0, n_pages) exist; existing ones keep their content. Failure changes nothing. */
   int (*kv_reserve)(kg_executable *exe, int32_t n_pages, kg_error *err);
   /* Copy a page (all layers), as much of it as n_positions need. */

@@ -671,6 +671,40 @@ int32_t kg_plan_tail(const kg_plan *plan)
   return plan->n_layers ? plan->layers[plan->n_layers - 1] + 1 : 0; /* bounded: KG_PLAN_MAX_OPS */
 }
 
+/* The operation that makes this value, if it reads one value only, row by row; else NULL. */
+static const kg_op *single_op(const kg_plan *plan, int32_t value)
+{
+  const kg_op *op = &plan->ops[plan->values[value].producer];
+  switch (op->kind) {
+  case KG_OP_NORM:
+  case KG_OP_LINEAR:
+  case KG_OP_ACT:
+  case KG_OP_SCALE:
+  case KG_OP_SOFTCAP:
+  case KG_OP_SLICE: return op;
+  default: return NULL;
+  }
+}
+
+int32_t kg_plan_hidden(const kg_plan *plan)
+{
+  if (plan->logits == KG_NONE) return KG_NONE;
+  for (const kg_op *op = single_op(plan, plan->logits); op; op = single_op(plan, op->in[0])) {
+    if (op->kind != KG_OP_LINEAR) continue;
+    return plan->values[op->in[0]].producer >= kg_plan_tail(plan) ? op->in[0] : KG_NONE;
+  }
+  return KG_NONE;
+}
+
+int32_t kg_plan_residual(const kg_plan *plan)
+{
+  const int32_t hidden = kg_plan_hidden(plan);
+  if (hidden == KG_NONE) return KG_NONE;
+  for (const kg_op *op = single_op(plan, hidden); op; op = single_op(plan, op->in[0]))
+    if (op->kind == KG_OP_NORM) return plan->values[op->in[0]].producer >= kg_plan_tail(plan) ? op->in[0] : KG_NONE;
+  return hidden;
+}
+
 const char *kg_op_name(kg_op_kind kind)
 {
   static const char *const names[] = {"embed", "norm", "linear", "rope",  "attention", "glu",

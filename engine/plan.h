@@ -179,6 +179,11 @@ const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer);
 /* Index of the first operation that may run on the wanted rows alone: all ops from here on work row by row and lead
  * to nothing but the logits. (The op after the last attention.) */
 int32_t kg_plan_tail(const kg_plan *plan);
+/* What the blocks add to, behind the last of them: the value that leads to the logits through nothing but operations on
+ * one value each, the last norm among them where there is one, and the head's product. KG_NONE where no value does. */
+int32_t kg_plan_residual(const kg_plan *plan);
+/* What the head's product reads: the residual behind its norm. KG_NONE where there is no residual. */
+int32_t kg_plan_hidden(const kg_plan *plan);
 const char *kg_op_name(kg_op_kind kind);
 
 #endif

@@ -12,6 +12,7 @@ static void cpu_release(kg_executable *exe)
   kg_pool_free(exe->pool);
   kg_program_deinit(&exe->fused);
   kg_program_deinit(&exe->traced);
+  kg_cpu_taps_close(exe);
   kg_cpu_cache_close(exe);
   kg_free(exe->weights);
   kg_free(exe->weight_block);
@@ -28,6 +29,7 @@ static void cpu_release(kg_executable *exe)
   kg_free(exe->spans);
   kg_free(exe->wanted);
   kg_free(exe->traces);
+  kg_free(exe->taps);
   kg_free(exe->trace_of);
   kg_free(exe);
 }
@@ -45,18 +47,26 @@ static const kg_vector_ops *vector_ops_for(const kg_kernels *kernels)
   return &kg_vector_ops_generic;
 }
 
-static int build_programs(kg_executable *exe, kg_error *err)
+int kg_cpu_program_build(kg_executable *exe, kg_program_input *input, kg_program *out, kg_error *err)
 {
   const kg_packed **weights = kg_alloc_array((size_t)exe->n_weights, sizeof *weights);
   if (!weights) return kg_fail_memory(err, (size_t)exe->n_weights * sizeof *weights, "the table of weights");
   for (int32_t i = 0; i < exe->n_weights; i++)
     if (exe->weights[i].is_matrix) weights[i] = &exe->weights[i].packed;
-  kg_program_input input = {.plan = exe->plan, .kernels = exe->kernels, .weights = weights, .max_rows = exe->pass_rows};
-  int code = kg_program_build(&input, &exe->fused, err);
-  input.traced = true;
-  if (!code) code = kg_program_build(&input, &exe->traced, err);
+  input->plan = exe->plan;
+  input->kernels = exe->kernels;
+  input->weights = weights;
+  input->max_rows = exe->pass_rows;
+  const int code = kg_program_build(input, out, err);
   kg_free(weights);
   return code;
+}
+
+static int build_programs(kg_executable *exe, kg_error *err)
+{
+  kg_program_input fused = {.given = KG_NONE}, traced = {.traced = true, .given = KG_NONE};
+  const int code = kg_cpu_program_build(exe, &fused, &exe->fused, err);
+  return code ? code : kg_cpu_program_build(exe, &traced, &exe->traced, err);
 }
 
 static size_t padded_bytes(size_t n) { return (n + KG_ALIGNMENT - 1) / KG_ALIGNMENT * KG_ALIGNMENT; }
@@ -71,9 +81,9 @@ static size_t spare_bytes(const kg_executable *exe)
 }
 
 /* Bytes that one worker needs beside that: rows of a stage, or attention, or tiles of products and of the head. */
-static size_t worker_bytes(const kg_executable *exe)
+static size_t worker_bytes(const kg_executable *exe, const kg_program *program)
 {
-  size_t most = exe->fused.local_bytes > exe->traced.local_bytes ? exe->fused.local_bytes : exe->traced.local_bytes;
+  size_t most = program->local_bytes;
   for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
     const int32_t head_dim = kg_plan_layer(exe->plan, i)->u.attention.head_dim;
     const size_t bytes = (size_t)kg_attention_scratch(head_dim) * sizeof(float);
@@ -86,30 +96,46 @@ static size_t worker_bytes(const kg_executable *exe)
 
 static size_t lay_out_angles(kg_executable *exe)
 {
-  size_t floats = 0, *at = exe->angle_offsets;
-  const kg_program *programs[] = {&exe->fused,
-                                  &exe->traced}; /* one table each, at the same place: one runs at a time */
-  for (size_t p = 0; p < 2; p++) {
-    size_t used = 0;
-    for (size_t r = 0; r < programs[p]->n_rotations; r++) {
-      *at++ = used;
-      used += (size_t)exe->pass_rows * 2 * (size_t)programs[p]->rotations[r]->n_dims;
-    }
-    if (used > floats) floats = used;
+  size_t floats = 0;
+  for (size_t r = 0; r < exe->fused.n_rotations; r++) {
+    exe->angle_offsets[r] = floats;
+    floats += (size_t)exe->pass_rows * 2 * (size_t)exe->fused.rotations[r]->n_dims;
   }
   return floats;
+}
+
+/* Between runs neither arena nor workers' memory hold anything. */
+static int grow_memory(unsigned char **memory, size_t *size, size_t needed, size_t copies, kg_error *err)
+{
+  if (*memory && needed <= *size) return KG_OK;
+  unsigned char *grown = kg_alloc_aligned(copies * needed, KG_ALIGNMENT);
+  if (!grown) return kg_fail_memory(err, copies * needed, "intermediate results");
+  kg_free(*memory);
+  *memory = grown;
+  *size = needed;
+  return KG_OK;
+}
+
+int kg_cpu_reserve_workers(kg_executable *exe, const kg_program *program, kg_error *err)
+{
+  const size_t n_bytes = worker_bytes(exe, program) + exe->spare_bytes;
+  return grow_memory(&exe->worker_memory, &exe->worker_bytes, n_bytes, (size_t)kg_pool_size(exe->pool), err);
+}
+
+int kg_cpu_reserve(kg_executable *exe, const kg_program *program, kg_error *err)
+{
+  const int code = grow_memory(&exe->arena, &exe->arena_bytes, program->arena_bytes, 1, err);
+  return code ? code : kg_cpu_reserve_workers(exe, program, err);
 }
 
 static int allocate(kg_executable *exe, kg_error *err)
 {
   const size_t rows = (size_t)exe->pass_rows, n_values = (size_t)kg_plan_value_count(exe->plan);
-  const size_t arena =
-      exe->fused.arena_bytes > exe->traced.arena_bytes ? exe->fused.arena_bytes : exe->traced.arena_bytes;
   exe->spare_bytes = spare_bytes(exe);
-  exe->worker_bytes = worker_bytes(exe) + exe->spare_bytes;
-  exe->angle_offsets = kg_alloc_array(exe->fused.n_rotations + exe->traced.n_rotations, sizeof *exe->angle_offsets);
-  exe->arena = kg_alloc_aligned(arena, KG_ALIGNMENT);
-  exe->worker_memory = kg_alloc_aligned((size_t)kg_pool_size(exe->pool) * exe->worker_bytes, KG_ALIGNMENT);
+  int code = kg_cpu_reserve(exe, &exe->fused, err);
+  if (!code) code = kg_cpu_reserve(exe, &exe->traced, err);
+  if (code) return code;
+  exe->angle_offsets = kg_alloc_array(exe->fused.n_rotations, sizeof *exe->angle_offsets);
   exe->identity = kg_alloc_array(rows, sizeof *exe->identity);
   exe->tail_source = kg_alloc_array(rows, sizeof *exe->tail_source);
   exe->tail_wanted = kg_alloc_array(rows, sizeof *exe->tail_wanted);
@@ -121,9 +147,10 @@ static int allocate(kg_executable *exe, kg_error *err)
   exe->traces = kg_alloc_array(n_values, sizeof *exe->traces);
   exe->trace_of = kg_alloc_array(n_values, sizeof *exe->trace_of);
   if (exe->angle_offsets) exe->angles = kg_alloc_aligned(lay_out_angles(exe) * sizeof *exe->angles, KG_ALIGNMENT);
-  if (!exe->angles || !exe->arena || !exe->worker_memory || !exe->identity || !exe->tail_source || !exe->tail_wanted ||
+  exe->tapped_key = kg_alloc_array(n_values + 1, sizeof *exe->tapped_key);
+  if (!exe->angles || !exe->tapped_key || !exe->identity || !exe->tail_source || !exe->tail_wanted ||
       !exe->row_page || !exe->row_slot || !exe->blocks || !exe->spans || !exe->wanted || !exe->traces || !exe->trace_of)
-    return kg_fail_memory(err, arena, "intermediate results");
+    return kg_fail_memory(err, n_values * sizeof *exe->traces, "the rows of a pass");
   for (int32_t i = 0; i < exe->pass_rows; i++) exe->identity[i] = i;
   return KG_OK;
 }
@@ -172,7 +199,8 @@ static kg_batch part_of(kg_executable *exe, const kg_batch *batch, int32_t row0,
                    .spans = exe->spans,
                    .wanted = exe->wanted,
                    .n_traces = batch->n_traces,
-                   .traces = exe->traces};
+                   .traces = exe->traces,
+                   .taps = exe->taps};
   for (int32_t s = 0; s < batch->n_spans; s++) {
     const kg_span *span = &batch->spans[s];
     const int32_t first = span->row > row0 ? span->row : row0;
@@ -190,17 +218,29 @@ static kg_batch part_of(kg_executable *exe, const kg_batch *batch, int32_t row0,
     exe->traces[i] = batch->traces[i];
     exe->traces[i].at += (int64_t)row0 * kg_plan_value(exe->plan, batch->traces[i].value)->width;
   }
+  for (int32_t i = 0; i < batch->n_taps; i++) {
+    const kg_tap *tap = &batch->taps[i];
+    const int32_t first = tap->row > row0 ? tap->row : row0;
+    const int32_t end = tap->row + tap->n_rows < row1 ? tap->row + tap->n_rows : row1;
+    if (first >= end) continue;
+    exe->taps[part.n_taps] = *tap;
+    exe->taps[part.n_taps].row = first - row0;
+    exe->taps[part.n_taps++].n_rows = end - first;
+  }
   return part;
 }
 
 /* Parts one after the other: the later rows find the keys and values of the earlier ones in the cache. */
-static void run_parts(kg_executable *exe, const kg_batch *batch)
+static int run_parts(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
-  for (int32_t row = 0; row < batch->n_rows; row += exe->pass_rows) {
+  const kg_program *program = batch->n_traces ? &exe->traced : &exe->fused;
+  int code = batch->n_taps ? kg_cpu_tapped_program(exe, batch, &program, err) : KG_OK;
+  for (int32_t row = 0; row < batch->n_rows && !code; row += exe->pass_rows) {
     const int32_t end = batch->n_rows - row < exe->pass_rows ? batch->n_rows : row + exe->pass_rows;
     const kg_batch part = part_of(exe, batch, row, end);
-    kg_cpu_run(exe, &part);
+    code = kg_cpu_run(exe, program, &part, err);
   }
+  return code;
 }
 
 static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
@@ -219,8 +259,21 @@ static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
     const kg_value *value = kg_plan_value(exe->plan, trace->value);
     code = check_buffer(trace->buffer, trace->at, n_rows * value->width, value->name, err);
   }
-  if (!code) run_parts(exe, batch);
-  return code;
+  if (!code && !kg_grow((void **)&exe->taps, &exe->taps_capacity, (size_t)batch->n_taps, sizeof *exe->taps))
+    code = kg_fail_memory(err, (size_t)batch->n_taps * sizeof *exe->taps, "taps");
+  return code ? code : run_parts(exe, batch, err);
+}
+
+static int cpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
+                       int64_t logits_at, kg_error *err)
+{
+  const int64_t width = kg_plan_value(exe->plan, kg_plan_residual(exe->plan))->width;
+  int code = check_buffer(x, at, n_rows * width, "the residual", err);
+  if (!code) code = check_buffer(logits, logits_at, n_rows * (int64_t)kg_plan_vocab_size(exe->plan), "logits", err);
+  if (code) return code;
+  if (!kg_pool_is_here(exe->pool))
+    return kg_fail(err, KG_ERR_DEVICE, "the model's threads stayed in the parent process: load it after the fork");
+  return kg_cpu_unembed(exe, x, at, n_rows, logits, logits_at, err);
 }
 
 /* ---- looking into weights ---- */
@@ -270,6 +323,7 @@ const kg_backend kg_backend_cpu = {.name = "cpu",
                                    .compile = cpu_compile,
                                    .release = cpu_release,
                                    .run = cpu_run,
+    .unembed = cpu_unembed,
                                    .kv_reserve = kg_cpu_cache_reserve,
                                    .kv_copy = kg_cpu_cache_copy,
                                    .weight_bytes = cpu_weight_bytes,

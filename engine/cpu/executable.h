@@ -1,5 +1,5 @@
 /* executable.h - a plan compiled for the CPU: packed weights, programs, memory, threads. Shared by cpu.c (life and
- * interface), weights.c (packing), cache.c (pages) and stages.c (running). */
+ * interface), weights.c (packing), cache.c (pages), stages.c (running) and taps.c (programs made on demand). */
 #ifndef KG_CPU_EXECUTABLE_H
 #define KG_CPU_EXECUTABLE_H
 
@@ -14,6 +14,7 @@ enum {
   KG_HEAD_GROUPS = 32, /* weight groups of the head whose results stand together before they are copied out */
   KG_TILE_ROWS = 64,   /* rows whose products stand in a tile until their terms are added */
   KG_TILE_FLOATS = 32 << 10,
+  KG_TAPPED_PROGRAMS = 4, /* that are kept: a script hooks the same values step after step */
   KG_ALIGNMENT = 64
 };
 
@@ -37,6 +38,13 @@ typedef struct kg_row_block {
   int32_t span, row, n_rows, pos;
 } kg_row_block;
 
+/* A program that stops at some values. */
+typedef struct kg_tapped_program {
+  kg_program program;
+  bool *key;      /* [values + 1]: which are tapped, and is it traced too? NULL: free */
+  int64_t used;   /* when, by exe->n_tapped_runs */
+} kg_tapped_program;
+
 struct kg_executable {
   const kg_plan *plan;
   const kg_kernels *kernels;
@@ -51,9 +59,15 @@ struct kg_executable {
   size_t weight_bytes;
 
   kg_program fused, traced;
+  kg_tapped_program tapped[KG_TAPPED_PROGRAMS];
+  bool *tapped_key;         /* [values + 1] of the next one */
+  int64_t n_tapped_runs;
+  kg_program unembedding;   /* made on first use; with an arena of its own, because taps may call for it */
+  unsigned char *unembedding_arena;
   unsigned char *arena;     /* intermediate results of the running program */
+  size_t arena_bytes;
   float *angles;            /* [rotation][row][cosines n_dims, sines n_dims] */
-  size_t *angle_offsets;    /* by rotation of either program: floats from the start of angles */
+  size_t *angle_offsets;    /* by rotation, which all programs number alike: floats from the start of angles */
   unsigned char *worker_memory;
   size_t worker_bytes;      /* of each worker: for local rows, attention or tiles, whichever is largest; then spare */
   size_t spare_bytes;       /* rows for use within one operation */
@@ -72,6 +86,8 @@ struct kg_executable {
   kg_span *spans;            /* the part of a batch that is in the current pass: at most pass_rows each */
   kg_wanted *wanted;
   kg_trace *traces;          /* at most one per value */
+  kg_tap *taps;
+  size_t taps_capacity;
 
   /* of the current pass, by row */
   int32_t *identity;         /* 0, 1, 2, ... */
@@ -93,7 +109,21 @@ void kg_cpu_cache_close(kg_executable *exe);
 int kg_cpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err);
 int kg_cpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
 
-/* stages.c: at most pass_rows rows, which have been checked */
-void kg_cpu_run(kg_executable *exe, const kg_batch *batch);
+/* cpu.c */
+int kg_cpu_program_build(kg_executable *exe, kg_program_input *input, kg_program *out, kg_error *err); /* completes input */
+/* Memory to run it in: of the arena and of the workers, or of the workers alone. The arena must hold nothing. */
+int kg_cpu_reserve(kg_executable *exe, const kg_program *program, kg_error *err);
+int kg_cpu_reserve_workers(kg_executable *exe, const kg_program *program, kg_error *err);
+
+/* taps.c: the program that stops at the values of these taps */
+int kg_cpu_tapped_program(kg_executable *exe, const kg_batch *batch, const kg_program **out, kg_error *err);
+int kg_cpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
+                   int64_t logits_at, kg_error *err);
+void kg_cpu_taps_close(kg_executable *exe);
+
+/* stages.c: at most pass_rows rows, which have been checked. Only taps can fail. */
+int kg_cpu_run(kg_executable *exe, const kg_program *program, const kg_batch *batch, kg_error *err);
+/* Rows x [n_rows][width], at most the unembedding's tail_rows, to where the logits are wanted. */
+void kg_cpu_run_unembedding(kg_executable *exe, const float *x, const kg_wanted *wanted, int32_t n_rows);
 
 #endif

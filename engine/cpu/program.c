@@ -14,7 +14,7 @@ enum {
 };
 
 /* Something to schedule: ready when its inputs are. */
-typedef enum node_kind { NODE_ROW, NODE_PRODUCT, NODE_HEAD, NODE_ATTENTION, NODE_MIXTURE } node_kind;
+typedef enum node_kind { NODE_ROW, NODE_PRODUCT, NODE_HEAD, NODE_ATTENTION, NODE_MIXTURE, NODE_TAP } node_kind;
 
 enum { NODE_PLACES = 3 };
 
@@ -26,7 +26,7 @@ typedef struct node {
   int32_t touches;            /* is written to, but not ready afterwards, or KG_NONE */
   kg_row_op row;
   kg_product product;
-  int32_t index; /* op of an attention, mixture */
+  int32_t index; /* op of an attention, mixture, tapped value */
 } node;
 
 typedef struct builder {
@@ -37,6 +37,7 @@ typedef struct builder {
   int32_t *place_of; /* by value; KG_NONE: none yet */
   int32_t *n_uses;   /* by value, of inputs of operations */
   int32_t *fused;    /* by op: the op that takes part in it instead, or KG_NONE */
+  int32_t last_tap;  /* place that the tap before the next one makes: taps stand in the order of the operations */
   int32_t n_head;    /* ops [n_head, n_ops) are the head with its scalings; n_ops: not fused */
   node *nodes;
   size_t n_nodes, nodes_room;
@@ -274,12 +275,29 @@ static int add_row(builder *b, const kg_op *op)
   return kg_fail(b->err, KG_ERR_UNSUPPORTED, "the cpu backend has no operation \"%s\"", kg_op_name(op->kind));
 }
 
+static bool is_tapped(const builder *b, int32_t value) { return b->in->tapped && b->in->tapped[value]; }
+
+/* From here on the value stands where the tap puts it. */
+static int add_tap(builder *b, int32_t value)
+{
+  int32_t out;
+  int code = new_rows(b, b->max_rows, kg_plan_value(b->plan, value)->width, &out);
+  node *n;
+  if (code || (code = new_node(b, NODE_TAP, &n))) return code;
+  n->index = value;
+  n->reads[0] = value == b->in->given ? KG_NONE : b->place_of[value];
+  n->reads[1] = b->last_tap;
+  n->makes = b->place_of[value] = b->last_tap = out;
+  return KG_OK;
+}
+
 static int add_op(builder *b, int32_t index)
 {
   const kg_op *op = kg_plan_op(b->plan, index);
   kg_program *p = b->program;
   int code;
-  if (b->fused[index] != KG_NONE && op->kind == KG_OP_ADD) return KG_OK; /* its product adds */
+  if (b->fused[index] != KG_NONE && op->kind == KG_OP_ADD) /* its product adds */
+    return is_tapped(b, op->out) ? add_tap(b, op->out) : KG_OK;
   if (index >= b->n_head && op->kind != KG_OP_LINEAR) {                  /* the head's stage scales */
     if (!kg_grow((void **)&p->post, &p->post_room, p->n_post + 1, sizeof *p->post)) return no_memory(b);
     p->post[p->n_post++] = op;
@@ -298,6 +316,7 @@ static int add_op(builder *b, int32_t index)
   default:
     code = add_row(b, op);
   }
+  if (!code && is_tapped(b, op->out)) code = add_tap(b, op->out);
   if (code || !b->in->traced) return code;
   node *n;
   if ((code = new_row(b, KG_ROW_TRACE, op, b->place_of[op->out], KG_NONE, KG_NONE,
@@ -327,7 +346,9 @@ static void fuse_residuals(builder *b, int32_t tail)
     for (int j = 1; j >= 0; j--) {
       const int32_t value = add->in[j], other = add->in[1 - j];
       const int32_t producer = kg_plan_value(b->plan, value)->producer;
-      if (kg_plan_op(b->plan, producer)->kind != KG_OP_LINEAR || b->n_uses[value] != 1 || value == logits) continue;
+      if (kg_plan_op(b->plan, producer)->kind != KG_OP_LINEAR || b->n_uses[value] != 1 || value == logits ||
+          is_tapped(b, value))
+        continue;
       if (kg_plan_value(b->plan, other)->producer >= producer || (producer < tail) != (i < tail)) continue;
       b->fused[producer] = i;
       b->fused[i] = producer;
@@ -340,7 +361,7 @@ static void fuse_residuals(builder *b, int32_t tail)
 static int32_t find_head(const builder *b, int32_t tail)
 {
   int32_t value = kg_plan_logits(b->plan), index = b->n_ops;
-  while (index > tail) {
+  while (index > tail && !is_tapped(b, value)) {
     const int32_t producer = kg_plan_value(b->plan, value)->producer;
     const kg_op *op = kg_plan_op(b->plan, producer);
     if (producer != index - 1 || b->n_uses[value] != (index < b->n_ops)) break;
@@ -471,11 +492,12 @@ static int schedule_other(builder *b, bool *progress)
     if (n->kind == NODE_ROW || n->kind == NODE_PRODUCT || n->kind == NODE_HEAD || !is_ready(b, n)) continue;
     *progress = true;
     if (n->kind == NODE_MIXTURE) return schedule_mixture(b, n);
+    const bool is_tap = n->kind == NODE_TAP;
     kg_cpu_stage *stage;
-    const int code = new_stage(b, KG_CPU_STAGE_ATTENTION, n->index, &stage);
+    const int code = new_stage(b, is_tap ? KG_CPU_STAGE_TAP : KG_CPU_STAGE_ATTENTION, n->index, &stage);
     if (code) return code;
     stage->in = n->reads[0];
-    stage->out = n->touches;
+    stage->out = is_tap ? n->makes : n->touches;
     place_node(b, n, (int32_t)p->n_stages - 1);
     p->places[n->makes].ready = true;
   }
@@ -570,6 +592,28 @@ static int gather_tail(builder *b, int32_t tail)
   return KG_OK;
 }
 
+static int store_logits(builder *b)
+{
+  const int32_t logits = kg_plan_logits(b->plan);
+  return new_row(b, KG_ROW_LOGITS, NULL, b->place_of[logits], KG_NONE, KG_NONE, kg_plan_vocab_size(b->plan), NULL);
+}
+
+/* A tail alone: what leads from the given value to the logits. */
+static int build_given(builder *b)
+{
+  kg_program *p = b->program;
+  const int32_t given = b->in->given, first = kg_plan_value(b->plan, given)->producer + 1;
+  count_uses(b);
+  b->n_head = find_head(b, first - 1);
+  p->body_rows = p->tail_rows = b->max_rows = b->in->max_rows < TAIL_ROWS ? b->in->max_rows : TAIL_ROWS;
+  int code = add_tap(b, given);
+  for (int32_t i = first; i < b->n_ops && !code; i++)
+    if (kg_leads_from(b->plan, given, kg_plan_op(b->plan, i)->out)) code = add_op(b, i);
+  if (!code && b->n_head == b->n_ops) code = store_logits(b);
+  if (!code) code = schedule(b);
+  return code ? code : lay_out(b);
+}
+
 static int build(builder *b)
 {
   kg_program *p = b->program;
@@ -594,16 +638,11 @@ static int build(builder *b)
   p->n_body = (int32_t)p->n_stages;
 
   b->max_rows = p->tail_rows;
+  b->last_tap = KG_NONE;
   if ((code = gather_tail(b, tail))) return code;
   for (int32_t i = tail; i < b->n_ops; i++)
     if ((code = add_op(b, i))) return code;
-  if (stored) {
-    const int32_t logits = kg_plan_logits(b->plan);
-    if ((code =
-             new_row(b, KG_ROW_LOGITS, NULL, b->place_of[logits], KG_NONE, KG_NONE, kg_plan_vocab_size(b->plan), NULL)))
-      return code;
-  }
-  if ((code = schedule(b))) return code;
+  if ((stored && (code = store_logits(b))) || (code = schedule(b))) return code;
   /* The tail runs several times: what it gathers from the body must outlive all of it. */
   for (size_t i = 0; i < p->n_places; i++)
     if (p->places[i].first >= 0 && p->places[i].first < p->n_body && p->places[i].last >= p->n_body)
@@ -614,7 +653,7 @@ static int build(builder *b)
 int kg_program_build(const kg_program_input *input, kg_program *out, kg_error *err)
 {
   memset(out, 0, sizeof *out);
-  builder b = {.in = input, .plan = input->plan, .program = out, .err = err};
+  builder b = {.in = input, .plan = input->plan, .program = out, .last_tap = KG_NONE, .err = err};
   b.n_ops = kg_plan_op_count(input->plan);
   b.n_values = kg_plan_value_count(input->plan);
   b.place_of = kg_alloc_array((size_t)b.n_values, sizeof *b.place_of);
@@ -626,7 +665,7 @@ int kg_program_build(const kg_program_input *input, kg_program *out, kg_error *e
   } else {
     for (int32_t i = 0; i < b.n_values; i++) b.place_of[i] = KG_NONE;
     for (int32_t i = 0; i < b.n_ops; i++) b.fused[i] = KG_NONE;
-    code = build(&b);
+    code = input->given == KG_NONE ? build(&b) : build_given(&b);
   }
   kg_free(b.place_of);
   kg_free(b.n_uses);

@@ -3,8 +3,9 @@
  * matrix products that read the same or independent inputs, attention, a step of a mixture of experts. Its second part, the tail, runs
  * on the wanted rows alone, in blocks.
  *
- * There are two programs of a plan: the fused one, and the traced one in which every value of the plan stands in memory
- * for a moment and can be copied out. Both do the same arithmetic. */
+ * There are several programs of a plan: the fused one; the traced one, in which every value of the plan stands in memory
+ * for a moment and can be copied out; programs that stop at some values, for taps; and the one that leads from the residual to
+ * the logits. All do the same arithmetic. */
 #ifndef KG_CPU_PROGRAM_H
 #define KG_CPU_PROGRAM_H
 
@@ -83,13 +84,14 @@ typedef enum kg_cpu_stage_kind {
   KG_CPU_STAGE_PRODUCTS,  /* products [first, end) */
   KG_CPU_STAGE_HEAD,      /* product `first` with out = the wanted logits; then the program's `post` */
   KG_CPU_STAGE_ATTENTION, /* first: op index */
+  KG_CPU_STAGE_TAP,       /* first: value; on the caller's thread, between two jobs of the pool */
   KG_CPU_STAGE_SORT, KG_CPU_STAGE_PAIRS_IN, KG_CPU_STAGE_EXPERTS_UP, KG_CPU_STAGE_PAIRS_ACT, KG_CPU_STAGE_EXPERTS_DOWN /* first: mixture */
 } kg_cpu_stage_kind;
 
 typedef struct kg_cpu_stage {
   kg_cpu_stage_kind kind;
   int32_t first, end;
-  int32_t in, out; /* attention: places of q and of the result */
+  int32_t in, out; /* attention: places of q and of the result; tap: of the value before and after (in: KG_NONE where it is given) */
   int64_t n_groups; /* products: of all of them */
 } kg_cpu_stage;
 
@@ -130,6 +132,8 @@ typedef struct kg_program_input {
   const kg_packed *const *weights; /* by weight index; NULL for vectors */
   int32_t max_rows; /* of a pass */
   bool traced;
+  const bool *tapped; /* by value: a tap stage stands between the operation that makes it and all that read it; NULL: none */
+  int32_t given;      /* a tapped value from which alone the logits are made; KG_NONE: the whole plan */
 } kg_program_input;
 
 int kg_program_build(const kg_program_input *input, kg_program *out, kg_error *err);

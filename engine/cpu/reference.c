@@ -27,6 +27,7 @@ typedef struct run {
   kg_executable *exe;
   const kg_batch *batch;
   int32_t n_rows;
+  const int32_t *source;   /* [n_rows] rows of the batch; NULL: all of them */
   float **values;          /* [values] (n_rows, width); NULL where not computed yet or no longer needed */
 } run;
 
@@ -343,10 +344,12 @@ static int new_rows(const run *r, int32_t value, float **out, kg_error *err)
 }
 
 /* From here on only the wanted rows matter: gather them, in every value that is still there. */
-static int keep_wanted(run *r, kg_error *err)
+static int keep_wanted(run *r, int32_t *source, kg_error *err)
 {
   const run all = *r;
   r->n_rows = all.batch->n_wanted;
+  for (int32_t i = 0; i < r->n_rows; i++) source[i] = all.batch->wanted[i].row;
+  r->source = source;
   for (int32_t v = 0; v < kg_plan_value_count(r->exe->plan); v++) {
     if (!all.values[v]) continue;
     float *kept;
@@ -361,6 +364,12 @@ static int keep_wanted(run *r, kg_error *err)
   return KG_OK;
 }
 
+static void free_values(const run *r)
+{
+  for (int32_t v = 0; r->values && v < kg_plan_value_count(r->exe->plan); v++) kg_free(r->values[v]);
+  kg_free(r->values);
+}
+
 static void free_unused(const run *r, int32_t op_index)
 {
   const kg_op *op = kg_plan_op(r->exe->plan, op_index);
@@ -370,6 +379,31 @@ static void free_unused(const run *r, int32_t op_index)
     kg_free(r->values[used[i]]);
     r->values[used[i]] = NULL;
   }
+}
+
+static int call_tap(const run *r, const kg_tap *tap, kg_error *err)
+{
+  const size_t width = (size_t)width_of(r, tap->value);
+  int32_t first = 0;
+  for (int32_t n; (n = kg_tap_rows(tap, r->source, r->n_rows, &first)) > 0; first += n) {
+    float *rows = row_of(r, tap->value, first);
+    kg_buffer *copy;
+    const int code = kg_host_buffer_new((int64_t)n * (int64_t)width, &copy, err);
+    if (code) return code;
+    memcpy(copy->data, rows, (size_t)n * width * sizeof *rows);
+    tap->call(tap->user, r->batch->positions[r->source ? r->source[first] : first], n, copy);
+    memcpy(rows, copy->data, (size_t)n * width * sizeof *rows);
+    kg_buffer_unref(copy);
+  }
+  return KG_OK;
+}
+
+static int call_taps(const run *r, int32_t value, kg_error *err)
+{
+  int code = KG_OK;
+  for (int32_t i = 0; i < r->batch->n_taps && !code; i++)
+    if (r->batch->taps[i].value == value) code = call_tap(r, &r->batch->taps[i], err);
+  return code;
 }
 
 static int write_traces(const run *r, int32_t value, kg_error *err)
@@ -397,7 +431,7 @@ static int write_logits(const run *r, bool rows_are_wanted, kg_error *err)
 }
 
 /* With traces every operation is computed for every row; else the plan's tail for the wanted rows only. */
-static int run_ops(run *r, kg_error *err)
+static int run_ops(run *r, int32_t *source, kg_error *err)
 {
   const kg_plan *plan = r->exe->plan;
   const bool all_rows = r->batch->n_traces > 0;
@@ -406,11 +440,12 @@ static int run_ops(run *r, kg_error *err)
     if (i == kg_plan_tail(plan) && !all_rows) {
       if (!r->batch->n_wanted) return KG_OK;
       /* A plan without attention begins with its tail: the rows are picked at the end instead. */
-      if (i) code = keep_wanted(r, err);
+      if (i) code = keep_wanted(r, source, err);
     }
     const kg_op *op = kg_plan_op(plan, i);
     if (!code) code = new_rows(r, op->out, &r->values[op->out], err);
     if (!code) code = compute(r, op, err);
+    if (!code) code = call_taps(r, op->out, err);
     if (!code) code = write_traces(r, op->out, err);
     if (code) return code;
     free_unused(r, i);
@@ -426,10 +461,34 @@ static int reference_run(kg_executable *exe, const kg_batch *batch, kg_error *er
   const size_t n_values = (size_t)kg_plan_value_count(exe->plan);
   run r = {.exe = exe, .batch = batch, .n_rows = batch->n_rows};
   r.values = kg_alloc_array(n_values, sizeof *r.values);
-  if (!r.values) return kg_fail_memory(err, n_values * sizeof *r.values, "values");
-  code = run_ops(&r, err);
-  for (size_t v = 0; v < n_values; v++) kg_free(r.values[v]);
-  kg_free(r.values);
+  int32_t *source = kg_alloc_array((size_t)batch->n_wanted, sizeof *source);
+  code = r.values && source ? run_ops(&r, source, err) : kg_fail_memory(err, n_values * sizeof *r.values, "values");
+  free_values(&r);
+  kg_free(source);
+  return code;
+}
+
+static int reference_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
+                             int64_t logits_at, kg_error *err)
+{
+  const kg_plan *plan = exe->plan;
+  const int32_t from = kg_plan_residual(plan), to = kg_plan_logits(plan);
+  const kg_batch none = {.n_rows = n_rows};
+  run r = {.exe = exe, .batch = &none, .n_rows = n_rows};
+  r.values = kg_alloc_array((size_t)kg_plan_value_count(plan), sizeof *r.values);
+  int code = kg_gguf_check_unchanged(kg_plan_gguf(plan), err);
+  if (!code && !r.values) code = kg_fail_memory(err, (size_t)kg_plan_value_count(plan) * sizeof *r.values, "values");
+  if (!code) code = new_rows(&r, from, &r.values[from], err);
+  if (!code) code = x->ops->read(x, at, (int64_t)n_rows * width_of(&r, from), r.values[from], err);
+  for (int32_t i = 0; i < kg_plan_op_count(plan) && !code; i++) {
+    const kg_op *op = kg_plan_op(plan, i);
+    if (!kg_leads_from(plan, from, op->out)) continue;
+    code = new_rows(&r, op->out, &r.values[op->out], err);
+    if (!code) code = compute(&r, op, err);
+  }
+  if (!code)
+    code = logits->ops->write(logits, logits_at, (int64_t)n_rows * width_of(&r, to), r.values[to], err);
+  free_values(&r);
   return code;
 }
 
@@ -588,6 +647,7 @@ const kg_backend kg_backend_reference = {
     .compile = reference_compile,
     .release = reference_release,
     .run = reference_run,
+    .unembed = reference_unembed,
     .kv_reserve = reference_kv_reserve,
     .kv_copy = reference_kv_copy,
     .weight_bytes = reference_weight_bytes,

@@ -5,11 +5,20 @@
 #include <math.h>
 #include <string.h>
 
+/* Stages [first, end) of the body or of a block of the tail. */
+typedef struct stretch {
+  size_t first, end;
+  int32_t n_rows;
+  const int32_t *source, *wanted; /* as in `pass` */
+} stretch;
+
 /* What a run consists of; read by all workers. */
 typedef struct run {
   kg_executable *exe;
   const kg_program *program;
   const kg_batch *batch;
+  unsigned char *arena;
+  stretch now;      /* where taps cut the run */
   int32_t n_blocks; /* of attention */
   int32_t n_tail;   /* rows that go through the tail */
   int32_t n_splits; /* of the longest sequence here */
@@ -32,7 +41,7 @@ static const kg_place *place_at(const pass *p, int32_t index) { return &p->run->
 static void *place_data(const pass *p, int32_t index)
 {
   const kg_place *place = place_at(p, index);
-  return (place->local ? p->memory : p->run->exe->arena) + place->offset;
+  return (place->local ? p->memory : p->run->arena) + place->offset;
 }
 
 static float *row_data(const pass *p, int32_t index, int64_t row)
@@ -55,8 +64,7 @@ static float *spare_rows(const pass *p)
 
 static float *angles_of(const kg_executable *exe, const kg_program *program, int32_t rotation, int32_t batch_row)
 {
-  const size_t *offsets = exe->angle_offsets + (program == &exe->traced ? exe->fused.n_rotations : 0);
-  return exe->angles + offsets[rotation] + (size_t)batch_row * 2 * (size_t)program->rotations[rotation]->n_dims;
+  return exe->angles + exe->angle_offsets[rotation] + (size_t)batch_row * 2 * (size_t)program->rotations[rotation]->n_dims;
 }
 
 static void fill_angles(const pass *p, int32_t batch_row)
@@ -620,6 +628,8 @@ static void run_stage(pass *p, const kg_cpu_stage *stage)
     case KG_CPU_STAGE_ATTENTION:
       run_attention(p, stage, item, end);
       break;
+    case KG_CPU_STAGE_TAP: /* never: run_between_taps stops before it */
+      break;
     case KG_CPU_STAGE_SORT:
       sort_pairs(p, m);
       break;
@@ -677,6 +687,96 @@ static void run_job(void *arg, int32_t worker)
   }
 }
 
+/* ---- taps ---- */
+
+static void run_stretch(void *arg, int32_t worker)
+{
+  const run *r = arg;
+  const kg_executable *exe = r->exe;
+  pass p = {.run = r,
+            .worker = worker,
+            .n_rows = r->now.n_rows,
+            .source = r->now.source,
+            .wanted = r->now.wanted,
+            .memory = exe->worker_memory + (size_t)worker * exe->worker_bytes};
+  run_stages(&p, r->now.first, r->now.end);
+}
+
+/* Rows in the place of a tapped value to a buffer, the call, and back. */
+static int call_tap(const pass *p, const kg_tap *tap, int32_t place, kg_error *err)
+{
+  const kg_batch *batch = p->run->batch;
+  const int64_t width = kg_plan_value(p->run->exe->plan, tap->value)->width;
+  int32_t first = 0;
+  for (int32_t n; (n = kg_tap_rows(tap, p->source, p->n_rows, &first)) > 0; first += n) {
+    kg_buffer *rows;
+    const int code = kg_host_buffer_new(n * width, &rows, err);
+    if (code) return code;
+    float *copy = rows->data;
+    for (int32_t i = 0; i < n; i++) memcpy(copy + i * width, row_data(p, place, first + i), (size_t)width * sizeof *copy);
+    tap->call(tap->user, batch->positions[p->source[first]], n, rows);
+    for (int32_t i = 0; i < n; i++) memcpy(row_data(p, place, first + i), copy + i * width, (size_t)width * sizeof *copy);
+    kg_buffer_unref(rows);
+  }
+  return KG_OK;
+}
+
+static int run_tap(const run *r, const kg_cpu_stage *stage, kg_error *err)
+{
+  const pass p = {.run = r, .n_rows = r->now.n_rows, .source = r->now.source};
+  const kg_place *place = place_at(&p, stage->out); /* laid out as the place before: neither is local */
+  memcpy(row_data(&p, stage->out, 0), row_data(&p, stage->in, 0),
+         (size_t)p.n_rows * (size_t)place->stride * sizeof(float));
+  int code = KG_OK;
+  for (int32_t i = 0; i < r->batch->n_taps && !code; i++)
+    if (r->batch->taps[i].value == stage->first) code = call_tap(&p, &r->batch->taps[i], stage->out, err);
+  return code;
+}
+
+static int run_between_taps(run *r, stretch whole, kg_error *err)
+{
+  const kg_cpu_stage *stages = r->program->stages;
+  int code = KG_OK;
+  for (size_t at = whole.first; at < whole.end && !code;) {
+    size_t stop = at;
+    while (stop < whole.end && stages[stop].kind != KG_CPU_STAGE_TAP) stop++;
+    r->now = whole;
+    r->now.first = at;
+    r->now.end = stop;
+    if (stop > at) kg_pool_run(r->exe->pool, run_stretch, r);
+    if (stop < whole.end) code = run_tap(r, &stages[stop], err);
+    at = stop + 1;
+  }
+  return code;
+}
+
+/* As run_job, on the caller's thread where it stops. */
+static int run_with_taps(run *r, kg_error *err)
+{
+  const kg_executable *exe = r->exe;
+  const size_t n_body = (size_t)r->program->n_body;
+  const int32_t step = r->program->tail_rows;
+  int code = run_between_taps(r, (stretch){0, n_body, r->batch->n_rows, exe->identity, NULL}, err);
+  for (int32_t row = 0; row < r->n_tail && !code; row += step)
+    code = run_between_taps(r, (stretch){n_body, r->program->n_stages, (int32_t)least(step, r->n_tail - row),
+                                      exe->tail_source + row, exe->tail_wanted + row}, err);
+  return code;
+}
+
+void kg_cpu_run_unembedding(kg_executable *exe, const float *x, const kg_wanted *wanted, int32_t n_rows)
+{
+  const kg_program *program = &exe->unembedding;
+  const kg_batch batch = {.n_rows = n_rows, .n_wanted = n_rows, .wanted = wanted};
+  run r = {.exe = exe, .program = program, .batch = &batch, .arena = exe->unembedding_arena};
+  r.now = (stretch){1, program->n_stages, n_rows, exe->identity, exe->identity}; /* stage 0 is the residual's tap */
+  const pass p = {.run = &r};
+  const int32_t place = program->stages[0].out;
+  const int64_t width = kg_plan_value(exe->plan, program->stages[0].first)->width;
+  for (int32_t i = 0; i < n_rows; i++)
+    memcpy(row_data(&p, place, i), x + i * width, (size_t)width * sizeof *x);
+  kg_pool_run(exe->pool, run_stretch, &r);
+}
+
 /* ---- before a run ---- */
 
 static void prepare_rows(run *r)
@@ -719,12 +819,17 @@ static void prepare_tail(run *r)
   }
 }
 
-void kg_cpu_run(kg_executable *exe, const kg_batch *batch)
+int kg_cpu_run(kg_executable *exe, const kg_program *program, const kg_batch *batch, kg_error *err)
 {
-  run r = {.exe = exe, .batch = batch, .program = batch->n_traces ? &exe->traced : &exe->fused};
+  run r = {.exe = exe, .batch = batch, .program = program, .arena = exe->arena};
+  int code = KG_OK;
   prepare_rows(&r);
   prepare_tail(&r);
   for (int32_t i = 0; i < batch->n_traces; i++) exe->trace_of[batch->traces[i].value] = &batch->traces[i];
-  kg_pool_run(exe->pool, run_job, &r);
+  if (program == &exe->fused || program == &exe->traced)
+    kg_pool_run(exe->pool, run_job, &r);
+  else
+    code = run_with_taps(&r, err);
   for (int32_t i = 0; i < batch->n_traces; i++) exe->trace_of[batch->traces[i].value] = NULL;
+  return code;
 }
