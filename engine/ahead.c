@@ -355,6 +355,13 @@ static int draw_each(const kg_draw_item *items, size_t n, int32_t *ids, kg_error
   return status;
 }
 
+static bool is_hooked(const kg_draw_item *items, size_t n)
+{
+  for (size_t i = 0; i < n; i++)
+    if (items[i].sequence->hooks) return true;
+  return false;
+}
+
 /* Have ids drawn ahead where that is possible. */
 static int look(kg_model *model, const kg_draw_item *items, size_t n, int32_t ahead, size_t *n_missing, kg_error *err)
 {
@@ -376,7 +383,8 @@ int kg_draw_items(kg_model *model, const kg_draw_item *items, size_t n, int32_t 
   kg_draw_item *missing = kg_model_scratch(model)->missing;
   ahead = limit_draws(model, items, n, ahead);
   for (size_t i = 0; i < n_missing; i++) kg_sequence_drop_ahead(missing[i].sequence);
-  if (n_missing && (ahead > 1 || kg_model_backend(model)->run_ahead)) { /* all rows of a device draw at once */
+  const bool is_device = kg_model_backend(model)->run_ahead != NULL; /* all rows of one draw at once */
+  if (n_missing && (ahead > 1 || is_device) && !is_hooked(missing, n_missing)) {
     if (n_steps) status = kg_step_items(model, steps, n_steps, NULL, 0, err);
     n_steps = 0;
     if (!status) status = look(model, items, n, ahead, &n_missing, err);

@@ -80,10 +80,15 @@ bool kg_read_plain(lua_State *L, kg_string bytes);
 /* Constructors that other bindings use. Each pushes one value. */
 kg_tensor **kg_push_tensor(lua_State *L); /* closed tensor handle: store the tensor in it */
 kg_tensor *kg_check_tensor(lua_State *L, int index);
+/* So many numbers are about to be made into a tensor. Lua sees a handle of a few bytes where we hold megabytes, so we
+ * collect when the tensors made since the last time add up: to a multiple of Lua's own memory, which is what a collection
+ * costs. */
+void kg_count_garbage(lua_State *L, int64_t n_floats);
 kg_sequence *kg_check_sequence(lua_State *L, int index);
 kg_tokenizer *kg_check_tokenizer(lua_State *L, int index);
 kg_gguf *kg_check_gguf(lua_State *L, int index);
 
+enum { KG_SEQUENCE_HOOKS = 6 }; /* user value of a sequence: nil, or a table whose keys are its hooks */
 /* A closed sequence handle of the model at index. */
 kg_handle *kg_push_sequence(lua_State *L, int model_index);
 
@@ -91,6 +96,9 @@ kg_handle *kg_push_sequence(lua_State *L, int model_index);
  * runs on this thread; an error in it is raised by kg_end_step. kg_begin_step refuses a step inside a step. */
 void kg_begin_step(lua_State *L, int model_index);
 void kg_end_step(lua_State *L, int model_index);
+/* In between, from a callback of the engine's: f with the light userdata `argument`, on the stack of the thread that steps
+ * the model (a userdata). False when f raised: kg_end_step raises the first such error, strings with a traceback. */
+bool kg_call_in_step(void *model, lua_CFunction f, void *argument);
 /* Called before a sequence is made: now and then, have the collector free those that were forgotten. */
 void kg_collect_sequences(lua_State *L, int model_index);
 /* Free the model at index if its handle is closed and its last sequence is gone. */
@@ -104,6 +112,7 @@ void kg_bind_stream(lua_State *L);
 void kg_bind_plan(lua_State *L);
 void kg_bind_model(lua_State *L);
 void kg_bind_evidence(lua_State *L);
+void kg_bind_inside(lua_State *L);
 void kg_bind_sequence(lua_State *L);
 void kg_bind_tensor(lua_State *L);
 void kg_bind_chain(lua_State *L);

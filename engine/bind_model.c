@@ -12,9 +12,9 @@ enum { FIELDS = 1, PARENT, PROGRESS, N_USER_VALUES = PROGRESS };
 typedef struct model_box {
   kg_handle handle;
   kg_model *closing;  /* behind a closed handle, waiting for its sequences to go */
-  lua_State *L;       /* whose stack holds the progress function while a call runs; else NULL */
-  int progress_index; /* there; the slot above takes what it raised */
-  bool progress_failed;
+  lua_State *L;       /* whose stack holds the progress function, or nil, while a call runs; else NULL */
+  int progress_index; /* there; the slot above takes what it or a hook raised */
+  bool callback_failed;
   int32_t collect_at; /* open sequences at which the collector looks for forgotten ones */
 } model_box;
 
@@ -39,22 +39,43 @@ static int add_traceback(lua_State *L)
   return 1;
 }
 
-/* Nothing here may raise: the frames of the step stand between us and Lua. kg_begin_step made the stack high enough. */
+/* Call the function below n_args arguments on top of a message handler. Nothing here may raise: the frames of the step
+ * stand between us and Lua. kg_begin_step made the stack high enough. */
+static bool call_protected(model_box *box, int n_args)
+{
+  lua_State *L = box->L;
+  const bool failed = lua_pcall(L, n_args, 1, -n_args - 2) != LUA_OK;
+  if (failed && !box->callback_failed) lua_copy(L, -1, box->progress_index + 1);
+  box->callback_failed = box->callback_failed || failed;
+  return !failed;
+}
+
 static int on_progress(void *user, const char *what, int64_t done, int64_t total)
 {
   model_box *box = user;
   lua_State *L = box->L;
-  if (!L) return 0;
+  if (!L || lua_isnil(L, box->progress_index)) return 0;
   kg_progress_call call = {what, done, total};
   lua_pushcfunction(L, add_traceback);
   lua_pushcfunction(L, kg_call_progress);
   lua_pushvalue(L, box->progress_index);
   lua_pushlightuserdata(L, &call);
-  box->progress_failed = lua_pcall(L, 2, 1, -4) != LUA_OK;
-  const int stop = box->progress_failed || lua_toboolean(L, -1);
-  if (box->progress_failed) lua_copy(L, -1, box->progress_index + 1);
+  const int stop = !call_protected(box, 2) || lua_toboolean(L, -1);
   lua_settop(L, box->progress_index + 1);
   return stop;
+}
+
+bool kg_call_in_step(void *model, lua_CFunction f, void *argument)
+{
+  model_box *box = model;
+  lua_State *L = box->L;
+  if (!L) return false;
+  lua_pushcfunction(L, add_traceback);
+  lua_pushcfunction(L, f);
+  lua_pushlightuserdata(L, argument);
+  const bool done = call_protected(box, 1);
+  lua_settop(L, box->progress_index + 1);
+  return done;
 }
 
 void kg_begin_step(lua_State *L, int model_index)
@@ -63,12 +84,11 @@ void kg_begin_step(lua_State *L, int model_index)
   const kg_model *model = box->handle.object ? box->handle.object : box->closing;
   kg_error err;
   if (box->L || (model && kg_model_check_idle(model, &err)))
-    luaL_error(L, "%s is in the middle of a step: a progress function may only look", KG_CLASS_MODEL);
-  luaL_checkstack(L, 10, "progress");
+    luaL_error(L, "%s is in the middle of a step: a progress function or a hook may only look", KG_CLASS_MODEL);
+  luaL_checkstack(L, 10, "callbacks of a step");
   lua_getiuservalue(L, model_index, PROGRESS);
   lua_pushnil(L);
-  box->progress_failed = false;
-  if (lua_isnil(L, -2)) return;
+  box->callback_failed = false;
   box->L = L;
   box->progress_index = lua_gettop(L) - 1;
 }
@@ -77,7 +97,7 @@ void kg_end_step(lua_State *L, int model_index)
 {
   model_box *box = lua_touserdata(L, model_index);
   box->L = NULL;
-  if (box->progress_failed) lua_error(L); /* the slot is on top */
+  if (box->callback_failed) lua_error(L); /* the slot is on top */
   lua_pop(L, 2);
 }
 

@@ -11,7 +11,7 @@
 #define CLASS_RNG "kigo.Rng"
 #define CLASS_MARK "kigo.Mark"
 
-enum { MODEL = 1, STATE, LOGITS, RNG, FIELDS, N_USER_VALUES = FIELDS };
+enum { MODEL = 1, STATE, LOGITS, RNG, FIELDS, N_USER_VALUES = KG_SEQUENCE_HOOKS };
 
 /* User values of a mark: the model keeps its kg_mark.model from being another one's address; the state is a copy. */
 enum { MARK_MODEL = 1, MARK_STATE, MARK_N_USER_VALUES = MARK_STATE };
@@ -152,10 +152,11 @@ static int drawn(lua_State *L)
   return 1;
 }
 
-/* seq:pages() -> cache pages that the timeline holds, shared ones too */
+/* seq:pages() -> cache pages that the timeline holds and release gives back, shared ones too */
 static int pages(lua_State *L)
 {
-  lua_pushinteger(L, (lua_Integer)kg_check_sequence(L, 1)->pages.n);
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  lua_pushinteger(L, sequence->is_private ? 0 : (lua_Integer)sequence->pages.n);
   return 1;
 }
 

@@ -27,9 +27,7 @@ kg_tensor *kg_check_tensor(lua_State *L, int index)
 
 /* ---- helpers ---- */
 
-/* Lua sees a handle of a few bytes where we hold megabytes, so we collect when the tensors made since the last time add
- * up: to a multiple of Lua's own memory, which is what a collection costs. */
-static void count_garbage(lua_State *L, int64_t n_floats)
+void kg_count_garbage(lua_State *L, int64_t n_floats)
 {
   static const char key = 0;
   lua_rawgetp(L, LUA_REGISTRYINDEX, &key);
@@ -123,7 +121,7 @@ static int tensor_new(lua_State *L)
   lua_pushvalue(L, 1);
   store_table(L, shape, n_dims, (*slot)->buffer->data); /* a new tensor is on the host */
   lua_pop(L, 1);
-  count_garbage(L, kg_tensor_count(*slot));
+  kg_count_garbage(L, kg_tensor_count(*slot));
   return 1;
 }
 
@@ -138,7 +136,7 @@ static int zeros(lua_State *L)
     if (__builtin_mul_overflow(count, shape[i], &count) || count > INT64_MAX / 16)
       return luaL_error(L, "zeros: the product of the sizes is too large");
   }
-  count_garbage(L, count);
+  kg_count_garbage(L, count);
   kg_error err;
   return kg_tensor_new(n_dims, shape, kg_push_tensor(L), &err) ? kg_push_error(L, &err) : 1;
 }
@@ -146,7 +144,7 @@ static int zeros(lua_State *L)
 /* A closed handle for a tensor of the size of the one at index 1. */
 static kg_tensor **push_like(lua_State *L)
 {
-  count_garbage(L, kg_tensor_count(kg_check_tensor(L, 1)));
+  kg_count_garbage(L, kg_tensor_count(kg_check_tensor(L, 1)));
   return kg_push_tensor(L);
 }
 

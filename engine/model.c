@@ -79,6 +79,8 @@ static void scratch_deinit(kg_scratch *scratch)
   kg_free(scratch->wanted);
   kg_free(scratch->traces);
   kg_free(scratch->items);
+  kg_free(scratch->taps);
+  kg_free(scratch->tapped);
   kg_free(scratch->draws);
   kg_free(scratch->drawn);
   kg_free(scratch->missing);
@@ -212,6 +214,51 @@ int32_t kg_model_sequence_count(const kg_model *model)
   return model->n_sequences;
 }
 
+/* ---- the residual ---- */
+
+int kg_model_unembed(kg_model *model, const kg_tensor *x, kg_tensor *logits, kg_error *err)
+{
+  const int32_t residual = kg_plan_residual(model->plan);
+  char text[KG_SHAPE_MAX];
+  if (residual == KG_NONE)
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "this plan's logits are not made of one value behind its last attention");
+  const int32_t width = kg_plan_value(model->plan, residual)->width, vocab = kg_model_vocab_size(model);
+  const int64_t n_rows = kg_tensor_count(x) / width;
+  if (x->n_dims > 2 || x->shape[x->n_dims - 1] != width)
+    return kg_fail(err, KG_ERR_ARGUMENT, "rows of %d numbers are wanted, as %s has them, not a tensor of shape %s", width,
+                   kg_plan_value(model->plan, residual)->name, kg_tensor_shape_text(x, text));
+  if (n_rows > INT32_MAX || kg_tensor_count(logits) / vocab != n_rows)
+    return kg_fail(err, KG_ERR_ARGUMENT, "%lld rows of logits do not fit a tensor of shape %s", (long long)n_rows,
+                   kg_tensor_shape_text(logits, text));
+  return model->backend->unembed(model->exe, x->buffer, x->at, (int32_t)n_rows, logits->buffer, logits->at, err);
+}
+
+int kg_model_read_tensor(const kg_model *model, const kg_gguf_tensor *tensor, int64_t row, int64_t n_rows, kg_buffer *out,
+                         kg_error *err)
+{
+  const kg_type_info *info = kg_type_find((uint32_t)tensor->type);
+  const int64_t width = tensor->dims[0];
+  int64_t rows = 1;
+  for (int i = 1; i < tensor->n_dims; i++) rows *= tensor->dims[i];
+  if (row < 0 || n_rows < 0 || row > rows || n_rows > rows - row)
+    return kg_fail(err, KG_ERR_ARGUMENT, "tensor %s: %lld rows from %lld of %lld", tensor->name, (long long)n_rows,
+                   (long long)row, (long long)rows);
+  if (!info->dequantize)
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "tensor %s: type %s cannot be computed with", tensor->name, info->name);
+  int status = kg_gguf_check_unchanged(kg_plan_gguf(model->plan), err);
+  if (status) return status;
+  float *numbers = kg_alloc_array((size_t)width, sizeof *numbers);
+  if (!numbers) return kg_fail_memory(err, (size_t)width * sizeof *numbers, "a row of a tensor");
+  const int64_t n_blocks = width / info->block_size;
+  const size_t row_bytes = (size_t)n_blocks * (size_t)info->block_bytes;
+  for (int64_t i = 0; i < n_rows && !status; i++) {
+    info->dequantize((const char *)tensor->data + (size_t)(row + i) * row_bytes, n_blocks, numbers);
+    status = out->ops->write(out, i * width, width, numbers, err);
+  }
+  kg_free(numbers);
+  return status;
+}
+
 /* ---- damage on purpose ---- */
 
 static void swap_pieces(char *a, char *b)
@@ -336,5 +383,5 @@ void kg_model_set_stepping(kg_model *model, bool stepping)
 int kg_model_check_idle(const kg_model *model, kg_error *err)
 {
   if (!model->is_stepping) return KG_OK;
-  return kg_fail(err, KG_ERR_ARGUMENT, "the model is in the middle of a step: a progress callback may only look");
+  return kg_fail(err, KG_ERR_ARGUMENT, "the model is in the middle of a step: a progress callback or a hook may only look");
 }

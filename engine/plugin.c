@@ -26,6 +26,7 @@ static const kg_plugin_host host = {
     .plan_layer_count = kg_plan_layer_count,
     .plan_layer = kg_plan_layer,
     .plan_tail = kg_plan_tail,
+    .plan_residual = kg_plan_residual,
     .plan_gguf = kg_plan_gguf,
     .release_pages = kg_gguf_release_pages,
     .batch_check = kg_batch_check,

@@ -8,6 +8,7 @@
 #include "companion.h"
 #include "draft.h"
 #include "error.h"
+#include "hook.h"
 #include "random.h"
 #include "step.h"
 
@@ -35,6 +36,7 @@ void kg_sequence_free(kg_sequence *sequence)
 {
   if (!sequence) return;
   kg_sequence_drop_ahead(sequence);
+  kg_sequence_drop_hooks(sequence);
   kg_companions_free(sequence->companions);
   kg_free(sequence->future.drawn);
   kg_draft_deinit(sequence);
@@ -195,6 +197,7 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   fork->tokens.n = n;
   status = kg_kv_share(kg_model_kv(model), &sequence->pages, sequence->n_evaluated, &fork->pages, err);
   if (status) goto fail;
+  fork->is_private = sequence->is_private;
   fork->n_evaluated = sequence->n_evaluated;
   if (logits_are_current(sequence) || kg_draft_holds_logits(sequence)) status = copy_logits(fork, sequence, err);
   if (!status) status = kg_companions_copy(sequence->companions, &fork->companions, err);
@@ -226,7 +229,7 @@ int kg_sequence_release(kg_sequence *sequence, kg_error *err)
 {
   int status = kg_model_check_idle(sequence->model, err);
   if (!status) status = kg_draft_take_logits(sequence, err);
-  if (status) return status;
+  if (status || sequence->is_private) return status;
   kg_sequence_drop_ahead(sequence);
   kg_draft_drop(sequence);
   sequence->n_evaluated = 0;

@@ -32,10 +32,15 @@ typedef struct kg_draft {
   struct kg_sequence *next, **link; /* the model's list of sequences with rows of a draft; link is NULL beside it */
 } kg_draft;
 
+typedef struct kg_hook kg_hook; /* hook.h */
+
 struct kg_sequence {
   kg_model *model;
   int64_t family;          /* the same for a sequence and its forks */
   kg_companion *companions;
+  kg_hook *hooks;          /* in order of creation; NULL: none */
+  bool is_private;         /* from its first hook on, forks too: a page of it may depend on more than the tokens, so that none may
+                              serve another sequence that has the same ones, nor another's page this one */
   kg_tokens tokens;        /* the timeline */
   int32_t n_evaluated;     /* tokens whose keys and values are in the pages */
   kg_page_table pages;
@@ -53,6 +58,7 @@ struct kg_sequence {
     int32_t next;          /* of the first one that is yet to be evaluated */
     int64_t row;           /* index of its first row in the step */
     int32_t n_rows;        /* rows in the run that is being filled */
+    bool is_over;          /* a hook failed: it takes no further part in the step */
   } step;
 };
 
@@ -61,7 +67,8 @@ kg_model *kg_sequence_model(const kg_sequence *sequence);
  * they all are (after a rewind), the last one again. */
 int32_t kg_sequence_pending(const kg_sequence *sequence);
 /* Give all cache pages back: the timeline stays, and is evaluated again when somebody asks for what lies behind it.
- * Logits that are there stay too, as somebody may have written to them; nobody can tell but by the clock. */
+ * Logits that are there stay too, as somebody may have written to them; nobody can tell but by the clock. A private
+ * sequence keeps its pages: evaluated again they might be others. */
 int kg_sequence_release(kg_sequence *sequence, kg_error *err);
 /* Are the logits those of the last token, but its rows not in the cache? Nothing can be computed behind it then. */
 bool kg_sequence_is_released(const kg_sequence *sequence);

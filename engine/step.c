@@ -10,6 +10,7 @@
 #include "alloc.h"
 #include "draft.h"
 #include "error.h"
+#include "hook.h"
 
 /* One step and the run that it is filling. */
 typedef struct step {
@@ -24,7 +25,15 @@ typedef struct step {
   int64_t n_total, n_done; /* rows of tokens that are on timelines */
   int64_t n_left;          /* rows, drafts and all */
   kg_batch run;
+  kg_error failure; /* of the first hook that failed */
 } step;
+
+/* What a tap of the run is for. */
+typedef struct tapped {
+  step *step;
+  const kg_hook *hook;
+  int32_t value;
+} tapped;
 
 /* ---- before the first run ---- */
 
@@ -82,6 +91,7 @@ static int prepare(step *s, kg_error *err)
     sequence->step.next = sequence->step.pos;
     sequence->step.row = s->n_total;
     sequence->step.n_rows = 0;
+    sequence->step.is_over = false;
     s->n_total += n_rows;
     if (pending) kg_sequence_interrupt(sequence); /* the step computes what the caller asks for, here and now */
     int status = pending ? kg_sequence_ensure_logits(sequence, err) : kg_draft_take_logits(sequence, err);
@@ -91,7 +101,7 @@ static int prepare(step *s, kg_error *err)
     if (!status && n_rows && wants_all(item, end - 1))
       status = check_room(item->all_logits, item->at, end - item->from, kg_model_vocab_size(s->model), err);
     sequence->step.end = end;
-    if (pending && (n_rows < pending || item->all_logits || s->n_traces))
+    if (pending && (n_rows < pending || item->all_logits || s->n_traces || sequence->hooks))
       kg_draft_drop(sequence);
     else if (pending)
       sequence->step.end += kg_draft_begin(sequence);
@@ -122,11 +132,53 @@ static void want_logits(step *s, const kg_step_item *item, int32_t row0, int32_t
       want(s, row0 + i, sequence->draft.logits, kg_draft_logits_at(sequence, pos + i));
 }
 
+/* ---- hooks ---- */
+
+static void call_hook(void *user, int32_t pos, int32_t n_rows, kg_buffer *rows)
+{
+  const tapped *t = user;
+  const kg_tensor view = {.buffer = rows, .n_dims = 2, .shape = {n_rows, kg_plan_value(kg_model_plan(t->step->model), t->value)->width}};
+  kg_sequence *sequence = t->hook->sequence;
+  kg_error err = {.code = KG_OK};
+  if (sequence->step.is_over) return;
+  const int status = t->hook->call(t->hook->user, t->value, pos, &view, &err);
+  if (!status) return;
+  sequence->step.is_over = true;
+  err.code = status;
+  if (!t->step->failure.code) t->step->failure = err;
+}
+
+/* Rows [row0, row0 + n) of the run are of this sequence. */
+static int add_taps(step *s, const kg_sequence *sequence, int32_t row0, int32_t n, kg_error *err)
+{
+  kg_scratch *scratch = s->scratch;
+  for (const kg_hook *hook = sequence->hooks; hook; hook = hook->next) {
+    const size_t there = (size_t)s->run.n_taps;
+    if (!kg_grow((void **)&scratch->taps, &scratch->taps_capacity, there + hook->n_values, sizeof *scratch->taps) ||
+        !kg_grow(&scratch->tapped, &scratch->tapped_capacity, there + hook->n_values, sizeof(tapped)))
+      return kg_fail_memory(err, hook->n_values * sizeof(tapped), "hooks");
+    for (size_t i = 0; i < hook->n_values; i++) {
+      ((tapped *)scratch->tapped)[there + i] = (tapped){s, hook, hook->values[i]};
+      scratch->taps[there + i] = (kg_tap){.value = hook->values[i], .row = row0, .n_rows = n, .call = call_hook};
+    }
+    s->run.n_taps += (int32_t)hook->n_values;
+  }
+  return KG_OK;
+}
+
+/* The run is full: its taps stay where they are. */
+static void place_taps(step *s)
+{
+  s->run.taps = s->scratch->taps;
+  for (int32_t i = 0; i < s->run.n_taps; i++) s->scratch->taps[i].user = (tapped *)s->scratch->tapped + i;
+}
+
 static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
 {
   kg_sequence *sequence = item->sequence;
   const int32_t row0 = s->run.n_rows, pos = sequence->step.next;
-  const int status = kg_kv_reserve(kg_model_kv(s->model), &sequence->pages, pos, pos + n, err);
+  int status = add_taps(s, sequence, row0, n, err);
+  if (!status) status = kg_kv_reserve(kg_model_kv(s->model), &sequence->pages, pos, pos + n, err);
   if (status) return status;
   for (int32_t i = 0; i < n; i++) {
     const bool is_drafted = pos + i >= kg_sequence_pos(sequence);
@@ -140,20 +192,21 @@ static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
   return KG_OK;
 }
 
-/* Traced rows of one run must be consecutive in the step: such a run holds one sequence. */
-static bool is_full(const step *s)
+/* Those who decode go first. Traced rows of one run must be consecutive in the step: such a run takes its items in order. */
+static bool is_turn(const step *s, const kg_sequence *sequence, bool decoding)
 {
-  return s->run.n_rows == kg_model_chunk(s->model) || (s->n_traces && s->run.n_spans);
+  if (sequence->step.end == sequence->step.next) return false;
+  return (kg_sequence_pending(sequence) <= 1 && !s->n_traces) == decoding;
 }
 
 static int fill_run(step *s, kg_error *err)
 {
   const int32_t chunk = kg_model_chunk(s->model);
   for (int decoding = 1; decoding >= 0; decoding--)
-    for (size_t i = 0; i < s->n_items && !is_full(s); i++) {
+    for (size_t i = 0; i < s->n_items && s->run.n_rows < chunk; i++) {
       const kg_sequence *sequence = s->items[i].sequence;
       const int32_t n_left = sequence->step.end - sequence->step.next, room = chunk - s->run.n_rows;
-      if (!n_left || (kg_sequence_pending(sequence) <= 1) != decoding) continue;
+      if (!is_turn(s, sequence, decoding)) continue;
       const int status = add_span(s, &s->items[i], n_left < room ? n_left : room, err);
       if (status) return status;
     }
@@ -174,7 +227,7 @@ static void drop_drafts(step *s)
   }
 }
 
-/* The first row of the run is the first of its only span. */
+/* The first row of the run belongs to the first item that has rows in it. */
 static void place_traces(step *s)
 {
   const kg_sequence *sequence = NULL;
@@ -213,14 +266,27 @@ static int settle(step *s, const kg_step_item *item, kg_error *err)
   return status;
 }
 
-/* Give back the pages that were reserved for a run that did not take place. */
+/* Give back the pages that were reserved for rows that were not computed, or not to their end. */
+static void give_up(step *s, kg_sequence *sequence)
+{
+  if (sequence->step.n_rows) kg_kv_truncate(kg_model_kv(s->model), &sequence->pages, kg_sequence_cached_end(sequence));
+  sequence->step.n_rows = 0;
+}
+
+/* The run did not take place. */
 static void abandon(step *s)
 {
-  for (size_t i = 0; i < s->n_items; i++) {
-    kg_sequence *sequence = s->items[i].sequence;
-    if (sequence->step.n_rows) kg_kv_truncate(kg_model_kv(s->model), &sequence->pages, kg_sequence_cached_end(sequence));
-    sequence->step.n_rows = 0;
-  }
+  for (size_t i = 0; i < s->n_items; i++) give_up(s, s->items[i].sequence);
+}
+
+/* A hook of it failed: the step goes on without it. It has no draft, as all that are hooked. */
+static void leave_out(step *s, kg_sequence *sequence)
+{
+  const int32_t n_rows = sequence->step.end - sequence->step.next;
+  s->n_left -= n_rows;
+  s->n_total -= n_rows;
+  sequence->step.end = sequence->step.next;
+  give_up(s, sequence);
 }
 
 static void begin_run(step *s)
@@ -251,6 +317,7 @@ static int run_once(step *s, kg_error *err)
     status = fill_run(s, err);
   }
   if (!status && s->n_traces) place_traces(s);
+  place_taps(s);
   if (!status) status = s->backend->run(s->exe, &s->run, err);
   if (status) {
     abandon(s);
@@ -259,6 +326,10 @@ static int run_once(step *s, kg_error *err)
   for (size_t i = 0; i < s->n_items; i++) {
     kg_sequence *sequence = s->items[i].sequence;
     if (!sequence->step.n_rows) continue;
+    if (sequence->step.is_over) {
+      leave_out(s, sequence);
+      continue;
+    }
     const int copied = settle(s, &s->items[i], status ? NULL : err);
     if (!status) status = copied;
     sequence->step.n_rows = 0;
@@ -276,7 +347,8 @@ static int run_all(step *s, kg_error *err)
     status = run_once(s, err);
     if (!status && is_prefill) status = kg_model_progress(s->model, "prefill", s->n_done, s->n_total, err);
   }
-  return status;
+  if (status || !s->failure.code) return status;
+  return kg_fail(err, s->failure.code, "%s", s->failure.message);
 }
 
 int kg_step_items(kg_model *model, const kg_step_item *items, size_t n, const kg_step_trace *traces, size_t n_traces,

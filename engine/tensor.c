@@ -339,6 +339,28 @@ int kg_tensor_read(const kg_tensor *tensor, int64_t at, int64_t n, float *out, k
   return tensor->buffer->ops->read(tensor->buffer, tensor->at + at, n, out, err);
 }
 
+int kg_tensor_transfer(kg_tensor *to, const kg_tensor *from, kg_error *err)
+{
+  enum { PIECE = 4096 };
+  float piece[PIECE];
+  const int64_t n = kg_tensor_count(from);
+  if (kg_tensor_count(to) != n)
+    return kg_fail(err, KG_ERR_ARGUMENT, "%lld numbers do not fit a tensor of %lld", (long long)n,
+                   (long long)kg_tensor_count(to));
+  if (to->buffer->ops == from->buffer->ops)
+    return to->buffer->ops->copy(to->buffer, to->at, from->buffer, from->at, n, err);
+  if (to->buffer->ops == &kg_host_tensor_ops) return kg_tensor_read(from, 0, n, floats(to->buffer, to->at), err);
+  if (from->buffer->ops == &kg_host_tensor_ops)
+    return to->buffer->ops->write(to->buffer, to->at, n, floats(from->buffer, from->at), err);
+  int status = KG_OK;
+  for (int64_t at = 0; at < n && !status; at += PIECE) { /* from one device to another one */
+    const int64_t count = n - at < PIECE ? n - at : PIECE;
+    status = kg_tensor_read(from, at, count, piece, err);
+    if (!status) status = to->buffer->ops->write(to->buffer, to->at + at, count, piece, err);
+  }
+  return status;
+}
+
 const char *kg_tensor_shape_text(const kg_tensor *tensor, char text[KG_SHAPE_MAX])
 {
   int used = 0;

@@ -66,6 +66,8 @@ int kg_tensor_new(int n_dims, const int64_t *shape, kg_tensor **out, kg_error *e
 int kg_tensor_like(const kg_tensor *tensor, bool copy, kg_tensor **out, kg_error *err);
 /* A new tensor with the softmax of every row (last dimension), or its logarithm. */
 int kg_tensor_softmax(const kg_tensor *tensor, bool log, kg_tensor **out, kg_error *err);
+/* Copy the numbers of a tensor to another one of the same size, wherever the two are. */
+int kg_tensor_transfer(kg_tensor *to, const kg_tensor *from, kg_error *err);
 /* "[48, 320]", for messages. */
 enum { KG_SHAPE_MAX = 96 };
 const char *kg_tensor_shape_text(const kg_tensor *tensor, char text[KG_SHAPE_MAX]);

@@ -20,6 +20,7 @@ static void cuda_release(kg_executable *exe)
   if (exe->meta_read) (void)cudaEventDestroy(exe->meta_read);
   (void)cudaFree(exe->weight_block);
   (void)cudaFree(exe->arena);
+  (void)cudaFree(exe->unembedding_arena);
   (void)cudaFree(exe->freqs);
   (void)cudaFree(exe->row_max);
   (void)cudaFree(exe->meta);
@@ -161,6 +162,15 @@ static int cuda_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
   return code ? code : kg_gpu_run(exe, batch, err);
 }
 
+static int cuda_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
+                        int64_t logits_at, kg_error *err)
+{
+  const int64_t width = kg_plan_value(exe->plan, kg_plan_residual(exe->plan))->width, vocab = kg_plan_vocab_size(exe->plan);
+  int code = kg_cuda_buffer_check(x, at, n_rows * width, "the residual", err);
+  if (!code) code = kg_cuda_buffer_check(logits, logits_at, n_rows * vocab, "logits", err);
+  return code ? code : kg_gpu_unembed(exe, x, at, n_rows, logits, logits_at, err);
+}
+
 static int cuda_profile(kg_executable *exe, const kg_batch *batch, kg_profile *out, kg_error *err)
 {
   const int code = check_batch(exe, batch, err);
@@ -172,7 +182,7 @@ static int cuda_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_ru
   const int code = check_batch(exe, batch, err);
   if (code) return code;
   if (batch->n_rows > KG_AHEAD_ROWS || batch->n_spans != batch->n_rows || batch->n_wanted != batch->n_rows ||
-      batch->n_traces || ahead->n_draws < 1 || ahead->n_draws > INT32_MAX / KG_AHEAD_ROWS)
+      batch->n_traces || batch->n_taps || ahead->n_draws < 1 || ahead->n_draws > INT32_MAX / KG_AHEAD_ROWS)
     return kg_fail(err, KG_ERR_ARGUMENT, "%d draws ahead for %d rows of %d spans", ahead->n_draws, batch->n_rows,
                    batch->n_spans);
   for (int32_t i = 0; i < batch->n_spans; i++)
@@ -245,6 +255,7 @@ static const kg_backend cuda_backend = {.name = "cuda",
                                         .compile = cuda_compile,
                                         .release = cuda_release,
                                         .run = cuda_run,
+                                        .unembed = cuda_unembed,
                                         .run_ahead = cuda_run_ahead,
                                         .kv_reserve = kg_gpu_cache_reserve,
                                         .kv_copy = kg_gpu_cache_copy,

@@ -126,6 +126,7 @@ struct kg_executable {
 
   kg_program fused, traced;
   unsigned char *arena;
+  unsigned char *unembedding_arena; /* values of the traced program for kg_gpu_unembed, which taps may call; made on first use */
   float *scratch;           /* in the arena */
   kg_moe_scratch moe;
   float *freqs;             /* of all rotations */
@@ -162,6 +163,8 @@ int kg_gpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err);
 int kg_gpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
 /* run.c */
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err);
+int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
+                   int64_t logits_at, kg_error *err);
 int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err);
 void kg_gpu_forget_graphs(kg_executable *exe);
 /* For profile.c: a batch that is one pass, its rows on the device, and single stages of it. The batch must stay. */

@@ -63,9 +63,12 @@ static int32_t width_of(const pass *p, int32_t value) { return kg_plan_value(p->
 static const kg_cuda_weight *weight_of(const pass *p, int32_t weight) { return &p->exe->weights[weight]; }
 static const float *vector_of(const pass *p, int32_t weight) { return weight == KG_NONE ? NULL : weight_of(p, weight)->vector; }
 
+/* Traces and taps want every value in memory. */
+static bool is_fused(const pass *p) { return p->program == &p->exe->fused; }
+
 static bool has_panels(const pass *p, const kg_value_place *place)
 {
-  return !p->batch->n_traces && kg_cuda_linear_wants_panels(p->exe->stream, p->n, place->n_tiles);
+  return is_fused(p) && kg_cuda_linear_wants_panels(p->exe->stream, p->n, place->n_tiles);
 }
 
 /* x of a product in the form that its weights want. */
@@ -97,7 +100,7 @@ static kg_rotation rotation_at(const pass *p, int32_t index, const kg_op *rope)
 /* Do products bring the rows of this value to f16 themselves, where they can? */
 static bool is_few(const pass *p, int32_t value)
 {
-  return !p->batch->n_traces && kg_cuda_linear_is_few(p->n, width_of(p, value));
+  return is_fused(p) && kg_cuda_linear_is_few(p->n, width_of(p, value));
 }
 
 static float *max_slot(const pass *p, int32_t slot, int32_t value)
@@ -350,6 +353,85 @@ static int copy_traces(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   return code;
 }
 
+/* The f16 form of n rows of a value, from row `first` on, once more: somebody has changed the value. */
+static int renew_half(const pass *p, int32_t value, int32_t first, int32_t n, kg_error *err)
+{
+  const kg_value_place *place = place_of(p, KG_ALL_ROWS, value);
+  const int32_t width = width_of(p, value);
+  const size_t half_row = (size_t)(width + 31) / 32 * 32 * 2;
+  const kg_norm_args a = {.x = floats_of(p, KG_ALL_ROWS, value) + (size_t)first * (size_t)width,
+                          .n = n,
+                          .width = width,
+                          .groups = 1,
+                          .half = (char *)in_arena(p, place->half) + (size_t)first * half_row,
+                          .half_scale = (float *)in_arena(p, place->half_scale) + first};
+  return kg_cuda_norm(p->exe->stream, &a, err);
+}
+
+/* A norm has written the f16 form of its rows itself, with another rounding than from its float32 form: only of rows that
+ * are other numbers now it is made again. */
+static int renew_changed(const pass *p, int32_t value, int32_t first, int32_t n, const float *before, kg_error *err)
+{
+  const size_t width = (size_t)width_of(p, value), n_bytes = (size_t)n * width * sizeof *before;
+  float *now = kg_alloc(n_bytes);
+  if (!now) return kg_fail_memory(err, n_bytes, "a tapped value");
+  int code = kg_cuda_check(cudaMemcpyAsync(now, floats_of(p, KG_ALL_ROWS, value) + (size_t)first * width, n_bytes,
+                                           cudaMemcpyDeviceToHost, p->exe->stream->handle),
+                           "reading a tapped value", err);
+  if (!code) code = kg_stream_wait(p->exe->stream, "reading a tapped value", err);
+  for (int32_t i = 0; i < n && !code; i++)
+    if (memcmp(now + (size_t)i * width, before + (size_t)i * width, width * sizeof *now))
+      code = renew_half(p, value, first + i, 1, err);
+  kg_free(now);
+  return code;
+}
+
+/* Rows of a tapped value to a buffer, the call, and back. */
+static int call_tap(const pass *p, const kg_gpu_stage *stage, const kg_tap *tap, int32_t first, int32_t n, kg_error *err)
+{
+  const kg_stream *s = p->exe->stream;
+  const size_t width = (size_t)width_of(p, tap->value), n_floats = (size_t)n * width, n_bytes = n_floats * sizeof(float);
+  const bool has_half = stage->kind == KG_STAGE_NORM_ROWS && place_of(p, KG_ALL_ROWS, tap->value)->half != SIZE_MAX;
+  float *rows = floats_of(p, KG_ALL_ROWS, tap->value) + (size_t)first * width, *before = NULL;
+  kg_buffer *copy = NULL;
+  int code = kg_cuda_buffer_new(p->exe->stream, (int64_t)n_floats, &copy, err);
+  if (!code) code = kg_cuda_check(cudaMemcpyAsync(copy->data, rows, n_bytes, cudaMemcpyDeviceToDevice, s->handle), "a tap", err);
+  if (!code && has_half) {
+    before = kg_alloc(n_bytes);
+    code = before ? kg_cuda_check(cudaMemcpyAsync(before, rows, n_bytes, cudaMemcpyDeviceToHost, s->handle), "a tap", err)
+                  : kg_fail_memory(err, n_bytes, "a tapped value");
+    const int waited = kg_stream_wait(s, "a tap", code ? NULL : err);
+    if (!code) code = waited;
+  }
+  if (!code) {
+    tap->call(tap->user, p->batch->positions[p->row0 + first], n, copy);
+    code = kg_cuda_check(cudaMemcpyAsync(rows, copy->data, n_bytes, cudaMemcpyDeviceToDevice, s->handle), "a tap", err);
+  }
+  if (!code && before) code = renew_changed(p, tap->value, first, n, before, err);
+  kg_free(before);
+  kg_buffer_unref(copy);
+  return code;
+}
+
+/* The unfused program computes the tail for all rows, but only the wanted ones are shown, as everywhere. */
+static int call_taps(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  int32_t wanted[KG_FEW_ROWS];
+  for (int32_t i = 0; i < p->n_wanted; i++) wanted[i] = p->batch->wanted[p->wanted0 + i].row - p->row0;
+  const bool is_tail = stage->op && kg_plan_value(p->exe->plan, stage->out)->producer >= kg_plan_tail(p->exe->plan);
+  const int32_t *source = is_tail ? wanted : NULL;
+  int code = KG_OK;
+  for (int32_t i = 0; i < p->batch->n_taps && !code && stage->op; i++) {
+    kg_tap tap = p->batch->taps[i];
+    int32_t first = 0;
+    if (tap.value != stage->out) continue;
+    tap.row -= p->row0;
+    for (int32_t n; !code && (n = kg_tap_rows(&tap, source, source ? p->n_wanted : p->n, &first)) > 0; first += n)
+      code = call_tap(p, stage, &tap, source ? source[first] : first, n, err);
+  }
+  return code;
+}
+
 static int run_side(pass *p, kg_side side, kg_error *err)
 {
   int code = KG_OK;
@@ -357,6 +439,7 @@ static int run_side(pass *p, kg_side side, kg_error *err)
     const kg_gpu_stage *stage = &p->program->stages[i];
     if (stage->side != side) continue;
     code = run_stage(p, stage, err);
+    if (!code && p->batch->n_taps) code = call_taps(p, stage, err);
     if (!code && p->batch->n_traces) code = copy_traces(p, stage, err);
   }
   return code;
@@ -519,7 +602,7 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
 
 static bool is_decoding(const pass *p)
 {
-  return !p->batch->n_traces && p->n_rows == p->batch->n_rows && p->n_rows <= KG_FEW_ROWS &&
+  return is_fused(p) && p->n_rows == p->batch->n_rows && p->n_rows <= KG_FEW_ROWS &&
          p->n_rows == p->batch->n_spans;
 }
 
@@ -544,7 +627,7 @@ static int run_pass(pass *p, kg_error *err)
 
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
-  const kg_program *program = batch->n_traces ? &exe->traced : &exe->fused;
+  const kg_program *program = batch->n_traces || batch->n_taps ? &exe->traced : &exe->fused;
   const int32_t step = program->max_rows[KG_ALL_ROWS];
   int32_t wanted = 0;
   int code = kg_stream_use(exe->stream, err);
@@ -562,11 +645,60 @@ int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
   return code ? code : kg_gpu_timing_add(exe, 1, err);
 }
 
+/* ---- from the residual to the logits ---- */
+
+/* Is this one of the stages between the residual and the logits? */
+static bool unembeds(const kg_plan *plan, int32_t residual, const kg_gpu_stage *stage)
+{
+  if (stage->kind == KG_STAGE_HALF) return stage->in[0] == residual || kg_leads_from(plan, residual, stage->in[0]);
+  return stage->op && stage->kind != KG_STAGE_GATHER && kg_leads_from(plan, residual, stage->out);
+}
+
+/* Stages of the traced program, whose values have memory of their own here: a run may be in the middle of it. */
+static int unembed_rows(pass *p, int32_t residual, const float *x, float *logits, kg_error *err)
+{
+  const kg_plan *plan = p->exe->plan;
+  const size_t width = (size_t)width_of(p, residual), vocab = (size_t)kg_plan_vocab_size(plan), n = (size_t)p->n;
+  int code = kg_cuda_check(cudaMemcpyAsync(floats_of(p, KG_ALL_ROWS, residual), x, n * width * sizeof *x,
+                                           cudaMemcpyDeviceToDevice, p->exe->stream->handle),
+                           "rows to unembed", err);
+  for (size_t i = 0; i < p->program->n_stages && !code; i++)
+    if (unembeds(plan, residual, &p->program->stages[i])) code = run_stage(p, &p->program->stages[i], err);
+  return code ? code
+              : kg_cuda_check(cudaMemcpyAsync(logits, floats_of(p, KG_ALL_ROWS, kg_plan_logits(plan)),
+                                              n * vocab * sizeof *logits, cudaMemcpyDeviceToDevice, p->exe->stream->handle),
+                              "logits of rows", err);
+}
+
+int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
+                   int64_t logits_at, kg_error *err)
+{
+  const kg_batch none = {.n_rows = n_rows};
+  const int32_t step = exe->traced.max_rows[KG_ALL_ROWS], residual = kg_plan_residual(exe->plan);
+  const int64_t width = kg_plan_value(exe->plan, residual)->width, vocab = kg_plan_vocab_size(exe->plan);
+  int code = kg_stream_use(exe->stream, err);
+  void *memory = exe->unembedding_arena;
+  if (!code && !memory) code = kg_cuda_alloc(exe->traced.arena_bytes, "intermediate results", &memory, err);
+  if (code) return code;
+  exe->unembedding_arena = memory;
+  unsigned char *const arena = exe->arena;
+  exe->arena = memory;
+  for (int32_t row = 0; row < n_rows && !code; row += step) {
+    pass p = {.exe = exe, .batch = &none, .program = &exe->traced};
+    p.n = p.n_rows = n_rows - row < step ? n_rows - row : step;
+    code = unembed_rows(&p, residual, (const float *)x->data + at + row * width, (float *)logits->data + logits_at + row * vocab, err);
+  }
+  exe->arena = arena;
+  const int waited = kg_stream_wait(exe->stream, "unembedding", code ? NULL : err);
+  return code ? code : waited;
+}
+
 /* ---- single stages ---- */
 
 int kg_gpu_pass_new(kg_executable *exe, const kg_batch *batch, kg_pass **out, kg_error *err)
 {
-  if (batch->n_rows > exe->fused.max_rows[KG_ALL_ROWS] || batch->n_wanted > KG_FEW_ROWS || batch->n_traces)
+  if (batch->n_rows > exe->fused.max_rows[KG_ALL_ROWS] || batch->n_wanted > KG_FEW_ROWS || batch->n_traces ||
+      batch->n_taps)
     return kg_fail(err, KG_ERR_ARGUMENT, "a batch of %d rows, %d of them wanted, is no single pass", batch->n_rows, batch->n_wanted);
   kg_pass *p = kg_alloc(sizeof *p);
   if (!p) return kg_fail_memory(err, sizeof *p, "a pass");

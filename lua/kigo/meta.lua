@@ -394,6 +394,11 @@ function Tensor:row(i) end
 function Tensor:totable() end
 ---@return string float32  raw numbers, row by row
 function Tensor:bytes() end
+---@param model? kigo.Model   default: none, the host
+---@return kigo.Tensor?   a copy on the model's device, where its values can be combined with it
+---@return string? message
+---@return integer? code
+function Tensor:to(model) end
 ---Early; the collector does it otherwise.
 function Tensor:close() end
 
@@ -613,6 +618,28 @@ function Model:advance(steps, draws) end
 ---@return string[] names   of all values, in order of computation
 function Model:values() end
 
+---The logits that follow from the value that model:residual() names first: what the blocks add to. The last norm and
+---the head, bit for bit as a pass applies them: of the last block's value they are the model's own logits; of an
+---earlier one what the model would say there (a logit lens). Allowed within hooks.
+---@param x kigo.Tensor   [width] or [rows, width], on the model's device
+---@return kigo.Tensor? logits   [vocab_size] or [rows, vocab_size]
+---@return string? message       code UNSUPPORTED where the model has no such value
+---@return integer? code
+function Model:unembed(x) end
+
+---@return string? residual   name of the value that unembed takes; nil where the model has none
+---@return string? hidden     and of the same behind the last norm, which the head reads: embeddings are made of it
+function Model:residual() end
+
+---Numbers of the model's file, dequantized. Of a matrix, rows; a row of "token_embd.weight" is a token.
+---@param name string      a tensor's, see model.gguf:tensors()
+---@param first? integer   row, 0-based and counted over all planes; default 0
+---@param count? integer   rows; default: all from there on
+---@return kigo.Tensor?    on the model's device: with the shape of the file, outermost size first; or [count, width]
+---@return string? message
+---@return integer? code
+function Model:tensor(name, first, count) end
+
 ---@class kigo.ModelStats
 ---@field device string
 ---@field note string                  why "auto" is no GPU; empty where it is one, where another device was asked for,
@@ -746,11 +773,12 @@ function Sequence:pending() end
 ---@return boolean   was its next draw made ahead, so that it needs no pass?
 function Sequence:drawn(chain) end
 
----@return integer n   cache pages that the timeline holds, shared ones too
+---@return integer n   cache pages that the timeline holds and release gives back, shared ones too; 0 if it was hooked
 function Sequence:pages() end
 
 ---Give the cache pages back. The timeline stays and is evaluated again when somebody asks for what lies behind it:
----nobody can tell but by the clock.
+---nobody can tell but by the clock. One that was hooked, or forked from such a one, keeps them: evaluated again they
+---might be others.
 function Sequence:release() end
 
 ---What may be pushed next, instead of an earlier guess: the next pass that the sequence needs takes it along, and
@@ -798,6 +826,13 @@ function Sequence:attached() end
 function Sequence:rewind(to) end
 
 function Sequence:close() end
+
+---A hook in the forward pass of one sequence (Sequence:hook), until it is closed.
+---@class kigo.Hook
+local Hook = {}
+
+---Not in the middle of a step.
+function Hook:close() end
 
 ---A moment to rewind to: of its own timeline and its forks, while they begin with the same tokens.
 ---@class kigo.Mark

@@ -5,6 +5,7 @@ local conversation = require "kigo.conversation"
 local parse = require "kigo.parse"
 local pass = require "kigo.pass"
 local template = require "kigo.template"
+local values = require "kigo.values"
 
 ---@class kigo.Model
 ---@field path string
@@ -44,45 +45,36 @@ function Model:draw(sequences, chain, ahead) return pass.draws(self, sequences, 
 ---@return integer? code
 function Model:logits(ids) return pass.alone(self, logits_of, self, ids) end
 
----"blk.*.out" as a pattern of Lua's: "*" stands for any characters, everything else for itself.
-local function to_lua_pattern(pattern)
-  return "^" .. pattern:gsub("[^%w_*]", "%%%0"):gsub("%*", ".*") .. "$"
-end
-
----The values of the model that the patterns name, in order of computation; a pattern that names none raises.
-local function matching_values(model, patterns)
-  if type(patterns) == "string" then patterns = { patterns } end
-  if type(patterns) ~= "table" then error("trace: names or patterns expected, got " .. type(patterns), 3) end
-  local all, wanted, names = model:values(), {}, {}
-  for _, pattern in ipairs(patterns) do
-    if type(pattern) ~= "string" then error("trace: names or patterns expected, got " .. type(pattern), 3) end
-    local lua_pattern, found = to_lua_pattern(pattern), false
-    for i, name in ipairs(all) do
-      if name:find(lua_pattern) then wanted[i], found = true, true end
+---Add what stands under names of blocks under their numbers, where no block has two.
+local function add_layers(kept, names)
+  local by_layer = {}
+  for _, name in ipairs(names) do
+    local layer = values.layer(name)
+    if layer then
+      if by_layer[layer] then return end
+      by_layer[layer] = name
     end
-    if not found then error(("trace: the model has no value %q; model:values() lists them"):format(pattern), 3) end
   end
-  for i, name in ipairs(all) do
-    if wanted[i] then names[#names + 1] = name end
-  end
-  return names
+  for layer, name in pairs(by_layer) do kept[layer] = kept[name] end
 end
 
 ---Look inside: the values of the forward pass over these tokens, on a sequence of its own.
 ---@param ids integer[]
 ---@param patterns string|string[]   names of values; "*" stands for any characters: "blk.*.out"
----@param f? fun(value: kigo.Tensor, name: string): any   what to keep of each value; default: the value itself
----@return table<string, any>? values  by name; a value is a tensor [#ids, width]
+---@param f? fun(value: kigo.Tensor, name: string, layer: integer?): any   what to keep of each; default: the value
+---@return table<string|integer, any>? kept  by name, and by block (0-based) where no block has two; a value is a tensor
+---[#ids, width]
 ---@return string[]|string names       those that were named, in order of computation; or the message
 ---@return integer? code
 function Model:trace(ids, patterns, f)
-  local names = matching_values(self, patterns)
-  local values, message, code = pass.alone(self, trace_names, self, ids, names)
-  if not values then return nil, message, code end
+  local names = values.match(self, patterns, "trace", 2)
+  local kept, message, code = pass.alone(self, trace_names, self, ids, names)
+  if not kept then return nil, message, code end
   if f then
-    for _, name in ipairs(names) do values[name] = f(values[name], name) end
+    for _, name in ipairs(names) do kept[name] = f(kept[name], name, values.layer(name)) end
   end
-  return values, names
+  add_layers(kept, names)
+  return kept, names
 end
 
 ---The model's chat template, or another one by name.

@@ -5,11 +5,12 @@ local check = require "kigo.check"
 local pass = require "kigo.pass"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
+local values = require "kigo.values"
 
 ---@class kigo.Sequence
 local Sequence = core.classes.Sequence
 
-local feed_ids, fork_now = Sequence.feed, Sequence.fork
+local feed_ids, fork_now, hook_names = Sequence.feed, Sequence.fork, Sequence.hook
 
 ---A token id list, as opposed to a list of segments.
 local function is_ids(input) return type(input) == "table" and (#input == 0 or type(input[1]) == "number") end
@@ -60,6 +61,26 @@ function Sequence:draw(chain, ahead) return pass.draw(self, chain, ahead) end
 ---@return string? message
 ---@return integer? code
 function Sequence:fork(options) return pass.made(fork_now(self, options)) end
+
+-- ---- a look inside ----
+
+---Look at values of the forward pass of this sequence, and change them: until the hook is closed, every step of the
+---sequence calls f for every one of them, with the rows of the tokens that it evaluates. Tokens that are evaluated
+---already stay as they are, now and when the hook is gone. Prompts are cut: their rows come in several calls. Behind
+---the last block's attention only rows are computed that lead to logits somebody wants, so that f sees the last one of
+---a prompt there; model:trace shows them all. Hooks of one value are called in order of creation; forks have none.
+---An error in f ends the step of this sequence, whose tokens stay pending, and is raised with a traceback when the
+---others of the step are done.
+---@param names string|string[]   of values (model:values()); "*" stands for any characters: "blk.14.out", "blk.*.out"
+---@param f fun(x: kigo.Tensor, seq: kigo.Sequence, pos: integer, name: string)   x [rows, width], of positions from pos
+---on, on the model's device: what f does to it in place goes on through the model; f may keep it
+---@return kigo.Hook?   a to-be-closed handle; dropped, it stays until the sequence is closed
+---@return string? message
+---@return integer? code
+function Sequence:hook(names, f)
+  if type(f) ~= "function" then error("hook: function expected, got " .. type(f), 2) end
+  return hook_names(self, values.match(self.model, names, "hook", 2), f)
+end
 
 -- ---- sampling options ----
 
