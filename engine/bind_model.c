@@ -103,14 +103,26 @@ void kg_end_step(lua_State *L, int model_index)
 
 /* ---- opening and closing ---- */
 
+/* prefix_cache = true (default), false, or positions */
+static int32_t prefix_cache_field(lua_State *L, int index)
+{
+  if (lua_isnoneornil(L, index)) return 0;
+  lua_getfield(L, index, "prefix_cache");
+  const bool is_off = lua_isboolean(L, -1) && !lua_toboolean(L, -1), is_default = lua_isnil(L, -1) || lua_isboolean(L, -1);
+  lua_pop(L, 1);
+  if (is_default) return is_off ? -1 : 0;
+  return (int32_t)kg_opt_int_field(L, index, "prefix_cache", 0, 1, INT32_MAX);
+}
+
 /* core.model(plan, options) -> Model, or nil, message, code. Takes the plan: its handle is closed on success.
- * options: device, variant, threads, ctx, pool, chunk, kv, progress = function(what, done, total), which cancels by
+ * options: device, variant, threads, ctx, pool, chunk, kv, prefix_cache, progress = function(what, done, total), which cancels by
  * returning true and is called during long steps too. */
 static int open_model(lua_State *L)
 {
   kg_check_open(L, 1, KG_CLASS_PLAN);
   lua_settop(L, 2);
-  static const char *const fields[] = {"device", "variant", "threads", "ctx", "pool", "chunk", "kv", "progress", NULL};
+  static const char *const fields[] = {"device", "variant", "threads", "ctx", "pool", "chunk", "kv", "progress",
+                                     "prefix_cache", NULL};
   kg_check_fields(L, 2, fields);
   kg_model_options options = {.device = kg_opt_string_field(L, 2, "device", "auto"),
                               .variant = kg_opt_string_field(L, 2, "variant", NULL),
@@ -118,7 +130,8 @@ static int open_model(lua_State *L)
                               .context = (int32_t)kg_opt_int_field(L, 2, "ctx", 0, 0, INT32_MAX),
                               .pool = (int32_t)kg_opt_int_field(L, 2, "pool", 0, 0, INT32_MAX),
                               .chunk = (int32_t)kg_opt_int_field(L, 2, "chunk", 0, 0, INT32_MAX),
-                              .kv = kg_opt_string_field(L, 2, "kv", NULL)};
+                              .kv = kg_opt_string_field(L, 2, "kv", NULL),
+                              .prefix_cache = prefix_cache_field(L, 2)};
   model_box *box = lua_newuserdatauv(L, sizeof *box, N_USER_VALUES);
   *box = (model_box){.collect_at = COLLECT_AT_LEAST};
   luaL_setmetatable(L, KG_CLASS_MODEL);
@@ -238,17 +251,19 @@ void kg_collect_sequences(lua_State *L, int model_index)
   box->collect_at = twice > COLLECT_AT_LEAST ? twice : COLLECT_AT_LEAST;
 }
 
-/* model:sequence{seed = 0} -> Sequence */
+/* model:sequence{seed = 0, prefix_cache = true} -> Sequence */
 static int model_sequence(lua_State *L)
 {
-  static const char *const fields[] = {"seed", NULL};
+  static const char *const fields[] = {"seed", "prefix_cache", NULL};
   check_model(L, 1);
   kg_check_fields(L, 2, fields);
   const int64_t seed = kg_opt_int_field(L, 2, "seed", 0, INT64_MIN, INT64_MAX);
+  const bool is_apart = !kg_opt_bool_field(L, 2, "prefix_cache", true);
   kg_handle *handle = kg_push_sequence(L, 1);
   kg_sequence *sequence = NULL;
   kg_error err;
   if (kg_sequence_new(check_model(L, 1), (uint64_t)seed, &sequence, &err)) return kg_push_error(L, &err);
+  if (is_apart) kg_sequence_stay_apart(sequence);
   handle->object = sequence;
   return 1;
 }
@@ -554,14 +569,15 @@ static int model_values(lua_State *L)
   return kg_call_at_rest(L, push_value_names);
 }
 
-/* model:stats() -> table with the fields of kg_model_stats, chunk, n_sequences, n_pages, n_pages_used, n_pages_max, page */
+/* model:stats() -> table with the fields of kg_model_stats, chunk, n_sequences, n_pages, n_pages_used, n_pages_kept,
+ * n_pages_max, page */
 static int model_get_stats(lua_State *L)
 {
   const kg_model *model = check_model(L, 1);
   kg_model_stats stats;
   kg_model_get_stats(model, &stats);
   const int32_t n_sequences = kg_model_sequence_count(model), n_pages = kg_kv_page_count(kg_model_kv(model)),
-                n_pages_used = kg_kv_pages_used(kg_model_kv(model)),
+                n_pages_used = kg_kv_pages_used(kg_model_kv(model)), n_pages_kept = kg_kv_pages_kept(kg_model_kv(model)),
                 n_pages_max = kg_kv_page_limit(kg_model_kv(model));
   lua_newtable(L);
   lua_pushstring(L, stats.device);
@@ -576,6 +592,7 @@ static int model_get_stats(lua_State *L)
   kg_set_integer(L, "kv_bytes", (int64_t)stats.kv_bytes);
   kg_set_integer(L, "n_threads", stats.n_threads);
   kg_set_integer(L, "n_tokens_evaluated", stats.n_tokens_evaluated);
+  kg_set_integer(L, "n_tokens_reused", stats.n_tokens_reused);
   kg_set_integer(L, "n_tokens_dropped", stats.n_tokens_dropped);
   kg_set_integer(L, "n_steps", stats.n_steps);
   kg_set_integer(L, "n_steps_dropped", stats.n_steps_dropped);
@@ -585,6 +602,7 @@ static int model_get_stats(lua_State *L)
   kg_set_integer(L, "n_sequences", n_sequences);
   kg_set_integer(L, "n_pages", n_pages);
   kg_set_integer(L, "n_pages_used", n_pages_used);
+  kg_set_integer(L, "n_pages_kept", n_pages_kept);
   kg_set_integer(L, "n_pages_max", n_pages_max);
   kg_set_integer(L, "chunk", kg_model_chunk(model));
   kg_set_integer(L, "page", KG_PAGE);

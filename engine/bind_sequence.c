@@ -423,10 +423,11 @@ static int push_rng(lua_State *L)
 static int push_stats(lua_State *L)
 {
   const kg_sequence *sequence = kg_check_sequence(L, 1);
-  const int64_t n_evaluated = sequence->n_tokens_evaluated, n_drafted = sequence->n_drafted,
-                n_accepted = sequence->n_accepted;
+  const int64_t n_evaluated = sequence->n_tokens_evaluated, n_reused = sequence->n_tokens_reused,
+                n_drafted = sequence->n_drafted, n_accepted = sequence->n_accepted;
   lua_newtable(L);
   kg_set_integer(L, "n_tokens_evaluated", n_evaluated);
+  kg_set_integer(L, "n_tokens_reused", n_reused);
   kg_set_integer(L, "n_drafted", n_drafted);
   kg_set_integer(L, "n_accepted", n_accepted);
   return 1;

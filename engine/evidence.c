@@ -145,6 +145,7 @@ int kg_model_flip_weight(kg_model *model, const char *name, size_t at, unsigned 
     if (strcmp(kg_plan_weight_at(plan, i)->name, name)) continue;
     status = backend->weight_read(exe, i, at, 1, &byte, err);
     byte ^= mask;
+    kg_kv_forget(kg_model_kv(model));
     return status ? status : backend->weight_write(exe, i, at, 1, &byte, err);
   }
   char quoted[KG_QUOTE_MAX];

@@ -158,6 +158,7 @@ typedef struct kg_model_stats {
   int32_t n_threads;          /* 0 where it does not apply */
   int64_t n_tokens_evaluated; /* tokens that went through the forward pass since the model was opened */
   int64_t n_steps;            /* forward passes */
+  int64_t n_tokens_reused;    /* not counted above: their rows were found in the prefix cache */
   int64_t n_tokens_dropped;   /* not counted above: drawn and evaluated ahead of the caller, who went another way */
   int64_t n_steps_dropped;    /* and passes of nothing but such tokens */
   int64_t n_timed;            /* passes timed by the device itself, dropped ones too (kg_model_set_timing) */

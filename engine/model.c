@@ -19,7 +19,7 @@ struct kg_model {
   int32_t context, chunk;
   int32_t n_sequences;
   bool is_stepping;
-  int64_t n_tokens_evaluated, n_steps, n_tokens_dropped, n_steps_dropped;
+  int64_t n_tokens_evaluated, n_steps, n_tokens_reused, n_tokens_dropped, n_steps_dropped;
   kg_progress progress;
   void *progress_user;
   kg_sequence *drafting;
@@ -125,7 +125,9 @@ static int open_parts(kg_model *model, const kg_model_options *options, kg_error
   if (!status) status = scratch_init(&model->scratch, model->chunk, err);
   if (!status) status = kg_gguf_check_unchanged(kg_plan_gguf(model->plan), err); /* reading what a shorter file lost is fatal */
   if (!status) status = model->backend->compile(model->plan, &compile, &model->exe, err);
-  if (!status) status = kg_kv_new(model->backend, model->exe, max_pages, &model->kv, err);
+  const int32_t n_kept = options->prefix_cache ? options->prefix_cache : model->context;
+  if (!status)
+    status = kg_kv_new(model->backend, model->exe, max_pages, n_kept < 0 ? -1 : n_kept / KG_PAGE, &model->kv, err);
   return status;
 }
 
@@ -180,6 +182,7 @@ void kg_model_get_stats(const kg_model *model, kg_model_stats *out)
   model->backend->get_stats(model->exe, out);
   out->n_tokens_evaluated = model->n_tokens_evaluated;
   out->n_steps = model->n_steps;
+  out->n_tokens_reused = model->n_tokens_reused;
   out->n_tokens_dropped = model->n_tokens_dropped;
   out->n_steps_dropped = model->n_steps_dropped;
 }
@@ -314,6 +317,7 @@ int kg_model_scramble(kg_model *model, const char *prefix, uint64_t seed, int32_
     if (!strncmp(kg_plan_weight_at(model->plan, i)->name, prefix, length))
       status = scramble_weight(model, i, seed, bytes, err);
   kg_free(bytes);
+  kg_kv_forget(model->kv);
   if (!status) *n_weights = n_found;
   return status;
 }
@@ -347,6 +351,11 @@ void kg_model_count(kg_model *model, int64_t n_tokens, int64_t n_steps)
 {
   model->n_tokens_evaluated += n_tokens;
   model->n_steps += n_steps;
+}
+
+void kg_model_count_reused(kg_model *model, int64_t n_tokens)
+{
+  model->n_tokens_reused += n_tokens;
 }
 
 void kg_model_count_dropped(kg_model *model, int64_t n_tokens, int64_t n_steps)

@@ -11,6 +11,8 @@ typedef struct kg_model_options {
   int32_t context;          /* positions a sequence may hold; 0: what the file says, at most 4096 */
   int32_t pool;             /* positions of all sequences together; 0: no limit but memory */
   int32_t chunk;            /* most rows per forward pass; 0: 512 */
+  int32_t prefix_cache;     /* positions for whose sake the pool grows although no sequence holds them (kv.h); 0: as many as
+                               a sequence may hold; -1: no prefix cache */
   const char *kv;           /* "f32", "f16"; NULL or "auto": f32 for models with float32 matrices, else f16 */
   kg_progress progress;     /* during the load; may be NULL */
   void *progress_user;
@@ -66,6 +68,7 @@ int64_t kg_model_next_serial(kg_model *model); /* a number that nothing else of 
 /* Progress and cancellation between the runs of a step; KG_ERR_CANCELLED when the callback says so. */
 int kg_model_progress(kg_model *model, const char *what, int64_t done, int64_t total, kg_error *err);
 void kg_model_count(kg_model *model, int64_t n_tokens, int64_t n_steps);
+void kg_model_count_reused(kg_model *model, int64_t n_tokens);
 void kg_model_count_dropped(kg_model *model, int64_t n_tokens, int64_t n_steps);
 kg_sequence **kg_model_drafting(kg_model *model); /* head of a list, of draft.c */
 void kg_model_sequence_opened(kg_model *model);

@@ -97,6 +97,7 @@ static void shorten(kg_sequence *sequence, int32_t pos)
   kg_draft_drop(sequence);
   sequence->tokens.n = (size_t)pos;
   if (sequence->n_evaluated > pos) sequence->n_evaluated = pos;
+  if (sequence->n_public > pos) sequence->n_public = pos;
   kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, sequence->n_evaluated);
   sequence->logits_pos = -1; /* of another token, or a sampler may have written to them */
   sequence->n_draws = 0;
@@ -199,6 +200,8 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   if (status) goto fail;
   fork->is_private = sequence->is_private;
   fork->n_evaluated = sequence->n_evaluated;
+  fork->n_public = sequence->n_public;
+  fork->is_apart = sequence->is_apart;
   if (logits_are_current(sequence) || kg_draft_holds_logits(sequence)) status = copy_logits(fork, sequence, err);
   if (!status) status = kg_companions_copy(sequence->companions, &fork->companions, err);
   if (status) goto fail;
@@ -232,7 +235,7 @@ int kg_sequence_release(kg_sequence *sequence, kg_error *err)
   if (status || sequence->is_private) return status;
   kg_sequence_drop_ahead(sequence);
   kg_draft_drop(sequence);
-  sequence->n_evaluated = 0;
+  sequence->n_evaluated = sequence->n_public = 0;
   kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, 0);
   return KG_OK;
 }
@@ -243,10 +246,36 @@ int32_t kg_sequence_cached_end(const kg_sequence *sequence)
   return sequence->n_evaluated + (draft->n_rows > draft->at ? draft->n_rows - draft->at : 0);
 }
 
+/* Are the sequence's rows what its ids make of them, and those to come? */
+static bool takes_part(const kg_sequence *sequence)
+{
+  return !sequence->is_private && !sequence->is_apart && sequence->n_public == sequence->n_evaluated;
+}
+
 void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens)
 {
+  const bool is_public = takes_part(sequence);
   sequence->n_evaluated += n_tokens;
   sequence->n_tokens_evaluated += n_tokens;
+  if (!is_public) return;
+  sequence->n_public = sequence->n_evaluated;
+  kg_kv_publish(kg_model_kv(sequence->model), &sequence->pages, sequence->tokens.ids, sequence->n_public);
+}
+
+void kg_sequence_reuse(kg_sequence *sequence)
+{
+  const int32_t n = kg_sequence_pos(sequence), before = sequence->n_evaluated;
+  if (!takes_part(sequence) || n - before < 2) return;
+  const int32_t end = kg_kv_reuse(kg_model_kv(sequence->model), &sequence->pages, sequence->tokens.ids, before, n);
+  const int32_t n_reused = end - before - (end == n); /* the last one is evaluated again */
+  sequence->n_evaluated = sequence->n_public = end;
+  sequence->n_tokens_reused += n_reused;
+  kg_model_count_reused(sequence->model, n_reused);
+}
+
+void kg_sequence_stay_apart(kg_sequence *sequence)
+{
+  sequence->is_apart = true;
 }
 
 int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err)

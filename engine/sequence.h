@@ -43,6 +43,9 @@ struct kg_sequence {
                               serve another sequence that has the same ones, nor another's page this one */
   kg_tokens tokens;        /* the timeline */
   int32_t n_evaluated;     /* tokens whose keys and values are in the pages */
+  int32_t n_public;        /* leading ones whose rows were computed here from their ids alone, or found: others may have them
+                              (kv.h) */
+  bool is_apart;           /* takes nothing from the prefix cache and leaves nothing there */
   kg_page_table pages;
   uint64_t seed;
   uint64_t n_draws;        /* random numbers drawn at position draw_pos; a new position starts at 0 */
@@ -51,7 +54,7 @@ struct kg_sequence {
   kg_future future;
   kg_draft draft;
   int32_t logits_pos;      /* tokens on the timeline when the logits were computed; -1: none */
-  int64_t n_tokens_evaluated, n_drafted, n_accepted; /* rows ever; of drafts, reached or not; of drafts, reached */
+  int64_t n_tokens_evaluated, n_tokens_reused, n_drafted, n_accepted; /* kigo.SequenceStats in lua/kigo/meta.lua */
   struct {                 /* bookkeeping of the step that runs */
     int64_t serial;
     int32_t pos, end;      /* of its rows, those of the draft at the end */
@@ -76,6 +79,10 @@ bool kg_sequence_is_released(const kg_sequence *sequence);
 int32_t kg_sequence_cached_end(const kg_sequence *sequence);
 /* So many tokens more have their keys and values in the pages. */
 void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens);
+/* Find rows of pending tokens in the prefix cache. The last token's is evaluated in any case, for its logits. */
+void kg_sequence_reuse(kg_sequence *sequence);
+/* Have nothing to do with the prefix cache from now on: all work is done here, and for this sequence alone. */
+void kg_sequence_stay_apart(kg_sequence *sequence);
 /* Bring the logits up to date, as kg_sequence_logits does, without making a handle. */
 int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err);
 int kg_sequence_ensure_logits(kg_sequence *sequence, kg_error *err); /* a buffer for them */

@@ -85,6 +85,8 @@ static int prepare(step *s, kg_error *err)
     if (sequence->step.serial == serial)
       return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the step is in it twice", i);
     const kg_step_item *item = &s->items[i];
+    if (kg_sequence_pending(sequence)) kg_sequence_interrupt(sequence); /* it computes what is asked for, here and now */
+    if (kg_sequence_pending(sequence) && !item->all_logits && !s->n_traces) kg_sequence_reuse(sequence);
     const int32_t pending = kg_sequence_pending(sequence), n_rows = rows_of(item);
     sequence->step.serial = serial;
     sequence->step.pos = kg_sequence_pos(sequence) - pending;
@@ -93,7 +95,6 @@ static int prepare(step *s, kg_error *err)
     sequence->step.n_rows = 0;
     sequence->step.is_over = false;
     s->n_total += n_rows;
-    if (pending) kg_sequence_interrupt(sequence); /* the step computes what the caller asks for, here and now */
     int status = pending ? kg_sequence_ensure_logits(sequence, err) : kg_draft_take_logits(sequence, err);
     const int32_t end = sequence->step.pos + n_rows;
     if (!status && n_rows && item->all_logits && item->all_logits->ops != sequence->logits->ops)
@@ -259,7 +260,8 @@ static int settle(step *s, const kg_step_item *item, kg_error *err)
   if (n_tokens > 0) {
     s->n_done += n_tokens;
     kg_model_count(s->model, n_tokens, 0);
-    sequence->n_evaluated = first;
+    if (sequence->n_public == sequence->n_evaluated) sequence->n_public = first;
+    sequence->n_evaluated = first; /* one less than before where the last one was evaluated again */
     kg_sequence_evaluated(sequence, n_tokens);
   }
   kg_draft_settle(sequence, done);

@@ -23,7 +23,7 @@ describe("drawing ahead", function()
 
   ---What n draws give, with counters, and what is left behind them.
   local function run(model, chain, n, ahead, prompt)
-    local seq <close> = model:sequence { seed = 5 }
+    local seq <close> = model:sequence { seed = 5, prefix_cache = false }
     seq:feed(prompt)
     local ids, n_tokens, n_steps = counted(model, function()
       local ids = {}

@@ -122,7 +122,7 @@ describe("a draft", function()
     end)
 
     local function begin()
-      local seq = model:sequence {}
+      local seq = model:sequence { prefix_cache = false }
       seq:feed(tiny.ids(10))
       return seq
     end
@@ -141,7 +141,7 @@ describe("a draft", function()
       local stats = model:stats()
       assert.equal(before.n_steps + 1, stats.n_steps)
       assert.equal(before.n_tokens_dropped, stats.n_tokens_dropped)
-      assert.same({ n_tokens_evaluated = 14, n_drafted = 4, n_accepted = 4 }, seq.stats)
+      assert.same({ n_tokens_evaluated = 14, n_tokens_reused = 0, n_drafted = 4, n_accepted = 4 }, seq.stats)
     end)
 
     it("and dropped where the timeline goes another way", function()
@@ -154,7 +154,7 @@ describe("a draft", function()
       assert.equal(before.n_tokens_dropped + 3, stats.n_tokens_dropped)
       assert.equal(before.n_tokens_evaluated + 11, stats.n_tokens_evaluated)
       assert.equal(1, seq:pending())
-      assert.same({ n_tokens_evaluated = 11, n_drafted = 4, n_accepted = 1 }, seq.stats)
+      assert.same({ n_tokens_evaluated = 11, n_tokens_reused = 0, n_drafted = 4, n_accepted = 1 }, seq.stats)
     end)
 
     it("not where nothing is pending: it waits for a pass that is", function()

@@ -69,7 +69,7 @@ describe("kigo.sequence", function()
 
   describe("logits", function()
     it("are those after the last token, computed when they are asked for", function()
-      local seq <close> = model:sequence {}
+      local seq <close> = model:sequence { prefix_cache = false }
       local before = model:stats().n_tokens_evaluated
       seq:feed(prefix(40))
       assert.equal(before, model:stats().n_tokens_evaluated)

@@ -12,15 +12,17 @@ local conversation = {}
 
 ---@class kigo.ChatOptions: kigo.GenerateOptions, kigo.RenderOptions   generate and parser are chosen here
 ---@field seed? integer                    of the random numbers; default 0
+---@field prefix_cache? boolean            false: evaluate every token of the prompt (Model:sequence)
 ---@field template? string|kigo.Template   instead of the file's: one by name, or any other
 ---@field format? string                   of the answers, by name (lua/kigo/parse/); default: what the template teaches
-conversation.options = { seed = "integer", template = "string|table", format = "string" }
+conversation.options = { seed = "integer", prefix_cache = "boolean", template = "string|table", format = "string" }
 for name, wanted in pairs(sequence.generate_options) do conversation.options[name] = wanted end
 for name, wanted in pairs(template.render_options) do conversation.options[name] = wanted end
 conversation.options.generate, conversation.options.parser = nil, nil
 
 ---@class kigo.ChatStats
 ---@field prompt_tokens integer   that were fed
+---@field reused_tokens integer   of those, found in the prefix cache
 ---@field prompt_s number         seconds until the first token could be sampled
 ---@field tokens integer
 ---@field decode_s number         seconds for the rest
@@ -48,22 +50,27 @@ local function render(tpl, messages, options)
   return tpl:render(messages, wanted)
 end
 
+local function new_sequence(model, options)
+  return model:sequence { seed = options.seed or 0, prefix_cache = options.prefix_cache }
+end
+
 ---Feed what is due of a prompt and generate the answer.
 local function answer(seq, due, options, parser)
-  local before, t0 = seq:pos(), core.now()
+  local before, reused, t0 = seq:pos(), seq.stats.n_tokens_reused, core.now()
   local pos, message, code = seq:feed(due)
   if not pos then return nil, message, code end
   local done
   done, message, code = seq:step()
   if not done then return nil, message, code end
   local t1 = core.now()
+  reused = seq.stats.n_tokens_reused - reused
   local wanted = check.pick(options, sequence.generate_options)
   wanted.parser = parser
   local result
   result, message, code = seq:generate(wanted)
   if not result then return nil, message, code end
   ---@cast result kigo.ChatResult
-  result.stats = { prompt_tokens = pos - before, prompt_s = t1 - t0, tokens = result.n_tokens,
+  result.stats = { prompt_tokens = pos - before, reused_tokens = reused, prompt_s = t1 - t0, tokens = result.n_tokens,
     decode_s = core.now() - t1 }
   return result
 end
@@ -86,7 +93,7 @@ function conversation.chat(model, messages, options)
   segments, message, code = render(tpl, messages, options)
   if not segments then return nil, message, code end
   local parser = parser_of(model, tpl, segments, options)
-  local seq <close>, why, kind = model:sequence { seed = options.seed or 0 }
+  local seq <close>, why, kind = new_sequence(model, options)
   if not seq then return nil, why, kind end
   local result
   result, message, code = answer(seq, segments, options, parser)
@@ -114,7 +121,7 @@ for name, wanted in pairs(conversation.options) do known[name] = wanted end
 
 -- What may differ from turn to turn.
 local turn_options = check.pick(conversation.options, conversation.options)
-turn_options.seed, turn_options.template = nil, nil
+turn_options.seed, turn_options.prefix_cache, turn_options.template = nil, nil, nil
 
 ---@param model kigo.Model
 ---@param options? kigo.ConversationOptions   the defaults of every turn
@@ -138,7 +145,7 @@ end
 ---@return integer? code
 function Conversation:reset()
   self:close()
-  local seq, message, code = self.model:sequence { seed = self._options.seed or 0 }
+  local seq, message, code = new_sequence(self.model, self._options)
   if not seq then return nil, message, code end
   self.seq, self.messages, self._text = seq, {}, ""
   if self._options.system then self.messages[1] = { role = "system", content = self._options.system } end

@@ -55,6 +55,9 @@ local kigo = {
 ---@field ctx? integer       positions a sequence may hold; default: what the file says, at most 4096
 ---@field pool? integer      positions that all sequences may hold together; default: no limit but memory
 ---@field chunk? integer     most rows per forward pass
+---@field prefix_cache? boolean|integer  keep cache pages of closed and rewound sequences for prompts that begin alike
+---(default true). Pages go first to whoever wants them for something else. A number: positions for whose sake the cache
+---may take memory that sequences do not need; default: as many as one of them may hold (ctx)
 ---@field kv? string         type of the key/value cache: "f32", "f16" or "auto"
 ---@field tokenizer? boolean false: load without one (model.tokenizer is nil), for work on ids alone
 ---@field pre? string        a pre-tokenizer's name, instead of the file's tokenizer.ggml.pre
@@ -62,7 +65,8 @@ local kigo = {
 ---@field progress? kigo.Progress  called while loading and during long steps; true cancels
 local load_options = {
   device = "string", variant = "string", threads = "integer", ctx = "integer", pool = "integer", chunk = "integer",
-  kv = "string", tokenizer = "boolean", pre = "string", normalize = "boolean", progress = "function",
+  prefix_cache = "boolean|integer", kv = "string", tokenizer = "boolean", pre = "string", normalize = "boolean",
+  progress = "function",
 }
 
 ---A message that names its file, once.

@@ -651,13 +651,15 @@ function Model:tensor(name, first, count) end
 ---@field n_threads integer
 ---@field n_tokens_evaluated integer   since loading
 ---@field n_steps integer              forward passes
+---@field n_tokens_reused integer      not counted above: their rows were found in the prefix cache
 ---@field n_tokens_dropped integer     drawn and evaluated ahead of the caller, who went another way; not counted above
 ---@field n_steps_dropped integer      passes of nothing but such tokens
 ---@field n_timed integer              passes timed by the device, dropped ones too (Model:set_timing)
 ---@field timed_s number               what those took there
 ---@field n_sequences integer
 ---@field n_pages integer              of the key/value cache, as allocated now
----@field n_pages_used integer
+---@field n_pages_used integer         that sequences hold
+---@field n_pages_kept integer         that only the prefix cache holds: as good as free
 ---@field n_pages_max integer          that there may ever be: load's `pool`
 ---@field page integer                 positions in a page
 ---@field chunk integer                most rows of a forward pass
@@ -750,6 +752,7 @@ local Sequence = {}
 
 ---@class kigo.SequenceStats
 ---@field n_tokens_evaluated integer   rows that went through the forward pass for this timeline, some more than once
+---@field n_tokens_reused integer      tokens whose rows were found in the prefix cache instead
 ---@field n_drafted integer            rows of drafts (Sequence:expect)
 ---@field n_accepted integer           of those, what the timeline reached
 

@@ -16,7 +16,8 @@ local Model = core.classes.Model
 local trace_names, new_sequence, logits_of = Model.trace, Model.sequence, Model.logits
 
 ---A new timeline.
----@param options? { seed: integer? }   seed: of its random numbers; default 0
+---@param options? { seed: integer?, prefix_cache: boolean? }   seed: of its random numbers; default 0. prefix_cache =
+---false: evaluate every token here, and leave nothing behind for others
 ---@return kigo.Sequence?   a to-be-closed handle
 ---@return string? message
 ---@return integer? code

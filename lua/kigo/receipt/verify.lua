@@ -307,7 +307,7 @@ function verify.verify(model, r, options)
       self.chain, message = stages.chain(r.sampler)
       if not self.chain then self:problem("%s", message) end
     end
-    local seq <close>, why, kind = model:sequence { seed = math.tointeger(tonumber(r.seed)) }
+    local seq <close>, why, kind = model:sequence { seed = math.tointeger(tonumber(r.seed)), prefix_cache = false }
     if not seq then return nil, why, kind end
     self.seq = seq
     local done
