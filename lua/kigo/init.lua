@@ -14,6 +14,7 @@ local parse = require "kigo.parse"
 local quantize = require "kigo.quantize"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
+local scheduler = require "kigo.scheduler"
 local template = require "kigo.template"
 require "kigo.model"    -- the scripted methods of kigo.Model
 require "kigo.sequence" -- and of kigo.Sequence
@@ -35,6 +36,7 @@ local kigo = {
   zeros = core.zeros,
   stream = core.stream,
   now = core.now,
+  scheduler = scheduler.new,
   -- samplers
   chain = sample.chain,
   greedy = sample.greedy,

@@ -4,6 +4,7 @@ local check = require "kigo.check"
 local conversation = require "kigo.conversation"
 local parse = require "kigo.parse"
 local pass = require "kigo.pass"
+local scheduler = require "kigo.scheduler"
 local template = require "kigo.template"
 local values = require "kigo.values"
 
@@ -38,6 +39,18 @@ function Model:step(sequences) return pass.steps(self, sequences) end
 ---@return string? message
 ---@return integer? code
 function Model:draw(sequences, chain, ahead) return pass.draws(self, sequences, chain, ahead) end
+
+---Run a body for every input, each in a coroutine with a sequence of its own: body(seq, input, i). All that wait for
+---logits share forward passes; each computes what it would compute alone, bit for bit. Sequences that a body makes are
+---closed with it, but for those that it returns.
+---@param options? kigo.BatchOptions
+---@param inputs any[]
+---@param body fun(seq: kigo.Sequence, input: any, i: integer): any
+---@return table? results   by input: the first value that its body returned, nil where it failed; n: #inputs
+---@return table|string errors   by input, of those that failed: the error with its traceback, or the message that came
+---with nil; or the message
+---@return integer? code    kigo.err.CANCELLED: a progress function wants no more
+function Model:batch(options, inputs, body) return scheduler.batch(self, options, inputs, body) end
 
 ---The logits after every position, on a sequence of its own.
 ---@param ids integer[]

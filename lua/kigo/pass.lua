@@ -26,6 +26,7 @@ local running
 ---@field chain? kigo.Chain     draw an id
 ---@field ahead? integer
 ---@field id? integer           the drawn one
+---@field model? kigo.Model     the sequence's, unless given
 ---@field run? function         called alone, with args
 ---@field args? table
 ---@field results? table
@@ -94,7 +95,7 @@ end
 ---@return any ...            what it returned
 function pass.alone(on, run, ...)
   if not running then return run(...) end
-  local item = { seq = on, run = run, args = table.pack(...) }
+  local item = { seq = on, model = on.model or on, run = run, args = table.pack(...) }
   local done, message, code = running:ask { item }
   if not done then return nil, message, code end
   return table.unpack(item.results, 1, item.results.n)
@@ -113,6 +114,11 @@ end
 ---@return kigo.Task?
 function pass.running() return running end
 
+local function leave(outer, ...)
+  running = outer
+  return ...
+end
+
 ---For schedulers: run a body until it yields or ends.
 ---@param task kigo.Task
 ---@return boolean ok
@@ -120,11 +126,7 @@ function pass.running() return running end
 function pass.resume(task, ...)
   local outer = running
   running = task
-  local function leave(...)
-    running = outer
-    return ...
-  end
-  return leave(coroutine.resume(task.thread, ...))
+  return leave(outer, coroutine.resume(task.thread, ...))
 end
 
 return pass

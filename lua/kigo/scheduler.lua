@@ -1,0 +1,665 @@
+-- scheduler.lua - many generation loops at once. Each body runs in a coroutine and waits wherever it needs a forward
+-- pass (pass.lua); a step of the scheduler computes what they wait for in shared passes and lets them go on. What a body
+-- computes is what it would compute alone, bit for bit; this file only decides who goes when:
+--
+-- * A pass has a budget of rows. Everybody who decodes gets one, prompts share the rest: however long one is, others
+--   wait for one pass at most. Those who were left out of a pass come first in the next.
+-- * Cache pages go by rank: higher priority first, then the older task. When the pool is full the lowest gives all of
+--   its pages up, and what it needs of them is computed again when there is room. The highest one that waits is always
+--   served, so that all come to an end.
+-- * A body's end, error or cancellation is its own: its <close> variables run, its sequences are closed, and the others
+--   go on.
+local core = require "kigo.core"
+local check = require "kigo.check"
+local pass = require "kigo.pass"
+
+local scheduler = {}
+
+---@class kigo.Scheduler
+---@field model kigo.Model
+---@field failed kigo.Task?    the first task whose body raised an error
+---@field n_tasks integer      spawned
+---@field n_ended integer      of them
+---@field n_steps integer
+---@field n_preempted integer  how often a task gave its cache pages up
+---@field _live kigo.Task[]    started, not ended; in order of their turns
+---@field _queues table        by priority: what is not started yet
+local Scheduler = {}
+Scheduler.__index = Scheduler
+Scheduler.__name = "kigo.Scheduler"
+
+---A body and its coroutine.
+---@class kigo.Task
+---@field status "queued"|"waiting"|"running"|"done"|"failed"|"cancelled"
+---@field priority number      higher goes first; task:set_priority changes it
+---@field scheduler kigo.Scheduler
+---@field thread thread?       once it is started
+---@field results table?       what the body returned, packed; when done
+---@field error any            what went wrong, with a traceback; when failed, or when closing a cancelled one failed
+---@field _items kigo.PassItem[]?  what it waits for
+---@field _joined kigo.Task?       whose end it waits for
+---@field _sequences table         that it made
+local Task = {}
+Task.__index = Task
+Task.__name = "kigo.Task"
+
+local RAISE = {} -- an outcome: raise the message in the body
+
+local function has_ended(task)
+  return task.status == "done" or task.status == "failed" or task.status == "cancelled"
+end
+
+local function outranks(a, b)
+  if a.priority ~= b.priority then return a.priority > b.priority end
+  return a._number < b._number
+end
+
+local function is_sequence(value)
+  return type(value) == "userdata" and getmetatable(value).__name == "kigo.Sequence"
+end
+
+---Is this the body itself, and no place in it where Lua cannot yield, nor a coroutine of its own?
+local function can_yield(task) return coroutine.isyieldable() and coroutine.running() == task.thread end
+
+-- ---- tasks, as their bodies see them (pass.lua) ----
+
+---Wait until the items are computed.
+---@param items kigo.PassItem[]
+---@return true?
+---@return string? message
+---@return integer? code
+function Task:ask(items)
+  local outcome, message, code
+  if can_yield(self) then
+    self._items = items
+    outcome, message, code = coroutine.yield()
+  else
+    outcome, message, code = self.scheduler:_serve_now(self, items)
+  end
+  if outcome == RAISE then error(message, 0) end
+  return outcome, message, code
+end
+
+function Task:own(seq) self._sequences[seq] = true end
+
+---Sequences that somebody forgot may be closed by the collector at any time.
+---@return fun(): kigo.Sequence?  the next open one that holds cache pages of the model
+local function holders(task, model)
+  local seq
+  return function()
+    repeat
+      seq = next(task._sequences, seq)
+      local open, n = pcall(function() return seq and seq.model == model and seq:pages() end)
+    until not seq or (open and n and n > 0)
+    return seq
+  end
+end
+
+-- ---- the life of a task ----
+
+---Another body: f(...), in a coroutine of its own. It starts with one of the next steps.
+---@param f fun(...): any
+---@return kigo.Task
+function Scheduler:spawn(f, ...)
+  if self._closed then error("the scheduler is closed", 2) end
+  if type(f) ~= "function" then error("spawn: function expected, got " .. type(f), 2) end
+  local parent = pass.running()
+  local task = setmetatable({ status = "queued", scheduler = self, _number = self.n_tasks + 1, _f = f,
+    priority = parent and parent.scheduler == self and parent.priority or 0,
+    _args = table.pack(...), _sequences = setmetatable({}, { __mode = "k" }) }, Task)
+  self:_enqueue(task)
+  self.n_tasks = self.n_tasks + 1
+  return task
+end
+
+function Scheduler:_enqueue(task)
+  local queue = self._queues[task.priority]
+  if not queue then
+    queue = { first = 1, last = 0 }
+    self._queues[task.priority] = queue
+  end
+  queue[queue.last + 1] = task
+  queue.last = queue.last + 1
+end
+
+---The next one to start.
+function Scheduler:_dequeue()
+  while true do
+    local highest
+    for priority in pairs(self._queues) do highest = highest and math.max(highest, priority) or priority end
+    if not highest then return nil end
+    local queue = self._queues[highest]
+    local task = queue[queue.first]
+    queue[queue.first] = nil
+    queue.first = queue.first + 1
+    if queue.first > queue.last then self._queues[highest] = nil end
+    if task.status == "queued" and task.priority == highest then return task end -- else cancelled, or moved
+  end
+end
+
+local function with_traceback(thread, value)
+  if type(value) ~= "string" or value:find("\nstack traceback:\n", 1, true) then return value end
+  return debug.traceback(thread, value)
+end
+
+---A task comes to its end: let go of everything that is its own, but for sequences that it returns.
+local function finish(task, status, results, problem)
+  local owner = task.scheduler
+  task.status, task.results, task.error = status, results, problem
+  task._items, task._joined = nil, nil
+  owner.n_ended = owner.n_ended + 1
+  if status == "failed" then owner.failed = owner.failed or task end
+  if task.thread then
+    local closed, why = coroutine.close(task.thread)
+    if status == "cancelled" and not closed then task.error = why end
+  end
+  for i = 1, results and results.n or 0 do
+    if is_sequence(results[i]) then task._sequences[results[i]] = nil end
+  end
+  for seq in pairs(task._sequences) do seq:close() end
+end
+
+---What a resumed body did: it waits, or has ended.
+local function settle(task, ok, ...)
+  if coroutine.status(task.thread) == "suspended" then
+    task.status = "waiting"
+    if task._cancelled then finish(task, "cancelled") end
+  elseif ok then
+    finish(task, "done", table.pack(...))
+  else
+    finish(task, "failed", nil, with_traceback(task.thread, (...)))
+  end
+end
+
+local function resume(task, ...)
+  task.status = "running"
+  settle(task, pass.resume(task, ...))
+end
+
+---End a task now: its <close> variables run and its sequences are closed. One that runs, or waits for a pass that is
+---being computed, ends as soon as it does not.
+---@return boolean   false: it had ended before
+function Task:cancel()
+  if has_ended(self) then return false end
+  if self.status == "queued" or (self.status == "waiting" and not self.scheduler._computing) then
+    finish(self, "cancelled")
+  else
+    self._cancelled = true
+    if pass.running() == self and can_yield(self) then coroutine.yield() end
+  end
+  return true
+end
+
+---@param priority number   higher goes first
+function Task:set_priority(priority)
+  if type(priority) ~= "number" or priority ~= priority then
+    error("priority: number expected, got " .. tostring(priority), 2)
+  end
+  self.priority = priority
+  if self.status == "queued" then self.scheduler:_enqueue(self) end
+end
+
+---Yield until a task has ended.
+local function join(waiter, task, level)
+  local other = task
+  while other and other ~= waiter do other = other._joined end
+  if other then error("wait: the task would wait for itself", level + 1) end
+  if not can_yield(waiter) then error("wait: a body cannot wait for another one where it cannot yield", level + 1) end
+  while not has_ended(task) do
+    waiter._joined = task
+    coroutine.yield()
+  end
+end
+
+---Wait for a task's end: in a body of the same scheduler as for a pass, elsewhere by stepping the scheduler.
+---@return any ...   what the body returned; an error in it is raised here; nil, message, code when it was cancelled, or
+---a progress function wants no more
+function Task:wait()
+  local owner, waiter = self.scheduler, pass.running()
+  if waiter and waiter.scheduler == owner then join(waiter, self, 2) end
+  while not has_ended(self) do
+    local _, message, code = owner:step()
+    if code then return nil, message, code end
+  end
+  if self.status == "cancelled" then return nil, "the task was cancelled", core.err.CANCELLED end
+  if self.status == "failed" then error(self.error, 0) end
+  for i = 1, self.results.n do
+    if is_sequence(self.results[i]) then pass.made(self.results[i]) end -- the waiting body's own now
+  end
+  return table.unpack(self.results, 1, self.results.n)
+end
+
+-- ---- passes ----
+
+local function fail(item, outcome, message, code)
+  item.done, item.failed, item.outcome, item.message, item.code = true, true, outcome, message, code
+end
+
+---Make cache pages free, or a pass smaller, for the sake of `top`: the lowest other task that holds pages or has a part
+---in the pass gives both up; at last `top`'s own sequences that have none.
+---@return boolean   false: nothing is left to give up
+function Scheduler:_make_room(model, items, top)
+  local takes_part, lowest = {}, nil
+  for _, item in ipairs(items) do takes_part[item.task], takes_part[item.seq] = true, true end
+  for _, task in ipairs(self._live) do
+    if task ~= top and (not lowest or outranks(lowest, task)) and (takes_part[task] or holders(task, model)()) then
+      lowest = task
+    end
+  end
+  local gives_up = false
+  for seq in holders(lowest or top, model) do
+    if lowest or not takes_part[seq] then
+      seq:release()
+      gives_up = true
+    end
+  end
+  if lowest then
+    for i = #items, 1, -1 do
+      if items[i].task == lowest then table.remove(items, i) end
+    end
+  end
+  if gives_up then self.n_preempted = self.n_preempted + 1 end
+  return gives_up or lowest ~= nil
+end
+
+---Compute the items in one pass, and tell in each what became of it. Where they fail together, each is tried alone.
+---@return true?
+---@return string? message  the model's progress function wants no more
+---@return integer? code
+function Scheduler:_compute(model, items, top)
+  if #items == 0 then return true end
+  local steps, draws = {}, {}
+  for _, item in ipairs(items) do
+    local list = item.chain and not item.most and draws or steps
+    list[#list + 1] = item
+  end
+  self._computing = true
+  local called, ids, message, code = pcall(model.advance, model, steps, draws)
+  self._computing = false
+  if called and ids then
+    for i, item in ipairs(draws) do item.id, item.done = ids[i], true end
+    for _, item in ipairs(steps) do item.done = not item.most end
+    return true
+  end
+  if code == core.err.CANCELLED then return nil, message, code end
+  if code == core.err.FULL and self:_make_room(model, items, top) then return self:_compute(model, items, top) end
+  if #items > 1 then
+    for _, item in ipairs(items) do
+      local done
+      done, message, code = self:_compute(model, { item }, top)
+      if not done then return nil, message, code end
+    end
+  elseif called then
+    fail(items[1], nil, message, code)
+  else
+    fail(items[1], RAISE, ids)
+  end
+  return true
+end
+
+---Call what steps by itself. Where it finds no room and has to stand back, it is left for later.
+function Scheduler:_call(item, top)
+  local items = { item }
+  self._computing = true
+  local results = table.pack(pcall(item.run, table.unpack(item.args, 1, item.args.n)))
+  self._computing = false
+  if results[1] and results[2] == nil and results[4] == core.err.FULL and self:_make_room(item.model, items, top) then
+    if items[1] then return self:_call(item, top) end
+    item.is_blocked = true -- until its task is the highest
+  elseif results[1] then
+    item.results, item.done = table.pack(table.unpack(results, 2, results.n)), true
+  else
+    fail(item, RAISE, results[2])
+  end
+end
+
+local function is_done(items)
+  for _, item in ipairs(items) do
+    if not item.done then return false end
+  end
+  return true
+end
+
+---What to tell the body about its items: the first failure, or success.
+local function outcome_of(items)
+  for _, item in ipairs(items) do
+    if item.failed then return item.outcome, item.message, item.code end
+  end
+  return true
+end
+
+---Compute what a body wants that cannot yield.
+function Scheduler:_serve_now(task, items)
+  for _, item in ipairs(items) do
+    item.task, item.model = task, item.model or item.seq.model
+    if item.run then
+      self:_call(item, task)
+    else
+      local done, message, code = self:_compute(item.model, { item }, task)
+      if not done then return nil, message, code end
+    end
+  end
+  return outcome_of(items)
+end
+
+-- ---- who takes part ----
+
+---The tasks that wait for passes, in order of their turns, higher priorities first.
+function Scheduler:_waiting()
+  local waiting, is_sorted = {}, true
+  for _, task in ipairs(self._live) do
+    if task.status == "waiting" and task._items then
+      local last = waiting[#waiting]
+      if last and last.priority < task.priority then is_sorted = false end
+      waiting[#waiting + 1] = task
+      task._place = #waiting
+    end
+  end
+  if not is_sorted then
+    table.sort(waiting, function(a, b)
+      if a.priority ~= b.priority then return a.priority > b.priority end
+      return a._place < b._place
+    end)
+  end
+  return waiting
+end
+
+---Put an item to the others of its model: groups of { model, items, top }, top being their highest task.
+local function add_to_group(groups, item)
+  local model = item.model
+  local group = groups[model]
+  if not group then
+    group = { model = model, items = {}, top = item.task }
+    groups[model], groups[#groups + 1] = group, group
+  end
+  if outranks(item.task, group.top) then group.top = item.task end
+  group.items[#group.items + 1] = item
+end
+
+---What they wait for: groups of what passes compute, what is to be called alone, and the highest task of all.
+local function sort_out(waiting)
+  local groups, call, top, seen = {}, nil, waiting[1], {}
+  for _, task in ipairs(waiting) do
+    if outranks(task, top) then top = task end
+  end
+  for _, task in ipairs(waiting) do
+    for _, item in ipairs(task._items) do
+      item.task = task
+      if item.run then
+        if not (item.is_blocked and task ~= top) then call = call or item end
+      elseif not (item.done or seen[item.seq]) then -- two tasks may ask for the same sequence
+        seen[item.seq] = true
+        item.model = item.model or item.seq.model
+        add_to_group(groups, item)
+      end
+    end
+  end
+  return groups, call, top
+end
+
+---Leave out those who hold no pages and will not find enough: with the lower ones, in order of rank.
+local function admit(group)
+  local new = {}
+  for _, item in ipairs(group.items) do
+    if item.task ~= group.top and item.seq:pages() == 0 then new[#new + 1] = item end
+  end
+  if #new == 0 then return group.items end
+  table.sort(new, function(a, b) return outranks(a.task, b.task) end)
+  local stats, refused = group.model:stats(), {}
+  local room = stats.n_pages_max - stats.n_pages_used - (#group.items - #new) -- each may need another one soon
+  for _, item in ipairs(new) do
+    room = room - (item.seq:pos() // stats.page + 1)
+    if room < 0 then refused[item] = true end
+  end
+  local admitted = {}
+  for _, item in ipairs(group.items) do
+    if not refused[item] then admitted[#admitted + 1] = item end
+  end
+  return admitted
+end
+
+---Share the budget: a row for everybody who decodes, what is left for prompts in order of their turns, and something
+---for the first of them in any case.
+---@return kigo.PassItem[] items   with `most` where only a part of what is pending fits
+local function allot(items, budget)
+  local chosen, prompts = {}, {}
+  for _, item in ipairs(items) do
+    if budget == 0 then break end
+    local pending = item.seq:pending()
+    if pending > 1 then
+      prompts[#prompts + 1] = item
+      item.most = pending
+      if #prompts == 1 then budget = budget - 1 end
+    else
+      chosen[#chosen + 1] = item
+      item.most = nil
+      budget = budget - 1
+    end
+  end
+  if #prompts > 0 then budget = budget + 1 end
+  for _, item in ipairs(prompts) do
+    if budget == 0 then break end
+    local rows = math.min(item.most, budget)
+    budget = budget - rows
+    if rows == item.most then item.most = nil else item.most = rows end
+    chosen[#chosen + 1] = item
+  end
+  return chosen
+end
+
+function Scheduler:_budget_of(model)
+  local budget = self._budgets[model]
+  if not budget then
+    budget = self._budget or model:stats().chunk
+    self._budgets[model] = budget
+  end
+  return budget
+end
+
+-- ---- a step ----
+
+---Let go on who waits for no pass, and start who waits outside.
+function Scheduler:_wake()
+  local n_active = 0
+  for i = 1, #self._live do
+    local task = self._live[i]
+    if task.status == "running" then -- an error stopped an earlier step in the middle of it
+      finish(task, "failed", nil, "the scheduler failed while the body ran")
+    elseif task.status == "waiting" and not task._items and not (task._joined and not has_ended(task._joined)) then
+      task._joined = nil
+      resume(task)
+    end
+    if task.status == "waiting" and not task._joined then n_active = n_active + 1 end
+  end
+  while n_active < self._max do
+    local task = self:_dequeue()
+    if not task then break end
+    local args = task._args
+    task.thread = coroutine.create(task._f)
+    self._live[#self._live + 1] = task
+    task._f, task._args = nil, nil
+    resume(task, table.unpack(args, 1, args.n))
+    if task.status == "waiting" and not task._joined then n_active = n_active + 1 end
+  end
+end
+
+---Compute what the bodies wait for, each model's in a pass of its own, and one call that shares none.
+---@return true?
+---@return string? message
+---@return integer? code
+function Scheduler:_pass(waiting)
+  local groups, call, top = sort_out(waiting)
+  for _, group in ipairs(groups) do
+    local items = allot(admit(group), self:_budget_of(group.model))
+    for _, item in ipairs(items) do item.task._turn = self.n_steps end
+    local done, message, code = self:_compute(group.model, items, group.top)
+    if not done then return nil, message, code end
+  end
+  if call then
+    call.task._turn = self.n_steps
+    self:_call(call, top)
+  end
+  return true
+end
+
+---Those who had no turn come first in the next step; who has ended goes.
+function Scheduler:_rotate()
+  local live = {}
+  for _, had_turn in ipairs { false, true } do
+    for _, task in ipairs(self._live) do
+      if (task._turn == self.n_steps) == had_turn and not has_ended(task) then live[#live + 1] = task end
+    end
+  end
+  self._live = live
+end
+
+function Scheduler:_step()
+  self.n_steps = self.n_steps + 1
+  self:_wake()
+  local waiting = self:_waiting()
+  local done, message, code = self:_pass(waiting)
+  for _, task in ipairs(self._live) do
+    if task._cancelled and task.status == "waiting" then finish(task, "cancelled") end -- while it was computed
+  end
+  if not done then return nil, message, code end
+  for _, task in ipairs(waiting) do
+    if task.status == "waiting" and task._items and is_done(task._items) then
+      local outcome, why, kind = outcome_of(task._items)
+      task._items = nil
+      resume(task, outcome, why, kind)
+    end
+  end
+  self:_rotate()
+  if self._progress and self._progress("batch", self.n_ended, self.n_tasks) then
+    return nil, ("cancelled after %d of %d bodies"):format(self.n_ended, self.n_tasks), core.err.CANCELLED
+  end
+  return self.n_ended < self.n_tasks
+end
+
+---One pass of everything that waits, and on with the bodies.
+---@return boolean? more    are there tasks that have not ended?
+---@return string? message  a progress function wants no more; the tasks stay as they are
+---@return integer? code    kigo.err.CANCELLED
+function Scheduler:step()
+  if self._closed then error("the scheduler is closed", 2) end
+  if self._stepping then error("the scheduler is in the middle of a step", 2) end
+  self._stepping = true
+  local _ <close> = self._step_end
+  return self:_step()
+end
+
+---Step until all tasks have ended. What became of each is in its status, results and error.
+---@return true?
+---@return string? message
+---@return integer? code
+function Scheduler:run()
+  local more, message, code
+  repeat more, message, code = self:step() until not more
+  if code then return nil, message, code end
+  return true
+end
+
+---Cancel what has not ended.
+function Scheduler:close()
+  self._closed = true
+  for _, queue in pairs(self._queues) do
+    for i = queue.first, queue.last do queue[i]:cancel() end
+  end
+  self._queues = {}
+  for _, task in ipairs(self._live) do task:cancel() end
+end
+Scheduler.__close = Scheduler.close
+
+---@class kigo.SchedulerOptions
+---@field max? integer        most bodies that run at a time; default 32
+---@field budget? integer     most rows of a pass; default: the model's chunk
+---@field progress? kigo.Progress   called after every step: ("batch", bodies that have ended, bodies); true cancels
+local scheduler_options = { max = "integer", budget = "integer", progress = "callable" }
+
+local function check_positive(options, level)
+  for _, name in ipairs { "max", "budget" } do
+    local value = options[name]
+    if value and value < 1 then error(("%s: %d is not positive"):format(name, value), level + 1) end
+  end
+end
+
+---A scheduler. Bodies may also use sequences of other models.
+---@param model kigo.Model
+---@param options? kigo.SchedulerOptions
+---@return kigo.Scheduler   a to-be-closed variable
+function scheduler.new(model, options)
+  options = check.options(options, scheduler_options)
+  check_positive(options, 2)
+  local self = setmetatable({ model = model, n_tasks = 0, n_ended = 0, n_steps = 0, n_preempted = 0, _live = {},
+    _queues = {}, _max = options.max or 32, _budget = options.budget, _budgets = setmetatable({}, { __mode = "k" }),
+    _progress = options.progress }, Scheduler)
+  self._step_end = setmetatable({}, { __close = function() self._stepping, self._computing = false, false end })
+  return self
+end
+
+-- ---- batches ----
+
+---@class kigo.BatchOptions: kigo.SchedulerOptions
+---@field seed? integer       the sequence of input i has seed + i - 1; default 0
+---@field errors? "raise"|"collect"   what becomes of a body's error: raise, which cancels the others (the default), or
+---collect, which lets them go on
+local batch_options = { seed = "integer", errors = "string" }
+for name, wanted in pairs(scheduler_options) do batch_options[name] = wanted end
+
+local function run_body(model, seed, body, input, i)
+  local seq, message, code = model:sequence { seed = seed } -- closed with its task
+  if not seq then return nil, message, code end
+  return body(seq, input, i)
+end
+
+---Cancels, at the end of its scope, what has not ended.
+local function cancelling(tasks)
+  return setmetatable({}, { __close = function()
+    for _, task in ipairs(tasks) do task:cancel() end
+  end })
+end
+
+---Wait for all of them, or the first failure.
+local function wait_for(owner, outer, tasks, raises)
+  for _, task in ipairs(tasks) do
+    if outer then join(outer, task, 4) end
+    while not has_ended(task) do
+      local _, message, code = owner:step()
+      if code then return nil, message, code end
+      if raises and owner.failed then error(owner.failed.error, 0) end
+    end
+    if raises and task.status == "failed" then error(task.error, 0) end
+  end
+  return true
+end
+
+---As Model:batch in model.lua says.
+function scheduler.batch(model, options, inputs, body)
+  options = check.options(options, batch_options, 3)
+  check_positive(options, 3)
+  if type(inputs) ~= "table" then error("inputs: table expected, got " .. type(inputs), 3) end
+  if type(body) ~= "function" then error("body: function expected, got " .. type(body), 3) end
+  local raises = (options.errors or "raise") == "raise"
+  if not raises and options.errors ~= "collect" then error('errors: "raise" or "collect" expected', 3) end
+  local outer = pass.running() -- a batch within a body of another one shares its passes
+  local owner = outer and outer.scheduler or scheduler.new(model, check.pick(options, scheduler_options))
+  local tasks = {}
+  local _ <close> = cancelling(tasks)
+  for i = 1, #inputs do
+    tasks[i] = owner:spawn(run_body, model, (options.seed or 0) + i - 1, body, inputs[i], i)
+  end
+  local done, message, code = wait_for(owner, outer, tasks, raises)
+  if not done then return nil, message, code end
+  local results, errors = { n = #inputs }, {}
+  for i, task in ipairs(tasks) do
+    if task.status == "done" then
+      results[i] = task.results[1]
+      if results[i] == nil then errors[i] = task.results[2] end
+    else
+      errors[i] = task.error or "the task was cancelled"
+    end
+  end
+  return results, errors
+end
+
+return scheduler
