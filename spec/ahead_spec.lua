@@ -155,6 +155,18 @@ describe("drawing ahead", function()
         assert.equal(0, model:stats().n_pages_used)
       end)
 
+      it("draws again from logits that somebody wrote to", function()
+        local chain <close> = core.chain(chains["a flat draw"])
+        local function play(ahead)
+          local seq <close> = model:sequence { seed = 2 }
+          seq:feed(tiny.ids(12))
+          seq.logits:mul_(0.25)
+          return { seq:draw(chain, ahead), (seq:draw(chain, ahead)), seq.logits:bytes() }
+        end
+        local expected = play(1)
+        for _, ahead in ipairs { 2, 9 } do assert.same(expected, play(ahead)) end
+      end)
+
       it("stops at the end of the context", function()
         local chain <close> = core.chain(chains["a flat draw"])
         local plan <close> = tiny.plan(40)

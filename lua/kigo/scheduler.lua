@@ -1,6 +1,6 @@
 -- scheduler.lua - many generation loops at once. Each body runs in a coroutine and waits wherever it needs a forward
--- pass (pass.lua); a step of the scheduler computes what they wait for in shared passes and lets them go on. What a body
--- computes is what it would compute alone, bit for bit; this file only decides who goes when:
+-- pass (pass.lua); a step of the scheduler computes what they wait for in shared passes and lets them go on. What a
+-- body computes is what it would compute alone, bit for bit; this file only decides who goes when:
 --
 -- * A pass has a budget of rows. Everybody who decodes gets one, prompts share the rest: however long one is, others
 --   wait for one pass at most. Those who were left out of a pass come first in the next.
@@ -17,7 +17,6 @@ local scheduler = {}
 
 ---@class kigo.Scheduler
 ---@field model kigo.Model
----@field failed kigo.Task?    the first task whose body raised an error
 ---@field n_tasks integer      spawned
 ---@field n_ended integer      of them
 ---@field n_steps integer
@@ -39,6 +38,7 @@ Scheduler.__name = "kigo.Scheduler"
 ---@field _items kigo.PassItem[]?  what it waits for
 ---@field _joined kigo.Task?       whose end it waits for
 ---@field _sequences table         that it made
+---@field _batch { failed: kigo.Task? }   the batch that it belongs to, and the first of its tasks that failed
 local Task = {}
 Task.__index = Task
 Task.__name = "kigo.Task"
@@ -73,6 +73,7 @@ function Task:ask(items)
   if can_yield(self) then
     self._items = items
     outcome, message, code = coroutine.yield()
+    self._items = nil
   else
     outcome, message, code = self.scheduler:_serve_now(self, items)
   end
@@ -97,19 +98,23 @@ end
 
 -- ---- the life of a task ----
 
+local function spawn(self, batch, f, ...)
+  local parent = pass.running()
+  local task = setmetatable({ status = "queued", scheduler = self, _number = self.n_tasks + 1, _f = f,
+    priority = parent and parent.scheduler == self and parent.priority or 0,
+    _args = table.pack(...), _batch = batch, _sequences = setmetatable({}, { __mode = "k" }) }, Task)
+  self:_enqueue(task)
+  self.n_tasks = self.n_tasks + 1
+  return task
+end
+
 ---Another body: f(...), in a coroutine of its own. It starts with one of the next steps.
 ---@param f fun(...): any
 ---@return kigo.Task
 function Scheduler:spawn(f, ...)
   if self._closed then error("the scheduler is closed", 2) end
   if type(f) ~= "function" then error("spawn: function expected, got " .. type(f), 2) end
-  local parent = pass.running()
-  local task = setmetatable({ status = "queued", scheduler = self, _number = self.n_tasks + 1, _f = f,
-    priority = parent and parent.scheduler == self and parent.priority or 0,
-    _args = table.pack(...), _sequences = setmetatable({}, { __mode = "k" }) }, Task)
-  self:_enqueue(task)
-  self.n_tasks = self.n_tasks + 1
-  return task
+  return spawn(self, {}, f, ...)
 end
 
 function Scheduler:_enqueue(task)
@@ -122,19 +127,22 @@ function Scheduler:_enqueue(task)
   queue.last = queue.last + 1
 end
 
----The next one to start.
-function Scheduler:_dequeue()
+---The next one to start, and the queue that it is the first of.
+function Scheduler:_next()
   while true do
     local highest
     for priority in pairs(self._queues) do highest = highest and math.max(highest, priority) or priority end
-    if not highest then return nil end
     local queue = self._queues[highest]
-    local task = queue[queue.first]
-    queue[queue.first] = nil
-    queue.first = queue.first + 1
-    if queue.first > queue.last then self._queues[highest] = nil end
-    if task.status == "queued" and task.priority == highest then return task end -- else cancelled, or moved
+    local task = queue and queue[queue.first]
+    if not task or task.status == "queued" and task.priority == highest then return task, queue end
+    self:_remove_first(queue, highest) -- it was cancelled, or moved to another queue
   end
+end
+
+function Scheduler:_remove_first(queue, priority)
+  queue[queue.first] = nil
+  queue.first = queue.first + 1
+  if queue.first > queue.last then self._queues[priority] = nil end
 end
 
 local function with_traceback(thread, value)
@@ -148,7 +156,7 @@ local function finish(task, status, results, problem)
   task.status, task.results, task.error = status, results, problem
   task._items, task._joined = nil, nil
   owner.n_ended = owner.n_ended + 1
-  if status == "failed" then owner.failed = owner.failed or task end
+  if status == "failed" then task._batch.failed = task._batch.failed or task end
   if task.thread then
     local closed, why = coroutine.close(task.thread)
     if status == "cancelled" and not closed then task.error = why end
@@ -174,6 +182,12 @@ end
 local function resume(task, ...)
   task.status = "running"
   settle(task, pass.resume(task, ...))
+end
+
+local function start(task)
+  local args = task._args
+  resume(task, table.unpack(args, 1, args.n))
+  task._f, task._args = nil, nil
 end
 
 ---End a task now: its <close> variables run and its sequences are closed. One that runs, or waits for a pass that is
@@ -463,8 +477,10 @@ function Scheduler:_wake()
   local n_active = 0
   for i = 1, #self._live do
     local task = self._live[i]
-    if task.status == "running" then -- an error stopped an earlier step in the middle of it
-      finish(task, "failed", nil, "the scheduler failed while the body ran")
+    if task.status == "running" then -- for want of memory an earlier step stopped in the middle of it
+      finish(task, "failed", nil, "the scheduler was interrupted while the body ran")
+    elseif task.status == "queued" then
+      start(task)
     elseif task.status == "waiting" and not task._items and not (task._joined and not has_ended(task._joined)) then
       task._joined = nil
       resume(task)
@@ -472,13 +488,12 @@ function Scheduler:_wake()
     if task.status == "waiting" and not task._joined then n_active = n_active + 1 end
   end
   while n_active < self._max do
-    local task = self:_dequeue()
+    local task, queue = self:_next()
     if not task then break end
-    local args = task._args
     task.thread = coroutine.create(task._f)
     self._live[#self._live + 1] = task
-    task._f, task._args = nil, nil
-    resume(task, table.unpack(args, 1, args.n))
+    self:_remove_first(queue, task.priority)
+    start(task)
     if task.status == "waiting" and not task._joined then n_active = n_active + 1 end
   end
 end
@@ -524,9 +539,7 @@ function Scheduler:_step()
   if not done then return nil, message, code end
   for _, task in ipairs(waiting) do
     if task.status == "waiting" and task._items and is_done(task._items) then
-      local outcome, why, kind = outcome_of(task._items)
-      task._items = nil
-      resume(task, outcome, why, kind)
+      resume(task, outcome_of(task._items))
     end
   end
   self:_rotate()
@@ -619,16 +632,19 @@ local function cancelling(tasks)
   end })
 end
 
----Wait for all of them, or the first failure.
-local function wait_for(owner, outer, tasks, raises)
-  for _, task in ipairs(tasks) do
+---Wait until all of a batch have ended, or the first one has failed where that raises.
+local function wait_for(owner, outer, batch, raises)
+  local function check_failed()
+    if raises and batch.failed then error(batch.failed.error, 0) end
+  end
+  for _, task in ipairs(batch) do
     if outer then join(outer, task, 4) end
+    check_failed()
     while not has_ended(task) do
       local _, message, code = owner:step()
       if code then return nil, message, code end
-      if raises and owner.failed then error(owner.failed.error, 0) end
+      check_failed()
     end
-    if raises and task.status == "failed" then error(task.error, 0) end
   end
   return true
 end
@@ -643,15 +659,15 @@ function scheduler.batch(model, options, inputs, body)
   if not raises and options.errors ~= "collect" then error('errors: "raise" or "collect" expected', 3) end
   local outer = pass.running() -- a batch within a body of another one shares its passes
   local owner = outer and outer.scheduler or scheduler.new(model, check.pick(options, scheduler_options))
-  local tasks = {}
-  local _ <close> = cancelling(tasks)
+  local batch = {} ---@type kigo.Task[]|{ failed: kigo.Task? }
+  local _ <close> = cancelling(batch)
   for i = 1, #inputs do
-    tasks[i] = owner:spawn(run_body, model, (options.seed or 0) + i - 1, body, inputs[i], i)
+    batch[i] = spawn(owner, batch, run_body, model, (options.seed or 0) + i - 1, body, inputs[i], i)
   end
-  local done, message, code = wait_for(owner, outer, tasks, raises)
+  local done, message, code = wait_for(owner, outer, batch, raises)
   if not done then return nil, message, code end
   local results, errors = { n = #inputs }, {}
-  for i, task in ipairs(tasks) do
+  for i, task in ipairs(batch) do
     if task.status == "done" then
       results[i] = task.results[1]
       if results[i] == nil then errors[i] = task.results[2] end
