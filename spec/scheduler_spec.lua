@@ -217,7 +217,7 @@ describe("kigo.scheduler", function()
   end
 
   describe("random schedules", function()
-    local n = tonumber(os.getenv "KIGO_SCHEDULES") or 300
+    local n = tonumber(os.getenv "KIGO_SCHEDULES") or 180
     local shapes = { { chunk = 512 }, { chunk = 3 }, { chunk = 16, pool = 128 }, { chunk = 3, pool = 128 },
       { chunk = 64, pool = 320 }, { chunk = 1, pool = 192 } }
     for i, shape in ipairs(shapes) do
@@ -795,7 +795,7 @@ describe("kigo.scheduler", function()
         while reached and nth < (for_ever and 300 or 3000) do
           reached = run_failing(model, nth, for_ever)
           is_clean(model)
-          nth = nth + 11
+          nth = nth + 29
         end
         assert.is_true(nth > 250)
       end
