@@ -146,3 +146,12 @@ int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, in
     return kg_fail(err, KG_ERR_ARGUMENT, "spans cover %d rows of %d", row, batch->n_rows);
   return code ? code : check_taps(plan, batch, err);
 }
+
+int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err)
+{
+  if (rows->page >= 0 && rows->page < n_pages && rows->layer >= 0 && rows->layer < kg_plan_layer_count(plan) &&
+      rows->slot >= 0 && rows->n >= 1 && rows->slot < KG_PAGE && rows->n <= KG_PAGE - rows->slot)
+    return KG_OK;
+  return kg_fail(err, KG_ERR_ARGUMENT, "%d slots from %d of page %d of %d, layer %d of %d", rows->n, rows->slot, rows->page,
+                 n_pages, rows->layer, kg_plan_layer_count(plan));
+}

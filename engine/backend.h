@@ -106,6 +106,12 @@ typedef struct kg_run_ahead {
 
 enum { KG_AHEAD_ROWS = 64 }; /* most rows of it */
 
+/* Positions of a page, and the attention operation that they are wanted of. */
+typedef struct kg_kv_rows {
+  int32_t page, slot, n;
+  int32_t layer;
+} kg_kv_rows;
+
 typedef struct kg_executable kg_executable; /* each backend defines its own */
 
 /* ---- what a device's driver says ---- */
@@ -166,6 +172,11 @@ typedef struct kg_backend {
   int (*kv_reserve)(kg_executable *exe, int32_t n_pages, kg_error *err);
   /* Copy a page (all layers), as much of it as n_positions need. */
   int (*kv_copy)(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+  kg_kv_type (*kv_type)(const kg_executable *exe); /* of the elements below, whatever was asked for */
+  /* Copy slots [slot, slot + n) of a page out of or into the cache of one attention operation (by its number in
+   * kg_plan_layer): keys and values [n][n_kv_heads][head_dim] each, bit for bit. The same on every backend. */
+  int (*kv_read)(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err);
+  int (*kv_write)(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err);
   /* Packed bytes of a weight as the device holds them. */
   size_t (*weight_bytes)(const kg_executable *exe, int32_t weight);
   int (*weight_read)(const kg_executable *exe, int32_t weight, size_t at, size_t n, void *out, kg_error *err);
@@ -197,6 +208,7 @@ extern const kg_backend kg_backend_cpu;       /* cpu/cpu.c */
 /* The caller's promises about a batch, for executables of `chunk` rows with n_pages pages: a bug elsewhere becomes
  * KG_ERR_ARGUMENT instead of a wild write. */
 int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err);
+int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err);
 
 /* What a device name means here. */
 typedef struct kg_device {

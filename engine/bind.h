@@ -89,6 +89,10 @@ kg_tokenizer *kg_check_tokenizer(lua_State *L, int index);
 kg_gguf *kg_check_gguf(lua_State *L, int index);
 
 enum { KG_SEQUENCE_HOOKS = 6 }; /* user value of a sequence: nil, or a table whose keys are its hooks */
+
+/* model:restore(path), the path at index 2, for bind_model.c. */
+int kg_restore_sequence(lua_State *L, int model_index);
+
 /* A closed sequence handle of the model at index. */
 kg_handle *kg_push_sequence(lua_State *L, int model_index);
 

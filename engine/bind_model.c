@@ -268,6 +268,13 @@ static int model_sequence(lua_State *L)
   return 1;
 }
 
+/* model:restore(path) -> Sequence, or nil, message, code: one that seq:save wrote */
+static int model_restore(lua_State *L)
+{
+  check_model(L, 1);
+  return kg_restore_sequence(L, 1);
+}
+
 /* The sequences of the table at index 2. They stay on the stack: a progress function may empty the table. */
 static kg_sequence **check_sequences(lua_State *L, size_t *n)
 {
@@ -624,7 +631,7 @@ static int model_scramble(lua_State *L)
 
 void kg_bind_model(lua_State *L)
 {
-  static const luaL_Reg methods[] = {{"close", close_model},       {"sequence", model_sequence},
+  static const luaL_Reg methods[] = {{"close", close_model},       {"sequence", model_sequence}, {"restore", model_restore},
                                      {"step", model_step},         {"draw", model_draw},
                                      {"advance", model_advance},   {"set_progress", set_progress},
                                      {"logits", model_logits},     {"trace", model_trace},

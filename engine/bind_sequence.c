@@ -6,7 +6,9 @@
 
 #include "ahead.h"
 #include "draft.h"
+#include "error.h"
 #include "follow.h"
+#include "kv_file.h"
 
 #define CLASS_RNG "kigo.Rng"
 #define CLASS_MARK "kigo.Mark"
@@ -330,6 +332,67 @@ static int collect_mark(lua_State *L)
   return 0;
 }
 
+/* seq:save(path) -> true, or nil, message, code */
+static int save(lua_State *L)
+{
+  kg_check_sequence(L, 1);
+  const char *path = luaL_checkstring(L, 2);
+  kg_string state;
+  lua_getiuservalue(L, 1, STATE);
+  kg_push_plain_bytes(L, "seq.state");
+  state.data = lua_tolstring(L, -1, &state.size);
+  kg_error err;
+  if (kg_sequence_save(kg_check_sequence(L, 1), path, state, &err)) return kg_push_error(L, &err);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* What outlives an error of Lua's: the collector releases it. */
+#define CLASS_SAVED_STATE "kigo.saved_state"
+
+static int release_saved_state(lua_State *L)
+{
+  kg_bytes_deinit(luaL_checkudata(L, 1, CLASS_SAVED_STATE));
+  return 0;
+}
+
+/* Push the table that is stored as these bytes, or nil where there are none. */
+static bool read_state(lua_State *L, const kg_bytes *bytes)
+{
+  if (!bytes->size) {
+    lua_pushnil(L);
+    return true;
+  }
+  return kg_read_plain(L, (kg_string){bytes->data, bytes->size}) && (lua_isnil(L, -1) || lua_istable(L, -1));
+}
+
+int kg_restore_sequence(lua_State *L, int model_index)
+{
+  const char *path = luaL_checkstring(L, 2);
+  kg_handle *handle = kg_push_sequence(L, model_index);
+  const int made = lua_gettop(L);
+  kg_bytes *state = lua_newuserdatauv(L, sizeof *state, 0);
+  *state = (kg_bytes){0};
+  luaL_setmetatable(L, CLASS_SAVED_STATE);
+  lua_getfield(L, model_index, "tokenizer");
+  kg_tokenizer *tokenizer = lua_isnil(L, -1) ? NULL : kg_check_tokenizer(L, -1);
+  kg_model *model = kg_check_open(L, model_index, KG_CLASS_MODEL);
+  kg_sequence *sequence;
+  kg_error err;
+  if (kg_sequence_restore(model, path, tokenizer, state, &sequence, &err)) return kg_push_error(L, &err);
+  handle->object = sequence;
+  if (!read_state(L, state)) {
+    kg_sequence_free(handle->object);
+    handle->object = NULL;
+    kg_release_model(L, model_index);
+    kg_fail(&err, KG_ERR_FORMAT, "%s: the state is malformed", path);
+    return kg_push_error(L, &err);
+  }
+  lua_setiuservalue(L, made, STATE);
+  lua_settop(L, made);
+  return 1;
+}
+
 /* ---- streams that follow ---- */
 
 static kg_stream *check_stream(lua_State *L) { return kg_check_open(L, 2, KG_CLASS_STREAM); }
@@ -553,7 +616,7 @@ void kg_bind_sequence(lua_State *L)
       {"fork", fork_sequence},   {"step", step}, {"draw", draw},      {"pending", pending},
       {"drawn", drawn},          {"pages", pages}, {"release", release}, {"attach", attach},
       {"detach", detach},        {"attached", attached}, {"expect", expect}, {"lookup", lookup},
-      {"common", common},        {NULL, NULL}};
+      {"common", common},        {"save", save}, {NULL, NULL}};
   static const luaL_Reg metamethods[] = {{"__index", sequence_index},        {"__newindex", sequence_new_index},
                                          {"__gc", collect_sequence},         {"__close", close_sequence},
                                          {"__tostring", sequence_to_string}, {NULL, NULL}};
@@ -565,4 +628,8 @@ void kg_bind_sequence(lua_State *L)
   kg_class(L, KG_CLASS_SEQUENCE, methods, metamethods);
   kg_class(L, CLASS_RNG, rng_methods, no_functions);
   kg_class(L, CLASS_MARK, no_functions, mark_metamethods);
+  luaL_newmetatable(L, CLASS_SAVED_STATE);
+  lua_pushcfunction(L, release_saved_state);
+  lua_setfield(L, -2, "__gc");
+  lua_pop(L, 1);
 }

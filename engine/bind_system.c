@@ -9,6 +9,7 @@
 #include "alloc.h"
 #include "bind.h"
 #include "random.h"
+#include "checksum.h"
 #include "sha256.h"
 #include "system.h"
 
@@ -107,6 +108,19 @@ static int sha256(lua_State *L)
   return 1;
 }
 
+/* core.checksum(bytes) -> XXH64 as an integer */
+static int checksum(lua_State *L)
+{
+  size_t n;
+  const char *bytes = luaL_checklstring(L, 1, &n);
+  kg_checksum sum;
+  kg_checksum_begin(&sum);
+  kg_checksum_add(&sum, bytes, n / 3); /* in two parts, as files come */
+  kg_checksum_add(&sum, bytes + n / 3, n - n / 3);
+  lua_pushinteger(L, (lua_Integer)kg_checksum_end(&sum));
+  return 1;
+}
+
 /* core.sha256_file(path) -> 64 hexadecimal digits, or nil, message, code */
 static int sha256_file(lua_State *L)
 {
@@ -174,6 +188,7 @@ void kg_bind_system(lua_State *L)
                                        {"system_inject", system_inject},
                                        {"system_calls", system_calls},
                                        {"sha256", sha256},
+                                       {"checksum", checksum},
                                        {"sha256_file", sha256_file},
                                        {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
-#include "error.h"
+#include "follow.h"
 
 /* ---- one ---- */
 
@@ -14,15 +14,19 @@ static kg_companion **end_of(kg_companion **list)
   return list;
 }
 
+void kg_sequence_adopt(kg_sequence *sequence, kg_companion *companion, int32_t from)
+{
+  companion->serial = kg_model_next_serial(sequence->model);
+  companion->from = from;
+  companion->next = NULL;
+  *end_of(&sequence->companions) = companion;
+}
+
 int kg_sequence_attach_take(kg_sequence *sequence, kg_companion *companion, kg_error *err)
 {
   const int status = kg_model_check_idle(sequence->model, err);
-  if (status) return status;
-  companion->serial = kg_model_next_serial(sequence->model);
-  companion->from = kg_sequence_pos(sequence);
-  companion->next = NULL;
-  *end_of(&sequence->companions) = companion;
-  return KG_OK;
+  if (!status) kg_sequence_adopt(sequence, companion, kg_sequence_pos(sequence));
+  return status;
 }
 
 static void free_one(kg_companion *companion) { companion->ops->free(companion); }
@@ -47,6 +51,14 @@ kg_companion *kg_sequence_find_companion(const kg_sequence *sequence, const kg_c
   kg_companion *companion = after ? after->next : sequence->companions;
   while (companion && companion->ops != ops) companion = companion->next;
   return companion;
+}
+
+const kg_companion_ops *kg_companion_find_kind(kg_string name)
+{
+  static const kg_companion_ops *const kinds[] = {&kg_follow_companion};
+  for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+    if (strlen(kinds[i]->name) == name.size && !memcmp(kinds[i]->name, name.data, name.size)) return kinds[i];
+  return NULL;
 }
 
 /* ---- all ---- */

@@ -55,6 +55,9 @@ int kg_sequence_detach(kg_sequence *sequence, kg_companion *companion, kg_error 
 kg_companion *kg_sequence_find_companion(const kg_sequence *sequence, const kg_companion_ops *ops,
                                          const kg_companion *after);
 
+/* The kind of this name that files may have, or NULL. New kinds are added to the table in companion.c. */
+const kg_companion_ops *kg_companion_find_kind(kg_string name);
+
 /* ---- lists, for sequence.c ---- */
 
 int kg_companions_feed(kg_companion *list, int32_t pos, const int32_t *ids, size_t n, kg_error *err);
@@ -66,5 +69,7 @@ int kg_companions_copy(const kg_companion *list, kg_companion **out, kg_error *e
  * may refer to them. */
 void kg_companions_restore_take(kg_companion **list, kg_companion *copies);
 void kg_companions_free(kg_companion *list);
+/* Append one that was loaded and stands at the sequence's position; `from` is where it was attached. */
+void kg_sequence_adopt(kg_sequence *sequence, kg_companion *companion, int32_t from);
 
 #endif

@@ -66,8 +66,33 @@ static void swap(kg_companion *companion, kg_companion *other)
   kg_stream_swap(((follower *)companion)->stream, ((follower *)other)->stream);
 }
 
-const kg_companion_ops kg_follow_companion = {
-    .name = "stream", .feed = feed, .undo = undo, .rewind = rewind_to, .copy = copy, .swap = swap, .free = release};
+static int save(const kg_companion *companion, kg_bytes *out, kg_error *err)
+{
+  const follower *self = (const follower *)companion;
+  return kg_stream_save(self->stream, self->n_before, out, err);
+}
+
+static int load(const kg_companion_source *source, kg_companion **out, kg_error *err)
+{
+  kg_stream *stream;
+  if (!source->tokenizer) return kg_fail(err, KG_ERR_UNSUPPORTED, "a stream follows, and the model has no tokenizer here");
+  int status = kg_stream_load(source->tokenizer, source->bytes, source->ids + source->from,
+                              (size_t)(source->n_ids - source->from), &stream, err);
+  if (status) return status;
+  status = create(stream, 0, out, err);
+  kg_stream_free(stream);
+  return status;
+}
+
+const kg_companion_ops kg_follow_companion = {.name = "stream",
+                                              .feed = feed,
+                                              .undo = undo,
+                                              .rewind = rewind_to,
+                                              .copy = copy,
+                                              .swap = swap,
+                                              .free = release,
+                                              .save = save,
+                                              .load = load};
 
 int kg_sequence_attach_stream(kg_sequence *sequence, kg_stream *stream, kg_error *err)
 {

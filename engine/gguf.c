@@ -842,3 +842,32 @@ int kg_gguf_check_unchanged(const kg_gguf *gguf, kg_error *err)
   }
   return KG_OK;
 }
+
+static void hash_file(const kg_gguf *gguf, const file *f, char hex[KG_SHA256_HEX])
+{
+  enum { PIECE = 16 << 20 };
+  const uint8_t *bytes = f->bytes;
+  kg_sha256 sha;
+  kg_sha256_begin(&sha);
+  for (size_t at = 0; at < f->n_bytes;) {
+    const size_t n = f->n_bytes - at < PIECE ? f->n_bytes - at : PIECE;
+    kg_sha256_add(&sha, bytes + at, n);
+    kg_gguf_release_pages(gguf, bytes + at, n);
+    at += n; /* bounded: by the size */
+  }
+  kg_sha256_end(&sha, hex);
+}
+
+int kg_gguf_digest(const kg_gguf *gguf, char hex[KG_SHA256_HEX], kg_error *err)
+{
+  kg_sha256 all;
+  kg_sha256_begin(&all);
+  int code = kg_gguf_check_unchanged(gguf, err); /* reading what a shorter file lost is fatal */
+  for (size_t i = 0; i < gguf->n_files && !code; i++) {
+    hash_file(gguf, &gguf->files[i], hex);
+    kg_sha256_add(&all, hex, KG_SHA256_HEX - 1);
+    code = kg_gguf_check_unchanged(gguf, err);
+  }
+  if (!code && gguf->n_files > 1) kg_sha256_end(&all, hex);
+  return code;
+}

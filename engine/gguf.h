@@ -5,6 +5,7 @@
 
 #include "kigo.h"
 #include "quant.h"
+#include "sha256.h"
 
 typedef enum kg_gguf_type { /* numbers as in the file */
   KG_GGUF_U8, KG_GGUF_I8, KG_GGUF_U16, KG_GGUF_I16, KG_GGUF_U32, KG_GGUF_I32, KG_GGUF_F32, KG_GGUF_BOOL,
@@ -42,6 +43,10 @@ const char *kg_gguf_path(const kg_gguf *gguf);
 uint32_t kg_gguf_version(const kg_gguf *gguf);
 int kg_gguf_file_count(const kg_gguf *gguf);
 size_t kg_gguf_file_bytes(const kg_gguf *gguf); /* all files together */
+
+/* SHA-256 of the file as it was mapped; of a split one, of the parts' SHA-256 in hexadecimal, one after the other. Reads
+ * all of it. KG_ERR_IO where a file was changed since. */
+int kg_gguf_digest(const kg_gguf *gguf, char hex[KG_SHA256_HEX], kg_error *err);
 
 size_t kg_gguf_entry_count(const kg_gguf *gguf);
 const kg_gguf_entry *kg_gguf_entry_at(const kg_gguf *gguf, size_t index);

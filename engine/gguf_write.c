@@ -1,12 +1,10 @@
-#define _GNU_SOURCE
 #include "gguf_write.h"
 
-#include <fcntl.h>
 #include <string.h>
 
 #include "alloc.h"
 #include "error.h"
-#include "system.h"
+#include "outfile.h"
 
 enum { ALIGNMENT = 32 };
 
@@ -16,8 +14,7 @@ typedef struct buffer {
 } buffer;
 
 struct kg_gguf_writer {
-  char *path, *temporary; /* temporary is NULL once the file is in its place */
-  int fd;
+  kg_outfile *file;
   kg_error failure;     /* the first one; reported by the next call that can */
   buffer keys, tensors; /* encoded, without the header, which holds both counts */
   uint64_t n_keys, n_tensors, n_items_due;
@@ -61,7 +58,7 @@ static void append_string(kg_gguf_writer *w, buffer *b, const char *bytes, size_
 
 static void misuse(kg_gguf_writer *w, const char *what, const char *name)
 {
-  if (!w->failure.code) kg_fail(&w->failure, KG_ERR_ARGUMENT, "%s: %s: %s", w->path, name, what);
+  if (!w->failure.code) kg_fail(&w->failure, KG_ERR_ARGUMENT, "%s: %s: %s", kg_outfile_path(w->file), name, what);
 }
 
 static void append_named(kg_gguf_writer *w, const char *key, size_t n_bytes, kg_gguf_type type)
@@ -181,7 +178,7 @@ void kg_gguf_write_tensor(kg_gguf_writer *w, const char *name, kg_type type, int
 
 static int write_all(kg_gguf_writer *w, const void *bytes, size_t n_bytes)
 {
-  return w->failure.code ? w->failure.code : kg_sys_write(w->path, w->fd, bytes, n_bytes, &w->failure);
+  return w->failure.code ? w->failure.code : kg_outfile_write(w->file, bytes, n_bytes, &w->failure);
 }
 
 static int write_padding(kg_gguf_writer *w, size_t written)
@@ -230,78 +227,30 @@ int kg_gguf_writer_data(kg_gguf_writer *w, const void *bytes, size_t n_bytes, kg
   return report(w, err);
 }
 
-/* After the rename, so that the name survives a power cut too; a file system that cannot do it has done its best. */
-static void sync_folder(const char *path)
-{
-  const char *slash = strrchr(path, '/');
-  char *folder = slash ? kg_copy_bytes(path, (size_t)(slash - path) + 1) : kg_copy_bytes(".", 1);
-  int fd;
-  if (folder && !kg_sys_open(folder, O_RDONLY | O_DIRECTORY, &fd, NULL)) {
-    kg_sys_fsync(folder, fd, NULL);
-    kg_sys_close(fd);
-  }
-  kg_free(folder);
-}
-
 int kg_gguf_writer_commit(kg_gguf_writer *w, kg_error *err)
 {
   write_description(w);
   if (w->current < w->n_tensors) misuse(w, "less data than the tensors were described with", "tensor data");
-  if (w->failure.code || kg_sys_fchmod(w->path, w->fd, 0644, &w->failure) ||
-      kg_sys_fsync(w->path, w->fd, &w->failure) || kg_sys_rename(w->temporary, w->path, &w->failure))
-    return report(w, err);
-  kg_free(w->temporary);
-  w->temporary = NULL;
-  sync_folder(w->path);
-  return KG_OK;
-}
-
-/* The file takes its name by renaming, which would replace a device by a file, and fail on a folder after all the work. */
-static int check_place(const char *path, kg_error *err)
-{
-  struct stat info;
-  bool exists;
-  const int code = kg_sys_stat(path, &info, &exists, err);
-  if (code || !exists || S_ISREG(info.st_mode)) return code;
-  return kg_fail(err, KG_ERR_IO, "%s: is %s, not a file", path, S_ISDIR(info.st_mode) ? "a directory" : "a device");
+  if (!w->failure.code) kg_outfile_commit(w->file, 0644, &w->failure);
+  return report(w, err);
 }
 
 int kg_gguf_writer_open(const char *path, kg_gguf_writer **out, kg_error *err)
 {
-  static const char suffix[] = ".XXXXXX";
-  int code = check_place(path, err);
-  if (code) return code;
-  const size_t length = strlen(path);
   kg_gguf_writer *w = kg_alloc_array(1, sizeof *w);
   if (!w) return kg_fail_memory(err, sizeof *w, "a file writer");
-  w->fd = -1;
-  w->path = kg_copy_bytes(path, length);
-  char *temporary = kg_alloc(length + sizeof suffix);
-  if (!w->path || !temporary) {
-    kg_free(temporary);
+  const int code = kg_outfile_open(path, &w->file, err);
+  if (code)
     kg_gguf_writer_close(w);
-    return kg_fail_memory(err, 2 * length + sizeof suffix, "a path");
-  }
-  memcpy(temporary, path, length);
-  memcpy(temporary + length, suffix, sizeof suffix);
-  code = kg_sys_mkostemp(path, temporary, &w->fd, err);
-  if (code) {
-    kg_free(temporary);
-    kg_gguf_writer_close(w);
-    return code;
-  }
-  w->temporary = temporary;
-  *out = w;
-  return KG_OK;
+  else
+    *out = w;
+  return code;
 }
 
 void kg_gguf_writer_close(kg_gguf_writer *w)
 {
   if (!w) return;
-  if (w->fd >= 0) kg_sys_close(w->fd);
-  if (w->temporary) kg_sys_unlink(w->temporary);
-  kg_free(w->temporary);
-  kg_free(w->path);
+  kg_outfile_close(w->file);
   kg_free(w->keys.data);
   kg_free(w->tensors.data);
   kg_free(w->tensor_bytes);

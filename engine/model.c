@@ -24,6 +24,7 @@ struct kg_model {
   void *progress_user;
   kg_sequence *drafting;
   kg_scratch scratch;
+  char digest[KG_SHA256_HEX]; /* empty: not computed yet */
 };
 
 /* ---- options ---- */
@@ -335,6 +336,13 @@ int kg_model_progress(kg_model *model, const char *what, int64_t done, int64_t t
   if (!model->progress || !model->progress(model->progress_user, what, done, total)) return KG_OK;
   return kg_fail(err, KG_ERR_CANCELLED, "%s was cancelled after %lld of %lld tokens", what, (long long)done,
                  (long long)total);
+}
+
+int kg_model_digest(kg_model *model, char hex[KG_SHA256_HEX], kg_error *err)
+{
+  const int status = model->digest[0] ? KG_OK : kg_gguf_digest(kg_plan_gguf(model->plan), model->digest, err);
+  if (!status) memcpy(hex, model->digest, sizeof model->digest);
+  return status;
 }
 
 int64_t kg_model_next_serial(kg_model *model)

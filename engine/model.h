@@ -3,6 +3,7 @@
 #define KG_MODEL_H
 
 #include "kv.h"
+#include "sha256.h"
 
 typedef struct kg_model_options {
   const char *device;       /* "auto", "cpu", "reference", "cuda", "cuda:N" */
@@ -63,6 +64,8 @@ typedef struct kg_scratch {
   int64_t serial; /* of the step, to find a sequence that is named twice */
 } kg_scratch;
 kg_scratch *kg_model_scratch(kg_model *model);
+/* SHA-256 of the model's file; of a split one, of its parts' SHA-256 in hexadecimal, one after the other. Computed once. */
+int kg_model_digest(kg_model *model, char hex[KG_SHA256_HEX], kg_error *err);
 int64_t kg_model_next_serial(kg_model *model); /* a number that nothing else of this model has */
 
 /* Progress and cancellation between the runs of a step; KG_ERR_CANCELLED when the callback says so. */

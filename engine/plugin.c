@@ -30,6 +30,7 @@ static const kg_plugin_host host = {
     .plan_gguf = kg_plan_gguf,
     .release_pages = kg_gguf_release_pages,
     .batch_check = kg_batch_check,
+    .kv_rows_check = kg_kv_rows_check,
     .host_buffer_new = kg_host_buffer_new,
     .host_ops = &kg_host_tensor_ops,
 };

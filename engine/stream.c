@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "bytes.h"
 #include "error.h"
 #include "tokenizer.h"
 #include "utf8.h"
@@ -353,4 +354,125 @@ kg_string kg_stream_read(kg_stream *stream)
   const size_t from = stream->n_read;
   stream->n_read = shown.size;
   return (kg_string){shown.data + from, shown.size - from};
+}
+
+/* ---- files ---- */
+
+/* What is saved of a moment, and what happened since: all that does not follow from the ids. */
+typedef struct saved {
+  uint64_t n_stops, text_size, n_read;
+  int64_t n_to_finish; /* ids from then on until it was finished; -1: it is open */
+  uint32_t flags;
+  uint8_t partial[4], n_partial, reason, after_special, is_finished;
+  uint8_t unused[4];
+} saved;
+
+_Static_assert(sizeof(saved) == 48, "no gaps: it is written as it stands in memory");
+
+/* After how many ids the stream was finished. */
+static size_t count_when_finished(const kg_stream *stream)
+{
+  size_t n = stream->n_added;
+  while (n && stream->log[n].is_finished) n--;
+  return n;
+}
+
+int kg_stream_save(const kg_stream *stream, size_t n, kg_bytes *out, kg_error *err)
+{
+  const moment *then = &stream->log[n];
+  saved head = {.n_stops = stream->n_stops,
+                .text_size = then->size,
+                .n_read = stream->n_read,
+                .n_to_finish = -1,
+                .flags = stream->flags,
+                .n_partial = then->n_partial,
+                .reason = then->reason,
+                .after_special = then->after_special,
+                .is_finished = then->is_finished};
+  memcpy(head.partial, then->partial, then->n_partial);
+  if (stream->now.is_finished && !then->is_finished) head.n_to_finish = (int64_t)(count_when_finished(stream) - n);
+  int rc = kg_bytes_append(out, &head, sizeof head, err);
+  for (size_t i = 0; i < stream->n_stops && !rc; i++) {
+    const uint64_t size = stream->stops[i].size;
+    rc = kg_bytes_append(out, &size, sizeof size, err);
+    if (!rc) rc = kg_bytes_append(out, stream->stops[i].bytes, stream->stops[i].size, err);
+  }
+  return rc ? rc : kg_bytes_append(out, stream->text.data, then->size, err);
+}
+
+static int fail_load(kg_error *err) { return kg_fail(err, KG_ERR_FORMAT, "a saved stream is malformed"); }
+
+static int load_stops(const saved *head, kg_string *from, kg_string **out, kg_error *err)
+{
+  if (head->n_stops > from->size) return fail_load(err); /* each takes more than a byte */
+  kg_string *stops = kg_alloc_array((size_t)head->n_stops, sizeof *stops);
+  if (!stops) return kg_fail_memory(err, (size_t)head->n_stops * sizeof *stops, "stop strings");
+  *out = stops;
+  for (size_t i = 0; i < head->n_stops; i++) {
+    uint64_t size;
+    if (!kg_take_into(from, &size, sizeof size)) return fail_load(err);
+    stops[i] = (kg_string){kg_take(from, size), (size_t)size};
+    if (!stops[i].data || !size || !kg_utf8_is_valid(stops[i].data, stops[i].size)) return fail_load(err);
+  }
+  return KG_OK;
+}
+
+/* The moment that it was saved from. */
+static int load_moment(kg_stream *stream, const saved *head, kg_string text, kg_error *err)
+{
+  uint32_t code_point;
+  size_t length = 0;
+  const char *partial = (const char *)head->partial;
+  if (!kg_utf8_is_valid(text.data, text.size) || head->n_partial > 3 || head->reason > KG_STREAM_LENGTH ||
+      (head->is_finished && head->reason == KG_STREAM_OPEN) || head->n_read > SIZE_MAX)
+    return fail_load(err);
+  if (head->n_partial && (kg_utf8_next(partial, head->n_partial, &code_point, &length) != KG_UTF8_PARTIAL ||
+                          length != head->n_partial || head->reason == KG_STREAM_STOP))
+    return fail_load(err);
+  if (!kg_grow((void **)&stream->text.data, &stream->text.capacity, text.size, 1))
+    return kg_fail_memory(err, text.size, "the text of a stream");
+  if (text.size) memcpy(stream->text.data, text.data, text.size);
+  moment then = {.size = text.size, .n_partial = head->n_partial, .reason = head->reason,
+                 .after_special = head->after_special, .is_finished = head->is_finished};
+  memcpy(then.partial, head->partial, sizeof then.partial);
+  go_to(stream, &then);
+  if (then.reason != KG_STREAM_STOP && !then.is_finished) stream->now.n_held = held(stream);
+  stream->log[0] = stream->now;
+  stream->flags = head->flags & KG_DECODE_CONTROL;
+  return KG_OK;
+}
+
+/* What came since. */
+static int replay(kg_stream *stream, const saved *head, const int32_t *ids, size_t n_ids, kg_error *err)
+{
+  kg_string text;
+  size_t n = n_ids;
+  if (head->n_to_finish >= 0) n = (size_t)head->n_to_finish;
+  if (n > n_ids) return fail_load(err);
+  int rc = kg_stream_feed(stream, ids, n, err);
+  if (!rc && head->n_to_finish >= 0) rc = kg_stream_finish(stream, &text, err);
+  if (!rc) rc = kg_stream_feed(stream, ids + n, n_ids - n, err); /* bounded: see above */
+  const size_t n_shown = kg_stream_text(stream).size;
+  stream->n_read = head->n_read < n_shown ? (size_t)head->n_read : n_shown;
+  return rc;
+}
+
+int kg_stream_load(kg_tokenizer *tokenizer, kg_string bytes, const int32_t *ids, size_t n_ids, kg_stream **out,
+                   kg_error *err)
+{
+  saved head;
+  kg_string *stops = NULL;
+  kg_stream *stream = NULL;
+  if (!kg_take_into(&bytes, &head, sizeof head)) return fail_load(err);
+  int rc = load_stops(&head, &bytes, &stops, err);
+  if (!rc && bytes.size != head.text_size) rc = fail_load(err);
+  if (!rc) rc = kg_stream_new(tokenizer, stops, (size_t)head.n_stops, &stream, err);
+  if (!rc) rc = load_moment(stream, &head, bytes, err);
+  if (!rc) rc = replay(stream, &head, ids, n_ids, err);
+  kg_free(stops);
+  if (rc)
+    kg_stream_free(stream);
+  else
+    *out = stream;
+  return rc;
 }

@@ -48,6 +48,11 @@ void kg_stream_take_back(kg_stream *stream, size_t n);
 int kg_stream_copy(const kg_stream *stream, kg_stream **out, kg_error *err);
 /* Exchange two streams' contents; references and whom they follow stay. */
 void kg_stream_swap(kg_stream *stream, kg_stream *other);
+/* Bytes that make a stream which goes on as this one from when it had n ids; and one from such bytes, of the same
+ * tokenizer, after the ids that came then. KG_ERR_FORMAT: the bytes say no stream. */
+int kg_stream_save(const kg_stream *stream, size_t n, kg_bytes *out, kg_error *err);
+int kg_stream_load(kg_tokenizer *tokenizer, kg_string bytes, const int32_t *ids, size_t n_ids, kg_stream **out,
+                   kg_error *err);
 /* Whether a sequence feeds it (follow.h). */
 bool kg_stream_is_following(const kg_stream *stream);
 void kg_stream_set_following(kg_stream *stream, bool is_following);

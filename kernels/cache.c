@@ -1,6 +1,8 @@
 /* cache.c - device memory of the key/value pages. Pages are made in slabs, one per growth, and never move. */
 #include "executable.h"
 
+#include <string.h>
+
 typedef struct kg_slab {
   struct kg_slab *next;
   void *block;
@@ -73,4 +75,78 @@ int kg_gpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_po
               : kg_cuda_check(cudaMemcpyAsync(exe->pages[to], exe->pages[from], exe->page_bytes,
                                               cudaMemcpyDeviceToDevice, exe->stream->handle),
                               "copying a page", err);
+}
+
+kg_kv_type kg_gpu_cache_type(const kg_executable *exe) { return exe->half ? KG_KV_F16 : KG_KV_F32; }
+
+/* The rows' slots of one layer as they stand on the device: a strip [slots][head_dim] of each head's keys, then of its
+ * values, KG_PAGE slots apart; on the host, where `strips` is, without what lies between. */
+typedef struct strips {
+  unsigned char *device, *host;
+  size_t pitch, bytes;  /* from strip to strip on the device; of one strip */
+  size_t row;           /* bytes of one slot and head */
+  int32_t n_heads;
+} strips;
+
+/* Allocates `host`. */
+static int open_strips(const kg_executable *exe, const kg_kv_rows *rows, strips *out, kg_error *err)
+{
+  int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
+  if (!code) code = kg_stream_use(exe->stream, err);
+  if (code) return code;
+  const kg_attention_params *a = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
+  const size_t row = (size_t)a->head_dim * (exe->half ? 2 : 4);
+  *out = (strips){.device = exe->pages[rows->page] + exe->layer_at[rows->layer] + (size_t)rows->slot * row,
+                  .pitch = KG_PAGE * row, .bytes = (size_t)rows->n * row, .row = row, .n_heads = a->n_kv_heads};
+  out->host = kg_alloc_array((size_t)(2 * a->n_kv_heads), out->bytes);
+  return out->host ? KG_OK : kg_fail_memory(err, (size_t)(2 * a->n_kv_heads) * out->bytes, "cache rows");
+}
+
+static int move_strips(const kg_executable *exe, const strips *s, bool down, kg_error *err)
+{
+  const int code = kg_cuda_check(
+      down ? cudaMemcpy2DAsync(s->host, s->bytes, s->device, s->pitch, s->bytes, (size_t)(2 * s->n_heads),
+                               cudaMemcpyDeviceToHost, exe->stream->handle)
+           : cudaMemcpy2DAsync(s->device, s->pitch, s->host, s->bytes, s->bytes, (size_t)(2 * s->n_heads),
+                               cudaMemcpyHostToDevice, exe->stream->handle),
+      "copying cache rows", err);
+  return code ? code : kg_stream_wait(exe->stream, "copying cache rows", err);
+}
+
+/* The place of slot i and head in the strips: keys, with the values one strip behind. */
+static unsigned char *in_strips(const strips *s, int32_t i, int32_t head)
+{
+  return s->host + (size_t)(2 * head) * s->bytes + (size_t)i * s->row;
+}
+
+int kg_gpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err)
+{
+  strips s;
+  int code = open_strips(exe, rows, &s, err);
+  if (code) return code;
+  code = move_strips(exe, &s, true, err);
+  unsigned char *key = keys, *value = values;
+  for (int32_t i = 0; i < rows->n && !code; i++)
+    for (int32_t head = 0; head < s.n_heads; head++, key += s.row, value += s.row) {
+      memcpy(key, in_strips(&s, i, head), s.row);
+      memcpy(value, in_strips(&s, i, head) + s.bytes, s.row);
+    }
+  kg_free(s.host);
+  return code;
+}
+
+int kg_gpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err)
+{
+  strips s;
+  int code = open_strips(exe, rows, &s, err);
+  if (code) return code;
+  const unsigned char *key = keys, *value = values;
+  for (int32_t i = 0; i < rows->n; i++)
+    for (int32_t head = 0; head < s.n_heads; head++, key += s.row, value += s.row) {
+      memcpy(in_strips(&s, i, head), key, s.row);
+      memcpy(in_strips(&s, i, head) + s.bytes, value, s.row);
+    }
+  code = move_strips(exe, &s, false, err);
+  kg_free(s.host);
+  return code;
 }

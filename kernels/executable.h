@@ -161,6 +161,9 @@ int kg_gpu_cache_open(kg_executable *exe, kg_error *err);
 void kg_gpu_cache_close(kg_executable *exe);
 int kg_gpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err);
 int kg_gpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+kg_kv_type kg_gpu_cache_type(const kg_executable *exe);
+int kg_gpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err);
+int kg_gpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err);
 /* run.c */
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err);
 int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,

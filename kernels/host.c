@@ -34,3 +34,8 @@ int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, in
 {
   return the_host->batch_check(plan, batch, chunk, n_pages, err);
 }
+
+int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err)
+{
+  return the_host->kv_rows_check(plan, rows, n_pages, err);
+}

@@ -41,3 +41,20 @@ describe("SHA-256", function()
     assert.has_error(function() core.sha256 {} end)
   end)
 end)
+
+describe("XXH64", function()
+  local core = require "kigo.core"
+
+  -- As the Python package xxhash 4.1 computes them, over the implementation of the format's author.
+  local VECTORS = {
+    [""] = 0xef46db3751d8e999, ["abc"] = 0x44bc2cf5ad770999, [("xyz"):rep(100)] = 0x6a23ee3b8dfc3782,
+    ["a"] = 0xd24ec4f1a98c6e5b, [("0123456789"):rep(3) .. "01"] = 0xe5cc9f411ea110ba,
+    [("0123456789"):rep(3) .. "0"] = 0x8b80da128591b789,
+    [("\xFF\0"):rep(5000)] = 0xabc9762feacfc035,
+    ["1234567"] = 0xd3a46e9108289359, ["123456789012"] = 0xb5cee4c943d43c7e,
+  }
+
+  it("gives the values of others", function()
+    for bytes, sum in pairs(VECTORS) do assert.equal(("%x"):format(sum), ("%x"):format(core.checksum(bytes))) end
+  end)
+end)

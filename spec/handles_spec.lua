@@ -37,6 +37,14 @@ describe("handles", function()
       local mark = s:mark()
       return s, function() s:rewind(mark) end
     end,
+    ["sequence:save"] = function(model)
+      local s = model:sequence {}
+      s:feed { 1, 2 }
+      s.state = { 1, 2, { 3 } }
+      return s, function() s:save "/dev/null/nowhere" end
+    end,
+    ["model:restore"] = function() return tiny.model {}, function(m) m:restore "/dev/null/nowhere" end end,
+    ["sequence:attached"] = function(model) return model:sequence {}, function(s) s:attached() end end,
     ["sequence.logits"] = function(model)
       local s = model:sequence {}
       s:feed { 1 }

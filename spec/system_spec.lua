@@ -7,7 +7,7 @@ describe("system calls", function()
   local err = core.err
   local CALLS = { "open", "mkostemp", "stat", "fstat", "mmap", "munmap", "madvise", "read", "write", "fchmod", "fsync",
     "rename", "close", "unlink", "getrandom", "pthread_create" }
-  local stem, single, split
+  local stem, single, split, saved
 
   local function part_bytes(number)
     return build.file {
@@ -28,9 +28,14 @@ describe("system calls", function()
       data = support.pack_floats { 1, 2 } })
     split = write(stem .. "-00001-of-00002.gguf", part_bytes(0))
     write(stem .. "-00002-of-00002.gguf", part_bytes(1))
+    saved = tiny.model {}:sequence {}
+    saved:feed(tiny.ids(20))
+    assert(saved:step() and saved:save(stem .. "-in.kv"))
   end)
   teardown(function()
-    for _, rest in ipairs { "", "-single.gguf", "-00001-of-00002.gguf", "-00002-of-00002.gguf" } do
+    saved.model:close()
+    saved:close()
+    for _, rest in ipairs { "", "-in.kv", "-single.gguf", "-00001-of-00002.gguf", "-00002-of-00002.gguf" } do
       os.remove(stem .. rest)
     end
   end)
@@ -104,6 +109,30 @@ describe("system calls", function()
         assert.equal(26, #gguf:tensors())
       end,
       finish = function() os.remove(stem .. "-out.gguf") end },
+    { name = "saving a sequence",
+      reaches = { stat = 1, mkostemp = 1, write = 5, fchmod = 1, fsync = 2, rename = 1, open = 1, close = 2 },
+      spared = { open = { true }, fsync = { [2] = true } },
+      names = function() return stem .. "-out.kv" end,
+      prepare = function() write(stem .. "-out.kv", "old") end,
+      run = function() return saved:save(stem .. "-out.kv") end,
+      failed = function()
+        assert.equal("old", support.read(stem .. "-out.kv"))
+        assert.equal(stem .. "-out.kv\n", left_behind())
+      end,
+      check = function()
+        assert.equal(stem .. "-out.kv\n", left_behind())
+        local seq <close> = assert(saved.model:restore(stem .. "-out.kv"))
+        assert.equal(20, seq:pos())
+      end,
+      finish = function() os.remove(stem .. "-out.kv") end },
+    { name = "restoring a sequence", reaches = { open = 1, fstat = 1, read = 5, close = 1 },
+      names = function() return stem .. "-in.kv" end,
+      run = function()
+        local seq, message, code = saved.model:restore(stem .. "-in.kv")
+        if seq then seq:close() end
+        return seq, message, code
+      end,
+      failed = function() assert.equal(1, saved.model:stats().n_sequences) end },
     { name = "threads", reaches = { pthread_create = 2 }, names = function(n) return "thread " .. n + 1 .. " of 3" end,
       uninterrupted = true,
       run = function()
@@ -216,6 +245,21 @@ describe("system calls", function()
     assert.equal(err.IO, code)
     assert.truthy(message:find("write failed: No space left on device", 1, true), message)
     assert.equal("", left_behind())
+  end)
+
+  it("of a full disk leave the saved sequence that was there", function()
+    assert.is_true(saved:save(stem .. "-out.kv"))
+    local before = support.read(stem .. "-out.kv")
+    for call, error_name in pairs { write = "ENOSPC", fsync = "EIO", rename = "ENOSPC" } do
+      core.system_inject(call, 1, error_name, true)
+      local done, _, code = saved:save(stem .. "-out.kv")
+      core.system_inject(call, 0)
+      assert.is_nil(done)
+      assert.equal(err.IO, code)
+      assert.equal(before, support.read(stem .. "-out.kv"))
+      assert.equal(stem .. "-out.kv\n", left_behind())
+    end
+    os.remove(stem .. "-out.kv")
   end)
 
   it("of threads fail for want of memory as memory does", function()

@@ -98,3 +98,58 @@ int kg_cpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_po
   if (n_positions > 0) memcpy(exe->pages[to], exe->pages[from], exe->page_bytes);
   return KG_OK;
 }
+
+kg_kv_type kg_cpu_cache_type(const kg_executable *exe) { return exe->half ? KG_KV_F16 : KG_KV_F32; }
+
+/* Where an element of one slot and kv head stands. In a page keys have their slots side by side, values their elements. */
+typedef struct place {
+  unsigned char *keys, *values; /* element 0 */
+  size_t key_stride;            /* bytes from element to element */
+} place;
+
+static place find_place(const kg_executable *exe, const kg_kv_rows *rows, int32_t head_dim, int32_t i, int32_t head)
+{
+  const kg_cache_layer *layer = &exe->layers[rows->layer];
+  const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), slot = (size_t)(rows->slot + i);
+  unsigned char *first = exe->pages[rows->page] + layer->offset + (size_t)head * layer->head_bytes;
+  return (place){first + slot * element, first + layer->key_bytes + slot * (size_t)kg_padded(head_dim) * element,
+                 KG_PAGE * element};
+}
+
+static void copy_keys(void *to, size_t to_stride, const void *from, size_t from_stride, int32_t n, size_t element)
+{
+  for (int32_t d = 0; d < n; d++)
+    memcpy((char *)to + (size_t)d * to_stride, (const char *)from + (size_t)d * from_stride, element);
+}
+
+int kg_cpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err)
+{
+  const int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
+  if (code) return code;
+  const kg_attention_params *a = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
+  const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), bytes = (size_t)a->head_dim * element;
+  char *key = keys, *value = values;
+  for (int32_t i = 0; i < rows->n; i++)
+    for (int32_t head = 0; head < a->n_kv_heads; head++, key += bytes, value += bytes) {
+      const place at = find_place(exe, rows, a->head_dim, i, head);
+      copy_keys(key, element, at.keys, at.key_stride, a->head_dim, element);
+      memcpy(value, at.values, bytes);
+    }
+  return KG_OK;
+}
+
+int kg_cpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err)
+{
+  const int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
+  if (code) return code;
+  const kg_attention_params *a = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
+  const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), bytes = (size_t)a->head_dim * element;
+  const char *key = keys, *value = values;
+  for (int32_t i = 0; i < rows->n; i++)
+    for (int32_t head = 0; head < a->n_kv_heads; head++, key += bytes, value += bytes) {
+      const place at = find_place(exe, rows, a->head_dim, i, head);
+      copy_keys(at.keys, at.key_stride, key, element, a->head_dim, element);
+      memcpy(at.values, value, bytes);
+    }
+  return KG_OK;
+}

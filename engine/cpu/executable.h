@@ -108,6 +108,9 @@ int kg_cpu_cache_open(kg_executable *exe, kg_error *err); /* the layout of a pag
 void kg_cpu_cache_close(kg_executable *exe);
 int kg_cpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err);
 int kg_cpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+kg_kv_type kg_cpu_cache_type(const kg_executable *exe);
+int kg_cpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err);
+int kg_cpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err);
 
 /* cpu.c */
 int kg_cpu_program_build(kg_executable *exe, kg_program_input *input, kg_program *out, kg_error *err); /* completes input */

@@ -585,6 +585,43 @@ static int reference_kv_copy(kg_executable *exe, int32_t to, int32_t from, int32
   return KG_OK;
 }
 
+static kg_kv_type reference_kv_type(const kg_executable *exe)
+{
+  (void)exe;
+  return KG_KV_F32;
+}
+
+/* Floats of one slot, and where the first of the rows' slots is; its values are a plane further. */
+static float *find_rows(const kg_executable *exe, const kg_kv_rows *rows, size_t *width)
+{
+  const kg_attention_params *p = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
+  *width = (size_t)p->n_kv_heads * (size_t)p->head_dim;
+  return exe->pages[rows->page] + exe->layer_at[rows->layer] + (size_t)rows->slot * *width;
+}
+
+static int reference_kv_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err)
+{
+  const int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
+  if (code) return code;
+  size_t width;
+  const float *first = find_rows(exe, rows, &width);
+  memcpy(keys, first, (size_t)rows->n * width * sizeof *first);
+  memcpy(values, first + KG_PAGE * width, (size_t)rows->n * width * sizeof *first);
+  return KG_OK;
+}
+
+static int reference_kv_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values,
+                              kg_error *err)
+{
+  const int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
+  if (code) return code;
+  size_t width;
+  float *first = find_rows(exe, rows, &width);
+  memcpy(first, keys, (size_t)rows->n * width * sizeof *first);
+  memcpy(first + KG_PAGE * width, values, (size_t)rows->n * width * sizeof *first);
+  return KG_OK;
+}
+
 /* ---- looking into and damaging weights ---- */
 
 static size_t reference_weight_bytes(const kg_executable *exe, int32_t weight)
@@ -650,6 +687,9 @@ const kg_backend kg_backend_reference = {
     .unembed = reference_unembed,
     .kv_reserve = reference_kv_reserve,
     .kv_copy = reference_kv_copy,
+    .kv_type = reference_kv_type,
+    .kv_read = reference_kv_read,
+    .kv_write = reference_kv_write,
     .weight_bytes = reference_weight_bytes,
     .weight_read = reference_weight_read,
     .weight_write = reference_weight_write,

@@ -744,8 +744,8 @@ function Model:close() end
 ---@class kigo.Sequence
 ---@field logits kigo.Tensor   after the last token; evaluates what is pending, and raises when that fails
 ---@field rng kigo.Rng
----@field state table          yours: mark, rewind to a mark, fork and save copy it. It takes plain data: booleans, numbers,
----strings, and tables of them (at most 100 deep, without metatables), which may contain each other and themselves
+---@field state table          yours: mark, rewind to a mark, fork and save copy it. It takes plain data: booleans,
+---numbers, strings, and tables of them (100 deep, without metatables), which may contain each other and themselves
 ---@field model kigo.Model
 ---@field stats kigo.SequenceStats   as they are now
 local Sequence = {}
@@ -807,6 +807,15 @@ function Sequence:common(other) end
 
 ---@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds
 function Sequence:mark() end
+
+---Write everything to a file for model:restore: tokens, cache, random numbers, streams, state. What stood there stays
+---until the new file is whole and on the disk; only its owner may read it. The first save of a model reads all of its
+---file, to name it by its SHA-256. Code UNSUPPORTED where something that cannot be saved belongs to the sequence.
+---@param path string
+---@return true?
+---@return string? message
+---@return integer? code
+function Sequence:save(path) end
 
 ---Have a stream follow: it gets every token that is appended from now on, what may be shown is read with
 ---stream:read(), and rewind and fork take it along. Rewound to before it came, it is let go as it was then.
@@ -877,6 +886,11 @@ function core.read_bandwidth(threads, megabytes) end
 function core.uniform(seed, pos, draw) end
 
 -- ---- for specs ----
+
+---XXH64 with seed 0: the checksum of saved sequences.
+---@param bytes string
+---@return integer
+function core.checksum(bytes) end
 
 ---SHA-256 (FIPS 180-4).
 ---@param bytes string

@@ -15,6 +15,7 @@ local values = require "kigo.values"
 local Model = core.classes.Model
 
 local trace_names, new_sequence, logits_of = Model.trace, Model.sequence, Model.logits
+local restore_now = Model.restore
 
 ---A new timeline.
 ---@param options? { seed: integer?, prefix_cache: boolean? }   seed: of its random numbers; default 0. prefix_cache =
@@ -23,6 +24,16 @@ local trace_names, new_sequence, logits_of = Model.trace, Model.sequence, Model.
 ---@return string? message
 ---@return integer? code
 function Model:sequence(options) return pass.made(new_sequence(self, options)) end
+
+---A sequence that seq:save wrote: it goes on bit for bit as that one would have, on the same kind of device; its seed,
+---random numbers, streams and state come with it. All of the file is checked first, and a refusal changes nothing:
+---FORMAT for what is damaged or no such file, UNSUPPORTED for another model, KV type or version, FULL where ctx or pool
+---are too small. Where paths come from outside, the caller says which are allowed.
+---@param path string
+---@return kigo.Sequence?   a to-be-closed handle
+---@return string? message
+---@return integer? code
+function Model:restore(path) return pass.made(pass.alone(self, restore_now, self, path)) end
 
 ---Evaluate what all of them wait for, in shared forward passes.
 ---@param sequences kigo.Sequence[]

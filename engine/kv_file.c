@@ -1,0 +1,416 @@
+#include "kv_file.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "alloc.h"
+#include "bytes.h"
+#include "checksum.h"
+#include "companion.h"
+#include "error.h"
+#include "outfile.h"
+#include "sha256.h"
+#include "system.h"
+
+enum { VERSION = 1, BLOCK = 64, MAX_NAME = 64, FILE_MODE = 0600 };
+
+static const char magic[8] = "kigo-kv\n";
+
+typedef struct kg_kv_header {
+  char magic[8];
+  uint32_t version, kv_type;
+  uint64_t checksum; /* of the header with 0 here */
+  char model[64];    /* SHA-256, hexadecimal */
+  uint64_t seed, n_draws;
+  int32_t n_tokens, n_cached; /* of the timeline; of it in the cache */
+  uint64_t position_bytes;    /* cache of one position, all layers */
+  uint64_t companion_bytes, state_bytes;
+} kg_kv_header;
+
+_Static_assert(sizeof(kg_kv_header) == 136, "a header without gaps: it is written as it stands in memory");
+
+static uint64_t header_checksum(kg_kv_header header)
+{
+  kg_checksum sum;
+  header.checksum = 0;
+  kg_checksum_begin(&sum);
+  kg_checksum_add(&sum, &header, sizeof header);
+  return kg_checksum_end(&sum);
+}
+
+/* ---- the shape of a model's cache ---- */
+
+static kg_kv_type kv_type(const kg_model *model)
+{
+  return kg_model_backend(model)->kv_type(kg_model_executable(model));
+}
+
+/* Bytes of one position's keys, or values, of one attention operation. */
+static size_t row_bytes(const kg_model *model, int32_t layer)
+{
+  const kg_attention_params *a = &kg_plan_layer(kg_model_plan(model), layer)->u.attention;
+  return (size_t)a->n_kv_heads * (size_t)a->head_dim * (kv_type(model) == KG_KV_F16 ? sizeof(uint16_t) : sizeof(float));
+}
+
+/* Bounded: a page has many positions, and its size was checked. */
+static size_t position_bytes(const kg_model *model, size_t *widest)
+{
+  size_t sum = 0;
+  *widest = 1;
+  for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)); layer++) {
+    const size_t bytes = row_bytes(model, layer);
+    sum += 2 * bytes;
+    if (bytes > *widest) *widest = bytes;
+  }
+  return sum;
+}
+
+/* ---- rows between pages and a file ---- */
+
+/* One direction: kv_read or kv_write of positions [pos, pos + n) of a layer, page by page. */
+typedef struct rows_of {
+  kg_model *model;
+  const kg_page_table *pages;
+  unsigned char *keys, *values; /* [BLOCK][row] */
+  bool writes;
+} rows_of;
+
+static int move_rows(const rows_of *r, int32_t layer, int32_t pos, int32_t n, kg_error *err)
+{
+  const kg_backend *backend = kg_model_backend(r->model);
+  kg_executable *exe = kg_model_executable(r->model);
+  const size_t row = row_bytes(r->model, layer);
+  int status = KG_OK;
+  for (int32_t done = 0; done < n && !status;) {
+    const int32_t slot = (pos + done) % KG_PAGE, room = KG_PAGE - slot;
+    const kg_kv_rows rows = {.page = r->pages->ids[(pos + done) / KG_PAGE], .slot = slot,
+                             .n = n - done < room ? n - done : room, .layer = layer};
+    unsigned char *keys = r->keys + (size_t)done * row, *values = r->values + (size_t)done * row;
+    status = r->writes ? backend->kv_write(exe, &rows, keys, values, err) : backend->kv_read(exe, &rows, keys, values, err);
+    done += rows.n;
+  }
+  return status;
+}
+
+/* Room for keys and values of a block of the widest layer. */
+static int make_room(rows_of *r, kg_error *err)
+{
+  size_t widest;
+  position_bytes(r->model, &widest);
+  r->keys = kg_alloc_array(2 * BLOCK, widest);
+  if (!r->keys) return kg_fail_memory(err, 2 * BLOCK * widest, "cache rows");
+  r->values = r->keys + BLOCK * widest;
+  return KG_OK;
+}
+
+/* ---- writing ---- */
+
+typedef struct writer {
+  kg_outfile *file;
+  kg_checksum sum;
+} writer;
+
+static int put(writer *w, const void *bytes, size_t n, kg_error *err)
+{
+  kg_checksum_add(&w->sum, bytes, n);
+  return n ? kg_outfile_write(w->file, bytes, n, err) : KG_OK;
+}
+
+static int append_companion(const kg_companion *companion, kg_bytes *out, kg_error *err)
+{
+  const kg_companion_ops *ops = companion->ops;
+  if (!ops->save) return kg_fail(err, KG_ERR_UNSUPPORTED, "the sequence has a %s, which cannot be saved", ops->name);
+  kg_bytes bytes = {0};
+  const uint32_t name_size = (uint32_t)strlen(ops->name);
+  int status = ops->save(companion, &bytes, err);
+  const uint64_t size = bytes.size;
+  if (!status) status = kg_bytes_append(out, &name_size, sizeof name_size, err);
+  if (!status) status = kg_bytes_append(out, ops->name, name_size, err);
+  if (!status) status = kg_bytes_append(out, &companion->from, sizeof companion->from, err);
+  if (!status) status = kg_bytes_append(out, &size, sizeof size, err);
+  if (!status) status = kg_bytes_append(out, bytes.data, bytes.size, err);
+  kg_bytes_deinit(&bytes);
+  return status;
+}
+
+static int put_cache(writer *w, const kg_sequence *sequence, kg_error *err)
+{
+  kg_model *model = sequence->model;
+  rows_of r = {.model = model, .pages = &sequence->pages};
+  int status = make_room(&r, err);
+  for (int32_t pos = 0; pos < sequence->n_evaluated && !status; pos += BLOCK) {
+    const int32_t left = sequence->n_evaluated - pos, n = left < BLOCK ? left : BLOCK;
+    for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)) && !status; layer++) {
+      status = move_rows(&r, layer, pos, n, err);
+      if (!status) status = put(w, r.keys, (size_t)n * row_bytes(model, layer), err);
+      if (!status) status = put(w, r.values, (size_t)n * row_bytes(model, layer), err);
+    }
+  }
+  kg_free(r.keys);
+  return status;
+}
+
+static int describe(const kg_sequence *sequence, size_t companion_bytes, size_t state_bytes, kg_kv_header *out,
+                    kg_error *err)
+{
+  char digest[KG_SHA256_HEX];
+  size_t widest;
+  const int status = kg_model_digest(sequence->model, digest, err);
+  if (status) return status;
+  *out = (kg_kv_header){.version = VERSION,
+                        .kv_type = (uint32_t)kv_type(sequence->model),
+                        .seed = sequence->seed,
+                        .n_draws = kg_sequence_draws(sequence),
+                        .n_tokens = kg_sequence_pos(sequence),
+                        .n_cached = sequence->n_evaluated,
+                        .position_bytes = position_bytes(sequence->model, &widest),
+                        .companion_bytes = companion_bytes,
+                        .state_bytes = state_bytes};
+  memcpy(out->magic, magic, sizeof magic);
+  memcpy(out->model, digest, sizeof out->model);
+  out->checksum = header_checksum(*out);
+  return KG_OK;
+}
+
+static int put_all(writer *w, const kg_sequence *sequence, const kg_kv_header *header, const kg_bytes *companions,
+                   kg_string state, kg_error *err)
+{
+  kg_checksum_begin(&w->sum);
+  int status = put(w, header, sizeof *header, err);
+  if (!status) status = put(w, sequence->tokens.ids, sequence->tokens.n * sizeof *sequence->tokens.ids, err);
+  if (!status) status = put(w, companions->data, companions->size, err);
+  if (!status) status = put(w, state.data, state.size, err);
+  if (!status) status = put_cache(w, sequence, err);
+  const uint64_t sum = kg_checksum_end(&w->sum);
+  return status ? status : put(w, &sum, sizeof sum, err);
+}
+
+int kg_sequence_save(kg_sequence *sequence, const char *path, kg_string state, kg_error *err)
+{
+  kg_bytes companions = {0};
+  kg_kv_header header;
+  writer w = {0};
+  int status = kg_model_check_idle(sequence->model, err);
+  for (const kg_companion *each = sequence->companions; each && !status; each = each->next)
+    status = append_companion(each, &companions, err);
+  if (!status) status = describe(sequence, companions.size, state.size, &header, err);
+  if (!status) status = kg_outfile_open(path, &w.file, err);
+  if (!status) status = put_all(&w, sequence, &header, &companions, state, err);
+  if (!status) status = kg_outfile_commit(w.file, FILE_MODE, err);
+  kg_outfile_close(w.file);
+  kg_bytes_deinit(&companions);
+  return status;
+}
+
+/* ---- reading ---- */
+
+typedef struct reader {
+  const char *path;
+  int fd;
+  size_t n_bytes; /* of the file */
+  kg_checksum sum;
+  kg_kv_header header;
+} reader;
+
+static int fail_cut(const reader *r, kg_error *err)
+{
+  return kg_fail(err, KG_ERR_FORMAT, "%s: the file is cut short, or longer than it says", r->path);
+}
+
+static int get(reader *r, void *out, size_t n, kg_error *err)
+{
+  size_t got;
+  const int status = kg_sys_read(r->path, r->fd, out, n, &got, err);
+  if (status) return status;
+  kg_checksum_add(&r->sum, out, n);
+  return got == n ? KG_OK : fail_cut(r, err);
+}
+
+static int open_file(reader *r, kg_error *err)
+{
+  struct stat info;
+  int status = kg_sys_open(r->path, O_RDONLY | O_NONBLOCK, &r->fd, err); /* a pipe must not make us wait for its writer */
+  if (!status) status = kg_sys_fstat(r->path, r->fd, &info, err);
+  if (status) return status;
+  if (!S_ISREG(info.st_mode)) return kg_fail(err, KG_ERR_IO, "%s: is not a regular file", r->path);
+  r->n_bytes = (size_t)info.st_size;
+  return KG_OK;
+}
+
+/* Do the header's sizes add up to the file's? */
+static bool is_whole(const reader *r)
+{
+  const kg_kv_header *h = &r->header;
+  size_t cache, sum = sizeof *h + (size_t)h->n_tokens * sizeof(int32_t) + sizeof(uint64_t); /* bounded: 2^31 tokens */
+  return kg_mul_size((size_t)h->n_cached, h->position_bytes, &cache) && kg_add_size(sum, cache, &sum) &&
+         kg_add_size(sum, h->companion_bytes, &sum) && kg_add_size(sum, h->state_bytes, &sum) && sum == r->n_bytes;
+}
+
+/* What the file itself must keep to, whatever the model. */
+static int read_header(reader *r, kg_error *err)
+{
+  kg_kv_header *h = &r->header;
+  kg_checksum_begin(&r->sum);
+  if (r->n_bytes < sizeof *h) return kg_fail(err, KG_ERR_FORMAT, "%s: is no saved sequence: too short", r->path);
+  const int status = get(r, h, sizeof *h, err);
+  if (status) return status;
+  if (memcmp(h->magic, magic, sizeof magic))
+    return kg_fail(err, KG_ERR_FORMAT, "%s: is no saved sequence: it begins with other bytes", r->path);
+  if (h->version != VERSION)
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: version %u of the format; this kigo reads version %d", r->path,
+                   (unsigned)h->version, VERSION);
+  if (h->checksum != header_checksum(*h)) return kg_fail(err, KG_ERR_FORMAT, "%s: the header is damaged", r->path);
+  if (h->kv_type > KG_KV_F16 || h->n_tokens < 0 || h->n_cached < 0 || h->n_cached > h->n_tokens)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: the header says impossible things", r->path);
+  return is_whole(r) ? KG_OK : fail_cut(r, err);
+}
+
+static const char *kv_name(uint32_t type) { return type == KG_KV_F16 ? "f16" : "f32"; }
+
+/* Does it fit this model? */
+static int check_model(const reader *r, kg_model *model, kg_error *err)
+{
+  const kg_kv_header *h = &r->header;
+  char digest[KG_SHA256_HEX];
+  size_t widest;
+  const int status = kg_model_digest(model, digest, err);
+  if (status) return status;
+  if (memcmp(h->model, digest, sizeof h->model))
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: saved with another model, of SHA-256 %.64s; this one's is %s", r->path,
+                   h->model, digest);
+  if (h->kv_type != (uint32_t)kv_type(model))
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: saved with kv = \"%s\"; this model is loaded with \"%s\"", r->path,
+                   kv_name(h->kv_type), kv_name((uint32_t)kv_type(model)));
+  if (h->position_bytes != position_bytes(model, &widest))
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: saved with another layout of the model's cache", r->path);
+  if (h->n_tokens > kg_model_context(model))
+    return kg_fail(err, KG_ERR_FULL, "%s: %d tokens do not fit into the context of %d; load the model with a larger ctx",
+                   r->path, h->n_tokens, kg_model_context(model));
+  return KG_OK;
+}
+
+static int get_tokens(reader *r, kg_sequence *sequence, kg_error *err)
+{
+  const size_t n = (size_t)r->header.n_tokens;
+  kg_tokens *tokens = &sequence->tokens;
+  if (!kg_grow((void **)&tokens->ids, &tokens->capacity, n, sizeof *tokens->ids))
+    return kg_fail_memory(err, n * sizeof *tokens->ids, "the timeline");
+  const int status = get(r, tokens->ids, n * sizeof *tokens->ids, err);
+  if (!status) tokens->n = n;
+  return status;
+}
+
+static int get_bytes(reader *r, size_t n, kg_bytes *out, kg_error *err)
+{
+  size_t size;
+  if (!n) return KG_OK;
+  if (!kg_add_size(out->size, n, &size) || !kg_grow((void **)&out->data, &out->capacity, size, 1))
+    return kg_fail_memory(err, n, "a saved sequence");
+  const int status = get(r, out->data + out->size, n, err);
+  if (!status) out->size = size;
+  return status;
+}
+
+static int get_cache(reader *r, kg_sequence *sequence, kg_error *err)
+{
+  kg_model *model = sequence->model;
+  const int32_t n_cached = r->header.n_cached;
+  rows_of to = {.model = model, .pages = &sequence->pages, .writes = true};
+  int status = kg_kv_reserve(kg_model_kv(model), &sequence->pages, 0, n_cached, err);
+  if (!status) status = make_room(&to, err);
+  for (int32_t pos = 0; pos < n_cached && !status; pos += BLOCK) {
+    const int32_t n = n_cached - pos < BLOCK ? n_cached - pos : BLOCK;
+    for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)) && !status; layer++) {
+      status = get(r, to.keys, (size_t)n * row_bytes(model, layer), err);
+      if (!status) status = get(r, to.values, (size_t)n * row_bytes(model, layer), err);
+      if (!status) status = move_rows(&to, layer, pos, n, err);
+    }
+  }
+  kg_free(to.keys);
+  sequence->n_evaluated = status ? 0 : n_cached;
+  return status;
+}
+
+static int check_end(reader *r, kg_error *err)
+{
+  const uint64_t sum = kg_checksum_end(&r->sum);
+  uint64_t said;
+  const int status = get(r, &said, sizeof said, err);
+  if (status || said == sum) return status;
+  return kg_fail(err, KG_ERR_FORMAT, "%s: the file is damaged: its checksum is another one", r->path);
+}
+
+static int check_tokens(const reader *r, const kg_sequence *sequence, kg_error *err)
+{
+  const int32_t vocab = kg_model_vocab_size(sequence->model);
+  for (size_t i = 0; i < sequence->tokens.n; i++)
+    if (sequence->tokens.ids[i] < 0 || sequence->tokens.ids[i] >= vocab)
+      return kg_fail(err, KG_ERR_FORMAT, "%s: id %d at %zu is outside the vocabulary", r->path, sequence->tokens.ids[i], i);
+  return KG_OK;
+}
+
+/* ---- companions in a file ---- */
+
+static int load_companion(const reader *r, kg_string *from, kg_sequence *sequence, kg_tokenizer *tokenizer, kg_error *err)
+{
+  uint32_t name_size;
+  uint64_t size;
+  kg_companion_source source = {
+      .tokenizer = tokenizer, .ids = sequence->tokens.ids, .n_ids = kg_sequence_pos(sequence)};
+  const char *name = NULL;
+  if (kg_take_into(from, &name_size, sizeof name_size) && name_size <= MAX_NAME) name = kg_take(from, name_size);
+  if (name && kg_take_into(from, &source.from, sizeof source.from) && kg_take_into(from, &size, sizeof size))
+    source.bytes.data = kg_take(from, size);
+  if (!source.bytes.data || source.from < 0 || source.from > source.n_ids)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: companions are malformed", r->path);
+  source.bytes.size = size;
+  char quoted[KG_QUOTE_MAX];
+  const kg_companion_ops *ops = kg_companion_find_kind((kg_string){name, name_size});
+  if (!ops)
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: has a companion of kind %s, which this kigo does not know", r->path,
+                   kg_quote(quoted, name, name_size));
+  kg_companion *companion;
+  const int status = ops->load(&source, &companion, err);
+  if (!status) kg_sequence_adopt(sequence, companion, source.from);
+  return status;
+}
+
+/* ---- a whole file ---- */
+
+static int read_all(reader *r, kg_sequence *sequence, kg_tokenizer *tokenizer, kg_bytes *state, kg_error *err)
+{
+  kg_bytes companions = {0};
+  int status = get_tokens(r, sequence, err);
+  if (!status) status = get_bytes(r, r->header.companion_bytes, &companions, err);
+  if (!status) status = get_bytes(r, r->header.state_bytes, state, err);
+  if (!status) status = get_cache(r, sequence, err);
+  if (!status) status = check_end(r, err);
+  if (!status) status = check_tokens(r, sequence, err);
+  kg_string left = {companions.data ? companions.data : "", companions.size};
+  while (!status && left.size) status = load_companion(r, &left, sequence, tokenizer, err);
+  kg_bytes_deinit(&companions);
+  if (!status) kg_sequence_set_draws(sequence, r->header.n_draws);
+  return status;
+}
+
+int kg_sequence_restore(kg_model *model, const char *path, kg_tokenizer *tokenizer, kg_bytes *state, kg_sequence **out,
+                        kg_error *err)
+{
+  reader r = {.path = path, .fd = -1};
+  kg_sequence *sequence = NULL;
+  const size_t state_before = state->size;
+  int status = kg_model_check_idle(model, err);
+  if (!status) status = open_file(&r, err);
+  if (!status) status = read_header(&r, err);
+  if (!status) status = check_model(&r, model, err);
+  if (!status) status = kg_sequence_new(model, r.header.seed, &sequence, err);
+  if (!status) status = read_all(&r, sequence, tokenizer, state, err);
+  if (r.fd >= 0) kg_sys_close(r.fd);
+  if (status) {
+    state->size = state_before;
+    kg_sequence_free(sequence);
+  } else
+    *out = sequence;
+  return status;
+}

@@ -1,0 +1,31 @@
+/* kv_file.h - a sequence in a file: its tokens, cache rows, generator, companions and the user's state. What comes back
+ * goes on bit for bit as the one that was saved would have, on the same kind of device.
+ *
+ * The file does not depend on backends nor on the size of pages. All numbers are little-endian:
+ *   header      kg_kv_header (kv_file.c): magic, version, its checksum, SHA-256 of the model, KV type, sizes of all parts
+ *   tokens      [n_tokens] int32
+ *   companions  each: uint32 size and text of its kind; int32 position; uint64 size and bytes
+ *   state       bytes of the caller's
+ *   cache       for every 64 positions: for each attention operation their keys, then their values,
+ *               [positions][n_kv_heads][head_dim], float32 or float16
+ *   checksum    XXH64 of everything before it, uint64
+ * The model is named by its contents: the same file under another name fits. On another kind of device the sequence goes
+ * on with the cache rows as they were computed where it was saved. */
+#ifndef KG_KV_FILE_H
+#define KG_KV_FILE_H
+
+#include "sequence.h"
+
+/* Write it as outfile.h does: what stood at `path` stays until the new file is whole. Nobody else may read the file (mode
+ * 0600). `state` is stored as it is. KG_ERR_UNSUPPORTED: it has a companion that cannot be saved. */
+int kg_sequence_save(kg_sequence *sequence, const char *path, kg_string state, kg_error *err);
+/* A new sequence of the model from a file, all of which is checked first; `tokenizer` (may be NULL) is for companions.
+ * Appends the caller's bytes to `state`. Nothing is left behind by a failure:
+ * KG_ERR_IO           the file cannot be read
+ * KG_ERR_FORMAT       it is none of these, is cut short, damaged, or says impossible things
+ * KG_ERR_UNSUPPORTED  it is of another version, model or KV type, or has companions that are unknown here
+ * KG_ERR_FULL         the model's context or pool is too small for it */
+int kg_sequence_restore(kg_model *model, const char *path, kg_tokenizer *tokenizer, kg_bytes *state, kg_sequence **out,
+                        kg_error *err);
+
+#endif

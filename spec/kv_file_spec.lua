@@ -1,0 +1,403 @@
+-- Sequences in files: what comes back goes on bit for bit, what does not fit is refused and changes nothing, and no
+-- failure or kill in the middle hurts the file that was there.
+describe("kigo.kv_file", function()
+  local core = require "kigo.core"
+  local support = require "spec.support"
+  local tiny = require "spec.tiny"
+  local vocabulary = require "spec.fixtures.vocabulary"
+  local err = core.err
+
+  local HEADER = 136 -- bytes; engine/kv_file.c says what stands where
+
+  local folder, path, tokenizer
+  setup(function()
+    folder = os.tmpname()
+    os.remove(folder)
+    assert(os.execute("mkdir " .. folder))
+    path = folder .. "/chat.kv"
+    local gguf <close> = assert(core.parse_gguf(vocabulary.file(vocabulary.bpe {}), "spec"))
+    tokenizer = assert(core.tokenizer(gguf)) -- ids are bytes; the model has those below 48
+  end)
+  teardown(function()
+    os.execute("rm -r " .. folder)
+    tokenizer:close()
+  end)
+
+  local function model_of(options)
+    local model = tiny.model(options)
+    model.tokenizer = tokenizer
+    return model
+  end
+
+  local function write(bytes)
+    os.remove(path) -- file systems take their time over files that are emptied and filled again
+    local file <close> = assert(io.open(path, "wb"))
+    assert(file:write(bytes))
+  end
+
+  ---The file with right checksums.
+  local function sealed(bytes)
+    local head = bytes:sub(1, 16) .. ("\0"):rep(8) .. bytes:sub(25, HEADER)
+    local sum = string.pack("<j", core.checksum(head))
+    local body = bytes:sub(1, 16) .. sum .. bytes:sub(25, -9)
+    return body .. string.pack("<j", core.checksum(body))
+  end
+
+  local function patched(bytes, at, with) return bytes:sub(1, at) .. with .. bytes:sub(at + #with + 1) end
+
+  ---What a sequence is and does from here on.
+  local function future(seq)
+    local list = { table.concat(seq:tokens(), " "), seq.state, seq:seed() }
+    if seq:pos() > 0 then list[#list + 1] = seq.logits:bytes() end
+    local pick <close> = core.chain { { kind = "penalties", last = 8, ["repeat"] = 1.3 },
+      { kind = "temp", value = 0.8 } }
+    for _ = 1, 6 do
+      list[#list + 1] = seq.rng:uniform()
+      seq:push(seq:pos() > 0 and pick(seq.logits, seq) or 7)
+    end
+    for _, stream in ipairs(seq:attached()) do
+      list[#list + 1] = { stream.text, tostring(stream.reason), stream:read(), stream:finish() }
+    end
+    if seq:pos() > 9 then
+      seq:rewind(9)
+      for _, stream in ipairs(seq:attached()) do
+        list[#list + 1] = { stream.text, tostring(stream.reason), stream:finish() }
+      end
+    end
+    return list
+  end
+
+  local function saved_and_restored(seq, model)
+    assert.is_true(seq:save(path))
+    return assert(model:restore(path))
+  end
+
+  for _, device in ipairs(tiny.devices) do
+    describe("on " .. device.name, function()
+      local model
+      setup(function()
+        local options = { chunk = 32 }
+        for key, value in pairs(device.options) do options[key] = value end
+        model = model_of(options)
+      end)
+      teardown(function() model:close() end)
+
+      it("comes back as it was, wherever it stood", function()
+        for _, n in ipairs { 0, 1, 15, 63, 64, 65, 128, 150 } do
+          for _, pending in ipairs { 0, 1, 40 } do
+            local seq <close> = model:sequence { seed = -n - pending }
+            seq:feed(tiny.ids(n, 3))
+            if n > 0 then assert.is_true(seq:step()) end
+            seq:feed(tiny.ids(pending, 4))
+            for _ = 1, n % 3 do seq.rng:uniform() end
+            seq.state.n = n
+            local again <close> = saved_and_restored(seq, model)
+            assert.same(future(seq), future(again))
+          end
+        end
+      end)
+
+      it("evaluates nothing again but the last token", function()
+        local seq <close> = model:sequence {}
+        seq:feed(tiny.ids(100))
+        assert.is_true(seq:step())
+        local again <close> = saved_and_restored(seq, model)
+        local before = model:stats().n_tokens_evaluated
+        again:push(3)
+        assert.is_true(again:step())
+        assert.equal(before + 1, model:stats().n_tokens_evaluated)
+      end)
+
+      it("shares no pages with where it came from", function()
+        local seq <close> = model:sequence {}
+        seq:feed(tiny.ids(100))
+        local expected = seq.logits:bytes()
+        local again <close> = saved_and_restored(seq, model)
+        seq:rewind(50)
+        seq:feed(tiny.ids(60, 9))
+        assert.is_true(seq:step())
+        assert.equal(expected, again.logits:bytes())
+      end)
+    end)
+  end
+
+  it("is the same file from every backend", function()
+    local first <close> = model_of { kv = "f32" }
+    local seq <close> = first:sequence { seed = 3 }
+    seq:feed(tiny.ids(150))
+    assert.is_true(seq:step())
+    assert.is_true(seq:save(path))
+    local bytes = support.read(path)
+    for _, device in ipairs(tiny.devices) do
+      if device.options.kv ~= "f16" then
+        local model <close> = model_of(device.options)
+        local again <close> = assert(model:restore(path))
+        assert.is_true(again:save(path .. "2"))
+        assert.equal(bytes, support.read(path .. "2"))
+      end
+    end
+  end)
+
+  it("brings streams back: held text, what was read, what was finished", function()
+    local model <close> = model_of { device = "cpu", threads = 1 }
+    local cases = {
+      function(out) return out end,
+      function(out) out:read() return out end,
+      function(out) out:finish() return out end,
+    }
+    for _, text in ipairs { "", "!", "!!!", '"#$%&', "-...-", "+-+-+", "+-+--+", "(((((((((())" } do
+      for i, prepare in ipairs(cases) do
+        for _, after in ipairs { "", "+-" } do
+          local seq <close> = model:sequence {}
+          local early <close> = core.stream(tokenizer, { stop = "!!" })
+          early:add(33)
+          seq:feed { 40 }
+          seq:attach(early)
+          seq:attach(core.stream(tokenizer, { stop = { "+-+--", "))" } }))
+          seq:feed { text:byte(1, -1) }
+          prepare(seq:attached()[i % 2 + 1])
+          seq:feed { after:byte(1, -1) }
+          local again <close> = saved_and_restored(seq, model)
+          assert.same(future(seq), future(again))
+        end
+      end
+    end
+  end)
+
+  it("brings plain data back as it was", function()
+    local model <close> = model_of {}
+    local seq <close> = model:sequence {}
+    local shared = { 1, 2.0, -0.0, math.huge, 1 << 62, math.mininteger, true, false, "\0\xFF" }
+    seq.state = { list = shared, again = shared, [1.5] = { {} }, [-3] = "", [true] = "yes", [""] = 0 }
+    seq.state.list[20] = seq.state
+    local again <close> = saved_and_restored(seq, model)
+    local state = again.state
+    assert.equal(state.list, state.again)
+    assert.equal(state, state.list[20])
+    for i = 1, 9 do
+      assert.equal(math.type(shared[i]), math.type(state.list[i]))
+      assert.equal(shared[i], state.list[i])
+    end
+    assert.equal(-math.huge, 1 / state.list[3])
+    assert.same({ {} }, state[1.5])
+    assert.equal("yes", state[true])
+    assert.equal(0, state[""])
+    seq.state = { bad = print }
+    assert.has_error(function() seq:save(path) end)
+    local still <close> = assert(model:restore(path))
+    assert.equal("yes", still.state[true])
+  end)
+
+  describe("refuses", function()
+    local model, bytes
+    setup(function()
+      model = model_of { kv = "f32" }
+      local seq <close> = model:sequence { seed = 4 }
+      seq:attach(core.stream(tokenizer, { stop = "!!" }))
+      seq:feed(tiny.ids(20))
+      assert.is_true(seq:step())
+      seq.state.list = { 1, "two", { 3 } }
+      assert.is_true(seq:save(path))
+      bytes = support.read(path)
+    end)
+    teardown(function() model:close() end)
+
+    ---Restoring must fail with one of the codes, leave nothing behind, and the message names the file.
+    local function refused(content, codes, on)
+      on = on or model
+      local sequences, pages = on:stats().n_sequences, on:stats().n_pages_used
+      if content then write(content) end
+      local seq, message, code = on:restore(path)
+      local is_expected = false -- plain Lua: thousands of these
+      for _, expected in ipairs(codes) do is_expected = is_expected or expected == code end
+      if seq or not is_expected then error(("took it, or code %s: %s"):format(code, message)) end
+      if not (message:find(path, 1, true) or message:find "stream" or message:find "pool") then error(message) end
+      if on:stats().n_sequences ~= sequences or on:stats().n_pages_used ~= pages then error "left something" end
+    end
+
+    it("a file that is cut anywhere, or goes on", function()
+      for n = 0, #bytes - 1, 7 do refused(bytes:sub(1, n), { err.FORMAT }) end
+      for n = 0, HEADER + 20 do refused(bytes:sub(1, n), { err.FORMAT }) end
+      for n = #bytes - 20, #bytes - 1 do refused(bytes:sub(1, n), { err.FORMAT }) end
+      refused(bytes .. "\0", { err.FORMAT })
+    end)
+
+    it("a file with any bit changed", function()
+      for at = 0, #bytes - 1, #bytes > 4000 and 5 or 1 do
+        local bit = 1 << at % 8
+        refused(patched(bytes, at, string.char(bytes:byte(at + 1) ~ bit)), { err.FORMAT, err.UNSUPPORTED })
+      end
+    end)
+
+    it("another model, version, KV type or layout, also with right checksums", function()
+      refused(sealed(patched(bytes, 24, ("0"):rep(64))), { err.UNSUPPORTED })
+      refused(sealed(patched(bytes, 8, string.pack("<I4", 2))), { err.UNSUPPORTED })
+      refused(sealed(patched(bytes, 12, string.pack("<I4", 1))), { err.UNSUPPORTED })
+      refused(sealed(patched(bytes, 12, string.pack("<I4", 7))), { err.FORMAT })
+      refused(sealed(patched(bytes, 0, "kigo-kW\n")), { err.FORMAT })
+      local half <close> = model_of { device = "cpu", kv = "f16" }
+      refused(bytes, { err.UNSUPPORTED }, half)
+    end)
+
+    it("sizes that cannot be, also with right checksums", function()
+      for at = 104, HEADER - 8, 4 do
+        for _, value in ipairs { -1, 1 << 31, 0x7FFFFFFF, 0, 1, 19, 21 } do
+          local size = at < 112 and 4 or 8
+          local new = patched(bytes, at, string.pack("<j", value):sub(1, size))
+          if new ~= bytes then refused(sealed(new), { err.FORMAT, err.UNSUPPORTED }) end
+        end
+      end
+    end)
+
+    it("ids, companions and states that cannot be, also with right checksums", function()
+      refused(sealed(patched(bytes, HEADER + 8, string.pack("<i4", tiny.vocab))), { err.FORMAT })
+      refused(sealed(patched(bytes, HEADER + 8, string.pack("<i4", -1))), { err.FORMAT })
+      local companions = HEADER + 80
+      assert.equal("stream", bytes:sub(companions + 5, companions + 10))
+      refused(sealed(patched(bytes, companions + 4, "strewn")), { err.UNSUPPORTED })
+      refused(sealed(patched(bytes, companions + 4, "\0\n\xFF")), { err.UNSUPPORTED })
+      refused(sealed(patched(bytes, companions, "\7")), { err.FORMAT, err.UNSUPPORTED })
+      refused(sealed(patched(bytes, companions + 10, string.pack("<i4", 21))), { err.FORMAT })
+      refused(sealed(patched(bytes, companions + 10, string.pack("<i4", -1))), { err.FORMAT })
+      refused(sealed(patched(bytes, companions + 22, string.pack("<j", 99))), { err.FORMAT }) -- stop strings
+      refused(sealed(patched(bytes, companions + 46, string.pack("<j", 21))), { err.FORMAT }) -- finished when
+      local state = bytes:find("T", companions + 80, true) - 1
+      for _, wrong in ipairs { "Q", "e", "n", "r" } do refused(sealed(patched(bytes, state, wrong)), { err.FORMAT }) end
+    end)
+
+    it("what the model has no room for", function()
+      local short <close> = model_of { kv = "f32", ctx = 19 }
+      refused(bytes, { err.FULL }, short)
+      local enough <close> = model_of { kv = "f32", ctx = 20 }
+      assert(enough:restore(path)):close()
+      local narrow <close> = model_of { kv = "f32", pool = 1 }
+      local other <close> = narrow:sequence {}
+      other:push(1)
+      assert.is_true(other:step())
+      refused(bytes, { err.FULL }, narrow)
+    end)
+
+    it("a stream without a tokenizer", function()
+      local mute <close> = tiny.model { kv = "f32" }
+      refused(bytes, { err.UNSUPPORTED }, mute)
+    end)
+
+    it("what is no file", function()
+      for _, wrong in ipairs { folder, folder .. "/nothing", folder .. "/no/thing", "/dev/null", "" } do
+        local seq, message, code = model:restore(wrong)
+        assert.is_nil(seq)
+        assert.equal(err.IO, code)
+        assert.truthy(message:find(wrong, 1, true))
+      end
+      local seq <close> = model:sequence {}
+      for _, wrong in ipairs { folder, folder .. "/no/thing", "/dev/null", "" } do
+        local done, _, code = seq:save(wrong)
+        assert.is_nil(done)
+        assert.equal(err.IO, code)
+      end
+      for _, call in ipairs { function() seq:save() end, function() model:restore() end, function() seq:save {} end } do
+        assert.has_error(call)
+      end
+      local left <close> = io.popen("ls " .. folder)
+      assert.equal("chat.kv\nchat.kv2\n", left:read "a")
+    end)
+
+    it("closed handles and the middle of a step", function()
+      local own = model_of { kv = "f32", chunk = 8 }
+      local seq = own:sequence {}
+      seq:feed(tiny.ids(30))
+      write(bytes)
+      local failures = 0
+      own:set_progress(function()
+        for _, call in ipairs { function() return seq:save(path .. "3") end,
+          function() return own:restore(path) end } do
+          if not pcall(call) then failures = failures + 1 end
+        end
+      end)
+      assert.is_true(seq:step())
+      assert.is_true(failures > 2)
+      assert.is_nil(io.open(path .. "3"))
+      own:set_progress(nil)
+      seq:close()
+      assert.has_error(function() seq:save(path) end)
+      own:close()
+      assert.has_error(function() own:restore(path) end)
+    end)
+
+    it("nothing quietly for want of memory", function()
+      write(bytes)
+      local live
+      for _ = 1, 2 do
+        local n = tiny.fail_each_allocation(function() return model end, function(m)
+          local seq, message, code = m:restore(path)
+          if not seq then return nil, message, code end
+          seq:close()
+          return true
+        end, function(m)
+          if m:stats().n_sequences > 0 then collectgarbage() end -- the handle that Lua had no memory to return
+          assert.equal(0, m:stats().n_sequences)
+        end)
+        assert.is_true(n > 10)
+        local seq <close> = assert(model:restore(path))
+        n = tiny.fail_each_allocation(function() return seq end, function(s) return s:save(path) end, function(s)
+          assert.equal(bytes, support.read(path))
+          assert.equal(20, s:pos())
+        end)
+        assert.is_true(n > 10)
+        collectgarbage()
+        collectgarbage()
+        local now = core.alloc_counts()
+        assert.is_true(not live or now <= live + 50)
+        live = now
+      end
+    end)
+  end)
+
+  describe("a kill in the middle of a save", function()
+    it("leaves the old file or the new one", function()
+      local kills = tonumber(os.getenv "KIGO_KILLS") or 24
+      local script = folder .. "/save.lua"
+      local file <close> = assert(io.open(script, "w"))
+      file:write([[
+        local tiny = require "spec.tiny"
+        local model <close> = tiny.model { device = "cpu", threads = 1 }
+        local a, b = model:sequence { seed = 1 }, model:sequence { seed = 2 }
+        a:feed(tiny.ids(900, 1))
+        b:feed(tiny.ids(700, 2))
+        assert(a:save(arg[1] .. ".a") and b:save(arg[1] .. ".b") and a:save(arg[1]))
+        if arg[2] == "once" then os.exit(0, true) end
+        io.open(arg[1] .. ".on", "w"):close()
+        while true do assert(a:save(arg[1]) and b:save(arg[1])) end
+      ]])
+      file:close()
+      local place = folder .. "/killed.kv"
+      assert(os.execute(("%s %s %s once"):format(support.program, script, place)))
+      local a, b = support.read(place .. ".a"), support.read(place .. ".b")
+      local n_old, n_new, n_cut = 0, 0, 0
+      for i = 1, kills do
+        os.remove(place .. ".on")
+        local wait = 0.0004 + core.uniform(os.time(), i, 0) * 0.01
+        os.execute(([[
+          %s %s %s & child=$!
+          while ! test -e %s.on; do sleep 0.005; done
+          sleep %f; kill -9 $child; wait $child 2>/dev/null
+        ]]):format(support.program, script, place, place, wait) .. " 2>/dev/null")
+        local now = support.read(place)
+        if now == a then n_old = n_old + 1 elseif now == b then n_new = n_new + 1 else error "neither" end
+        local model <close> = tiny.model { device = "cpu", threads = 1 }
+        local seq <close> = assert(model:restore(place))
+        assert.equal(now == a and 900 or 700, seq:pos())
+        local left = assert(io.popen("ls " .. folder .. "/killed.kv.?????? 2>/dev/null"))
+        if left:read "a" ~= "" then n_cut = n_cut + 1 end
+        left:close()
+        os.execute("rm -f " .. folder .. "/killed.kv.??????")
+      end
+      if os.getenv "KIGO_KILLS" then
+        io.stderr:write(("\n%d kills: %d the first file, %d the second, %d within a save\n"):format(kills, n_old, n_new,
+          n_cut))
+      end
+      assert.equal(kills, n_old + n_new)
+      assert.is_true(n_cut > 0) -- else they came at other times
+    end)
+  end)
+end)
