@@ -81,7 +81,7 @@ static int32_t take(kg_sequence *sequence)
     if (future->at == future->n_computed - 1) sequence->logits_pos = sequence->n_evaluated;
     future->is_taken = true;
   }
-  if (drawn.status == KG_DRAWN) kg_sequence_set_draws(sequence, kg_sequence_draws(sequence) + 1);
+  kg_sequence_set_draws(sequence, kg_sequence_draws(sequence) + (uint64_t)drawn.status);
   return drawn.id;
 }
 

@@ -86,6 +86,7 @@ kg_tensor *kg_check_tensor(lua_State *L, int index);
 void kg_count_garbage(lua_State *L, int64_t n_floats);
 kg_sequence *kg_check_sequence(lua_State *L, int index);
 kg_tokenizer *kg_check_tokenizer(lua_State *L, int index);
+void kg_push_tokenizer(lua_State *L, kg_tokenizer *tokenizer); /* a handle with a reference of its own */
 kg_gguf *kg_check_gguf(lua_State *L, int index);
 
 enum { KG_SEQUENCE_HOOKS = 6 }; /* user value of a sequence: nil, or a table whose keys are its hooks */

@@ -1,4 +1,5 @@
 /* bind_chain.c - kigo.Chain: a callable sampler made of tables that describe its stages. */
+#include <math.h>
 #include <string.h>
 
 #include "bind.h"
@@ -8,21 +9,58 @@
 
 /* Which fields a kind knows; the chain itself checks the ranges. */
 typedef struct stage_kind {
-  const char *name;
   int kind; /* -1: dist, which only says what happens anyway */
-  const char *fields[5];
+  const char *name;
+  const char *fields[7];
 } stage_kind;
 
 static const stage_kind stage_kinds[] = {
-    {"greedy", KG_STAGE_GREEDY, {NULL}},
-    {"temp", KG_STAGE_TEMPERATURE, {"value", NULL}},
-    {"top_k", KG_STAGE_TOP_K, {"k", NULL}},
-    {"top_p", KG_STAGE_TOP_P, {"value", NULL}},
-    {"min_p", KG_STAGE_MIN_P, {"value", NULL}},
-    {"typical", KG_STAGE_TYPICAL, {"value", NULL}},
-    {"penalties", KG_STAGE_PENALTIES, {"last", "repeat", "frequency", "presence", NULL}},
-    {"bias", KG_STAGE_BIAS, {"values", NULL}},
-    {"dist", -1, {NULL}},
+    {KG_STAGE_GREEDY, "greedy", {NULL}},
+    {KG_STAGE_TEMPERATURE, "temp", {"value", NULL}},
+    {KG_STAGE_TOP_K, "top_k", {"k", NULL}},
+    {KG_STAGE_TOP_P, "top_p", {"value", NULL}},
+    {KG_STAGE_MIN_P, "min_p", {"value", NULL}},
+    {KG_STAGE_TYPICAL, "typical", {"value", NULL}},
+    {KG_STAGE_PENALTIES, "penalties", {"last", "repeat", "frequency", "presence", NULL}},
+    {KG_STAGE_BIAS, "bias", {"values", "phrases", NULL}},
+    {KG_STAGE_TOP_N_SIGMA, "top_n_sigma", {"value", NULL}},
+    {KG_STAGE_XTC, "xtc", {"probability", "threshold", NULL}},
+    {KG_STAGE_DYNAMIC_TEMPERATURE, "dynatemp", {"low", "high", "exponent", NULL}},
+    {KG_STAGE_DRY, "dry", {"multiplier", "base", "allowed", "last", "breakers", "tokenizer", NULL}},
+    {KG_STAGE_MIROSTAT, "mirostat", {"tau", "eta", NULL}},
+    {-1, "dist", {NULL}},
+};
+
+/* Fields that are numbers, and where they stand in a kg_stage. */
+typedef struct number_field {
+  const char *name;
+  size_t at;
+  double fallback; /* NaN: it must be there */
+} number_field;
+
+static const number_field float_fields[] = {
+    {"value", offsetof(kg_stage, value), NAN},
+    {"repeat", offsetof(kg_stage, repeat), 1},
+    {"frequency", offsetof(kg_stage, frequency), 0},
+    {"presence", offsetof(kg_stage, presence), 0},
+    {"probability", offsetof(kg_stage, probability), NAN},
+    {"threshold", offsetof(kg_stage, threshold), 0.1},
+    {"low", offsetof(kg_stage, low), NAN},
+    {"high", offsetof(kg_stage, high), NAN},
+    {"exponent", offsetof(kg_stage, exponent), 1},
+    {"multiplier", offsetof(kg_stage, multiplier), NAN},
+    {"base", offsetof(kg_stage, base), 1.75},
+    {"tau", offsetof(kg_stage, tau), NAN},
+    {"eta", offsetof(kg_stage, eta), 0.1},
+};
+
+static const number_field integer_fields[] = {{"k", offsetof(kg_stage, k), NAN},
+                                              {"last", offsetof(kg_stage, last_n), 64},
+                                              {"allowed", offsetof(kg_stage, allowed), 2}};
+
+enum {
+  N_FLOATS = sizeof float_fields / sizeof *float_fields,
+  N_INTEGERS = sizeof integer_fields / sizeof *integer_fields
 };
 
 /* For messages: "stage 2 (top_k)". */
@@ -64,28 +102,31 @@ static void refuse_unknown_fields(lua_State *L, int index, place at)
   }
 }
 
-/* A number of the stage. Without a fallback (NULL) the field must be there. */
-static double number_field(lua_State *L, int index, place at, const char *field, const double *fallback)
+/* A number of the stage, or the fallback. */
+static double read_number(lua_State *L, int index, place at, const char *field, double fallback)
 {
   const int type = lua_getfield(L, index, field);
-  if (type != LUA_TNUMBER && !(type == LUA_TNIL && fallback))
+  if (type != LUA_TNUMBER && (type != LUA_TNIL || isnan(fallback)))
     luaL_error(L, "stage %I (%s): %s: number expected, got %s", at.number, at.kind->name, field, luaL_typename(L, -1));
-  const double value = type == LUA_TNIL ? *fallback : lua_tonumber(L, -1);
+  const double value = type == LUA_TNIL ? fallback : lua_tonumber(L, -1);
   lua_pop(L, 1);
   return value;
 }
 
-static int32_t integer_field(lua_State *L, int index, place at, const char *field, int32_t min, const double *fallback)
+static int32_t read_integer(lua_State *L, int index, place at, const char *field, double fallback)
 {
-  const double value = number_field(L, index, at, field, fallback);
+  const double value = read_number(L, index, at, field, fallback);
+  const int32_t min = strcmp(field, "last") ? 0 : -1;
   if (!(value >= min && value <= INT32_MAX) || value != (double)(int32_t)value)
     luaL_error(L, "stage %I (%s): %s: %f is not an integer from %d to %d", at.number, at.kind->name, field, value,
                (int)min, INT32_MAX);
   return (int32_t)value;
 }
 
-/* values = {[id] = number}: arrays held by a userdata that stays on the stack until the chain is made. */
-static void parse_bias(lua_State *L, int index, place at, kg_stage *stage)
+/* What parsing a stage allocates is userdata that stays on the stack until the chain is made. */
+
+/* values = {[id] = number} */
+static void parse_values(lua_State *L, int index, place at, kg_stage *stage)
 {
   if (lua_getfield(L, index, "values") != LUA_TTABLE)
     luaL_error(L, "stage %I (bias): values: table expected, got %s", at.number, luaL_typename(L, -1));
@@ -112,19 +153,88 @@ static void parse_bias(lua_State *L, int index, place at, kg_stage *stage)
   stage->n_bias = (int32_t)i;
 }
 
-static void parse_stage(lua_State *L, int index, place at, kg_stage *stage)
+/* phrases = {{id, id, ..., value = number}, ...}, or nil */
+static void parse_phrases(lua_State *L, int index, place at, kg_stage *stage)
 {
-  static const double none = 0, one = 1, last = 64;
+  const int type = lua_getfield(L, index, "phrases");
+  const int phrases = lua_gettop(L);
+  if (type == LUA_TNIL) return;
+  if (type != LUA_TTABLE)
+    luaL_error(L, "stage %I (bias): phrases: table expected, got %s", at.number, luaL_typename(L, -1));
+  const size_t n = (size_t)lua_rawlen(L, phrases);
+  if (n > INT32_MAX / 64) luaL_error(L, "stage %I (bias): phrases: %I are too many", at.number, (lua_Integer)n);
+  kg_phrase *made = lua_newuserdatauv(L, n * sizeof *made + 1, 0);
+  lua_createtable(L, (int)n, 0); /* holds their ids */
+  for (size_t i = 0; i < n; i++) {
+    size_t n_ids;
+    const lua_Integer number = (lua_Integer)i + 1;
+    if (lua_rawgeti(L, phrases, number) != LUA_TTABLE)
+      luaL_error(L, "stage %I (bias): phrases[%I]: table expected, got %s", at.number, number, luaL_typename(L, -1));
+    if (lua_getfield(L, -1, "value") != LUA_TNUMBER)
+      luaL_error(L, "stage %I (bias): phrases[%I].value: number expected, got %s", at.number, number,
+                 luaL_typename(L, -1));
+    made[i].value = (float)lua_tonumber(L, -1);
+    made[i].ids = kg_check_ids(L, lua_gettop(L) - 1, &n_ids);
+    if (n_ids > INT32_MAX) luaL_error(L, "stage %I (bias): phrases[%I]: it is too long", at.number, number);
+    made[i].n = (int32_t)n_ids;
+    lua_rawseti(L, -4, number);
+    lua_pop(L, 2);
+  }
+  stage->phrases = made;
+  stage->n_phrases = (int32_t)n;
+}
+
+/* breakers = {text, ...}, or nil: with copies of the texts, which a finalizer might take out of the table */
+static void parse_breakers(lua_State *L, int index, place at, kg_stage *stage)
+{
+  const int type = lua_getfield(L, index, "breakers");
+  const int breakers = lua_gettop(L);
+  if (type == LUA_TNIL) return;
+  if (type != LUA_TTABLE)
+    luaL_error(L, "stage %I (dry): breakers: table expected, got %s", at.number, luaL_typename(L, -1));
+  const size_t n = (size_t)lua_rawlen(L, breakers);
+  if (n > KG_DRY_BREAKERS)
+    luaL_error(L, "stage %I (dry): %I breakers are more than %d", at.number, (lua_Integer)n, KG_DRY_BREAKERS);
+  kg_string *made = lua_newuserdatauv(L, n * (sizeof *made + KG_DRY_BREAKER_SIZE) + 1, 0);
+  char *bytes = (char *)(made + n);
+  for (size_t i = 0; i < n; i++, bytes += KG_DRY_BREAKER_SIZE) {
+    if (lua_rawgeti(L, breakers, (lua_Integer)i + 1) != LUA_TSTRING)
+      luaL_error(L, "stage %I (dry): breakers[%I]: string expected, got %s", at.number, (lua_Integer)i + 1,
+                 luaL_typename(L, -1));
+    size_t size;
+    const char *text = lua_tolstring(L, -1, &size);
+    if (!size || size > KG_DRY_BREAKER_SIZE)
+      luaL_error(L, "stage %I (dry): breakers[%I]: %I bytes are not 1 to %d", at.number, (lua_Integer)i + 1,
+                 (lua_Integer)size, KG_DRY_BREAKER_SIZE);
+    memcpy(bytes, text, size);
+    made[i] = (kg_string){bytes, size};
+    lua_pop(L, 1);
+  }
+  stage->breakers = made;
+  stage->n_breakers = (int32_t)n;
+}
+
+/* *tokenizer stays NULL where the stage has none. */
+static void parse_stage(lua_State *L, int index, place at, kg_stage *stage, const kg_handle **tokenizer)
+{
   refuse_unknown_fields(L, index, at);
-  *stage = (kg_stage){.kind = (kg_stage_kind)at.kind->kind, .repeat = 1};
-  if (has_field(at.kind, "value")) stage->value = (float)number_field(L, index, at, "value", NULL);
-  if (has_field(at.kind, "k")) stage->k = integer_field(L, index, at, "k", 0, NULL);
-  if (has_field(at.kind, "values")) parse_bias(L, index, at, stage);
-  if (!has_field(at.kind, "repeat")) return;
-  stage->last_n = integer_field(L, index, at, "last", -1, &last);
-  stage->repeat = (float)number_field(L, index, at, "repeat", &one);
-  stage->frequency = (float)number_field(L, index, at, "frequency", &none);
-  stage->presence = (float)number_field(L, index, at, "presence", &none);
+  *stage = (kg_stage){.kind = (kg_stage_kind)at.kind->kind};
+  for (int i = 0; i < N_FLOATS; i++) {
+    const number_field *f = &float_fields[i];
+    if (has_field(at.kind, f->name))
+      *(float *)((char *)stage + f->at) = (float)read_number(L, index, at, f->name, f->fallback);
+  }
+  for (int i = 0; i < N_INTEGERS; i++) {
+    const number_field *f = &integer_fields[i];
+    const bool looks_at_all = stage->kind == KG_STAGE_DRY && f->at == offsetof(kg_stage, last_n);
+    if (has_field(at.kind, f->name))
+      *(int32_t *)((char *)stage + f->at) = read_integer(L, index, at, f->name, looks_at_all ? -1 : f->fallback);
+  }
+  if (has_field(at.kind, "values")) parse_values(L, index, at, stage);
+  if (has_field(at.kind, "phrases")) parse_phrases(L, index, at, stage);
+  if (!has_field(at.kind, "breakers")) return;
+  parse_breakers(L, index, at, stage);
+  if (lua_getfield(L, index, "tokenizer") != LUA_TNIL) *tokenizer = kg_check_handle(L, -1, KG_CLASS_TOKENIZER);
 }
 
 /* core.chain{stage, ...} -> Chain */
@@ -135,22 +245,29 @@ static int chain_new(lua_State *L)
   const lua_Integer n = (lua_Integer)lua_rawlen(L, 1);
   if (n > 64) return luaL_error(L, "chain: %I stages are more than 64", n);
   kg_stage *stages = lua_newuserdatauv(L, (size_t)n * sizeof *stages + 1, 0);
+  const kg_handle *tokenizers[64] = {NULL}; /* on the stack */
   size_t n_stages = 0;
   for (lua_Integer i = 1; i <= n; i++) {
-    luaL_checkstack(L, 8, "chain");
+    luaL_checkstack(L, 16, "chain");
     lua_geti(L, 1, i);
     const int index = lua_gettop(L);
     const place at = {i, check_kind(L, index, i)};
     if (at.kind->kind >= 0) {
-      parse_stage(L, index, at, &stages[n_stages++]);
+      parse_stage(L, index, at, &stages[n_stages], &tokenizers[n_stages]);
+      n_stages++;
     } else {
       refuse_unknown_fields(L, index, at);
       if (i < n) return luaL_error(L, "stage %I (dist): the draw must be the last stage", i);
     }
-    lua_remove(L, index); /* but not the arrays that parse_bias left above it */
+    lua_remove(L, index); /* but not what parse_stage left above it */
   }
   kg_error err;
   kg_handle *handle = kg_push_handle(L, KG_CLASS_CHAIN, 0);
+  for (size_t i = 0; i < n_stages; i++) {
+    if (!tokenizers[i]) continue;
+    if (!tokenizers[i]->object) return luaL_error(L, "stage %I (dry): the tokenizer is closed", (lua_Integer)i + 1);
+    stages[i].tokenizer = tokenizers[i]->object;
+  }
   return kg_chain_new(stages, n_stages, (kg_chain **)&handle->object, &err) ? kg_push_error(L, &err) : 1;
 }
 
@@ -184,6 +301,16 @@ static int pick_as_device(lua_State *L)
   return 1;
 }
 
+/* core.apply(chain, logits, seq) -> logits, as the stages leave them, in place; for Tensor:apply_ */
+static int apply(lua_State *L)
+{
+  kg_chain *chain = kg_check_open(L, 1, KG_CLASS_CHAIN);
+  kg_error err;
+  if (kg_chain_apply(chain, kg_check_tensor(L, 2), optional_sequence(L, 3), &err)) return kg_push_error(L, &err);
+  lua_settop(L, 2);
+  return 1;
+}
+
 /* pick:candidates(logits, seq) -> ids, probs: best first; seq may be nil, there is no history then */
 static int candidates(lua_State *L)
 {
@@ -207,29 +334,52 @@ static int candidates(lua_State *L)
   return 2;
 }
 
+static void push_values(lua_State *L, const kg_stage *stage)
+{
+  lua_newtable(L);
+  for (int32_t i = 0; i < stage->n_bias; i++) {
+    lua_pushnumber(L, (lua_Number)stage->bias_values[i]);
+    lua_rawseti(L, -2, stage->bias_ids[i]);
+  }
+  lua_setfield(L, -2, "values");
+  if (!stage->n_phrases) return;
+  lua_newtable(L);
+  for (int32_t p = 0; p < stage->n_phrases; p++) {
+    kg_push_ids(L, stage->phrases[p].ids, (size_t)stage->phrases[p].n);
+    kg_set_number(L, "value", stage->phrases[p].value);
+    lua_rawseti(L, -2, (lua_Integer)p + 1);
+  }
+  lua_setfield(L, -2, "phrases");
+}
+
+static void push_breakers(lua_State *L, const kg_stage *stage)
+{
+  if (!stage->tokenizer) return;
+  kg_push_tokenizer(L, stage->tokenizer);
+  lua_setfield(L, -2, "tokenizer");
+  lua_newtable(L);
+  for (int32_t i = 0; i < stage->n_breakers; i++) {
+    lua_pushlstring(L, stage->breakers[i].data, stage->breakers[i].size);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  lua_setfield(L, -2, "breakers");
+}
+
 /* A table that core.chain takes for this stage. */
 static void push_stage(lua_State *L, const kg_stage *stage)
 {
   const stage_kind *kind = stage_kinds;
   while (kind->kind != (int)stage->kind) kind++;
   lua_newtable(L);
-  lua_pushstring(L, kind->name);
-  lua_setfield(L, -2, "kind");
-  if (has_field(kind, "value")) kg_set_number(L, "value", stage->value);
-  if (has_field(kind, "k")) kg_set_integer(L, "k", stage->k);
-  if (has_field(kind, "values")) {
-    lua_newtable(L);
-    for (int32_t i = 0; i < stage->n_bias; i++) {
-      lua_pushnumber(L, (lua_Number)stage->bias_values[i]);
-      lua_rawseti(L, -2, stage->bias_ids[i]);
-    }
-    lua_setfield(L, -2, "values");
-  }
-  if (!has_field(kind, "repeat")) return;
-  kg_set_integer(L, "last", stage->last_n);
-  kg_set_number(L, "repeat", stage->repeat);
-  kg_set_number(L, "frequency", stage->frequency);
-  kg_set_number(L, "presence", stage->presence);
+  kg_set_string(L, "kind", kind->name);
+  for (int i = 0; i < N_FLOATS; i++)
+    if (has_field(kind, float_fields[i].name))
+      kg_set_number(L, float_fields[i].name, *(const float *)((const char *)stage + float_fields[i].at));
+  for (int i = 0; i < N_INTEGERS; i++)
+    if (has_field(kind, integer_fields[i].name))
+      kg_set_integer(L, integer_fields[i].name, *(const int32_t *)((const char *)stage + integer_fields[i].at));
+  if (has_field(kind, "values")) push_values(L, stage);
+  if (has_field(kind, "breakers")) push_breakers(L, stage);
 }
 
 static int read_stages(lua_State *L)
@@ -252,6 +402,17 @@ static int stages_of(lua_State *L)
   return kg_call_at_rest(L, read_stages);
 }
 
+/* pick:clone() -> Chain */
+static int clone(lua_State *L)
+{
+  size_t n;
+  kg_error err;
+  kg_check_open(L, 1, KG_CLASS_CHAIN);
+  kg_handle *handle = kg_push_handle(L, KG_CLASS_CHAIN, 0);
+  const kg_stage *stages = kg_chain_stages(kg_check_open(L, 1, KG_CLASS_CHAIN), &n);
+  return kg_chain_new(stages, n, (kg_chain **)&handle->object, &err) ? kg_push_error(L, &err) : 1;
+}
+
 static int close_chain(lua_State *L)
 {
   kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_CHAIN);
@@ -269,10 +430,11 @@ static int to_string(lua_State *L)
 void kg_bind_chain(lua_State *L)
 {
   static const luaL_Reg methods[] = {
-      {"candidates", candidates}, {"stages", stages_of}, {"close", close_chain}, {NULL, NULL}};
+      {"candidates", candidates}, {"stages", stages_of}, {"clone", clone}, {"close", close_chain}, {NULL, NULL}};
   static const luaL_Reg metamethods[] = {
       {"__call", pick}, {"__gc", close_chain}, {"__close", close_chain}, {"__tostring", to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_CHAIN, methods, metamethods);
-  static const luaL_Reg functions[] = {{"chain", chain_new}, {"pick_as_device", pick_as_device}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {
+      {"chain", chain_new}, {"pick_as_device", pick_as_device}, {"apply", apply}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -480,9 +480,14 @@ static int vector_digest(lua_State *L)
   const float max = vector->max(x, n), min = vector->min(x, n);
   sums[0] = vector->sum(x, n);
   sums[1] = vector->exp_sum(x, n, max, y);
-  uint64_t masses[2] = {0};
-  if (!vector->count_nan(x, n) && max < INFINITY && max > -INFINITY)
+  uint64_t masses[5] = {0};
+  if (!vector->count_nan(x, n) && max < INFINITY && max > -INFINITY) {
+    float least;
     masses[0] = vector->weigh(x, n, max, kg_mass_scale(n), z, &masses[1]);
+    masses[2] = (uint64_t)vector->count_finite(x, n, &least);
+    const double range = (double)max - (double)least;
+    if (range > 0) masses[3] = vector->spread(x, n, max, kg_spread_scale(range, n), &masses[4]);
+  }
   vector->entropy_sums(y, n, &sums[2], &sums[3]);
   sums[4] = (double)(vector->find(x, n, min) + vector->find_above(x, n, (float)sums[0] / (float)(n + 1)) +
                      vector->count_nan(x, n));

@@ -38,6 +38,12 @@ kg_tokenizer *kg_check_tokenizer(lua_State *L, int index)
   return kg_check_open(L, index, KG_CLASS_TOKENIZER);
 }
 
+void kg_push_tokenizer(lua_State *L, kg_tokenizer *tokenizer)
+{
+  kg_handle *handle = kg_push_handle(L, KG_CLASS_TOKENIZER, 0);
+  handle->object = kg_tokenizer_ref(tokenizer);
+}
+
 /* The field of the table on top of the stack, which keeps it alive; false where it is absent. */
 static bool string_field(lua_State *L, const char *field, lua_Integer at, kg_segment *out)
 {
@@ -86,15 +92,16 @@ static kg_segment *check_segments(lua_State *L, int index, size_t *n)
 
 /* ---- methods ---- */
 
-/* tokenizer:encode(text or segments, {bos = false, eos = false, special = false}) -> ids */
+/* tokenizer:encode(text or segments, {bos = false, eos = false, special = false, continues = false}) -> ids */
 static int encode(lua_State *L)
 {
-  static const char *const fields[] = {"bos", "eos", "special", NULL};
+  static const char *const fields[] = {"bos", "eos", "special", "continues", NULL};
   kg_check_tokenizer(L, 1);
   kg_check_fields(L, 3, fields);
   unsigned flags = kg_opt_bool_field(L, 3, "bos", false) ? KG_ENCODE_BOS : 0;
   if (kg_opt_bool_field(L, 3, "eos", false)) flags |= KG_ENCODE_EOS;
   if (kg_opt_bool_field(L, 3, "special", false)) flags |= KG_ENCODE_SPECIAL;
+  if (kg_opt_bool_field(L, 3, "continues", false)) flags |= KG_ENCODE_CONTINUES;
   size_t n;
   const kg_segment *segments = check_segments(L, 2, &n);
   kg_tokens *ids = push_array(L, CLASS_TOKENS, sizeof *ids);
@@ -164,6 +171,34 @@ static int control(lua_State *L)
   const int32_t id = kg_tokenizer_control_find(tokenizer, text, size);
   if (id < 0) return 0;
   lua_pushinteger(L, id);
+  return 1;
+}
+
+/* tokenizer:token(text) -> id of the token of ordinary text that writes just this, or nil */
+static int token(lua_State *L)
+{
+  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
+  size_t size;
+  luaL_checktype(L, 2, LUA_TSTRING);
+  const char *text = lua_tolstring(L, 2, &size);
+  const int32_t id = kg_tokenizer_find(tokenizer, text, size);
+  if (id < 0) return 0;
+  lua_pushinteger(L, id);
+  return 1;
+}
+
+/* tokenizer:with_prefix(text) -> ids of the tokens of ordinary text that begin so */
+static int with_prefix(lua_State *L)
+{
+  kg_check_tokenizer(L, 1);
+  size_t size;
+  luaL_checktype(L, 2, LUA_TSTRING);
+  const char *text = lua_tolstring(L, 2, &size);
+  kg_tokens *ids = push_array(L, CLASS_TOKENS, sizeof *ids);
+  kg_error err = {0};
+  if (kg_tokenizer_with_prefix(kg_check_tokenizer(L, 1), text, size, ids, &err)) return kg_push_error(L, &err);
+  kg_push_ids(L, ids->ids, ids->n);
+  kg_tokens_deinit(ids);
   return 1;
 }
 
@@ -347,7 +382,7 @@ void kg_bind_tokenizer(lua_State *L)
 {
   static const luaL_Reg methods[] = {{"encode", encode},   {"decode", decode},         {"piece", piece},
                                      {"is_end", is_end},   {"is_control", is_control}, {"control", control},
-                                     {"segments", segments},
+                                     {"segments", segments}, {"token", token}, {"with_prefix", with_prefix},
                                      {"close", release},   {NULL, NULL}};
   static const luaL_Reg metamethods[] = {
       {"__index", get}, {"__tostring", to_string}, {"__close", release}, {"__gc", release}, {NULL, NULL}};

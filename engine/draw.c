@@ -19,6 +19,18 @@ static void penalize(const kg_draw *draw, const kg_draw_stage *stage, float *x, 
   }
 }
 
+static void add_bias(const kg_draw *draw, const kg_draw_stage *stage, float *x)
+{
+  const kg_draw_program *program = draw->program;
+  for (int32_t b = stage->bias; b < stage->bias + stage->n_bias; b++)
+    x[program->bias_ids[b]] = kg_biased(x[program->bias_ids[b]], program->bias_values[b]);
+  for (int32_t p = stage->phrase; p < stage->phrase + stage->n_phrases; p++) {
+    const kg_draw_phrase *phrase = &program->phrases[p];
+    if (kg_phrase_applies(phrase, program->phrase_ids, draw->history, draw->n_history))
+      x[phrase->id] = kg_biased(x[phrase->id], phrase->value);
+  }
+}
+
 static void prepare(const kg_draw *draw, const float *logits, int32_t n_vocab, kg_draw_row *row)
 {
   const kg_draw_program *program = draw->program;
@@ -31,8 +43,7 @@ static void prepare(const kg_draw *draw, const float *logits, int32_t n_vocab, k
     if (stage->kind == KG_STAGE_PENALTIES)
       penalize(draw, stage, row->x, n_vocab);
     else if (stage->kind == KG_STAGE_BIAS)
-      for (int32_t b = stage->bias; b < stage->bias + stage->n_bias; b++)
-        row->x[program->bias_ids[b]] = kg_biased(row->x[program->bias_ids[b]], program->bias_values[b]);
+      add_bias(draw, stage, row->x);
     else if (stage->value != 1)
       for (int32_t j = 0; j < n_vocab; j++) row->x[j] /= stage->value;
   }

@@ -35,6 +35,7 @@ KG_SHARED kg_draw_sift kg_draw_sift_of(const kg_draw_program *program)
   if (program->n_prefix == program->n_stages) return KG_SIFT_WEIGH;
   const kg_draw_stage *stage = &program->stages[program->n_prefix];
   if (stage->kind == KG_STAGE_MIN_P && stage->value > 0) return KG_SIFT_MIN_P;
+  if (stage->kind == KG_STAGE_XTC || stage->kind == KG_STAGE_DYNAMIC_TEMPERATURE) return KG_SIFT_WEIGH;
   const bool weighs = stage->kind == KG_STAGE_TOP_P || stage->kind == KG_STAGE_TYPICAL;
   return weighs && stage->value < 1 ? KG_SIFT_WEIGH : KG_SIFT_NOTHING;
 }
@@ -42,7 +43,9 @@ KG_SHARED kg_draw_sift kg_draw_sift_of(const kg_draw_program *program)
 /* Does it want the mean too? */
 KG_SHARED bool kg_draw_sifts_mean(const kg_draw_program *program)
 {
-  return program->n_prefix < program->n_stages && program->stages[program->n_prefix].kind == KG_STAGE_TYPICAL;
+  if (program->n_prefix == program->n_stages) return false;
+  const int32_t kind = program->stages[program->n_prefix].kind;
+  return kind == KG_STAGE_TYPICAL || kind == KG_STAGE_DYNAMIC_TEMPERATURE;
 }
 
 /* Memory of one row. The last four are zero when a row is prepared. */
@@ -254,6 +257,7 @@ typedef struct kg_draw_run {
   kg_draw_items items;
   int32_t n_vocab;
   float scale;
+  int32_t n_drawn; /* random numbers */
   int list;       /* where a next list goes */
   bool is_fresh;  /* items are the row's x, as it was prepared */
 } kg_draw_run;
@@ -481,7 +485,7 @@ KG_SHARED uint64_t kg_draw_moment_of(float d, float scale)
 
 KG_BLOCK float kg_draw_mean(const kg_draw_run *run, const kg_draw_order *order, uint64_t total)
 {
-  if (kg_draw_is_weighed(run)) return kg_mean_of(run->row->moment, total);
+  if (kg_draw_is_weighed(run) && kg_draw_sifts_mean(run->draw->program)) return kg_mean_of(run->row->moment, total);
   uint64_t moment = 0;
   KG_BLOCK_EACH(i, run->items.n) moment += kg_draw_moment_of(run->items.x[i] - order->max, order->scale);
   return kg_mean_of(kg_block_sum(run->s, moment), total);
@@ -489,8 +493,10 @@ KG_BLOCK float kg_draw_mean(const kg_draw_run *run, const kg_draw_order *order, 
 
 /* ---- dropping ---- */
 
-/* What stays: ranks from `last` on, weights or typicalities from `least` on, or a bucket. */
-typedef enum kg_draw_cut_kind { KG_CUT_RANK, KG_CUT_WEIGHT, KG_CUT_BUCKET, KG_CUT_TYPICALITY } kg_draw_cut_kind;
+/* What stays: ranks from `last` on, logits, weights or typicalities from `least` on, or a bucket. */
+typedef enum kg_draw_cut_kind {
+  KG_CUT_RANK, KG_CUT_LOGIT, KG_CUT_WEIGHT, KG_CUT_BUCKET, KG_CUT_TYPICALITY
+} kg_draw_cut_kind;
 
 typedef struct kg_draw_cut {
   kg_draw_order order;
@@ -503,6 +509,7 @@ typedef struct kg_draw_cut {
 KG_BLOCK bool kg_draw_stays(const kg_draw_items *items, const kg_draw_cut *cut, int i)
 {
   switch (cut->kind) {
+  case KG_CUT_LOGIT: return items->x[i] >= cut->least;
   case KG_CUT_WEIGHT: return kg_draw_weight(items->x[i] - cut->order.max) >= cut->least;
   case KG_CUT_BUCKET: return kg_draw_bucket(items->x[i], cut->order.max) == cut->bucket;
   case KG_CUT_TYPICALITY: return kg_typicality(items->x[i], cut->order.max, cut->order.mean) >= cut->least;
@@ -515,6 +522,7 @@ KG_BLOCK bool kg_draw_group_stays(const kg_draw_cut *cut, kg_rank best)
 {
   const float x = kg_rank_value(best);
   switch (cut->kind) {
+  case KG_CUT_LOGIT: return x >= cut->least;
   case KG_CUT_WEIGHT: /* a hair below: rounding may give a lower logit the higher weight */
     return kg_draw_weight(x - cut->order.max) >= 0.999f * cut->least;
   case KG_CUT_BUCKET: return kg_draw_bucket(x, cut->order.max) <= cut->bucket;
@@ -709,6 +717,83 @@ KG_BLOCK bool kg_draw_min_p(kg_draw_run *run, float p)
   return true;
 }
 
+/* How many are left, and the lowest of their logits. */
+KG_BLOCK int32_t kg_draw_count(const kg_draw_run *run, float *min)
+{
+  const kg_draw_items *items = &run->items;
+  uint64_t n = 0, lowest_not = 0; /* the complement of its rank */
+  KG_BLOCK_EACH_BATCH(first, items->n) KG_BLOCK_OF_BATCH(j)
+  {
+    const int i = first + j * KG_BLOCK_THREADS;
+    const float x = i < items->n ? items->x[i] : -INFINITY;
+    if (x == -INFINITY) continue;
+    const uint64_t not_rank = ~kg_rank_make(x, 0);
+    lowest_not = not_rank > lowest_not ? not_rank : lowest_not;
+    n++;
+  }
+  *min = kg_rank_value(~kg_block_max(run->s, lowest_not));
+  return (int32_t)kg_block_sum(run->s, n);
+}
+
+KG_BLOCK bool kg_draw_top_n_sigma(kg_draw_run *run, float value)
+{
+  kg_draw_cut cut = {{false, false, 0, 0, run->scale}, KG_CUT_LOGIT, 0, 0, 0};
+  float min;
+  if (!kg_draw_max(run, &cut.order.max)) return false;
+  if (value == 0) return true;
+  const int32_t n = kg_draw_count(run, &min);
+  const double range = (double)cut.order.max - (double)min;
+  if (range == 0) return true;
+  const double scale = kg_spread_scale(range, run->n_vocab);
+  uint64_t sum = 0, squares = 0;
+  KG_BLOCK_EACH_BATCH(first, run->items.n) KG_BLOCK_OF_BATCH(j)
+  {
+    const int i = first + j * KG_BLOCK_THREADS;
+    const float x = i < run->items.n ? run->items.x[i] : -INFINITY;
+    if (x == -INFINITY) continue;
+    const uint64_t distance = kg_spread_of(x, cut.order.max, scale);
+    sum += distance;
+    squares += distance * distance;
+  }
+  sum = kg_block_sum(run->s, sum);
+  cut.least = kg_sigma_cut(value, cut.order.max, sum, kg_block_sum(run->s, squares), n, scale);
+  kg_draw_keep(run, &cut);
+  return true;
+}
+
+/* The next random number of this draw. */
+KG_BLOCK double kg_draw_uniform(kg_draw_run *run)
+{
+  return kg_uniform(run->draw->seed, (uint64_t)run->draw->pos, run->draw->n_draws + (uint64_t)run->n_drawn++);
+}
+
+/* Drop those that rank above the worst one whose mass reaches the goal. */
+KG_BLOCK void kg_draw_drop_top(kg_draw_run *run, const kg_draw_order *order, uint64_t goal)
+{
+  kg_rank worst_not = 0; /* the complement of its rank */
+  KG_BLOCK_EACH_BATCH(first, run->items.n) KG_BLOCK_OF_BATCH(j)
+  {
+    const int i = first + j * KG_BLOCK_THREADS;
+    if (i >= run->items.n || kg_draw_mass_at(&run->items, order, i) < goal) continue;
+    const kg_rank not_rank = ~kg_draw_rank_at(&run->items, order, i);
+    worst_not = not_rank > worst_not ? not_rank : worst_not;
+  }
+  if (!(worst_not = kg_block_max(run->s, worst_not))) return;
+  KG_BLOCK_EACH(i, run->items.n) if (kg_draw_rank_at(&run->items, order, i) > ~worst_not) run->items.x[i] = -INFINITY;
+  run->is_fresh = false;
+  KG_BLOCK_SYNC();
+}
+
+KG_BLOCK bool kg_draw_xtc(kg_draw_run *run, const kg_draw_stage *stage)
+{
+  kg_draw_order order = {false, false, 0, 0, run->scale};
+  if (!kg_draw_max(run, &order.max)) return false;
+  if (!kg_xtc_may_drop(stage->value, stage->threshold)) return true;
+  if (stage->value < 1 && kg_draw_uniform(run) >= (double)stage->value) return true;
+  kg_draw_drop_top(run, &order, kg_goal_of_share(stage->threshold, kg_draw_total(run, &order)));
+  return true;
+}
+
 KG_BLOCK int32_t kg_draw_id_at(const kg_draw_items *items, int i) { return items->ids ? items->ids[i] : i; }
 
 KG_BLOCK void kg_draw_penalize(kg_draw_run *run, const kg_draw_stage *stage)
@@ -744,8 +829,14 @@ KG_BLOCK void kg_draw_bias(kg_draw_run *run, const kg_draw_stage *stage)
   const kg_draw_program *program = run->draw->program;
   KG_BLOCK_EACH(i, run->items.n)
   {
-    const int32_t at = kg_draw_find(program->bias_ids + stage->bias, stage->n_bias, kg_draw_id_at(&run->items, i));
+    const int32_t id = kg_draw_id_at(&run->items, i);
+    const int32_t at = kg_draw_find(program->bias_ids + stage->bias, stage->n_bias, id);
     if (at >= 0) run->items.x[i] = kg_biased(run->items.x[i], program->bias_values[stage->bias + at]);
+    for (int32_t p = stage->phrase; p < stage->phrase + stage->n_phrases; p++) {
+      const kg_draw_phrase *phrase = &program->phrases[p];
+      if (phrase->id == id && kg_phrase_applies(phrase, program->phrase_ids, run->draw->history, run->draw->n_history))
+        run->items.x[i] = kg_biased(run->items.x[i], phrase->value);
+    }
   }
 }
 
@@ -768,6 +859,23 @@ KG_BLOCK void kg_draw_divide(kg_draw_run *run, float divisor)
   }
 }
 
+KG_BLOCK bool kg_draw_dynamic_temperature(kg_draw_run *run, const kg_draw_stage *stage)
+{
+  kg_draw_order order = {false, false, 0, 0, run->scale};
+  float min;
+  if (!kg_draw_max(run, &order.max)) return false;
+  const int32_t n = kg_draw_count(run, &min);
+  const uint64_t total = kg_draw_total(run, &order);
+  const float mean = kg_draw_mean(run, &order, total);
+  const float value = kg_dynamic_temperature(stage->value, stage->high, stage->exponent, total, mean, n, run->scale);
+  if (value < KG_TEMPERATURE_MIN) return kg_draw_keep_best(run);
+  KG_BLOCK_SYNC();
+  kg_draw_divide(run, value);
+  run->is_fresh = false;
+  KG_BLOCK_SYNC();
+  return true;
+}
+
 /* False: the host's chain must say what is wrong. */
 KG_BLOCK bool kg_draw_apply(kg_draw_run *run, const kg_draw_stage *stage)
 {
@@ -777,6 +885,9 @@ KG_BLOCK bool kg_draw_apply(kg_draw_run *run, const kg_draw_stage *stage)
   case KG_STAGE_TOP_P: return kg_draw_top_p(run, stage->value);
   case KG_STAGE_MIN_P: return kg_draw_min_p(run, stage->value);
   case KG_STAGE_TYPICAL: return kg_draw_typical(run, stage->value);
+  case KG_STAGE_TOP_N_SIGMA: return kg_draw_top_n_sigma(run, stage->value);
+  case KG_STAGE_XTC: return kg_draw_xtc(run, stage);
+  case KG_STAGE_DYNAMIC_TEMPERATURE: return kg_draw_dynamic_temperature(run, stage);
   default: break;
   }
   if (stage->kind == KG_STAGE_TEMPERATURE && stage->value == 0) return kg_draw_keep_best(run);
@@ -797,15 +908,15 @@ KG_BLOCK kg_drawn kg_draw_block(const kg_draw *draw, const kg_draw_row *row, int
 {
   const kg_draw_program *program = draw->program;
   const kg_drawn failed = {0, KG_DRAW_FAILED};
-  kg_draw_run run = {draw, row, s, {row->x, NULL, NULL, n_vocab}, n_vocab, kg_mass_scale(n_vocab), 0, true};
+  kg_draw_run run = {draw, row, s, {row->x, NULL, NULL, n_vocab}, n_vocab, kg_mass_scale(n_vocab), 0, 0, true};
   if (row->n_nan) return failed;
   for (int i = program->n_prefix; i < program->n_stages; i++)
     if (!kg_draw_apply(&run, &program->stages[i])) return failed;
   kg_draw_order order = {false, false, 0, 0, run.scale};
   if (!kg_draw_max(&run, &order.max)) return failed;
   const uint64_t total = kg_draw_total(&run, &order);
-  kg_drawn drawn = {0, total > kg_mass(1, run.scale) ? KG_DRAWN : KG_DRAWN_NONE};
-  const double u = drawn.status == KG_DRAWN ? kg_uniform(draw->seed, (uint64_t)draw->pos, draw->n_draws) : 0;
+  const double u = total > kg_mass(1, run.scale) ? kg_draw_uniform(&run) : 0;
+  kg_drawn drawn = {0, run.n_drawn};
   drawn.id = kg_rank_index(kg_draw_reach(&run, &order, kg_goal_of_draw(u, total)));
   return drawn;
 }

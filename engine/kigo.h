@@ -97,7 +97,8 @@ KG_API void kg_bytes_deinit(kg_bytes *bytes);
 enum { KG_ENCODE_BOS = 1, /* begin as the file asks for: with exactly one BOS, also where the segments spell some */
        KG_DECODE_CONTROL = 2, /* spell control tokens out instead of leaving them out */
        KG_ENCODE_EOS = 4, /* end as the file asks for: with EOS or SEP, unless the segments end with it */
-       KG_ENCODE_SPECIAL = 8 /* text that spells a control token becomes it: for text that is trusted */ };
+       KG_ENCODE_SPECIAL = 8, /* text that spells a control token becomes it: for text that is trusted */
+       KG_ENCODE_CONTINUES = 16 /* the text goes on where other text stands: no space is put before it */ };
 
 typedef struct kg_tokenizer_options {
   const char *pre; /* name of a pre-tokenizer that goes before the file's tokenizer.ggml.pre; NULL: the file's */

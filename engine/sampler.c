@@ -6,8 +6,11 @@
 #include "alloc.h"
 #include "draw.h"
 #include "error.h"
+#include "mirostat.h"
 #include "rank.h"
 #include "vector.h"
+
+#define LN2 0.69314718f
 
 enum {
   RANKED_FIRST = 64, /* few candidates hold most of the mass: first so many are ranked, ... */
@@ -19,206 +22,48 @@ enum {
 /* The candidates of one run are positions [0, n) of x; their ids ascend, so that ties by position are ties by id. */
 struct kg_chain {
   int32_t n_refs;
-  kg_stage *stages; /* bias_ids and bias_values are ours */
+  kg_stage *stages;
   size_t n_stages;
   kg_draw_program program; /* the same for devices; unless is_plain, they cannot run it */
-  int32_t *bias_ids;       /* of the program */
-  float *bias_values;
   bool is_plain;
-  int64_t capacity; /* items in each of the next five */
-  float *x;         /* logits of the candidates */
-  int32_t *ids;     /* their ids, unless is_full */
-  float *weights;   /* exp(x - max) */
-  float *order;     /* typical: what to rank by */
-  int32_t *counts;  /* by id, for the penalties; all zero between runs */
+  kg_dry *dry[KG_CHAIN_STAGES]; /* the breakers of a stage; NULL: it has none */
+  int64_t capacity;             /* items in each of the next five */
+  float *x;                     /* logits of the candidates */
+  int32_t *ids;                 /* their ids, unless is_full */
+  float *weights;               /* exp(x - max) */
+  float *order;                 /* typical: what to rank by */
+  int32_t *counts;              /* by id, for the penalties; all zero between runs */
   uint64_t bucket_mass[N_BUCKETS];
   uint32_t bucket_count[N_BUCKETS];
   kg_rank *room;
   size_t n_room;
+  int32_t *lengths; /* DRY: of matches */
+  size_t n_lengths;
+  const kg_sequence *sequence; /* of a run; NULL: there is no history, and no random numbers */
+  uint64_t n_drawn;            /* random numbers of a run */
+  float surprise;              /* mirostat: of the best logit */
   int64_t n;
   float mass_scale; /* see kg_mass */
-  bool is_full; /* every id is a candidate: position = id */
+  bool is_full;     /* every id is a candidate: position = id */
 };
-
-static const char *const stage_names[] = {"greedy", "temp", "top_k", "top_p", "min_p", "typical", "penalties", "bias"};
 
 /* ---- making ---- */
 
-/* Where a check failed: which stage. */
-typedef struct place {
-  size_t number; /* from 1 */
-  kg_stage_kind kind;
-} place;
-
-static int check_number(place at, const char *field, double value, double min, double max, kg_error *err)
-{
-  if (value >= min && value <= max) return KG_OK; /* false for NaN */
-  return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu (%s): %s: %g is outside %g to %g", at.number, stage_names[at.kind],
-                 field, value, min, max);
-}
-
-static int check_bias(place at, const kg_stage *stage, kg_error *err)
-{
-  for (int32_t i = 0; i < stage->n_bias; i++) {
-    if (stage->bias_ids[i] < 0)
-      return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu (bias): id %d is negative", at.number, stage->bias_ids[i]);
-    const float value = stage->bias_values[i];
-    if (value != -INFINITY && !(value >= -1e6f && value <= 1e6f))
-      return kg_fail(err, KG_ERR_ARGUMENT,
-                     "stage %zu (bias): the value of id %d: %g is outside -1e6 to 1e6 and not -inf", at.number,
-                     stage->bias_ids[i], (double)value);
-  }
-  return KG_OK;
-}
-
-static int check_stage(place at, const kg_stage *stage, kg_error *err)
-{
-  int status = KG_OK;
-  switch (stage->kind) {
-  case KG_STAGE_GREEDY:
-  case KG_STAGE_TOP_K:
-    return KG_OK;
-  case KG_STAGE_TEMPERATURE:
-    return stage->value == 0 ? KG_OK : check_number(at, "value", stage->value, 1e-6f, 1e6f, err);
-  case KG_STAGE_TOP_P:
-  case KG_STAGE_MIN_P:
-  case KG_STAGE_TYPICAL:
-    return check_number(at, "value", stage->value, 0, 1, err);
-  case KG_STAGE_PENALTIES:
-    status = check_number(at, "last", stage->last_n, -1, INT32_MAX, err);
-    if (!status) status = check_number(at, "repeat", stage->repeat, 1e-3f, 1e3f, err);
-    if (!status) status = check_number(at, "frequency", stage->frequency, -1e3, 1e3, err);
-    if (!status) status = check_number(at, "presence", stage->presence, -1e3, 1e3, err);
-    return status;
-  case KG_STAGE_BIAS:
-    return check_bias(at, stage, err);
-  }
-  return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu: kind %d is unknown", at.number, (int)stage->kind);
-}
-
-/* Replace the borrowed arrays of `stage` by copies. On failure they are NULL. */
-static bool own_bias(kg_stage *stage)
-{
-  const size_t n = stage->kind == KG_STAGE_BIAS ? (size_t)stage->n_bias : 0;
-  const int32_t *ids = stage->bias_ids;
-  const float *values = stage->bias_values;
-  stage->bias_ids = NULL;
-  stage->bias_values = NULL;
-  if (!n) return true;
-  int32_t *own_ids = kg_alloc(n * sizeof *own_ids);
-  float *own_values = kg_alloc(n * sizeof *own_values);
-  if (!own_ids || !own_values) {
-    kg_free(own_ids);
-    kg_free(own_values);
-    return false;
-  }
-  memcpy(own_ids, ids, n * sizeof *ids);
-  memcpy(own_values, values, n * sizeof *values);
-  stage->bias_ids = own_ids;
-  stage->bias_values = own_values;
-  return true;
-}
-
-/* ---- for devices ---- */
-
-/* Biases of one stage by ascending id; false where an id comes twice: their sum depends on the order. */
-static bool sort_biases(int32_t *ids, float *values, int32_t n, kg_rank *room)
-{
-  for (int32_t i = 0; i < n; i++) room[i] = (uint64_t)(uint32_t)ids[i] << 32 | (uint32_t)i;
-  kg_rank_sort(room, room + n, (size_t)n); /* descending */
-  float *in_order = (float *)(room + n);
-  for (int32_t i = 0; i < n; i++) {
-    const kg_rank item = room[n - 1 - i];
-    ids[i] = (int32_t)(item >> 32);
-    in_order[i] = values[(uint32_t)item];
-    if (i && ids[i] == ids[i - 1]) return false;
-  }
-  if (n) memcpy(values, in_order, (size_t)n * sizeof *values);
-  return true;
-}
-
-static bool is_elementwise(const kg_stage *stage)
-{
-  return stage->kind == KG_STAGE_PENALTIES || stage->kind == KG_STAGE_BIAS ||
-         (stage->kind == KG_STAGE_TEMPERATURE && stage->value != 0);
-}
-
-static void write_program(kg_chain *chain)
-{
-  kg_draw_program *program = &chain->program;
-  program->n_stages = (int32_t)chain->n_stages;
-  program->max_bias_id = -1;
-  program->bias_ids = chain->bias_ids;
-  program->bias_values = chain->bias_values;
-  for (size_t i = 0; i < chain->n_stages; i++) {
-    const kg_stage *stage = &chain->stages[i];
-    program->stages[i] = (kg_draw_stage){.kind = (int32_t)stage->kind, .value = stage->value, .k = stage->k,
-                                         .last_n = stage->last_n, .repeat = stage->repeat, .bias = program->n_biases,
-                                         .frequency = stage->frequency, .presence = stage->presence};
-    if (stage->kind == KG_STAGE_PENALTIES && program->last_n >= 0)
-      program->last_n = stage->last_n < 0 || stage->last_n > program->last_n ? stage->last_n : program->last_n;
-    if (stage->kind == KG_STAGE_BIAS) {
-      program->stages[i].n_bias = stage->n_bias;
-      program->n_biases += stage->n_bias;
-    }
-  }
-  while (program->n_prefix < program->n_stages && is_elementwise(&chain->stages[program->n_prefix])) program->n_prefix++;
-}
-
-static int make_program(kg_chain *chain, kg_error *err)
-{
-  size_t n = 0;
-  for (size_t i = 0; i < chain->n_stages; i++)
-    if (chain->stages[i].kind == KG_STAGE_BIAS) n += (size_t)chain->stages[i].n_bias;
-  chain->is_plain = n <= INT32_MAX;
-  if (!chain->is_plain) return KG_OK;
-  chain->bias_ids = kg_alloc_array(n, sizeof *chain->bias_ids);
-  chain->bias_values = kg_alloc_array(n, sizeof *chain->bias_values);
-  kg_rank *room = kg_alloc_array(n, 2 * sizeof *room);
-  if (!chain->bias_ids || !chain->bias_values || !room) {
-    kg_free(room);
-    return kg_fail_memory(err, n * 24, "the biases of a sampler chain");
-  }
-  write_program(chain);
-  for (size_t i = 0; i < chain->n_stages; i++) {
-    const kg_draw_stage *stage = &chain->program.stages[i];
-    if (!stage->n_bias) continue;
-    int32_t *ids = chain->bias_ids + stage->bias;
-    float *values = chain->bias_values + stage->bias;
-    memcpy(ids, chain->stages[i].bias_ids, (size_t)stage->n_bias * sizeof *ids);
-    memcpy(values, chain->stages[i].bias_values, (size_t)stage->n_bias * sizeof *values);
-    if (!sort_biases(ids, values, stage->n_bias, room)) chain->is_plain = false;
-    const int32_t last = ids[stage->n_bias - 1];
-    if (last > chain->program.max_bias_id) chain->program.max_bias_id = last;
-  }
-  kg_free(room);
-  return KG_OK;
-}
-
 int kg_chain_new(const kg_stage *stages, size_t n, kg_chain **out, kg_error *err)
 {
-  if (n > KG_CHAIN_STAGES) return kg_fail(err, KG_ERR_ARGUMENT, "a chain of %zu stages is longer than %d", n, KG_CHAIN_STAGES);
-  for (size_t i = 0; i < n; i++) {
-    const int status = check_stage((place){i + 1, stages[i].kind}, &stages[i], err);
-    if (status) return status;
-  }
+  int status = kg_stages_check(stages, n, err);
+  if (status) return status;
   kg_chain *chain = kg_alloc_array(1, sizeof *chain);
-  kg_stage *own = kg_alloc_array(n, sizeof *own);
-  if (!chain || !own) {
-    kg_free(own);
-    kg_free(chain);
-    return kg_fail_memory(err, sizeof *chain, "a sampler chain");
-  }
+  if (!chain) return kg_fail_memory(err, sizeof *chain, "a sampler chain");
   chain->n_refs = 1;
-  chain->stages = own;
-  for (size_t i = 0; i < n; i++) {
-    own[i] = stages[i];
-    chain->n_stages = i + 1;
-    if (own_bias(&own[i])) continue;
-    kg_chain_free(chain);
-    return kg_fail_memory(err, (size_t)stages[i].n_bias * 8, "the biases of a sampler chain");
+  status = kg_stages_copy(stages, n, &chain->stages, err);
+  if (!status) {
+    chain->n_stages = n;
+    status = kg_draw_program_init(&chain->program, chain->stages, n, &chain->is_plain, err);
   }
-  const int status = make_program(chain, err);
+  for (size_t i = 0; i < n && !status; i++)
+    if (stages[i].kind == KG_STAGE_DRY && stages[i].n_breakers)
+      status = kg_dry_new(stages[i].tokenizer, stages[i].breakers, (size_t)stages[i].n_breakers, &chain->dry[i], err);
   if (status)
     kg_chain_free(chain);
   else
@@ -253,15 +98,12 @@ kg_chain *kg_chain_ref(kg_chain *chain)
 void kg_chain_free(kg_chain *chain)
 {
   if (!chain || --chain->n_refs) return;
-  for (size_t i = 0; i < chain->n_stages; i++) {
-    kg_free((void *)(uintptr_t)chain->stages[i].bias_ids);
-    kg_free((void *)(uintptr_t)chain->stages[i].bias_values);
-  }
-  kg_free(chain->stages);
-  kg_free(chain->bias_ids);
-  kg_free(chain->bias_values);
+  for (size_t i = 0; i < chain->n_stages; i++) kg_dry_free(chain->dry[i]);
+  kg_stages_free(chain->stages, chain->n_stages);
+  kg_draw_program_deinit(&chain->program);
   free_scratch(chain);
   kg_free(chain->room);
+  kg_free(chain->lengths);
   kg_free(chain);
 }
 
@@ -317,6 +159,21 @@ static void keep_first(kg_chain *chain, int64_t n)
 {
   chain->n = n;
   chain->is_full = false;
+}
+
+/* Keep the candidates with at least this logit. */
+static void keep_from(kg_chain *chain, float least)
+{
+  const kg_vector *vector = kg_vector_get();
+  const float below = nextafterf(least, -INFINITY);
+  int64_t n_kept = 0;
+  for (int64_t at = 0; at < chain->n;) {
+    at += vector->find_above(chain->x + at, chain->n - at, below);
+    const int64_t end = at + KG_VECTOR_BLOCK < chain->n ? at + KG_VECTOR_BLOCK : chain->n;
+    for (; at < end; at++)
+      if (chain->x[at] >= least) move_down(chain, n_kept++, at);
+  }
+  keep_first(chain, n_kept);
 }
 
 /* Keep the candidates that rank by `by` at least as high as `last`. */
@@ -495,44 +352,197 @@ static int keep_typical(kg_chain *chain, float p, kg_error *err)
   return status;
 }
 
-static int apply_penalties(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, const kg_sequence *sequence,
-                           kg_error *err)
+static int keep_top_n_sigma(kg_chain *chain, float value, int64_t n_vocab, kg_error *err)
 {
-  if (!sequence) return KG_OK;
-  const int32_t n_tokens = kg_sequence_pos(sequence);
-  const int32_t first = kg_history_first(stage->last_n, n_tokens);
-  const int32_t *tokens = kg_sequence_tokens(sequence);
+  float max, min;
+  const int status = best_logit(chain, &max, err);
+  if (status || value == 0) return status;
+  const int64_t n = kg_vector_get()->count_finite(chain->x, chain->n, &min);
+  const double range = (double)max - (double)min;
+  if (range == 0) return KG_OK;
+  const double scale = kg_spread_scale(range, n_vocab);
+  uint64_t squares;
+  const uint64_t sum = kg_vector_get()->spread(chain->x, chain->n, max, scale, &squares);
+  keep_from(chain, kg_sigma_cut(value, max, sum, squares, n, scale));
+  return KG_OK;
+}
+
+/* The next random number of this run. It counts on the sequence when the run has come to an end. */
+static int next_uniform(kg_chain *chain, double *u, kg_error *err)
+{
+  const kg_sequence *sequence = chain->sequence;
+  if (!sequence) return kg_fail(err, KG_ERR_ARGUMENT, "a draw needs a sequence");
+  *u = kg_uniform(kg_sequence_seed(sequence), (uint64_t)kg_sequence_pos(sequence),
+                  kg_sequence_draws(sequence) + chain->n_drawn++);
+  return KG_OK;
+}
+
+/* Look at those whose mass may reach the goal: a worse one than `worst` so far is noted, or, in a second round, those
+ * above it are dropped. */
+static void look_at_top(kg_chain *chain, uint64_t goal, bool drops, kg_rank *worst)
+{
+  const kg_vector *vector = kg_vector_get();
+  const float enough = (float)((double)goal / (double)chain->mass_scale) * 0.999f; /* a hair less, for rounding */
+  for (int64_t at = 0; at < chain->n;) {
+    at += vector->find_above(chain->weights + at, chain->n - at, enough);
+    const int64_t end = at + KG_VECTOR_BLOCK < chain->n ? at + KG_VECTOR_BLOCK : chain->n;
+    for (; at < end; at++) {
+      const kg_rank rank = kg_rank_make(chain->x[at], (uint32_t)at);
+      if (drops && rank > *worst) chain->x[at] = -INFINITY;
+      if (!drops && rank < *worst && kg_mass(chain->weights[at], chain->mass_scale) >= goal) *worst = rank;
+    }
+  }
+}
+
+static int drop_top_choices(kg_chain *chain, const kg_stage *stage, kg_error *err)
+{
+  float max;
+  double u = 0;
+  uint64_t total;
+  int status = best_logit(chain, &max, err);
+  if (status || !kg_xtc_may_drop(stage->probability, stage->threshold)) return status;
+  if (stage->probability < 1) status = next_uniform(chain, &u, err);
+  if (status || u >= (double)stage->probability) return status;
+  status = weigh(chain, &total, NULL, err);
+  if (status) return status;
+  kg_rank worst = UINT64_MAX;
+  const uint64_t goal = kg_goal_of_share(stage->threshold, total);
+  look_at_top(chain, goal, false, &worst);
+  if (worst < UINT64_MAX) look_at_top(chain, goal, true, &worst);
+  return KG_OK;
+}
+
+/* Divide by a temperature that the entropy sets. */
+static int divide_by_entropy(kg_chain *chain, const kg_stage *stage, kg_error *err)
+{
+  float mean, min;
+  uint64_t total;
+  const int status = weigh(chain, &total, &mean, err);
+  if (status) return status;
+  const int64_t n = kg_vector_get()->count_finite(chain->x, chain->n, &min);
+  const float value =
+      kg_dynamic_temperature(stage->low, stage->high, stage->exponent, total, mean, n, chain->mass_scale);
+  if (value < KG_TEMPERATURE_MIN) return keep_best(chain, err);
+  if (value != 1) kg_vector_get()->divide(chain->x, chain->n, value);
+  return KG_OK;
+}
+
+/* -log2(p) <= mu, where log(p) = x - max - log(total). */
+static int keep_expected(kg_chain *chain, const kg_stage *stage, kg_error *err)
+{
+  float max;
+  uint64_t total;
+  int status = best_logit(chain, &max, err);
+  if (!status) status = weigh(chain, &total, NULL, err);
+  if (status) return status;
+  const float log_total = kg_draw_log((float)total / chain->mass_scale);
+  const float mu = kg_mirostat_mu(chain->sequence, stage->tau, stage->eta);
+  chain->surprise = log_total * (1 / LN2);
+  keep_from(chain, fminf(max, max + (log_total - mu * LN2)));
+  return KG_OK;
+}
+
+/* ---- stages that look at the history ---- */
+
+/* The last last_n tokens (-1: all) of the timeline, which must be in the vocabulary. */
+static int history(const kg_chain *chain, const kg_stage *stage, int64_t n_vocab, const int32_t **tokens, int32_t *n,
+                   kg_error *err)
+{
+  *n = 0;
+  if (!chain->sequence) return KG_OK;
+  const int32_t n_tokens = kg_sequence_pos(chain->sequence), first = kg_history_first(stage->last_n, n_tokens);
+  const int32_t *all = kg_sequence_tokens(chain->sequence);
   for (int32_t i = first; i < n_tokens; i++)
-    if (tokens[i] < 0 || tokens[i] >= n_vocab)
-      return kg_fail(err, KG_ERR_ARGUMENT, "penalties: token %d at position %d is outside the vocabulary of %lld",
-                     tokens[i], i, (long long)n_vocab);
-  for (int32_t i = first; i < n_tokens; i++) chain->counts[tokens[i]]++;
-  for (int32_t i = first; i < n_tokens; i++) {
+    if (all[i] < 0 || all[i] >= n_vocab)
+      return kg_fail(err, KG_ERR_ARGUMENT, "%s: token %d at position %d is outside the vocabulary of %lld",
+                     kg_stage_name(stage->kind), all[i], i, (long long)n_vocab);
+  *n = n_tokens - first;
+  if (*n) *tokens = all + first;
+  return KG_OK;
+}
+
+static int apply_penalties(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, kg_error *err)
+{
+  const int32_t *tokens;
+  int32_t n;
+  const int status = history(chain, stage, n_vocab, &tokens, &n, err);
+  if (status) return status;
+  for (int32_t i = 0; i < n; i++) chain->counts[tokens[i]]++;
+  for (int32_t i = 0; i < n; i++) {
     const int32_t count = chain->counts[tokens[i]];
     if (!count) continue; /* done at its first occurrence */
     chain->counts[tokens[i]] = 0;
     const int64_t at = find_id(chain, tokens[i]);
-    if (at >= 0)
-      chain->x[at] = kg_penalized(chain->x[at], count, stage->repeat, stage->frequency, stage->presence);
+    if (at >= 0) chain->x[at] = kg_penalized(chain->x[at], count, stage->repeat, stage->frequency, stage->presence);
   }
   return KG_OK;
+}
+
+/* The longest match before each token that came next, by id, from its place at tokens[n - i]. */
+static void subtract_matches(kg_chain *chain, const kg_stage *stage, const kg_dry *dry, const int32_t *tokens,
+                             int32_t n, int32_t tail)
+{
+  for (int32_t i = 1; i < n; i++) {
+    const int32_t length = chain->lengths[i] < tail ? chain->lengths[i] : tail;
+    int32_t *longest = &chain->counts[tokens[n - i]];
+    if (length >= stage->allowed && length > *longest) *longest = length;
+  }
+  for (int32_t i = 1; i < n; i++) {
+    const int32_t id = tokens[n - i], longest = chain->counts[id];
+    chain->counts[id] = 0;
+    const int64_t at = longest && !kg_dry_is_breaker(dry, id) ? find_id(chain, id) : -1;
+    if (at >= 0) chain->x[at] -= kg_dry_penalty(stage->multiplier, stage->base, longest - stage->allowed);
+  }
+}
+
+static int apply_dry(kg_chain *chain, const kg_stage *stage, const kg_dry *dry, int64_t n_vocab, kg_error *err)
+{
+  const int32_t *tokens;
+  int32_t n, longest = 0;
+  const int status = history(chain, stage, n_vocab, &tokens, &n, err);
+  if (status || n < 2) return status;
+  if (!kg_grow((void **)&chain->lengths, &chain->n_lengths, (size_t)n, sizeof *chain->lengths))
+    return kg_fail_memory(err, (size_t)n * sizeof *chain->lengths, "finding repetitions");
+  kg_dry_match(tokens, n, chain->lengths);
+  for (int32_t i = 1; i < n; i++) longest = chain->lengths[i] > longest ? chain->lengths[i] : longest;
+  if (longest < stage->allowed) return KG_OK;
+  const int32_t tail = kg_dry_tail(dry, tokens, n, longest);
+  if (tail >= stage->allowed) subtract_matches(chain, stage, dry, tokens, n, tail);
+  return KG_OK;
+}
+
+static int add_bias(kg_chain *chain, int32_t id, float value, int64_t n_vocab, kg_error *err)
+{
+  if (id >= n_vocab)
+    return kg_fail(err, KG_ERR_ARGUMENT, "bias: id %d is outside the vocabulary of %lld", id, (long long)n_vocab);
+  const int64_t at = find_id(chain, id);
+  if (at >= 0) chain->x[at] = kg_biased(chain->x[at], value);
+  return KG_OK;
+}
+
+/* Does the timeline end with all ids of the phrase but the last? */
+static bool is_begun(const kg_chain *chain, const kg_phrase *phrase)
+{
+  const int32_t n = phrase->n - 1, pos = chain->sequence ? kg_sequence_pos(chain->sequence) : 0;
+  return n <= pos &&
+         !memcmp(kg_sequence_tokens(chain->sequence) + pos - n, phrase->ids, (size_t)n * sizeof *phrase->ids);
 }
 
 static int apply_bias(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, kg_error *err)
 {
-  for (int32_t i = 0; i < stage->n_bias; i++)
-    if (stage->bias_ids[i] >= n_vocab)
-      return kg_fail(err, KG_ERR_ARGUMENT, "bias: id %d is outside the vocabulary of %lld", stage->bias_ids[i],
-                     (long long)n_vocab);
-  for (int32_t i = 0; i < stage->n_bias; i++) {
-    const int64_t at = find_id(chain, stage->bias_ids[i]);
-    if (at >= 0) chain->x[at] = kg_biased(chain->x[at], stage->bias_values[i]);
+  int status = KG_OK;
+  for (int32_t i = 0; i < stage->n_bias && !status; i++)
+    status = add_bias(chain, stage->bias_ids[i], stage->bias_values[i], n_vocab, err);
+  for (int32_t p = 0; p < stage->n_phrases && !status; p++) {
+    const kg_phrase *phrase = &stage->phrases[p];
+    if (is_begun(chain, phrase)) status = add_bias(chain, phrase->ids[phrase->n - 1], phrase->value, n_vocab, err);
   }
-  return KG_OK;
+  return status;
 }
 
-static int apply(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, const kg_sequence *sequence, kg_error *err)
+static int apply(kg_chain *chain, size_t i, int64_t n_vocab, kg_error *err)
 {
+  const kg_stage *stage = &chain->stages[i];
   switch (stage->kind) {
   case KG_STAGE_GREEDY:
     return keep_best(chain, err);
@@ -549,9 +559,19 @@ static int apply(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, const 
   case KG_STAGE_TYPICAL:
     return keep_typical(chain, stage->value, err);
   case KG_STAGE_PENALTIES:
-    return apply_penalties(chain, stage, n_vocab, sequence, err);
+    return apply_penalties(chain, stage, n_vocab, err);
   case KG_STAGE_BIAS:
     return apply_bias(chain, stage, n_vocab, err);
+  case KG_STAGE_TOP_N_SIGMA:
+    return keep_top_n_sigma(chain, stage->value, n_vocab, err);
+  case KG_STAGE_XTC:
+    return drop_top_choices(chain, stage, err);
+  case KG_STAGE_DYNAMIC_TEMPERATURE:
+    return divide_by_entropy(chain, stage, err);
+  case KG_STAGE_DRY:
+    return apply_dry(chain, stage, chain->dry[i], n_vocab, err);
+  case KG_STAGE_MIROSTAT:
+    return keep_expected(chain, stage, err);
   }
   return kg_fail(err, KG_ERR_ARGUMENT, "stage kind %d is unknown", (int)stage->kind);
 }
@@ -585,29 +605,62 @@ static int load(kg_chain *chain, const kg_tensor *logits, kg_error *err)
   return KG_OK;
 }
 
-/* Load the logits and apply the stages; afterwards `weights` belong to what is left. */
-static int run(kg_chain *chain, const kg_tensor *logits, const kg_sequence *sequence, uint64_t *total, kg_error *err)
+/* Load the logits and apply the stages. The sequence is looked at only. */
+static int run(kg_chain *chain, const kg_tensor *logits, const kg_sequence *sequence, kg_error *err)
 {
   int status = load(chain, logits, err);
   const int64_t n_vocab = chain->n;
-  for (size_t i = 0; !status && i < chain->n_stages; i++)
-    status = apply(chain, &chain->stages[i], n_vocab, sequence, err);
-  return status ? status : weigh(chain, total, NULL, err);
+  chain->sequence = sequence;
+  chain->n_drawn = 0;
+  for (size_t i = 0; !status && i < chain->n_stages; i++) status = apply(chain, i, n_vocab, err);
+  return status;
+}
+
+static void count_draws(kg_sequence *sequence, uint64_t n)
+{
+  if (n) kg_sequence_set_draws(sequence, kg_sequence_draws(sequence) + n);
+}
+
+/* Mirostat, the last stage, goes on when this id is fed. */
+static int note_drawn(kg_chain *chain, kg_sequence *sequence, int64_t at, kg_error *err)
+{
+  const kg_stage *last = chain->n_stages ? &chain->stages[chain->n_stages - 1] : NULL;
+  if (!last || last->kind != KG_STAGE_MIROSTAT || !sequence) return KG_OK;
+  const float max = kg_vector_get()->max(chain->x, chain->n),
+              surprise = chain->surprise + (max - chain->x[at]) * (1 / LN2);
+  return kg_mirostat_note(sequence, last->tau, last->eta, id_at(chain, at), surprise, err);
 }
 
 static int pick_on_host(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err)
 {
   uint64_t total;
-  int status = run(chain, logits, sequence, &total, err);
-  if (status) return status;
   double u = 0;
-  if (total > kg_mass(1, chain->mass_scale)) {
-    if (!sequence) return kg_fail(err, KG_ERR_ARGUMENT, "a draw needs a sequence");
-    u = kg_sequence_uniform(sequence);
-  }
   kg_rank drawn;
-  status = find_goal(chain, chain->x, kg_goal_of_draw(u, total), &drawn, err);
-  if (!status) *id = id_at(chain, kg_rank_index(drawn));
+  int status = run(chain, logits, sequence, err);
+  if (!status) status = weigh(chain, &total, NULL, err);
+  if (!status && total > kg_mass(1, chain->mass_scale)) status = next_uniform(chain, &u, err);
+  if (!status) status = find_goal(chain, chain->x, kg_goal_of_draw(u, total), &drawn, err);
+  if (!status) status = note_drawn(chain, sequence, kg_rank_index(drawn), err);
+  if (status) return status;
+  *id = id_at(chain, kg_rank_index(drawn));
+  count_draws(sequence, chain->n_drawn);
+  return KG_OK;
+}
+
+int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err)
+{
+  int status = run(chain, logits, sequence, err);
+  if (status) return status;
+  const int64_t n = kg_tensor_count(logits);
+  float *out = chain->order;
+  if (chain->is_full)
+    out = chain->x;
+  else {
+    kg_vector_get()->fill(out, n, -INFINITY);
+    for (int64_t i = 0; i < chain->n; i++) out[chain->ids[i]] = chain->x[i];
+  }
+  status = logits->buffer->ops->write(logits->buffer, logits->at, n, out, err);
+  if (!status) count_draws(sequence, chain->n_drawn);
   return status;
 }
 
@@ -630,11 +683,11 @@ bool kg_chain_plan_draw(const kg_chain *chain, const kg_sequence *sequence, int6
   return true;
 }
 
-/* Count the number that was drawn. False: it has to be done on the host. */
+/* Count the numbers that were drawn. False: it has to be done on the host. */
 static bool settle_draw(kg_drawn drawn, kg_sequence *sequence, int32_t *id)
 {
-  if (drawn.status < 0 || (drawn.status == KG_DRAWN && !sequence)) return false;
-  if (drawn.status == KG_DRAWN) kg_sequence_set_draws(sequence, kg_sequence_draws(sequence) + 1);
+  if (drawn.status < 0 || (drawn.status && !sequence)) return false;
+  count_draws(sequence, (uint64_t)drawn.status);
   *id = drawn.id;
   return true;
 }
@@ -668,7 +721,8 @@ int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *s
                         int32_t capacity, int32_t *n, kg_error *err)
 {
   uint64_t total;
-  int status = run(chain, logits, sequence, &total, err);
+  int status = run(chain, logits, sequence, err);
+  if (!status) status = weigh(chain, &total, NULL, err);
   if (status) return status;
   int32_t n_left = 0;
   for (int64_t i = 0; i < chain->n; i++) n_left += chain->x[i] != -INFINITY;

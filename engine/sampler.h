@@ -4,30 +4,17 @@
  * The candidates are at first all ids; a logit of -inf means that its id has none: it is never drawn. Where logits of
  * +inf come in, they win: their ids are equally likely and all others are banned. "Probability" in a stage is the
  * softmax over the candidates that are left when it runs. Candidates are ranked by logit, ties by the lower id, always.
- * History for the penalties is read from the sequence's timeline.
+ * History is read from the sequence's timeline.
  * The draw: with u = kg_sequence_uniform, the first candidate in rank order at which the sum of probabilities exceeds
- * u. Where one candidate has all the weight, no number is drawn. Every device draws the same id from the same logits,
+ * u. Where one candidate has all the weight, no number is drawn. Stages that want random numbers draw before it. Every device draws the same id from the same logits,
  * to the bit (draw.h).
  * KG_ERR_NUMERIC: a logit is NaN (the message counts them), nothing is left, or the logits overflow. */
 #ifndef KG_SAMPLER_H
 #define KG_SAMPLER_H
 
-#include "draw.h"
 #include "sequence.h"
+#include "stage.h"
 #include "tensor.h"
-
-typedef enum kg_sampler_stage kg_stage_kind; /* with what each does: draw.h */
-
-typedef struct kg_stage {
-  kg_stage_kind kind;
-  float value;               /* temperature, p, or min-p */
-  int32_t k;                 /* top-k */
-  int32_t last_n;            /* penalties: history length; -1: all */
-  float repeat, frequency, presence;
-  const int32_t *bias_ids;   /* borrowed by kg_chain_new only during the call */
-  const float *bias_values;
-  int32_t n_bias;
-} kg_stage;
 
 /* A chain of its own scratch memory; checks every parameter (finite, in range) and names the stage in the error. */
 int kg_chain_new(const kg_stage *stages, size_t n, kg_chain **out, kg_error *err);
@@ -37,8 +24,14 @@ kg_chain *kg_chain_ref(kg_chain *chain);
 /* The chain's stages as they were given; borrowed. */
 const kg_stage *kg_chain_stages(const kg_chain *chain, size_t *n);
 
+/* Write what the stages make of the logits back: -inf where an id is no candidate any more, and for the others what they
+ * became. Nothing is drawn from them; numbers that stages draw count. Without a sequence (NULL) there is no history.
+ * The numbers of a device come to the host for it. On failure the logits are as before. */
+int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err);
+
 /* The candidates that the stages leave, best first, with their probabilities: for tests and scripts. At most
- * `capacity` are written; *n is the full number. Nothing is drawn; without a sequence (NULL) there is no history. */
+ * `capacity` are written; *n is the full number. Nothing is drawn: where a stage wants a random number, it sees the one
+ * that a draw would get. Without a sequence (NULL) there is no history. */
 int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *ids, float *probs,
                         int32_t capacity, int32_t *n, kg_error *err);
 

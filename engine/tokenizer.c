@@ -593,7 +593,7 @@ int kg_tokenizer_encode(const kg_tokenizer *tokenizer, const kg_segment *segment
 {
   if (!tokenizer->kind->encode) return fail_mute(tokenizer, err);
   const kg_vocab *vocab = &tokenizer->vocab;
-  encoding e = {.tokenizer = tokenizer, .after_special = true, .out = out,
+  encoding e = {.tokenizer = tokenizer, .after_special = !(flags & KG_ENCODE_CONTINUES), .out = out,
                 .specials = flags & KG_ENCODE_SPECIAL ? &vocab->specials : &vocab->user_defined};
   const size_t n_before = out->n;
   const int32_t bos = tokenizer->special[KG_BOS];
@@ -684,6 +684,35 @@ bool kg_tokenizer_is_end(const kg_tokenizer *tokenizer, int32_t id)
 bool kg_tokenizer_is_control(const kg_tokenizer *tokenizer, int32_t id)
 {
   return id >= 0 && id < tokenizer->vocab.size && tokenizer->vocab.types[id] == KG_TOKEN_CONTROL;
+}
+
+int32_t kg_tokenizer_find(const kg_tokenizer *tokenizer, const char *text, size_t size)
+{
+  const kg_vocab *vocab = &tokenizer->vocab;
+  const int32_t id = kg_vocab_find(vocab, &vocab->texts, text, size);
+  return id < 0 && size == 1 ? vocab->byte_ids[(unsigned char)*text] : id;
+}
+
+static bool writes_text(kg_token_type type)
+{
+  return type == KG_TOKEN_NORMAL || type == KG_TOKEN_USER_DEFINED || type == KG_TOKEN_BYTE;
+}
+
+/* Looks at every piece, which takes a fraction of a millisecond: a tree of them would be for ever in memory, and knows but
+ * one of several equal pieces. */
+int kg_tokenizer_with_prefix(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_tokens *out, kg_error *err)
+{
+  const kg_vocab *vocab = &tokenizer->vocab;
+  const size_t n_before = out->n;
+  for (int32_t id = 0; id < vocab->size; id++) {
+    const kg_string piece = kg_vocab_piece(vocab, id);
+    if (!writes_text(vocab->types[id]) || piece.size < size || (size && memcmp(piece.data, text, size))) continue;
+    const int rc = kg_tokens_push(out, id, err);
+    if (!rc) continue;
+    out->n = n_before;
+    return rc;
+  }
+  return KG_OK;
 }
 
 int32_t kg_tokenizer_control_find(const kg_tokenizer *tokenizer, const char *text, size_t size)

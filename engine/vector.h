@@ -23,6 +23,10 @@ typedef struct kg_vector {
   int64_t (*find)(const float *x, int64_t n, float value);                   /* first equal one, or n */
   int64_t (*find_above)(const float *x, int64_t n, float value);             /* first block with one above, or n */
   int64_t (*count_nan)(const float *x, int64_t n);
+  /* How many are above -inf, and the least of them (+inf where there is none). No NaNs. */
+  int64_t (*count_finite)(const float *x, int64_t n, float *min);
+  /* Of those above -inf, the sums of kg_spread_of (draw.h) and of its square. No NaNs. */
+  uint64_t (*spread)(const float *x, int64_t n, float max, double scale, uint64_t *squares);
   /* The sum of e = exp(x - max) for max >= every x; e below 2.7e-38 is 0. `out` gets e unless it is NULL (it may be x).
    * A NaN in x makes the sum NaN. */
   double (*exp_sum)(const float *x, int64_t n, float max, float *out);

@@ -256,6 +256,62 @@ static uint64_t FN(weigh)(const float *x, int64_t n, float max, float scale, flo
   return total;
 }
 
+/* kg_whole of a register of doubles. */
+#define WHOLE(number) ((vq)((number) + 0x1p52) - 0x4330000000000000u)
+
+static uint64_t FN(spread)(const float *x, int64_t n, float max, double scale, uint64_t *squares)
+{
+  vq acc = {0}, acc_square = {0};
+  float room[KG_VECTOR_BLOCK];
+  for (int64_t at = 0; at < n; at += KG_VECTOR_BLOCK) {
+    const float *block = FN(block)(x, at, n, -INFINITY, room);
+    EACH_PART
+    {
+      const vf v = FN(load)(block + part * LANES);
+      const vf there = FN(choose)(v > -INFINITY, v, FN(splat)(max)); /* what is not is no distance away */
+      const vd distance = (max - __builtin_convertvector(there, vd)) * scale;
+      const vd whole = (distance + 0x1p52) - 0x1p52;
+      acc += WHOLE(whole);
+      acc_square += WHOLE(whole * whole); /* below 2^45: exact */
+    }
+  }
+  uint64_t sum = 0, sum_square = 0;
+  for (int i = 0; i < LANES; i++) {
+    sum += acc[i];
+    sum_square += acc_square[i];
+  }
+  *squares = sum_square;
+  return sum;
+}
+
+static int64_t FN(count_finite)(const float *x, int64_t n, float *min)
+{
+  vf least[FN(PARTS)];
+  vi count[FN(PARTS)] = {0};
+  float room[KG_VECTOR_BLOCK];
+  EACH_PART least[part] = FN(splat)(INFINITY);
+  for (int64_t at = 0; at < n; at += KG_VECTOR_BLOCK) {
+    const float *block = FN(block)(x, at, n, -INFINITY, room);
+    EACH_PART
+    {
+      const vf v = FN(load)(block + part * LANES);
+      const vi is_there = v > -INFINITY;
+      count[part] -= is_there;
+      least[part] = FN(choose)(is_there & (v < least[part]), v, least[part]);
+    }
+  }
+  int32_t counts[KG_VECTOR_BLOCK];
+  int64_t total = 0;
+  memcpy(room, least, sizeof room);
+  memcpy(counts, count, sizeof counts);
+  *min = INFINITY;
+  for (int i = 0; i < KG_VECTOR_BLOCK; i++) {
+    *min = room[i] < *min ? room[i] : *min;
+    total += counts[i];
+  }
+  return total;
+}
+
 static void FN(entropy_sums)(const float *p, int64_t n, double *sum, double *p_log_p)
 {
   double total = 0, total_log = 0;
@@ -345,6 +401,8 @@ static const kg_vector FN(table) = {.name = NAME,
                                     .find = FN(find),
                                     .find_above = FN(find_above),
                                     .count_nan = FN(count_nan),
+                                    .count_finite = FN(count_finite),
+                                    .spread = FN(spread),
                                     .exp_sum = FN(exp_sum),
                                     .weigh = FN(weigh),
                                     .entropy_sums = FN(entropy_sums)};
@@ -353,6 +411,7 @@ static const kg_vector FN(table) = {.name = NAME,
 #undef vi
 #undef vu
 #undef MASS
+#undef WHOLE
 #undef vd
 #undef vq
 #undef EACH_PART

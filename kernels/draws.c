@@ -111,7 +111,8 @@ static kg_draw_row row_room(const kg_draws *d, int32_t row)
 
 static size_t program_bytes(const kg_draw_program *program)
 {
-  return align16(sizeof *program) + 2 * align16((size_t)program->n_biases * 4);
+  return align16(sizeof *program) + 2 * align16((size_t)program->n_biases * 4) +
+         align16((size_t)program->n_phrases * sizeof *program->phrases) + align16((size_t)program->n_phrase_ids * 4);
 }
 
 static size_t history_bytes(const kg_draw *draw, int32_t n_steps)
@@ -147,6 +148,9 @@ static const kg_draw_program *write_program(writer *w, const kg_draw_program *pr
   const size_t n = (size_t)program->n_biases;
   copy.bias_ids = put(w, program->bias_ids, n * 4, align16(n * 4));
   copy.bias_values = put(w, program->bias_values, n * 4, align16(n * 4));
+  const size_t phrase_bytes = (size_t)program->n_phrases * sizeof *program->phrases;
+  copy.phrases = put(w, program->phrases, phrase_bytes, align16(phrase_bytes));
+  copy.phrase_ids = put(w, program->phrase_ids, (size_t)program->n_phrase_ids * 4, align16((size_t)program->n_phrase_ids * 4));
   return put(w, &copy, sizeof copy, align16(sizeof copy));
 }
 

@@ -39,11 +39,20 @@ static __device__ void penalize(chunk *c, const kg_draw *draw, const kg_draw_sta
     if (c->counts[i]) c->x[i] = kg_penalized(c->x[i], c->counts[i], stage->repeat, stage->frequency, stage->presence);
 }
 
-static __device__ void add_bias(chunk *c, const kg_draw_program *program, const kg_draw_stage *stage, int first, int n)
+static __device__ void add_bias(chunk *c, const kg_draw *draw, const kg_draw_stage *stage, int first, int n)
 {
+  const kg_draw_program *program = draw->program;
   for (int b = stage->bias + threadIdx.x; b < stage->bias + stage->n_bias; b += PREPARE_THREADS) {
     const int at = program->bias_ids[b] - first; /* each id once */
     if (at >= 0 && at < n) c->x[at] = kg_biased(c->x[at], program->bias_values[b]);
+  }
+  __syncthreads();
+  if (threadIdx.x) return;
+  for (int p = stage->phrase; p < stage->phrase + stage->n_phrases; p++) { /* in order: several may be for one id */
+    const kg_draw_phrase *phrase = &program->phrases[p];
+    const int at = phrase->id - first;
+    if (at >= 0 && at < n && kg_phrase_applies(phrase, program->phrase_ids, draw->history, draw->n_history))
+      c->x[at] = kg_biased(c->x[at], phrase->value);
   }
 }
 
@@ -77,7 +86,7 @@ static __global__ void __launch_bounds__(PREPARE_THREADS) prepare_rows(kg_sample
     if (stage->kind == KG_STAGE_PENALTIES)
       penalize(&c, &row->draw, stage, first, n);
     else if (stage->kind == KG_STAGE_BIAS)
-      add_bias(&c, program, stage, first, n);
+      add_bias(&c, &row->draw, stage, first, n);
     else if (stage->value != 1)
       for (int j = threadIdx.x; j < n; j += PREPARE_THREADS) c.x[j] /= stage->value;
     __syncthreads();

@@ -221,6 +221,29 @@ describe("kigo.cli", function()
       assert.equal(" girl named Lily.", out)
     end)
 
+    it("samples as it is told", function()
+      local prompt = "Tim and Tim and Tim and"
+      local function text(...)
+        return select(2, run { "run", stories(), "-p", prompt, "-n", "30", "--seed", "7", ... })
+      end
+      local plain = text()
+      for _, told in ipairs {
+        { "--top-n-sigma", "0.5" }, { "--xtc-probability", "1", "--xtc-threshold", "0.05" },
+        { "--dynatemp-range", "0.7", "--dynatemp-exponent", "0.5" }, { "--mirostat-tau", "4", "--mirostat-eta", "0.5" },
+        { "--dry-multiplier", "9", "--dry-allowed-length", "1", "--dry-base", "2", "--dry-last", "20",
+          "--dry-breaker", "x" },
+        { "--bias", " the=-inf", "--bias", " a=-2.5" },
+      } do
+        local changed = text(table.unpack(told))
+        assert.not_equal("", changed)
+        assert.not_equal(plain, changed, told[1])
+      end
+      for _, bad in ipairs { { "--bias", "x" }, { "--bias", "x=y" }, { "--bias", "=1" }, { "--xtc-threshold", "0.1" },
+        { "--mirostat-tau", "-1" }, { "--dry-base", "0.5", "--dry-multiplier", "1" } } do
+        assert.equal(2, (run { "run", stories(), "-n", "4", table.unpack(bad) }))
+      end
+    end)
+
     it("takes any bytes as prompt", function()
       assert.equal(0, (run { "run", stories(), "--prompt", "\xff\xfe \u{1f600} \1", "-n", "4" }))
     end)

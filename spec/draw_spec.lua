@@ -17,7 +17,14 @@ describe("a draw", function()
   end
 
   local kinds = { "greedy", "temp", "top_k", "top_p", "min_p", "typical", "penalties", "bias", "temp", "top_k", "top_p",
-    "min_p" }
+    "min_p", "top_n_sigma", "xtc", "dynatemp", "top_n_sigma", "xtc", "dynatemp" }
+
+  -- Ids of which the first are likely to end the histories of this spec.
+  local function random_phrase(dice, size)
+    local phrase = { value = ({ -inf, 4, -2.5 })[dice(3)] }
+    for i = 1, dice(2) + 1 do phrase[i] = dice(math.min(size, 3)) - 1 end
+    return phrase
+  end
 
   local function random_stage(dice, size)
     local stage = { kind = kinds[dice(#kinds)] }
@@ -36,6 +43,15 @@ describe("a draw", function()
     elseif kind == "bias" then
       stage.values = {}
       for _ = 1, dice(5) do stage.values[dice(size) - 1] = ({ -inf, 3, -2.5 })[dice(3)] end
+      stage.phrases = {}
+      for i = 1, dice(4) - 1 do stage.phrases[i] = random_phrase(dice, size) end
+    elseif kind == "top_n_sigma" then
+      stage.value = ({ 0, 0.3, 1, 2, 5 })[dice(5)]
+    elseif kind == "xtc" then
+      stage.probability, stage.threshold = ({ 0, 0.5, 0.9, 1 })[dice(4)], ({ 0, 0.001, 0.05, 0.2, 0.7 })[dice(5)]
+    elseif kind == "dynatemp" then
+      stage.low, stage.high = ({ 0, 0.5, 1 })[dice(3)], ({ 1, 1.5, 9 })[dice(3)]
+      stage.exponent = ({ 0, 0.5, 1, 3 })[dice(4)]
     end
     return stage
   end
@@ -52,7 +68,9 @@ describe("a draw", function()
 
   local function describe_stages(stages)
     local parts = {}
-    for i, stage in ipairs(stages) do parts[i] = stage.kind .. " " .. tostring(stage.value or stage.k or "") end
+    for i, stage in ipairs(stages) do
+      parts[i] = stage.kind .. " " .. tostring(stage.value or stage.k or stage.probability or stage.high or "")
+    end
     return table.concat(parts, ", ")
   end
 
@@ -84,12 +102,13 @@ describe("a draw", function()
 
   local function random_history(dice, size)
     local history = {}
-    for i = 1, dice(60) do history[i] = dice(math.min(size, tiny.vocab)) - 1 end
+    local top = dice(2) == 1 and 3 or tiny.vocab
+    for i = 1, dice(60) do history[i] = dice(math.min(size, top)) - 1 end
     return history
   end
 
   it("is the same by blocks of threads as by the chain", function()
-    for trial = 1, 250 do
+    for trial = 1, tonumber(os.getenv "KIGO_DRAW_TRIALS") or 350 do
       local dice = tiny.dice(trial)
       local size = ({ 1, 2, 48, 300, 5000, trial % 10 == 0 and 40000 or 700 })[dice(6)]
       local spread, rounded = ({ 0, 0.01, 1, 3, 10, 40 })[dice(6)], dice(4) == 1
@@ -117,6 +136,10 @@ describe("a draw", function()
     local biased <close> = core.chain { { kind = "bias", values = { [7] = 1 } } }
     local logits <close> = core.tensor { 1, 2 }
     assert.equal(err.UNSUPPORTED, select(3, core.pick_as_device(biased, logits, seq)))
+    for _, stage in ipairs { { kind = "dry", multiplier = 1 }, { kind = "mirostat", tau = 3 } } do
+      local remembers <close> = core.chain { stage }
+      assert.equal(err.UNSUPPORTED, select(3, core.pick_as_device(remembers, logits, seq)))
+    end
   end)
 
   it("survives the failure of every allocation", function()

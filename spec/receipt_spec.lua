@@ -143,12 +143,30 @@ describe("kigo.receipt", function()
         { temp = 1, top_k = 0 },
         { repeat_penalty = 1.2, frequency_penalty = 0.1, presence_penalty = 0.1, repeat_last = -1 },
         { bias = { [398] = -math.huge, [10] = 1.5 } }, { sample = kigo.chain {}, max = 20 },
+        { top_n_sigma = 1.5, temp = 1.2 }, { dry_multiplier = 1, dry_allowed_length = 1 },
+        { bias = { [" moon"] = 1, ["a moonquake"] = -math.huge, ["two frogs"] = 2 } },
         { stop = "\n" }, { seed = math.mininteger }, { seed = (1 << 53) + 1, max = 5 },
       } do
         local r = read(receipt.encode(record("cpu", options)))
         passes("cpu", r)
         passes("reference", r)
       end
+    end)
+
+    it("holds for a sampler that depends on every bit where the bits are the same", function()
+      for _, options in ipairs {
+        { xtc_probability = 0.5 }, { dynatemp_range = 0.5, temp = 1 }, { mirostat_tau = 2, temp = 1.5 },
+        { xtc_probability = 1, xtc_threshold = 0.05, mirostat_tau = 3 },
+      } do
+        local r = read(receipt.encode(record("cpu", options)))
+        assert.equal("exact", passes("cpu", r).draws)
+        assert.equal("script", passes("reference", r).draws)
+      end
+    end)
+
+    it("says so when its sampler cannot be written down", function()
+      local r = record("cpu", { dry_multiplier = 1, dry_breakers = { "\xFF" } })
+      assert.equal("script", r.sampler)
     end)
 
     it("holds for a later turn of a conversation", function()
@@ -322,6 +340,15 @@ describe("kigo.receipt", function()
         end,
         ["sampler[1].bans[1]"] = function(r)
           r.sampler = { { kind = "bias", ids = {}, values = {}, bans = { {} } } }
+        end,
+        ["sampler[1].phrases[1].value"] = function(r)
+          r.sampler = { { kind = "bias", ids = {}, values = {}, bans = {}, phrases = { { ids = { 1, 2 } } } } }
+        end,
+        ["sampler[1].breakers[2]"] = function(r)
+          r.sampler = { { kind = "dry", multiplier = 1, base = 2, allowed = 2, last = -1, breakers = { "x", 7 } } }
+        end,
+        ["sampler[1].last"] = function(r)
+          r.sampler = { { kind = "dry", multiplier = 1, base = 2, allowed = 2, last = -2 } }
         end,
         ["format"] = function(r) r.format = "kigo receipt 99" end,
       } do refused_with(field, change) end

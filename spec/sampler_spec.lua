@@ -104,6 +104,73 @@ describe("kigo.Chain", function()
     cut_at_mass(list, stage.value, near)
   end
 
+  function plain.top_n_sigma(list, stage, near)
+    if stage.value == 0 then return end
+    rank(list)
+    local sum, squares = 0, 0
+    for _, c in ipairs(list) do sum = sum + c.x end
+    for _, c in ipairs(list) do squares = squares + (c.x - sum / #list) ^ 2 end
+    local cut = list[1].x - f32(stage.value) * math.sqrt(squares / #list)
+    for i = #list, 1, -1 do
+      if list[i].x ~= list[1].x then near[1] = math.min(near[1], math.abs(list[i].x - cut)) end
+      if list[i].x < cut then table.remove(list, i) end
+    end
+  end
+
+  function plain.xtc(list, stage, near, history, draws)
+    local probability, threshold = f32(stage.probability), f32(stage.threshold or 0.1)
+    if probability == 0 or threshold > 0.5 then return end
+    if probability < 1 then
+      draws.n = draws.n + 1
+      if core.uniform(1, #history, draws.n - 1) >= probability then return end
+    end
+    set_probabilities(list)
+    local n_top = 0
+    for _, c in ipairs(list) do
+      near[1] = math.min(near[1], math.abs(c.p - threshold))
+      if c.p >= threshold then n_top = n_top + 1 end
+    end
+    for _ = 2, n_top do table.remove(list, 1) end
+  end
+
+  function plain.dynatemp(list, stage)
+    local entropy = set_probabilities(list)
+    local share = #list > 1 and entropy / math.log(#list) or 0
+    local power = share > 0 and share ^ (stage.exponent or 1) or stage.exponent == 0 and 1 or 0
+    local temperature = stage.low + (stage.high - stage.low) * power
+    if temperature < 1e-6 then return plain.greedy(list) end
+    for _, c in ipairs(list) do c.x = f32(c.x / f32(temperature)) end
+  end
+
+  -- As its author describes it: for each earlier place of the last token, how far back does the match go?
+  function plain.dry(list, stage, _, history)
+    local last = stage.last or -1
+    local window = table.move(history, last < 0 and 1 or math.max(1, #history - last + 1), #history, 1, {})
+    local longest = {}
+    for i = 1, #window - 1 do
+      local length = 0
+      while i - length >= 1 and window[i - length] == window[#window - length] do length = length + 1 end
+      local next_id = window[i + 1]
+      longest[next_id] = math.max(longest[next_id] or 0, length)
+    end
+    local allowed = stage.allowed or 2
+    for _, c in ipairs(list) do
+      local n = longest[c.id] or 0
+      if n >= allowed then
+        c.x = f32(c.x - f32(math.min(1e6, f32(stage.multiplier) * f32(stage.base or 1.75) ^ (n - allowed))))
+      end
+    end
+  end
+
+  function plain.mirostat(list, stage, near) -- before anything was drawn
+    set_probabilities(list)
+    for i = #list, 2, -1 do
+      local surprise = -math.log(list[i].p, 2)
+      near[1] = math.min(near[1], math.abs(surprise - 2 * stage.tau))
+      if surprise > 2 * stage.tau then table.remove(list, i) end
+    end
+  end
+
   function plain.penalties(list, stage, _, history)
     local counts = {}
     local last = stage.last or 64
@@ -120,17 +187,29 @@ describe("kigo.Chain", function()
     end
   end
 
-  function plain.bias(list, stage)
-    for _, c in ipairs(list) do c.x = f32(c.x + f32(stage.values[c.id] or 0)) end
+  local function begins(phrase, history)
+    for i = 1, #phrase - 1 do
+      if history[#history - #phrase + 1 + i] ~= phrase[i] then return false end
+    end
+    return true
+  end
+
+  function plain.bias(list, stage, _, history)
+    for _, c in ipairs(list) do
+      c.x = f32(c.x + f32(stage.values[c.id] or 0))
+      for _, phrase in ipairs(stage.phrases or {}) do
+        if phrase[#phrase] == c.id and begins(phrase, history) then c.x = f32(c.x + f32(phrase.value)) end
+      end
+    end
   end
 
   -- What is left, best first, and how near a cut came to a boundary.
   local function plain_candidates(logits, stages, history)
-    local list, near = {}, { 1 }
+    local list, near, draws = {}, { 1 }, { n = 0 }
     for i, x in ipairs(logits) do list[i] = { id = i - 1, x = x } end
     for _, stage in ipairs(stages) do
       for i = #list, 1, -1 do if list[i].x == -inf then table.remove(list, i) end end
-      plain[stage.kind](list, stage, near, history)
+      plain[stage.kind](list, stage, near, history, draws)
     end
     for i = #list, 1, -1 do if list[i].x == -inf then table.remove(list, i) end end
     set_probabilities(list)
@@ -176,9 +255,20 @@ describe("kigo.Chain", function()
     penalties = { {}, { ["repeat"] = 1.3 }, { last = 5, frequency = 0.5 }, { last = -1, presence = 0.7 },
                   { last = 0, presence = 5 }, { last = 30, ["repeat"] = 0.8, frequency = -0.25, presence = -1 } },
     bias = { { values = {} }, { values = { [0] = 3 } }, { values = { [0] = -5.5, [1] = -inf } } },
+    top_n_sigma = { { value = 0 }, { value = 0.5 }, { value = 1 }, { value = 2.5 }, { value = 100 } },
+    xtc = { { probability = 0 }, { probability = 1 }, { probability = 0.5, threshold = 0.02 },
+            { probability = 0.9, threshold = 0.2 }, { probability = 1, threshold = 0.6 },
+            { probability = 1, threshold = 0.001 } },
+    dynatemp = { { low = 1, high = 1 }, { low = 0.5, high = 2 }, { low = 0.7, high = 1.3, exponent = 3 },
+                 { low = 0, high = 0 }, { low = 0.5, high = 5, exponent = 0.5 }, { low = 1, high = 2, exponent = 0 } },
+    dry = { { multiplier = 0 }, { multiplier = 0.8 }, { multiplier = 2, base = 1, allowed = 1 },
+            { multiplier = 0.5, base = 3, allowed = 1, last = 40 }, { multiplier = 1, last = 1 },
+            { multiplier = 1, last = 0 } },
   }
+  local all_examples = { mirostat = { { tau = 0 }, { tau = 1 }, { tau = 2.5, eta = 1 }, { tau = 100 } } }
+  for kind, list in pairs(examples) do all_examples[kind] = list end
 
-  for kind, list in pairs(examples) do
+  for kind, list in pairs(all_examples) do
     it("is the plain definition of " .. kind, function()
       local n_compared, n_cases = 0, 0
       for _, n in ipairs(sizes) do
@@ -198,7 +288,8 @@ describe("kigo.Chain", function()
   end
 
   it("applies stages in any order", function()
-    local kinds = { "temp", "top_k", "top_p", "min_p", "typical", "penalties", "bias", "greedy" }
+    local kinds = { "temp", "top_k", "top_p", "min_p", "typical", "penalties", "bias", "top_n_sigma", "xtc", "dynatemp",
+      "dry", "greedy" }
     local n_compared, n_cases = 0, 0
     for trial = 1, 150 do
       local dice = tiny.dice(1000 + trial)
@@ -206,7 +297,7 @@ describe("kigo.Chain", function()
       local history = history_for(n, trial)
       local stages = {}
       for i = 1, dice(5) do
-        local kind = kinds[dice(trial % 5 == 0 and 8 or 7)]
+        local kind = kinds[dice(trial % 5 == 0 and #kinds or #kinds - 1)]
         local fields = examples[kind][dice(#examples[kind])]
         stages[i] = { kind = kind }
         for name, value in pairs(fields) do stages[i][name] = value end
@@ -455,6 +546,25 @@ describe("kigo.Chain", function()
       { { kind = "bias", values = { [1] = nan } } }, { { kind = "bias", values = { [1] = inf } } },
       { { kind = "bias", values = { [1] = "x" } } }, { { kind = "bias", values = { [2 ^ 40] = 1 } } },
       { { kind = "dist", value = 1 } }, { { kind = "dist" }, { kind = "greedy" } },
+      { { kind = "top_n_sigma" } }, { { kind = "top_n_sigma", value = -1 } }, { { kind = "top_n_sigma", value = nan } },
+      { { kind = "xtc" } }, { { kind = "xtc", probability = 1.1 } },
+      { { kind = "xtc", probability = 0.5, threshold = -1 } },
+      { { kind = "xtc", probability = nan } }, { { kind = "xtc", probability = 0.5, value = 1 } },
+      { { kind = "dynatemp", low = 1 } }, { { kind = "dynatemp", low = 2, high = 1 } },
+      { { kind = "dynatemp", low = -1, high = 1 } }, { { kind = "dynatemp", low = 0, high = 1, exponent = -1 } },
+      { { kind = "dynatemp", low = 0, high = inf } },
+      { { kind = "dry" } }, { { kind = "dry", multiplier = -1 } }, { { kind = "dry", multiplier = 1, base = 0.5 } },
+      { { kind = "dry", multiplier = 1, allowed = 0 } }, { { kind = "dry", multiplier = 1, allowed = 1.5 } },
+      { { kind = "dry", multiplier = 1, last = -2 } }, { { kind = "dry", multiplier = 1, breakers = "x" } },
+      { { kind = "dry", multiplier = 1, breakers = { "x" } } }, { { kind = "dry", multiplier = 1, breakers = { 1 } } },
+      { { kind = "dry", multiplier = nan } },
+      { { kind = "mirostat" } }, { { kind = "mirostat", tau = -1 } }, { { kind = "mirostat", tau = 5, eta = 11 } },
+      { { kind = "mirostat", tau = 5 }, { kind = "temp", value = 1 } },
+      { { kind = "bias", values = {}, phrases = 7 } }, { { kind = "bias", values = {}, phrases = { 7 } } },
+      { { kind = "bias", values = {}, phrases = { { 1, 2 } } } },
+      { { kind = "bias", values = {}, phrases = { { 1, value = 1 } } } },
+      { { kind = "bias", values = {}, phrases = { { 1, -2, value = 1 } } } },
+      { { kind = "bias", values = {}, phrases = { { 1, 2, value = nan } } } },
     }
     for _, stages in ipairs(bad) do
       local ok, message = pcall(core.chain, stages)
@@ -503,11 +613,12 @@ describe("kigo.Chain", function()
   it("survives any allocation that fails", function()
     local logits = random_logits(320, 2)
     local t <close> = core.tensor(logits)
-    local stages = { sample.bias { [1] = 2, [4] = -inf }, sample.top_p(0.9), sample.top_k(10), sample.greedy() }
+    local stages = { { kind = "bias", values = { [1] = 2, [4] = -inf }, phrases = { { 3, 4, value = 1 } } },
+      sample.dry { multiplier = 1 }, sample.top_p(0.9), sample.top_k(10), sample.greedy() }
     local reference <close> = core.chain(stages)
     local expected = reference(t)
     local n_refused = 0
-    for nth = 1, 25 do
+    for nth = 1, 35 do
       core.alloc_inject(nth, true)
       local ok, chain, _, code = pcall(core.chain, stages)
       local picked, id, pick_code

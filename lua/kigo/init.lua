@@ -15,6 +15,7 @@ local quantize = require "kigo.quantize"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
 local scheduler = require "kigo.scheduler"
+local sampler = require "kigo.sampler"
 local template = require "kigo.template"
 require "kigo.model"    -- the scripted methods of kigo.Model
 require "kigo.sequence" -- and of kigo.Sequence
@@ -45,9 +46,15 @@ local kigo = {
   top_p = sample.top_p,
   min_p = sample.min_p,
   typical = sample.typical,
+  top_n_sigma = sample.top_n_sigma,
+  xtc = sample.xtc,
+  dynatemp = sample.dynatemp,
+  mirostat = sample.mirostat,
   penalties = sample.penalties,
+  dry = sample.dry,
   bias = sample.bias,
   dist = sample.dist,
+  sampler = sampler.new,
 }
 
 ---@class kigo.load.Options

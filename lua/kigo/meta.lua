@@ -234,6 +234,7 @@ function core.split(pre, text, options) end
 ---@field bos? boolean       begin as the file asks for: with exactly one BOS, also where segments spell it themselves
 ---@field eos? boolean       end as the file asks for: with EOS or SEP, unless it stands there
 ---@field special? boolean   text that spells a control token becomes it: never for text from outside
+---@field continues? boolean the text goes on where other text stands: no space is put before it
 
 ---Strings and text segments are plain text, whatever they spell; only control segments become control tokens. Where
 ---a special token swallows the white space before or behind it, text loses it.
@@ -271,6 +272,16 @@ function Tokenizer:is_control(id) end
 ---@param text string
 ---@return integer?   id of the control token that is spelled so
 function Tokenizer:control(text) end
+
+---@param text string
+---@return integer?   id of the token of ordinary text that writes just this
+function Tokenizer:token(text) end
+
+---@param text string
+---@return integer[]? ids   of the tokens of ordinary text that begin with this text, ascending; of "": all of them
+---@return string? message
+---@return integer? code
+function Tokenizer:with_prefix(text) end
 
 function Tokenizer:close() end
 
@@ -416,13 +427,22 @@ local Chain = {}
 ---@return integer? code
 function core.chain(stages) end
 
----What the stages leave, best first.
+---What the stages leave, best first. Nothing is drawn: a stage like XTC sees the random number that a draw would get.
 ---@param logits kigo.Tensor
 ---@param seq? kigo.Sequence   nil: there is no history
 ---@return integer[]? ids
 ---@return number[]|string probabilities   or the message
 ---@return integer? code
 function Chain:candidates(logits, seq) end
+
+---What the stages make of the logits, in place: Tensor:apply_ (lua/kigo/sample.lua).
+---@param chain kigo.Chain
+---@param logits kigo.Tensor
+---@param seq? kigo.Sequence
+---@return kigo.Tensor? logits
+---@return string? message
+---@return integer? code
+function core.apply(chain, logits, seq) end
 
 ---What the chain draws as the kernels of a device do it, computed here: for specs. Code UNSUPPORTED where a device
 ---would leave the draw to the chain.
@@ -437,6 +457,12 @@ function core.pick_as_device(chain, logits, seq) end
 ---What the chain is made of, with every field; numbers as the chain holds them (float32).
 ---@return kigo.Stage[]
 function Chain:stages() end
+
+---Another chain of the same stages. What stages remember, like mirostat, is kept by the sequence and serves both.
+---@return kigo.Chain?
+---@return string? message
+---@return integer? code
+function Chain:clone() end
 
 function Chain:close() end
 

@@ -85,11 +85,15 @@ end
 -- ---- sampling options ----
 
 -- Filters of kigo.SampleOptions (lua/kigo/sample.lua), whose names generate and chat take too.
-local FILTERS = { top_k = "integer", top_p = "number", min_p = "number", typical = "number" }
+local FILTERS = { top_k = "integer", top_p = "number", min_p = "number", typical = "number", top_n_sigma = "number",
+  mirostat_tau = "number" }
 
 local sample_options = {
   sample = "callable", temp = "number", repeat_penalty = "number", repeat_last = "integer",
-  frequency_penalty = "number", presence_penalty = "number", bias = "table",
+  frequency_penalty = "number", presence_penalty = "number", bias = "table", mirostat_eta = "number",
+  xtc_probability = "number", xtc_threshold = "number", dynatemp_range = "number", dynatemp_exponent = "number",
+  dry_multiplier = "number", dry_base = "number", dry_allowed_length = "integer", dry_last = "integer",
+  dry_breakers = "table",
 }
 for name, wanted in pairs(FILTERS) do sample_options[name] = wanted end
 
@@ -98,12 +102,12 @@ local DEFAULT_TEMP, DEFAULT_MIN_P = 0.8, 0.05
 ---The sampler that the options describe.
 ---@return kigo.Sampler
 ---@return boolean made  for this call alone
-local function sampler(options)
+local function sampler(options, tokenizer)
   if options.sample then return options.sample, false end
   local stages = check.pick(options, sample_options)
   stages.temp = stages.temp or DEFAULT_TEMP
   if next(check.pick(options, FILTERS)) == nil then stages.min_p = DEFAULT_MIN_P end
-  return sample.from_options(stages), true
+  return sample.from_options(stages, tokenizer), true
 end
 
 -- ---- generation ----
@@ -201,7 +205,7 @@ local function start(seq, options, is_seen)
   local tokenizer, last = need_tokenizer(model, 3), timeline[#timeline]
   local out = assert(core.stream(tokenizer, { stop = stop, after = last }))
   local spelled = options.parser and assert(core.stream(tokenizer, { stop = stop, after = last, control = true }))
-  local pick, made_pick = sampler(options)
+  local pick, made_pick = sampler(options, model.tokenizer)
   local recorder, message, code
   if options.receipt then
     recorder, message, code = receipt.recorder(seq, pick)

@@ -149,6 +149,31 @@ common.sample_options = {
   { name = "min-p", type = "number", argument = "P", min = 0, max = 1,
     help = "keep those with P times the best one's probability (0.05 if no other filter is given)" },
   { name = "typical", type = "number", argument = "P", min = 0, max = 1, help = "keep those of typical surprise" },
+  { name = "top-n-sigma", type = "number", argument = "N", min = 0, max = 1000,
+    help = "keep logits within N standard deviations of the best; 0 keeps all" },
+  { name = "xtc-probability", type = "number", argument = "P", min = 0, max = 1,
+    help = "how often to exclude top choices" },
+  { name = "xtc-threshold", type = "number", argument = "P", min = 0, max = 1,
+    help = "what a top choice is (default 0.1); the least of them stays" },
+  { name = "dynatemp-range", type = "number", argument = "R", min = 0, max = 100,
+    help = "temperature by entropy, from temp - R to temp + R" },
+  { name = "dynatemp-exponent", type = "number", argument = "X", min = 0, max = 1000,
+    help = "of the share of the entropy (default 1)" },
+  { name = "mirostat-tau", type = "number", argument = "BITS", min = 0, max = 1000,
+    help = "mirostat 2: surprise to hold, in bits a token" },
+  { name = "mirostat-eta", type = "number", argument = "X", min = 0, max = 10,
+    help = "how fast mirostat follows (default 0.1)" },
+  { name = "dry-multiplier", type = "number", argument = "X", min = 0, max = 1e6,
+    help = "DRY: make repeated sequences less likely, by X * base ^ (length - allowed)" },
+  { name = "dry-base", type = "number", argument = "X", min = 1, max = 1000, help = "of DRY (default 1.75)" },
+  { name = "dry-allowed-length", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
+    help = "shorter repetitions are free (default 2)" },
+  { name = "dry-last", type = "integer", argument = "N", min = -1, max = common.MAX_TOKENS,
+    help = "tokens that DRY looks at (default -1: all)" },
+  { name = "dry-breaker", type = "string", argument = "TEXT", many = true,
+    help = "a repetition starts anew behind it; may be repeated (default: newline : \" *)" },
+  { name = "bias", type = "string", argument = "TEXT=X", many = true,
+    help = "add X to the logit of a text; -inf bans it; may be repeated" },
   { name = "repeat-penalty", type = "number", argument = "X", min = 0.01, max = 100,
     help = "make repetition less likely (1: off)" },
   { name = "repeat-last", type = "integer", argument = "N", min = -1, max = common.MAX_TOKENS,
@@ -161,12 +186,31 @@ common.sample_options = {
 }
 
 local generate_names = { temp = true, top_k = true, top_p = true, min_p = true, typical = true, repeat_penalty = true,
-  repeat_last = true, stop = true, ahead = true }
+  repeat_last = true, stop = true, ahead = true, top_n_sigma = true, xtc_probability = true, xtc_threshold = true,
+  dynatemp_range = true, dynatemp_exponent = true, mirostat_tau = true, mirostat_eta = true, dry_multiplier = true,
+  dry_base = true, dry_allowed_length = true, dry_last = true }
+
+---Biases by text: "TEXT=X" each.
+local function biases(settings)
+  local bias = {}
+  for _, setting in ipairs(settings) do
+    local text, number = setting:match "^(.+)=([^=]*)$"
+    local value = number == "-inf" and -math.huge or tonumber(number)
+    if not value then common.fail(("--bias: TEXT=NUMBER expected, got %q"):format(setting), 2) end
+    bias[text] = value
+  end
+  return bias
+end
 
 ---The options of seq:generate that were given.
 ---@param options table
 ---@return table
-function common.sampling(options) return check.pick(options, generate_names) end
+function common.sampling(options)
+  local wanted = check.pick(options, generate_names)
+  wanted.dry_breakers = options.dry_breaker
+  wanted.bias = options.bias and biases(options.bias)
+  return wanted
+end
 
 ---The seed that was given, or a random one.
 ---@param options table

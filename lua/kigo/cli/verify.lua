@@ -7,7 +7,7 @@ local kigo = require "kigo"
 local DRAWS = {
   exact = "each is what the sampler draws with the receipt's seed",
   possible = "each is what the sampler may have drawn with the receipt's seed and logits this close",
-  script = "not checked: a script drew them",
+  script = "not checked: a script drew them, or stages that want logits of the same bits",
 }
 
 local function write_steps(model, report)

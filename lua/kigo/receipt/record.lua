@@ -21,9 +21,11 @@ local record = { FORMAT = "kigo receipt 1", TOP = 8 }
 ---@field steps kigo.receipt.Step[] one per id drawn
 ---@field haiku { topic: string, word: string, minute: integer, nonce: string }?
 
----@class kigo.receipt.Stage: kigo.Stage  but a bias has lists: ids, values, and bans for -inf
+---@class kigo.receipt.Stage: kigo.Stage  without a tokenizer; and a bias has lists: ids, values, and bans for -inf
 ---@field ids? integer[]
 ---@field bans? integer[]
+---@field phrases? { ids: integer[], value: number }[]
+---@field banned_phrases? integer[][]
 
 ---@class kigo.receipt.Step
 ---@field ids integer[]     the best ids before the sampler saw the logits, best first

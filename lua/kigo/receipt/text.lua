@@ -113,15 +113,25 @@ local function seed(value, field)
   return value
 end
 
+local function optional(read)
+  return function(value, field) return value ~= nil and read(value, field) or nil end
+end
+
+local function back(value, field) return integer(value, field, -1, MAX_ID) end
+local function phrase(value, field) return object(value, field, { ids = ids, value = float32 }) end
+local function phrases(value, field) return list(value, field, MAX_IDS, phrase) end
+local function id_lists(value, field) return list(value, field, MAX_IDS, ids) end
+local function strings(value, field) return list(value, field, 128, str) end
+
 -- What the fields of the kinds hold; the engine checks the ranges when it makes the chain.
 local STAGES = {
   greedy = {}, temp = { value = float32 }, top_k = { k = id }, top_p = { value = float32 },
   min_p = { value = float32 }, typical = { value = float32 },
-  penalties = {
-    last = function(value, field) return integer(value, field, -1, MAX_ID) end,
-    ["repeat"] = float32, frequency = float32, presence = float32,
-  },
-  bias = { ids = ids, values = float32s, bans = ids },
+  penalties = { last = back, ["repeat"] = float32, frequency = float32, presence = float32 },
+  bias = { ids = ids, values = float32s, bans = ids, phrases = optional(phrases), banned_phrases = optional(id_lists) },
+  top_n_sigma = { value = float32 }, xtc = { probability = float32, threshold = float32 },
+  dynatemp = { low = float32, high = float32, exponent = float32 }, mirostat = { tau = float32, eta = float32 },
+  dry = { multiplier = float32, base = float32, allowed = id, last = back, breakers = optional(strings) },
 }
 
 local function stage(value, field)
@@ -153,10 +163,6 @@ local function step(value, field)
 end
 
 local function file(value, field) return object(value, field, { name = str, sha256 = hash }) end
-
-local function optional(read)
-  return function(value, field) return value ~= nil and read(value, field) or nil end
-end
 
 local FIELDS = {
   digest = hash, time = str, seed = seed, prompt = ids, sampled = ids, reason = str, text = str, sampler = sampler,

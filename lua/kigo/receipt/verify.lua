@@ -20,7 +20,9 @@ local verify = {}
 ---@field tolerance number         largest difference of a logit that was allowed
 ---@field max_difference number
 ---@field rms_difference number
----@field draws string             "exact", "possible" or "script": what the draws were held against
+---@field draws string             "exact", "possible" or "script": what the draws were held against; script: nothing,
+---because only Lua knows the sampler, or because it depends on every bit of the logits (XTC, dynamic temperature,
+---mirostat) and this is another backend
 
 ---@class kigo.receipt.StepReport
 ---@field id integer
@@ -301,10 +303,10 @@ function verify.verify(model, r, options)
   local comparable, message, code = self:facts()
   if comparable == nil then return nil, message, code end
   if comparable then
-    if r.sampler == "script" then
+    if r.sampler == "script" or not same and stages.is_local(r.sampler) then
       report.draws = "script"
     else
-      self.chain, message = stages.chain(r.sampler)
+      self.chain, message = stages.chain(r.sampler, model.tokenizer)
       if not self.chain then self:problem("%s", message) end
     end
     local seq <close>, why, kind = model:sequence { seed = math.tointeger(tonumber(r.seed)), prefix_cache = false }
