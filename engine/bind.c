@@ -200,7 +200,8 @@ static void push_error_codes(lua_State *L)
   static const struct { const char *name; int code; } codes[] = {
       {"ARGUMENT", KG_ERR_ARGUMENT}, {"MEMORY", KG_ERR_MEMORY}, {"IO", KG_ERR_IO},
       {"FORMAT", KG_ERR_FORMAT},     {"UNSUPPORTED", KG_ERR_UNSUPPORTED}, {"FULL", KG_ERR_FULL},
-      {"DEVICE", KG_ERR_DEVICE},     {"NUMERIC", KG_ERR_NUMERIC}, {"CANCELLED", KG_ERR_CANCELLED}};
+      {"DEVICE", KG_ERR_DEVICE},     {"NUMERIC", KG_ERR_NUMERIC}, {"CANCELLED", KG_ERR_CANCELLED},
+      {"SCRIPT", KG_ERR_SCRIPT},     {"LIMIT", KG_ERR_LIMIT}};
   lua_newtable(L);
   for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
     lua_pushinteger(L, codes[i].code);
@@ -222,7 +223,7 @@ int luaopen_kigo_core(lua_State *L)
                                                  kg_bind_stream,   kg_bind_plan,     kg_bind_model,
                                                  kg_bind_evidence, kg_bind_sequence, kg_bind_tensor,
                                                  kg_bind_inside,   kg_bind_chain,    kg_bind_kernels,  kg_bind_cpu,
-                                                 kg_bind_unicode};
+                                                 kg_bind_unicode,  kg_bind_sandbox};
   for (size_t i = 0; i < sizeof binders / sizeof binders[0]; i++) binders[i](L);
   return 1;
 }

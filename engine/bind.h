@@ -20,6 +20,7 @@
 #define KG_CLASS_SEQUENCE "kigo.Sequence"
 #define KG_CLASS_TENSOR "kigo.Tensor"
 #define KG_CLASS_CHAIN "kigo.Chain"
+#define KG_CLASS_SANDBOX "kigo.Sandbox"
 
 /* Every userdata of ours starts with this; NULL = closed. */
 typedef struct kg_handle {
@@ -97,6 +98,10 @@ int kg_restore_sequence(lua_State *L, int model_index);
 /* A closed sequence handle of the model at index. */
 kg_handle *kg_push_sequence(lua_State *L, int model_index);
 
+/* rng:integer(n) and rng:choose(weights), arguments from index 2 on, over any source of uniform numbers in [0, 1). */
+int kg_rng_integer(lua_State *L, double (*uniform)(void *), void *source);
+int kg_rng_choose(lua_State *L, double (*uniform)(void *), void *source);
+
 /* Around everything that may step the model at index, with nothing left on the stack in between: its progress function
  * runs on this thread; an error in it is raised by kg_end_step. kg_begin_step refuses a step inside a step. */
 void kg_begin_step(lua_State *L, int model_index);
@@ -124,6 +129,7 @@ void kg_bind_chain(lua_State *L);
 void kg_bind_kernels(lua_State *L);
 void kg_bind_cpu(lua_State *L);
 void kg_bind_unicode(lua_State *L);
+void kg_bind_sandbox(lua_State *L);
 
 /* A field of the table on top of the stack. */
 void kg_set_number(lua_State *L, const char *field, double value);

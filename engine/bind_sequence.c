@@ -564,12 +564,10 @@ static int rng_uniform(lua_State *L)
   return 1;
 }
 
-/* rng:integer(n) -> integer in 1 to n */
-static int rng_integer(lua_State *L)
+int kg_rng_integer(lua_State *L, double (*uniform)(void *), void *source)
 {
-  kg_sequence *sequence = check_rng(L);
   const int64_t n = kg_check_int(L, 2, "n", 1, (int64_t)1 << 53);
-  const int64_t drawn = (int64_t)(kg_sequence_uniform(sequence) * (double)n); /* below n, or n by rounding */
+  const int64_t drawn = (int64_t)(uniform(source) * (double)n); /* below n, or n by rounding */
   lua_pushinteger(L, drawn < n ? drawn + 1 : n);
   return 1;
 }
@@ -584,10 +582,8 @@ static double weight_at(lua_State *L, lua_Integer i)
   return weight;
 }
 
-/* rng:choose(probs) -> index, drawn in proportion to the numbers, which need not add up to 1 */
-static int rng_choose(lua_State *L)
+int kg_rng_choose(lua_State *L, double (*uniform)(void *), void *source)
 {
-  kg_sequence *sequence = check_rng(L);
   luaL_checktype(L, 2, LUA_TTABLE);
   const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
   double sum = 0;
@@ -598,7 +594,7 @@ static int rng_choose(lua_State *L)
     if (weight > 0) chosen = i;
   }
   if (!(sum > 0) || isinf(sum)) return luaL_error(L, "probabilities: their sum %f is not positive and finite", sum);
-  double left = kg_sequence_uniform(sequence) * sum;
+  double left = uniform(source) * sum;
   for (lua_Integer i = 1; i < chosen; i++) { /* the last possible one takes what rounding leaves */
     const double weight = weight_at(L, i);
     if (left < weight) chosen = i;
@@ -606,6 +602,23 @@ static int rng_choose(lua_State *L)
   }
   lua_pushinteger(L, chosen);
   return 1;
+}
+
+static double sequence_uniform(void *sequence)
+{
+  return kg_sequence_uniform(sequence);
+}
+
+/* rng:integer(n) -> integer in 1 to n */
+static int rng_integer(lua_State *L)
+{
+  return kg_rng_integer(L, sequence_uniform, check_rng(L));
+}
+
+/* rng:choose(probs) -> index, drawn in proportion to the numbers, which need not add up to 1 */
+static int rng_choose(lua_State *L)
+{
+  return kg_rng_choose(L, sequence_uniform, check_rng(L));
 }
 
 void kg_bind_sequence(lua_State *L)

@@ -6,7 +6,8 @@
 const char *kg_error_name(int code)
 {
   static const char *const names[] = {"ok",   "argument", "memory",  "io",       "format",
-                                      "unsupported", "full", "device", "numeric", "cancelled"};
+                                      "unsupported", "full", "device", "numeric", "cancelled",
+                                      "script", "limit"};
   const int n_names = (int)(sizeof names / sizeof names[0]);
   return code <= 0 && -code < n_names ? names[-code] : "unknown";
 }

@@ -41,7 +41,9 @@ enum {
   KG_ERR_FULL = -6,        /* the context or the page pool is full */
   KG_ERR_DEVICE = -7,      /* a device or its driver failed */
   KG_ERR_NUMERIC = -8,     /* logits that are not numbers, or nothing left to draw from */
-  KG_ERR_CANCELLED = -9    /* the progress callback asked to stop */
+  KG_ERR_CANCELLED = -9,   /* the progress callback asked to stop */
+  KG_ERR_SCRIPT = -10,     /* a script in a sandbox failed, or its process died */
+  KG_ERR_LIMIT = -11       /* a script in a sandbox spent its instructions or its time */
 };
 
 enum { KG_ERROR_MAX = 1280 };

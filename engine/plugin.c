@@ -77,14 +77,21 @@ static int open_file(const char *path, const kg_plugin **out, kg_error *err)
   return KG_OK;
 }
 
-int kg_plugin_find(const kg_plugin **out, kg_error *err)
+bool kg_find_beside(const char *name, int mode, char *path, size_t room)
 {
   static const char *const places[] = {"", "/../lib", "/../.."}; /* beside; bin and lib; lib/lua/5.4 */
-  char folder[PATH_MAX], path[PATH_MAX + 32];
-  if (!own_folder(folder)) return kg_fail(err, KG_ERR_UNSUPPORTED, "the place of the program is unknown");
+  char folder[PATH_MAX];
+  if (!own_folder(folder)) return false;
   for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
-    snprintf(path, sizeof path, "%s%s/libkigo_cuda.so", folder, places[i]);
-    if (!access(path, R_OK)) return open_file(path, out, err);
+    const int n = snprintf(path, room, "%s%s/%s", folder, places[i], name);
+    if (n > 0 && (size_t)n < room && !access(path, mode)) return true;
   }
+  return false;
+}
+
+int kg_plugin_find(const kg_plugin **out, kg_error *err)
+{
+  char path[PATH_MAX];
+  if (kg_find_beside("libkigo_cuda.so", R_OK, path, sizeof path)) return open_file(path, out, err);
   return kg_fail(err, KG_ERR_UNSUPPORTED, "libkigo_cuda.so is not beside the program: it was built without CUDA");
 }

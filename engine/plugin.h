@@ -44,6 +44,9 @@ typedef struct kg_plugin {
 #define KG_PLUGIN_ENTRY "kg_plugin_open"
 typedef const kg_plugin *(*kg_plugin_entry)(const kg_plugin_host *host);
 
+/* A file that comes with the engine: beside this library or program, in ../lib, or two folders up. `mode` as for access(2). */
+bool kg_find_beside(const char *name, int mode, char *path, size_t room);
+
 /* Find libkigo_cuda.so beside this library or program, or in ../lib, and open it. KG_ERR_UNSUPPORTED: it is not there;
  * KG_ERR_DEVICE: it cannot be loaded or belongs to another version. Once opened it stays. */
 int kg_plugin_find(const kg_plugin **out, kg_error *err);

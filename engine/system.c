@@ -3,12 +3,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -32,6 +37,11 @@ const char *kg_sys_name(kg_sys_call call)
       [KG_SYS_FSYNC] = "fsync",         [KG_SYS_RENAME] = "rename",
       [KG_SYS_CLOSE] = "close",         [KG_SYS_UNLINK] = "unlink",
       [KG_SYS_GETRANDOM] = "getrandom", [KG_SYS_PTHREAD_CREATE] = "pthread_create",
+      [KG_SYS_MEMFD_CREATE] = "memfd_create", [KG_SYS_FTRUNCATE] = "ftruncate",
+      [KG_SYS_FCNTL] = "fcntl",         [KG_SYS_SOCKETPAIR] = "socketpair",
+      [KG_SYS_POSIX_SPAWN] = "posix_spawn", [KG_SYS_PPOLL] = "ppoll",
+      [KG_SYS_SEND] = "send",           [KG_SYS_RECV] = "recv",
+      [KG_SYS_WAITPID] = "waitpid",
   };
   return (size_t)call < sizeof names / sizeof names[0] ? names[call] : "unknown";
 }
@@ -197,6 +207,122 @@ int kg_sys_getrandom(void *bytes, size_t n_bytes, kg_error *err)
 int kg_sys_pthread_create(pthread_t *thread, void *(*run)(void *), void *arg)
 {
   return injected(KG_SYS_PTHREAD_CREATE, NULL) ? errno : pthread_create(thread, NULL, run, arg);
+}
+
+/* ---- processes ---- */
+
+static int make_memory(const char *name, size_t n_bytes, int *fd, kg_error *err)
+{
+  int result, tries = 0;
+  do *fd = injected(KG_SYS_MEMFD_CREATE, NULL) ? -1 : memfd_create("kigo", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  while (*fd < 0 && again(&tries));
+  if (*fd < 0) return finish(KG_SYS_MEMFD_CREATE, name, *fd, err);
+  do result = injected(KG_SYS_FTRUNCATE, NULL) ? -1 : ftruncate(*fd, (off_t)n_bytes);
+  while (result < 0 && again(&tries));
+  if (result < 0) return finish(KG_SYS_FTRUNCATE, name, result, err);
+  do result = injected(KG_SYS_FCNTL, NULL) ? -1 : fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  while (result < 0 && again(&tries));
+  return finish(KG_SYS_FCNTL, name, result, err);
+}
+
+int kg_sys_shared_memory(const char *name, size_t n_bytes, int *fd, void **out, kg_error *err)
+{
+  int status = make_memory(name, n_bytes, fd, err);
+  if (!status) {
+    *out = injected(KG_SYS_MMAP, NULL) ? MAP_FAILED : mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+    status = finish(KG_SYS_MMAP, name, *out == MAP_FAILED ? -1 : 0, err);
+  }
+  if (status && *fd >= 0) kg_sys_close(*fd);
+  if (status) {
+    *fd = -1;
+    *out = NULL;
+  }
+  return status;
+}
+
+int kg_sys_socketpair(const char *name, int fds[2], kg_error *err)
+{
+  int result, tries = 0;
+  do result = injected(KG_SYS_SOCKETPAIR, NULL) ? -1 : socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds);
+  while (result < 0 && again(&tries));
+  return finish(KG_SYS_SOCKETPAIR, name, result, err);
+}
+
+int kg_sys_spawn(const char *path, char *const *arguments, const int fds[2], pid_t *pid, kg_error *err)
+{
+  static char *const no_environment[] = {NULL};
+  posix_spawn_file_actions_t actions;
+  posix_spawnattr_t attributes;
+  sigset_t signals;
+  int error = posix_spawn_file_actions_init(&actions);
+  if (error) goto no_actions;
+  error = posix_spawnattr_init(&attributes);
+  if (error) goto no_attributes;
+  /* All descriptors of ours close on exec; one that is duplicated to itself stays. */
+  for (int i = 0; !error && i < 2; i++) error = posix_spawn_file_actions_adddup2(&actions, fds[i], fds[i]);
+  sigemptyset(&signals);
+  if (!error) error = posix_spawnattr_setsigmask(&attributes, &signals);
+  sigfillset(&signals);
+  if (!error) error = posix_spawnattr_setsigdefault(&attributes, &signals);
+  if (!error)
+    error = posix_spawnattr_setflags(&attributes,
+                                     POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
+  for (int tries = 0; !error;) {
+    error = injected(KG_SYS_POSIX_SPAWN, NULL)
+                ? errno
+                : posix_spawn(pid, path, &actions, &attributes, arguments, no_environment);
+    if (error != EINTR || ++tries >= TRIES) break;
+    error = 0;
+  }
+  posix_spawnattr_destroy(&attributes);
+no_attributes:
+  posix_spawn_file_actions_destroy(&actions);
+no_actions:
+  errno = error;
+  return finish(KG_SYS_POSIX_SPAWN, path, error ? -1 : 0, err);
+}
+
+int kg_sys_wait_socket(const char *name, int fd, bool to_write, int64_t timeout_ns, bool *ready, kg_error *err)
+{
+  struct pollfd poll = {.fd = fd, .events = to_write ? POLLOUT : POLLIN};
+  const struct timespec time = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+  const int result = injected(KG_SYS_PPOLL, NULL) ? -1 : ppoll(&poll, 1, &time, NULL);
+  *ready = result > 0;
+  if (result < 0 && errno == EINTR) return KG_OK; /* not ready, and the caller's clock goes on */
+  return finish(KG_SYS_PPOLL, name, result, err);
+}
+
+/* The end of a send or recv that gave n. */
+static int finish_moving(kg_sys_call call, const char *name, ssize_t n, size_t *moved, bool *ended, kg_error *err)
+{
+  *moved = n > 0 ? (size_t)n : 0;
+  *ended = (n < 0 && (errno == EPIPE || errno == ECONNRESET)) || (n == 0 && call == KG_SYS_RECV);
+  if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return KG_OK;
+  return *ended ? KG_OK : finish(call, name, n, err);
+}
+
+int kg_sys_send(const char *name, int fd, const void *bytes, size_t n_bytes, size_t *moved, bool *ended, kg_error *err)
+{
+  const ssize_t n =
+      injected(KG_SYS_SEND, &n_bytes) ? -1 : send(fd, bytes, n_bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+  return finish_moving(KG_SYS_SEND, name, n, moved, ended, err);
+}
+
+int kg_sys_recv(const char *name, int fd, void *bytes, size_t n_bytes, size_t *moved, bool *ended, kg_error *err)
+{
+  const ssize_t n = injected(KG_SYS_RECV, &n_bytes) ? -1 : recv(fd, bytes, n_bytes, MSG_DONTWAIT);
+  return finish_moving(KG_SYS_RECV, name, n, moved, ended, err);
+}
+
+int kg_sys_reap(const char *name, pid_t pid, bool wait, bool *ended, int *how, kg_error *err)
+{
+  pid_t result;
+  int tries = 0;
+  do result = injected(KG_SYS_WAITPID, NULL) ? -1 : waitpid(pid, how, wait ? 0 : WNOHANG);
+  while (result < 0 && again(&tries));
+  *ended = result == pid || (result < 0 && errno == ECHILD);
+  if (result != pid) *how = -1;
+  return *ended ? KG_OK : finish(KG_SYS_WAITPID, name, result, err);
 }
 
 void kg_sys_munmap(const void *bytes, size_t n_bytes)

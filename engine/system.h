@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 #include <sys/stat.h>
+#include <sys/types.h>
 
 #include "kigo.h"
 
@@ -27,6 +28,15 @@ typedef enum kg_sys_call {
   KG_SYS_UNLINK,
   KG_SYS_GETRANDOM,
   KG_SYS_PTHREAD_CREATE,
+  KG_SYS_MEMFD_CREATE,
+  KG_SYS_FTRUNCATE,
+  KG_SYS_FCNTL,
+  KG_SYS_SOCKETPAIR,
+  KG_SYS_POSIX_SPAWN,
+  KG_SYS_PPOLL,
+  KG_SYS_SEND,
+  KG_SYS_RECV,
+  KG_SYS_WAITPID,
   KG_SYS_N_CALLS,
 } kg_sys_call;
 
@@ -46,6 +56,21 @@ int kg_sys_rename(const char *from, const char *path, kg_error *err);
 int kg_sys_getrandom(void *bytes, size_t n_bytes, kg_error *err);
 /* The error number, as pthread_create gives it: the caller knows which thread it is. */
 int kg_sys_pthread_create(pthread_t *thread, void *(*run)(void *), void *arg);
+
+/* Processes and what is shared with them; `name` stands in errors where a file has its path. */
+/* Memory of a size that nobody can change, as a descriptor, and mapped here. */
+int kg_sys_shared_memory(const char *name, size_t n_bytes, int *fd, void **out, kg_error *err);
+int kg_sys_socketpair(const char *name, int fds[2], kg_error *err); /* a stream of bytes; neither end blocks */
+/* Start a program with these arguments, the two descriptors and no environment, in a process group of its own. */
+int kg_sys_spawn(const char *path, char *const *arguments, const int fds[2], pid_t *pid, kg_error *err);
+/* Wait until the socket can be read (or written); false: the time is over. */
+int kg_sys_wait_socket(const char *name, int fd, bool to_write, int64_t timeout_ns, bool *ready, kg_error *err);
+/* Move what can be moved now, 0 bytes if that is nothing. *ended: the other side is gone. Never raises SIGPIPE. */
+int kg_sys_send(const char *name, int fd, const void *bytes, size_t n_bytes, size_t *moved, bool *ended, kg_error *err);
+int kg_sys_recv(const char *name, int fd, void *bytes, size_t n_bytes, size_t *moved, bool *ended, kg_error *err);
+/* Reap the child: waits for its end, or just looks (*ended). Somebody else may have reaped it: that is its end too, and
+ * *how is -1; else it is as waitpid gives it. */
+int kg_sys_reap(const char *name, pid_t pid, bool wait, bool *ended, int *how, kg_error *err);
 
 /* Whoever lets go of something can do nothing about a failure; advice may be refused. */
 void kg_sys_munmap(const void *bytes, size_t n_bytes);

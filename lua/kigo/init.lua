@@ -16,6 +16,7 @@ local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
 local scheduler = require "kigo.scheduler"
 local sampler = require "kigo.sampler"
+local sandbox = require "kigo.sandbox"
 local template = require "kigo.template"
 require "kigo.model"    -- the scripted methods of kigo.Model
 require "kigo.sequence" -- and of kigo.Sequence
@@ -38,6 +39,8 @@ local kigo = {
   stream = core.stream,
   now = core.now,
   scheduler = scheduler.new,
+  -- scripts that nobody trusts
+  sandbox = sandbox.new,
   -- samplers
   chain = sample.chain,
   greedy = sample.greedy,
