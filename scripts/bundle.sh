@@ -29,12 +29,12 @@ echo "kigo, relocatable: ./kigo haiku   ./kigo run MODEL   ./kigo bench MODEL   
 cp -R lua spec scripts examples engine README.md LICENSE .busted "$out/"
 [ ! -d kernels ] || cp -R kernels "$out/"
 built=$(dirname "$program")
-for file in kigo kigo.so libkigo.so libkigo_cuda.so embed; do
+for file in kigo kigo-worker kigo.so libkigo.so libkigo_cuda.so embed; do
   [ ! -e "$built/$file" ] || cp -L "$built/$file" "$out/"
 done
 
 # Shared libraries: all but glibc's own and the driver's.
-for file in "$out"/kigo "$out"/*.so "$out"/embed; do
+for file in "$out"/kigo "$out"/kigo-worker "$out"/*.so "$out"/embed; do
   [ ! -e "$file" ] || ldd "$file"
 done | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u | while read -r library; do
   case ${library##*/} in

@@ -1,4 +1,5 @@
--- hostile.lua - scripts that nobody should have to trust: those that are known by name, and a generator of more. Each is the text
+-- hostile.lua - scripts that nobody should have to trust: those that are known by name, and a generator of more. Each
+-- is the text
 -- of a script; what is hostile about it happens while it runs.
 local core = require "kigo.core"
 
@@ -47,9 +48,11 @@ hostile.hogs = {
     while true do local c = a < b local d = a == b end]],
   ["joining long strings"] = "local a = ('x'):rep(100000) while true do local b = a .. a end",
   ["numbers out of long strings"] = "local a = ('0'):rep(250000) while true do local b = tonumber(a) end",
-  ["for loops over long strings"] = "local a = ('1'):rep(250000) while true do pcall(function() for i = 1, a do end end) end",
+  ["for loops over long strings"] = [[
+    local a = ('1'):rep(250000) while true do pcall(function() for i = 1, a do end end) end]],
   ["many arguments"] = "local function f(...) return f(1, ...) end f()",
-  ["many arguments, kept"] = "local t = {} for i = 1, 4000 do t[i] = i end local u = table.unpack while true do u(t) end",
+  ["many arguments, kept"] = [[
+    local t = {} for i = 1, 4000 do t[i] = i end local u = table.unpack while true do u(t) end]],
   ["next over what is gone"] = [[
     local t = {} for i = 1, 100000 do t[i .. ""] = i end for k in pairs(t) do t[k] = nil end
     while true do next(t) end]],
@@ -69,16 +72,25 @@ hostile.hogs = {
   ["plain find"] = "while true do (('a'):rep(100000)):find(('a'):rep(50000) .. 'b', 1, true) end",
   ["gsub with a function"] = "while true do ('a'):rep(100000):gsub('.', function() return 'bb' end) end",
   ["table.move over nothing"] = "table.move({}, 1, math.maxinteger - 1, 1)",
-  ["table.concat of nothing"] = "table.concat(setmetatable({}, { __index = function() return '' end }), '', 1, 1 << 50)",
-  ["table.insert far away"] = "local t = {} for i = 0, 61 do t[1 << i] = 1 end for i = 1, 9 do table.insert(t, 1, 0) end while true do end",
-  ["table.remove far away"] = "local t = {} for i = 0, 61 do t[1 << i] = 1 end for i = 1, 9 do table.remove(t, 1) end while true do end",
-  ["table.sort"] = "local t = {} for i = 1, 100000 do t[i] = i end while true do table.sort(t, function() return true end) end",
-  ["table.sort without order"] = "local t = {} for i = 1, 50000 do t[i] = i end while true do pcall(table.sort, t, error) table.sort(t) end",
-  ["formats"] = "local f = ('%99.99f'):rep(580) local t = {} for i = 1, 580 do t[i] = 1e308 end while true do f:format(table.unpack(t)) end",
+  ["table.concat of nothing"] = [[
+    table.concat(setmetatable({}, { __index = function() return '' end }), '', 1, 1 << 50)]],
+  ["table.insert far away"] = [[
+    local t = {} for i = 0, 61 do t[1 << i] = 1 end for i = 1, 9 do table.insert(t, 1, 0) end while true do end]],
+  ["table.remove far away"] = [[
+    local t = {} for i = 0, 61 do t[1 << i] = 1 end for i = 1, 9 do table.remove(t, 1) end while true do end]],
+  ["table.sort"] = [[
+    local t = {} for i = 1, 100000 do t[i] = i end while true do table.sort(t, function() return true end) end]],
+  ["table.sort without order"] = [[
+    local t = {} for i = 1, 50000 do t[i] = i end while true do pcall(table.sort, t, error) table.sort(t) end]],
+  ["formats"] = [[
+    local f = ('%99.99f'):rep(580) local t = {} for i = 1, 580 do t[i] = 1e308 end while true do
+    f:format(table.unpack(t)) end]],
   ["%q"] = "local s = ('\\n'):rep(100000) while true do ('%q'):format(s) end",
-  ["__tostring in format"] = "return ('%s'):format(setmetatable({}, { __tostring = function() while true do end end }))",
+  ["__tostring in format"] = [[
+    return ('%s'):format(setmetatable({}, { __tostring = function() while true do end end }))]],
   ["utf8"] = "local s = ('\u{10ffff}'):rep(60000) while true do utf8.len(s) utf8.offset(s, -1) end",
-  ["utf8.codes of continuation bytes"] = "local s = 'a' .. ('\\x80'):rep(250000) while true do pcall(function() for _ in utf8.codes(s) do end end) end",
+  ["utf8.codes of continuation bytes"] = [[
+    local s = 'a' .. ('\x80'):rep(250000) while true do pcall(function() for _ in utf8.codes(s) do end end) end]],
   ["load in a loop"] = "local s = 'x = 1 ' local long = s:rep(30000) while true do load(long) end",
   ["load of what does not compile"] = "local s = ('('):rep(250000) while true do load(s) end",
   ["garbage"] = "while true do local t = { {}, {}, function() return t end } end",
@@ -86,7 +98,8 @@ hostile.hogs = {
   ["tensors, no results"] = "local t = kigo.zeros(500000) while true do t:argmax() t:add_(t) end",
   ["tensors that sort"] = "local t = kigo.zeros(100000) while true do t:topk(100000) end",
   ["__lt"] = "local t = setmetatable({}, { __lt = function(a, b) return a < b end }) return t < t",
-  ["__eq in a loop"] = "local m = { __eq = function() while true do end end } return setmetatable({}, m) == setmetatable({}, m)",
+  ["__eq in a loop"] = [[
+    local m = { __eq = function() while true do end end } return setmetatable({}, m) == setmetatable({}, m)]],
   ["__concat"] = "local t = setmetatable({}, { __concat = function() while true do end end }) return t .. t",
   ["__pairs"] = "for k in pairs(setmetatable({}, { __pairs = function() while true do end end })) do end",
   ["__call"] = "local t = setmetatable({}, { __call = function(f) return f() end }) t()",
@@ -102,7 +115,8 @@ hostile.bombs = {
   ["tables in tables"] = "local t = {} while true do t = { t } end",
   ["closures"] = "local t = {} while true do local u = t t = function() return u end end",
   ["coroutines"] = "local t = {} while true do t[#t + 1] = coroutine.create(function() end) end",
-  ["table.concat"] = "local t = {} for i = 1, 100000 do t[i] = 'xxxxxxxxxxxxxxxxxxxx' end while true do table.concat(t) end",
+  ["table.concat"] = [[
+    local t = {} for i = 1, 100000 do t[i] = 'xxxxxxxxxxxxxxxxxxxx' end while true do table.concat(t) end]],
   ["string.rep"] = "local t = {} while true do t[#t + 1] = ('x'):rep(262000 - #t) end",
   ["gsub"] = "return ('x'):rep(200000):gsub('.', ('y'):rep(200000))",
   ["tensors"] = "local t = {} while true do t[#t + 1] = kigo.zeros(10000) end",
@@ -118,11 +132,14 @@ hostile.bombs = {
 hostile.deep = {
   ["recursion"] = "local function f() return 1 + f() end f()",
   ["recursion through pcall"] = "local function f() return pcall(f) end return select('#', f())",
-  ["recursion through metamethods"] = "local t = setmetatable({}, {}) getmetatable(t).__index = function(x, k) return x[k] .. 1 end return t.x",
+  ["recursion through metamethods"] = [[
+    local t = setmetatable({}, {}) getmetatable(t).__index = function(x, k) return x[k] .. 1 end return t.x]],
   ["recursion through gsub"] = "local function f() return (('x'):gsub('.', f)) end f()",
   ["recursion through sort"] = "local function f() table.sort({ 1, 2, 3 }, f) return true end f()",
   ["recursion through coroutines"] = "local function f() return coroutine.wrap(f)() end f()",
-  ["recursion through tostring"] = "local t = setmetatable({}, {}) getmetatable(t).__tostring = function(x) return tostring(x) end return tostring(t)",
+  ["recursion through tostring"] = [[
+    local t = setmetatable({}, {}) getmetatable(t).__tostring = function(x) return tostring(x) end return
+    tostring(t)]],
   ["recursion through load"] = "local f f = function() return load('return ...')(f()) .. 'x' end f()",
   ["errors in error handlers"] = "local function h() return h() .. error(h) end xpcall(error, h) error 'x'",
   ["nested brackets"] = "assert(load('return ' .. ('('):rep(100000) .. ('1') .. (')'):rep(100000)))",
@@ -130,7 +147,8 @@ hostile.deep = {
   ["nested functions"] = "assert(load(('return function() '):rep(10000) .. ('end '):rep(10000)))",
   ["nested blocks"] = "assert(load(('do '):rep(50000) .. ('end '):rep(50000)))",
   ["many assignments"] = "assert(load(('a.'):rep(50000) .. 'b = ' .. ('-'):rep(50000) .. '1'))",
-  ["nested patterns"] = "return ('x'):rep(300):find(('(x'):rep(31) .. (')'):rep(31) .. ('x?'):rep(250) .. ('x'):rep(250))",
+  ["nested patterns"] = [[
+    return ('x'):rep(300):find(('(x'):rep(31) .. (')'):rep(31) .. ('x?'):rep(250) .. ('x'):rep(250))]],
   ["a table in itself as result"] = "local t = {} t.t = t return function() return t end",
 }
 
@@ -161,8 +179,12 @@ local WRAPPERS = {
   "while true do pcall(function() BODY end) end",
   "xpcall(function() BODY end, function(e) BODY end)",
   "coroutine.wrap(function() BODY end)()",
-  "local co = coroutine.create(function() coroutine.yield() BODY end) coroutine.resume(co) coroutine.resume(co) coroutine.close(co)",
-  "local x <close> = setmetatable({}, { __close = function() BODY end }) error(setmetatable({}, { __tostring = function() BODY end }))",
+  [[
+    local co = coroutine.create(function() coroutine.yield() BODY end) coroutine.resume(co) coroutine.resume(co)
+    coroutine.close(co)]],
+  [[
+    local x <close> = setmetatable({}, { __close = function() BODY end }) error(setmetatable({}, { __tostring =
+    function() BODY end }))]],
   "assert(load([==[ BODY ]==]))()",
   "assert(load([==[ BODY ]==], 'x', 't', setmetatable({}, { __index = _G })))()",
   "setmetatable({}, { __index = function() BODY end }).x()",
@@ -182,17 +204,29 @@ local WRAPPERS = {
 -- Tries to get at what is not there. Those that succeed say so.
 hostile.ESCAPED = "ESCAPED"
 local PROBES = {
-  "if io or os or package or require or debug or dofile or loadfile or collectgarbage or print then error 'ESCAPED' end",
+  [[
+    if io or os or package or require or debug or dofile or loadfile or collectgarbage or print then error
+    'ESCAPED' end]],
   "if string.dump or string.pack then error 'ESCAPED' end",
   "local f = load(('\\27Lua') .. ('\\0'):rep(100), 'x', 'b') if f then error 'ESCAPED' end",
   "if getmetatable('') then error 'ESCAPED' end pcall(setmetatable, '', { __index = error })",
   "if pcall(function() getmetatable('').__index.upper = error end) then error 'ESCAPED' end",
-  "local t = kigo.zeros(4) if getmetatable(t) then error 'ESCAPED' end pcall(function() t[4] = 1 end) pcall(function() t[-1] = 1 end)",
-  "local t = kigo.zeros(4) t:close() if pcall(t.sum, t) then error 'ESCAPED' end pcall(t.sum, {}) pcall(t.sum, 'x') pcall(t.close)",
-  "pcall(kigo.zeros, -1) pcall(kigo.zeros, 1 << 62) pcall(kigo.tensor, { 1, {}, 3 }) pcall(kigo.tensor, setmetatable({}, { __len = error }))",
-  "local t = kigo.zeros(3) pcall(t.fill_, t, 1, { -1, 99, 2 ^ 53 }) pcall(t.topk, t, -1) pcall(t.topk, t, 1e9) pcall(t.add_, t, kigo.zeros(4))",
+  [[
+    local t = kigo.zeros(4) if getmetatable(t) then error 'ESCAPED' end pcall(function() t[4] = 1 end)
+    pcall(function() t[-1] = 1 end)]],
+  [[
+    local t = kigo.zeros(4) t:close() if pcall(t.sum, t) then error 'ESCAPED' end pcall(t.sum, {}) pcall(t.sum,
+    'x') pcall(t.close)]],
+  [[
+    pcall(kigo.zeros, -1) pcall(kigo.zeros, 1 << 62) pcall(kigo.tensor, { 1, {}, 3 }) pcall(kigo.tensor,
+    setmetatable({}, { __len = error }))]],
+  [[
+    local t = kigo.zeros(3) pcall(t.fill_, t, 1, { -1, 99, 2 ^ 53 }) pcall(t.topk, t, -1) pcall(t.topk, t, 1e9)
+    pcall(t.add_, t, kigo.zeros(4))]],
   "pcall(string.rep) pcall(string.format, '%d', 'x') pcall(('x').find, 'x', '[') pcall(utf8.char, -1) pcall(select, 0)",
-  "pcall(rawset, _G, nil, 1) pcall(rawset, {}, 0 / 0, 1) pcall(next, {}, 'x') pcall(setmetatable, _G, { __metatable = 1 })",
+  [[
+    pcall(rawset, _G, nil, 1) pcall(rawset, {}, 0 / 0, 1) pcall(next, {}, 'x') pcall(setmetatable, _G, {
+    __metatable = 1 })]],
   "pcall(coroutine.close, coroutine.running()) pcall(coroutine.resume, coroutine.running()) pcall(coroutine.yield)",
 }
 

@@ -5,7 +5,7 @@ local tiny = require "spec.tiny"
 describe("kigo.sandbox", function()
   local kigo = require "kigo"
   local core, err = kigo.core, kigo.err
-  local sanitized = (os.getenv "KIGO" or ""):find "sanitized" ~= nil
+  local sanitized = support.read "/proc/self/maps":find("libasan", 1, true) ~= nil
   local slack = sanitized and 0.4 or 0.15 -- seconds that a busy machine may add to a deadline
 
   local function box(source, options)
@@ -39,7 +39,9 @@ describe("kigo.sandbox", function()
       end
 
       it("calls the function that a script returns, and those that it names", function()
-        local s <close> = sandbox "function twice(x) return 2 * x end return function(...) return select('#', ...), ... end"
+        local s <close> = sandbox [[
+          function twice(x) return 2 * x end
+          return function(...) return select('#', ...), ... end]]
         assert.equal(14, results(s, "twice", 7))
         assert.same({ 3, nil, "a", false }, { results(s, nil, nil, "a", false) })
         assert.same({ 0 }, { results(s) })
@@ -110,7 +112,8 @@ describe("kigo.sandbox", function()
           ("x"):rep(300000), { kigo.zeros(2, 2) } } do
           assert.has_error(function() s:call("echo", value) end)
         end
-        assert.has_error(function() s:call("echo", kigo.zeros(1), kigo.zeros(1), kigo.zeros(1), kigo.zeros(1), kigo.zeros(1)) end)
+        local t = kigo.zeros(1)
+        assert.has_error(function() s:call("echo", t, t, t, t, t) end)
         assert.has_error(function() s:call({}) end)
         assert.equal(7, results(s, "echo", 7))
       end)
@@ -181,14 +184,15 @@ describe("kigo.sandbox", function()
           return function(t)
             local ids, values = t:topk(2)
             local p = t:softmax()
-            return ids, values, p:entropy(), p:sum(), t:log_softmax():max(), t:min(), t:shape(), #t:bytes(), t:totable(),
-              t.row, getmetatable(t), pcall(function() t.x = 1 end)
+            return ids, values, p:entropy(), p:sum(), t:log_softmax():max(), t:min(), t:shape(), #t:bytes(),
+              t:totable(), t.row, getmetatable(t), pcall(function() t.x = 1 end)
           end]]
         local t = kigo.tensor { 0.5, -1, 2, 0.25 }
         local p = t:softmax()
         local ids, values = t:topk(2)
         local got = table.pack(results(s, nil, t))
-        assert.same({ ids, values, p:entropy(), p:sum(), t:log_softmax():max(), -1, 4, 16, t:totable() }, { table.unpack(got, 1, 9) })
+        assert.same({ ids, values, p:entropy(), p:sum(), t:log_softmax():max(), -1, 4, 16, t:totable() },
+          { table.unpack(got, 1, 9) })
         assert.is_nil(got[10])
         assert.is_false(got[11])
         assert.is_false(got[12])
@@ -281,7 +285,7 @@ describe("kigo.sandbox", function()
             assert.equal(err.MEMORY, select(3, s:call())) -- what the last call left is garbage: it starts anew
           end
         end
-        assert.equal(err.MEMORY, select(3, kigo.sandbox("local x = ('x'):rep(200000) .. 1", { memory = 1 << 16, isolate = isolate })))
+        assert.equal(err.MEMORY, (failure("local x = ('x'):rep(200000) .. 1", { memory = 1 << 16, isolate = isolate })))
         assert.has_error(function() kigo.sandbox("", { memory = 10 }) end)
       end)
 
@@ -302,7 +306,8 @@ describe("kigo.sandbox", function()
           for _, name in ipairs(names) do
             it("end: " .. name, function()
               takes(0.01 * 1.2, function()
-                local made, message, code = kigo.sandbox(hostile[kind][name], { isolate = isolate, timeout = 0.01, instructions = 1 << 40 })
+                local made, message, code = kigo.sandbox(hostile[kind][name],
+                  { isolate = isolate, timeout = 0.01, instructions = 1 << 40 })
                 if made then return made:close() end
                 assert.is_string(message)
                 assert.is_true(code == err.LIMIT or code == err.MEMORY or code == err.SCRIPT, message)
@@ -316,49 +321,58 @@ describe("kigo.sandbox", function()
         local n = math.tointeger(os.getenv "KIGO_HOSTILE" or "") or sanitized and 10 or 30
         local timeout, memory = 0.01, 2 << 20
         local model <close> = assert(kigo.load(support.haiku_model, { threads = 1, ctx = 256 }))
-        local function start(seed)
-          local seq = assert(model:sequence { seed = seed })
-          assert(seq:feed(model:template():render({ { role = "user", content = "Write a haiku about snow." } }, { generate = true })))
+        local prompt = model:template():render({ { role = "user", content = "Write a haiku about snow." } },
+          { generate = true })
+        local function start()
+          local seq = assert(model:sequence { seed = 5 })
+          assert(seq:feed(prompt))
           return seq
         end
         local chain <close> = kigo.chain { kigo.top_k(20), kigo.temp(1.5) }
         local wanted
         do
-          local seq <close> = start(5)
+          local seq <close> = start()
           for _ = 1, 60 do assert(seq:push(chain(seq.logits, seq))) end
           wanted = seq:tokens()
         end
-        local seq, worst, ends = start(5), 0, {}
+        local seq, worst, ends = start(), 0, {}
         local clock = isolate and kigo.now or os.clock
         for i = 1, n do
           local source = hostile.generate(i)
-          local started = clock()
-          local s, message, code = kigo.sandbox(source, { isolate = isolate, timeout = timeout, memory = memory, instructions = 1 << 40 })
+          local function timed(f, ...)
+            local started = clock()
+            local returned = table.pack(f(...))
+            worst = math.max(worst, clock() - started)
+            return table.unpack(returned, 1, returned.n)
+          end
+          local s, message, code = timed(kigo.sandbox, source,
+            { isolate = isolate, timeout = timeout, memory = memory, instructions = 1 << 40 })
           if s then
             for _ = 1, 2 do
-              local ok, text, call_code = s:call(nil, seq.logits)
+              local ok, text, call_code = timed(s.call, s, nil, seq.logits)
               if not ok then message, code = text, call_code end
             end
             assert.is_true(s:stats().memory_peak <= memory)
             s:close()
           end
-          worst = math.max(worst, clock() - started)
-          assert.is_falsy(message and message:find("script:%d+: " .. hostile.ESCAPED), ("script %d: %s"):format(i, message))
+          assert.is_falsy(message and message:find("script:%d+: " .. hostile.ESCAPED), i)
           ends[code or 0] = (ends[code or 0] or 0) + 1
           assert(seq:push(chain(seq.logits, seq)))
           if i % 60 == 0 then
             assert.same(wanted, seq:tokens())
             seq:close()
-            seq = start(5)
+            seq = start()
           end
         end
         for i, id in ipairs(seq:tokens()) do assert.equal(wanted[i], id) end
         seq:close()
         if os.getenv "KIGO_HOSTILE" then
           local counts = {}
-          for code, count in pairs(ends) do counts[#counts + 1] = ("%s %d"):format(code == 0 and "ended well" or core.error_name(code), count) end
-          print(("\n%d scripts %s: worst %.1f ms with a deadline of %d ms a call; %s"):format(n, strength[1], worst * 1e3, timeout * 1e3,
-            table.concat(counts, ", ")))
+          for code, count in pairs(ends) do
+            counts[#counts + 1] = ("%s %d"):format(code == 0 and "ended well" or core.error_name(code), count)
+          end
+          print(("\n%d scripts %s: worst call %.1f ms (deadline %d ms); %s"):format(n, strength[1], worst * 1e3,
+            timeout * 1e3, table.concat(counts, ", ")))
         end
       end)
     end)

@@ -10,6 +10,7 @@
 
 enum {
   FLOATS_PER_STEP = 16, /* of a whole-tensor operation */
+  COLLECT_BYTES = 4096, /* smaller ones are not worth a step of the collector: their handles are garbage enough */
   HANDLE_BYTES = 512    /* what a tensor takes beside its numbers */
 };
 
@@ -80,7 +81,8 @@ static int take_room(kg_budget *budget, int64_t n, size_t *n_bytes, kg_error *er
 {
   if (n < 0 || !kg_mul_size((size_t)n, sizeof(float), n_bytes) || !kg_add_size(*n_bytes, HANDLE_BYTES, n_bytes))
     return kg_fail(err, KG_ERR_ARGUMENT, "a tensor of %lld numbers is impossible", (long long)n);
-  if (*n_bytes <= budget->memory_max) lua_gc(budget->running, LUA_GCSTEP, (int)(*n_bytes / 1024));
+  if (*n_bytes >= COLLECT_BYTES && *n_bytes <= budget->memory_max)
+    lua_gc(budget->running, LUA_GCSTEP, (int)(*n_bytes / 1024));
   if (kg_budget_take(budget, *n_bytes)) return KG_OK;
   lua_gc(budget->running, LUA_GCCOLLECT, 0);
   return kg_budget_take(budget, *n_bytes) ? KG_OK : kg_fail_memory(err, *n_bytes, "a tensor of a script");

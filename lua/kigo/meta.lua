@@ -3,7 +3,8 @@
 -- are Lua are described where they stand: lua/kigo/model.lua, sequence.lua, init.lua. spec/meta_spec.lua compares this
 -- file with the engine name by name.
 --
--- Handles (Gguf, Tokenizer, Stream, Plan, Model, Sequence, Tensor, Chain) have close(), are to-be-closed variables
+-- Handles (Gguf, Tokenizer, Stream, Plan, Model, Sequence, Tensor, Chain, Sandbox) have close(), are to-be-closed
+-- variables
 -- and raise when they are used after it. Fallible functions return nil, message, code; the caller's mistakes raise.
 -- luacheck: ignore 212 241
 
@@ -50,6 +51,8 @@ function Unicode.fold(character) end
 ---@field DEVICE integer       a device or its driver failed
 ---@field NUMERIC integer      logits that are not numbers, or nothing left to draw from
 ---@field CANCELLED integer    the progress function asked to stop
+---@field SCRIPT integer       a script in a sandbox failed, or its process died
+---@field LIMIT integer        a script in a sandbox spent its instructions or its time
 
 -- ---- model files ----
 
@@ -875,6 +878,62 @@ function Hook:close() end
 ---A moment to rewind to: of its own timeline and its forks, while they begin with the same tokens.
 ---@class kigo.Mark
 ---@field pos integer
+
+-- ---- scripts that nobody trusts ----
+
+---A script in a Lua of its own (lua/kigo/sandbox.lua), in this process or in a worker.
+---@class kigo.Sandbox
+local Sandbox = {}
+
+---What kigo.sandbox calls, with the sizes as numbers.
+---@param source string
+---@param options? kigo.SandboxOptions
+---@return kigo.Sandbox?
+---@return string? message
+---@return integer? code
+function core.sandbox(source, options) end
+
+---Call the global function `name` of the script, or with nil the one that the script returned. Arguments and results
+---are copied:
+---nil, booleans, numbers, strings, tables of these without metatables (16 deep, 256 KiB in all). Tensors of one
+---dimension may go in,
+---up to four; they end with the call, and what the script changed in them comes back when it succeeds.
+---@param name? string
+---@param ... any
+---@return boolean? ok        true, and the results behind it
+---@return any ...            or nil, message, code: SCRIPT (an error of its own), LIMIT (and then it is never run
+---again), MEMORY
+function Sandbox:call(name, ...) end
+
+---What a sampler does (kigo.Sandbox.sampler): f(logits, s) -> id, with s.rng drawing the sequence's next numbers.
+---@param name? string
+---@param logits kigo.Tensor
+---@param seq? kigo.Sequence
+---@param state? table        s.state
+---@return any id             as the script returned it; nil, message, code when it failed
+---@return any state          s.state after the call
+---@return integer? code
+function Sandbox:sample(name, logits, seq, state) end
+
+---Begin anew: the script as it was at first, in a fresh state or process.
+---@return true?
+---@return string? message
+---@return integer? code
+function Sandbox:restart() end
+
+---@class kigo.SandboxStats
+---@field alive boolean          it may be called
+---@field calls integer          answers so far
+---@field instructions integer   of the last call, in steps of 256
+---@field memory integer         bytes that the script holds
+---@field memory_peak integer    most that it ever held
+---@field pid integer?           of its worker
+---@field layers { limits: boolean, addresses: boolean, seccomp: boolean, landlock: boolean }?  what holds its worker
+
+---@return kigo.SandboxStats
+function Sandbox:stats() end
+
+function Sandbox:close() end
 
 -- ---- the machine ----
 

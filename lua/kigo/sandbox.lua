@@ -1,4 +1,5 @@
--- sandbox.lua - scripts that nobody trusts: kigo.sandbox(source, options). The class is made by engine/bind_sandbox.c; README.md,
+-- sandbox.lua - scripts that nobody trusts: kigo.sandbox(source, options). The class is made by
+-- engine/bind_sandbox.c; README.md,
 -- "Scripts you do not trust", says what each strength holds back and what it does not.
 local core = require "kigo.core"
 local check = require "kigo.check"
@@ -9,7 +10,8 @@ local sandbox = {}
 local Sandbox = core.classes.Sandbox
 
 ---@class kigo.SandboxOptions
----@field isolate? boolean       true: in a worker process, against hostile code; false (default): in this process, against accidents
+---@field isolate? boolean       true: in a worker process, against hostile code; false (default): in this process,
+---against accidents
 ---@field memory? integer|string bytes that the script may hold, or "16M" (default), "512K"
 ---@field instructions? integer  that one call may spend; default 10,000,000
 ---@field timeout? number        seconds that one call may take; default 1
@@ -33,15 +35,19 @@ local function bytes(name, value)
   return math.tointeger(digits) * UNITS[unit]
 end
 
----A script in a Lua of its own: an environment by allow list, its memory, instructions and time limited. Its text is run once, here;
----the function that it returns, and its global functions, are called later. What crosses the border is copied: nil, booleans, numbers,
----strings and tables of these; tensors of one dimension may go in, and what the script changes in them comes back when it succeeds.
+---A script in a Lua of its own: an environment by allow list, its memory, instructions and time limited. Its text is
+---run once, here;
+---the function that it returns, and its global functions, are called later. What crosses the border is copied: nil,
+---booleans, numbers,
+---strings and tables of these; tensors of one dimension may go in, and what the script changes in them comes back
+---when it succeeds.
 ---A script that spends its instructions or its time is never run again: see `restart`.
 ---@param source string   text of Lua, no bytecode
 ---@param options? kigo.SandboxOptions
 ---@return kigo.Sandbox?  a to-be-closed handle
 ---@return string? message
----@return integer? code  kigo.err.FORMAT (no Lua), SCRIPT (its own error), LIMIT, MEMORY, UNSUPPORTED (a worker cannot be had)
+---@return integer? code  kigo.err.FORMAT (no Lua), SCRIPT (its own error), LIMIT, MEMORY, UNSUPPORTED (a worker
+---cannot be had)
 function sandbox.new(source, options)
   if type(source) ~= "string" then error("source: string expected, got " .. type(source), 2) end
   options = check.pick(check.options(options, options_known), options_known)
@@ -49,8 +55,10 @@ function sandbox.new(source, options)
   return core.sandbox(source, options)
 end
 
----A sampler for generate, chat and batches: f(logits, s) -> id, where f is the function that the script returned, or its global
----function `name`. s has what samplers use of a sequence: s.state, a table that is copied in and back (seq.state), s.rng, whose numbers
+---A sampler for generate, chat and batches: f(logits, s) -> id, where f is the function that the script returned, or
+---its global
+---function `name`. s has what samplers use of a sequence: s.state, a table that is copied in and back (seq.state),
+---s.rng, whose numbers
 ---are the sequence's own, and s:pos().
 ---@param name? string
 ---@return fun(logits: kigo.Tensor, seq: kigo.Sequence?): integer?, string?, integer?
