@@ -21,6 +21,8 @@
 #define KG_CLASS_TENSOR "kigo.Tensor"
 #define KG_CLASS_CHAIN "kigo.Chain"
 #define KG_CLASS_SANDBOX "kigo.Sandbox"
+#define KG_CLASS_GRAMMAR "kigo.Grammar"
+#define KG_CLASS_MATCHER "kigo.Matcher"
 
 /* Every userdata of ours starts with this; NULL = closed. */
 typedef struct kg_handle {
@@ -89,6 +91,7 @@ kg_sequence *kg_check_sequence(lua_State *L, int index);
 kg_tokenizer *kg_check_tokenizer(lua_State *L, int index);
 void kg_push_tokenizer(lua_State *L, kg_tokenizer *tokenizer); /* a handle with a reference of its own */
 kg_gguf *kg_check_gguf(lua_State *L, int index);
+struct kg_grammar *kg_check_grammar(lua_State *L, int index);
 
 enum { KG_SEQUENCE_HOOKS = 6 }; /* user value of a sequence: nil, or a table whose keys are its hooks */
 
@@ -130,6 +133,7 @@ void kg_bind_kernels(lua_State *L);
 void kg_bind_cpu(lua_State *L);
 void kg_bind_unicode(lua_State *L);
 void kg_bind_sandbox(lua_State *L);
+void kg_bind_grammar(lua_State *L);
 
 /* A field of the table on top of the stack. */
 void kg_set_number(lua_State *L, const char *field, double value);

@@ -6,6 +6,7 @@
 
 #include "alloc.h"
 #include "error.h"
+#include "pieces.h"
 #include "unicode.h"
 #include "utf8.h"
 
@@ -446,6 +447,7 @@ void kg_tokenizer_free(kg_tokenizer *tokenizer)
   if (!tokenizer || --tokenizer->n_refs) return;
   if (tokenizer->kind) tokenizer->kind->close(tokenizer->state);
   kg_vocab_deinit(&tokenizer->vocab);
+  kg_pieces_free(tokenizer->pieces);
   kg_free(tokenizer->pre);
   kg_free(tokenizer->strips);
   kg_free(tokenizer);

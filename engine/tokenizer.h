@@ -51,6 +51,7 @@ struct kg_tokenizer {
   uint8_t *strips;   /* KG_STRIP_* of each id; NULL: nothing is stripped */
   int32_t ends[KG_END_TOKENS_MAX];
   size_t n_ends;
+  struct kg_pieces *pieces; /* pieces.h; NULL until somebody constrains */
 };
 
 /* One reference more, for who may outlive the tokenizer's owner; kg_tokenizer_free gives one back. */

@@ -41,6 +41,8 @@ local kigo = {
   scheduler = scheduler.new,
   -- scripts that nobody trusts
   sandbox = sandbox.new,
+  -- constraints
+  grammar = core.grammar,
   -- samplers
   chain = sample.chain,
   greedy = sample.greedy,

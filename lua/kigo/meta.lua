@@ -3,9 +3,9 @@
 -- are Lua are described where they stand: lua/kigo/model.lua, sequence.lua, init.lua. spec/meta_spec.lua compares this
 -- file with the engine name by name.
 --
--- Handles (Gguf, Tokenizer, Stream, Plan, Model, Sequence, Tensor, Chain, Sandbox) have close(), are to-be-closed
--- variables
--- and raise when they are used after it. Fallible functions return nil, message, code; the caller's mistakes raise.
+-- Handles (Gguf, Tokenizer, Stream, Plan, Model, Sequence, Tensor, Chain, Sandbox, Grammar, Matcher) have close(), are
+-- to-be-closed variables and raise when they are used after it. Fallible functions return nil, message, code; the
+-- caller's mistakes raise.
 -- luacheck: ignore 212 241
 
 ---@class kigo.core
@@ -1021,5 +1021,144 @@ function core.test_packed_row(case) end
 ---@param float32 string
 ---@return string? bytes   nil where the processor does not run the variant
 function core.vector_digest(variant, float32) end
+
+-- ---- constraints ----
+
+---A node of a grammar: a text, or a table that begins with the name of its kind.
+---
+---    "text"                                    these bytes
+---    { "class", lo, hi, lo, hi ..., negate = true }   one character of these ranges of code points, as UTF-8
+---    { "bytes", lo, hi, ... }                  one byte
+---    { "seq", A, B, ... }                      one after the other
+---    { "alt", A, B, ... }                      any of them; of none: nothing matches
+---    { "repeat", A, min, max }                 counted; without max: any number
+---    { "rule", "name" }                        may recur, but not begin with itself
+---    { "and", A, B, ... }, { "not", A }        of what is regular: no recursive rules, members or points
+---    { "regular", A }                          as one automaton, whose masks are shared by all places where it stands
+---    { "json", A, escapes = "all"|"needed" }   its characters as they may stand in a JSON string; "not" in it: among these
+---    { "members", { { A, required = true, requires = { 2 } }, ... }, others = B, separator = C, min = 0, max = n,
+---      ordered = false }                       each item at most once and in any order; `others` any number of times
+---    { "point", A, name = "name" }             A, where a function agrees with its text (kigo.MatcherOptions)
+---
+---The same table in two places is compiled once.
+---@alias kigo.GrammarNode string|table
+
+---@class kigo.GrammarOptions
+---@field memory? integer   bytes for the automaton, which grows while it is used (64 MiB unless given)
+---@field nodes? integer    most nodes (200,000 unless given)
+---@field depth? integer    most frames on the stack while matching (2,000 unless given): deeper nesting is not allowed
+
+---A compiled grammar. Matching is over bytes. It may be closed while matchers of it are open.
+---@class kigo.Grammar
+local Grammar = {}
+
+---Compile rules; matching starts at `root`. Wrong shapes raise. Codes: FORMAT (a rule that is not there or begins with
+---itself, nothing can match), FULL (a limit).
+---@param rules table<string, kigo.GrammarNode>
+---@param options? kigo.GrammarOptions
+---@return kigo.Grammar?
+---@return string? message
+---@return integer? code
+function core.grammar(rules, options) end
+
+---Is all of the text in the language?
+---@param text string
+---@param options? { points: table<string, kigo.Point>? }
+---@return boolean?
+---@return string? message
+---@return integer? code
+function Grammar:accepts(text, options) end
+
+---Says whether the text of a point will do. It must depend on the text alone, and may be asked often: about candidates,
+---and again after going back. As a table also whether a text that goes on may become one that does, asked after every
+---token within the point. An error in it reaches who asked for a mask or a token, with a traceback.
+---@alias kigo.Point fun(text: string): boolean|{ complete: (fun(text: string): boolean), partial: (fun(text: string): boolean)? }
+
+---@class kigo.MatcherOptions
+---@field points? table<string, kigo.Point>   for each point of the grammar
+---@field start? boolean   text begins here as behind a control token: SentencePiece leaves out a space there
+
+function Grammar:close() end
+
+---One text on its way through a grammar, by tokens or bytes.
+---@class kigo.Matcher
+local Matcher = {}
+
+---@param tokenizer? kigo.Tokenizer   nil: bytes only
+---@param options? kigo.MatcherOptions
+---@return kigo.Matcher?
+---@return string? message
+---@return integer? code
+function Grammar:matcher(tokenizer, options) end
+
+---Go on by a token. False: it does not fit, and nothing has changed. An end token fits where the text may end; behind it
+---everything does.
+---@param id integer
+---@return boolean?
+---@return string? message
+---@return integer? code
+function Matcher:accept(id) end
+
+---@param text string
+---@return boolean?
+---@return string? message
+---@return integer? code
+function Matcher:accept_bytes(text) end
+
+---Would it be accepted?
+---@param id integer
+---@return boolean?
+---@return string? message
+---@return integer? code
+function Matcher:allowed(id) end
+
+---All ids that are allowed, in order. With points: those that may be allowed, and those that are whatever the functions
+---say.
+---@return integer[]?
+---@return integer[]|string|nil sure   or the message
+---@return integer? code
+function Matcher:ids() end
+
+---Set the logits of all ids that are not allowed to -inf. At a point the likeliest candidates are asked about, 128 of
+---them, and then on until one is allowed; candidates beyond are banned unseen.
+---@param logits kigo.Tensor
+---@return integer? n   ids left; 0: a dead end
+---@return string? message
+---@return integer? code
+function Matcher:mask(logits) end
+
+---Ids that must follow whatever comes, up to where a longer token might begin.
+---@return integer[]?
+---@return string? message
+---@return integer? code
+function Matcher:forced() end
+
+---May the text end here?
+---@return boolean?
+---@return string? message
+---@return integer? code
+function Matcher:is_complete() end
+
+---Can it do nothing but end?
+---@return boolean?
+---@return string? message
+---@return integer? code
+function Matcher:is_over() end
+
+---Take back what was accepted last: tokens, or texts given to accept_bytes.
+---@param n? integer   1 unless given
+---@return integer steps   that are left
+function Matcher:rewind(n) end
+
+---What was accepted.
+---@return string
+function Matcher:text() end
+
+---@return kigo.Matcher?
+---@return string? message
+---@return integer? code
+function Matcher:copy() end
+
+function Matcher:close() end
 
 return core
