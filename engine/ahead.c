@@ -286,13 +286,14 @@ static int step_with(kg_model *model, const kg_draw_item *missing, size_t n_miss
   return kg_step_items(model, all, n_missing + n_steps, NULL, 0, err);
 }
 
-/* Leave out those who draw from logits that are there: nothing can be computed behind them (kg_sequence_is_released), or
- * somebody may have written to them, and looking further writes over them. */
-static size_t without_logits(kg_draw_item *items, size_t n, int32_t ahead)
+/* Leave out those whose chains draw on the host, and those who draw from logits that are there: nothing can be computed
+ * behind them (kg_sequence_is_released), or somebody may have written to them, and looking further writes over them. */
+static size_t keep_able(kg_draw_item *items, size_t n, int32_t ahead)
 {
   size_t n_kept = 0;
   for (size_t i = 0; i < n; i++) {
     const kg_sequence *sequence = items[i].sequence;
+    if (!kg_chain_is_plain(items[i].chain)) continue;
     if (kg_sequence_is_released(sequence) || (ahead > 1 && !kg_sequence_pending(sequence))) continue;
     items[n_kept++] = items[i];
   }
@@ -370,7 +371,7 @@ static bool is_hooked(const kg_draw_item *items, size_t n)
 static int look(kg_model *model, const kg_draw_item *items, size_t n, int32_t ahead, size_t *n_missing, kg_error *err)
 {
   kg_draw_item *missing = kg_model_scratch(model)->missing;
-  const size_t n_ahead = without_logits(missing, *n_missing, ahead);
+  const size_t n_ahead = keep_able(missing, *n_missing, ahead);
   const int status = n_ahead ? look_in_groups(model, missing, n_ahead, ahead, err) : KG_OK;
   if (status && !is_lack(status)) return status;
   return find_missing(model, items, n, n_missing, err);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "bytes.h"
 #include "error.h"
 
 #define MU_MAX 1e6f /* far outside of what surprises can be: it stays a number whatever happens */
@@ -150,14 +151,8 @@ static int save(const kg_companion *companion, kg_bytes *out, kg_error *err)
 {
   const mirostat *m = (const mirostat *)companion;
   const saved head = {m->tau, m->eta, m->note};
-  size_t need;
-  if (!kg_mul_size(m->n, sizeof *m->log, &need) || !kg_add_size(need, sizeof head, &need) ||
-      !kg_add_size(out->size, need, &need) || !kg_grow((void **)&out->data, &out->capacity, need, 1))
-    return kg_fail_memory(err, sizeof head, "saving the state of mirostat");
-  memcpy(out->data + out->size, &head, sizeof head);
-  if (m->n) memcpy(out->data + out->size + sizeof head, m->log, m->n * sizeof *m->log);
-  out->size = need;
-  return KG_OK;
+  const int status = kg_bytes_append(out, &head, sizeof head, err);
+  return status ? status : kg_bytes_append(out, m->log, m->n * sizeof *m->log, err); /* bounded: an array that there is */
 }
 
 static bool is_mu(float mu) { return mu >= -MU_MAX && mu <= MU_MAX; }
@@ -176,20 +171,18 @@ static bool is_sound(const mirostat *m, const kg_companion_source *source)
 static int load(const kg_companion_source *source, kg_companion **out, kg_error *err)
 {
   saved head;
-  const kg_string bytes = source->bytes;
-  if (bytes.size < sizeof head || (bytes.size - sizeof head) % sizeof(change))
-    return kg_fail(err, KG_ERR_FORMAT, "mirostat: %zu bytes are no state of it", bytes.size);
-  memcpy(&head, bytes.data, sizeof head);
+  kg_string bytes = source->bytes;
+  if (!kg_take_into(&bytes, &head, sizeof head) || bytes.size % sizeof(change))
+    return kg_fail(err, KG_ERR_FORMAT, "mirostat: %zu bytes are no state of it", source->bytes.size);
   mirostat *m = create(head.tau, head.eta, err);
   if (!m) return KG_ERR_MEMORY;
-  const size_t n = (bytes.size - sizeof head) / sizeof(change);
   m->note = head.note;
-  if (!kg_grow((void **)&m->log, &m->capacity, n, sizeof *m->log)) {
+  m->n = bytes.size / sizeof(change);
+  if (!kg_grow((void **)&m->log, &m->capacity, m->n, sizeof *m->log)) {
     kg_free(m);
-    return kg_fail_memory(err, n * sizeof *m->log, "the state of mirostat");
+    return kg_fail_memory(err, bytes.size, "the state of mirostat");
   }
-  if (n) memcpy(m->log, bytes.data + sizeof head, n * sizeof *m->log);
-  m->n = n;
+  if (bytes.size) memcpy(m->log, bytes.data, bytes.size);
   if (is_sound(m, source)) {
     *out = &m->base;
     return KG_OK;

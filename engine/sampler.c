@@ -666,6 +666,8 @@ int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg
 
 /* ---- on devices ---- */
 
+bool kg_chain_is_plain(const kg_chain *chain) { return chain->is_plain; }
+
 bool kg_chain_plan_draw(const kg_chain *chain, const kg_sequence *sequence, int64_t n_vocab, kg_draw *out)
 {
   if (!chain->is_plain || chain->program.max_bias_id >= n_vocab) return false;

@@ -35,6 +35,8 @@ int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg
 int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *ids, float *probs,
                         int32_t capacity, int32_t *n, kg_error *err);
 
+/* Can devices run it at all? DRY and mirostat are for the host. */
+bool kg_chain_is_plain(const kg_chain *chain);
 /* The next draw of a sequence as plain data, which stays good until one of the two changes. False: only the chain itself
  * can do it, or say what is wrong with it. */
 bool kg_chain_plan_draw(const kg_chain *chain, const kg_sequence *sequence, int64_t n_vocab, kg_draw *out);

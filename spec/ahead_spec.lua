@@ -11,6 +11,10 @@ describe("drawing ahead", function()
       { kind = "bias", values = { [3] = 1, [7] = -math.huge } }, { kind = "top_k", k = 30 },
       { kind = "typical", value = 0.95 },
       { kind = "top_p", value = 0.9 }, { kind = "min_p", value = 0.02 }, { kind = "temp", value = 1.5 } },
+    ["stages that draw"] = { { kind = "bias", values = {}, phrases = { { 3, 5, value = 2 }, { 1, 2, 4, value = 3 } } },
+      { kind = "xtc", probability = 0.5, threshold = 0.02 }, { kind = "top_n_sigma", value = 2 },
+      { kind = "dynatemp", low = 0.5, high = 2 }, { kind = "xtc", probability = 0.3, threshold = 0.05 } },
+    ["what the host draws"] = { { kind = "dry", multiplier = 2, allowed = 1 }, { kind = "mirostat", tau = 3 } },
     ["the whole history"] = { { kind = "penalties", last = -1, frequency = 0.3 } },
   }
 

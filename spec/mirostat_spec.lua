@@ -1,8 +1,10 @@
 -- Mirostat's mu along a timeline: after every draw it must be what the paper's recurrence makes of the surprises,
 -- however the timeline came to where it is.
 describe("mirostat", function()
-  local core = require "kigo.core"
+  local kigo = require "kigo"
+  local core = kigo.core
   local sample = require "kigo.sample"
+  local support = require "spec.support"
   local tiny = require "spec.tiny"
 
   local model
@@ -159,6 +161,29 @@ describe("mirostat", function()
       object.chain:close()
     end)
     assert.is_true(n > 8)
+  end)
+
+  it("goes to files and comes back", function()
+    local file <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
+    local chain <close> = core.chain { sample.mirostat(TAU, ETA) }
+    local seq <close> = assert(file:sequence { seed = 5 })
+    seq:feed "the moon"
+    for _ = 1, 12 do seq:push((assert(chain(seq.logits, seq)))) end
+    local drawn = assert(chain(seq.logits, seq)) -- and not fed yet
+    local path = support.temporary ""
+    assert(seq:save(path))
+    local again <close> = assert(file:restore(path))
+    os.remove(path)
+    for _, s in ipairs { seq, again } do
+      s:push(drawn)
+      for _ = 1, 12 do s:push((assert(chain(s.logits, s)))) end
+    end
+    assert.same(seq:tokens(), again:tokens())
+    for _, s in ipairs { seq, again } do
+      s:rewind(6)
+      for _ = 1, 20 do s:push((assert(chain(s.logits, s)))) end
+    end
+    assert.same(seq:tokens(), again:tokens())
   end)
 
   it("generates alike token by token and at once", function()

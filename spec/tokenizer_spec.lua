@@ -259,6 +259,45 @@ describe("kigo.tokenizer", function()
       assert.is_true(harmony:is_end(258))
     end)
 
+    it("finds tokens by what they write", function()
+      local some <close> = make(vocabulary.bpe { pieces = { " moon", "moon", " moonlit", "mo" },
+        special = { { "moonlight", 4 }, { "<|moon|>", 3 } } })
+      assert.equal(257, some:token "moon")
+      assert.equal(97, some:token "a")
+      assert.is_nil(some:token "moonl")
+      assert.is_nil(some:token "<|moon|>")
+      assert.is_nil(some:token "")
+      assert.same({ 257, 260 }, some:with_prefix "moon")
+      assert.same({ 109, 257, 259, 260 }, some:with_prefix "m")
+      assert.same({ 32, 256, 258 }, some:with_prefix " ")
+      assert.same({}, some:with_prefix "<|m")
+      assert.equal(261, #some:with_prefix "")
+      local spm <close> = make(vocabulary.spm { pieces = { { "\u{2581}cat", 0 }, { "cat", -1 }, { "cat", -2 } } })
+      assert.same({ 259 }, spm:with_prefix " cat")
+      assert.same({ 3 + 99, 260, 261 }, spm:with_prefix "c") -- equal pieces, and the byte
+      assert.equal(3 + 99, spm:token "c")
+      assert.equal(3 + 0xFF, spm:token "\xFF")
+      for _, bad in ipairs { 7, {}, true } do
+        assert.has_error(function() some:token(bad) end)
+        assert.has_error(function() some:with_prefix(bad) end)
+      end
+    end)
+
+    it("puts no space before text that goes on", function()
+      local spm <close> = make(vocabulary.spm { pieces = { { "\u{2581}", -1 }, { "\u{2581}a", -2 }, { "a", -3 } } })
+      assert.same({ 260 }, spm:encode "a")
+      assert.same({ 261 }, spm:encode("a", { continues = true }))
+      assert.same({ 260 }, spm:encode(" a", { continues = true }))
+      assert.has_error(function() spm:encode("a", { continues = 1 }) end)
+    end)
+
+    it("survives the failure of every allocation when it looks for a prefix", function()
+      local tiny = require "spec.tiny"
+      local some <close> = make(vocabulary.bpe {})
+      assert.is_true(0 < tiny.fail_each_allocation(function() return some end, function(t) return t:with_prefix "" end,
+        function(t) assert.equal(256, #t:with_prefix "") end))
+    end)
+
     it("raises on what is not text", function()
       for _, bad in ipairs { 7, true, { 7 }, { {} }, { { text = 7 } }, { { text = "a", control = "<|start|>" } },
                              { { control = {} } }, { { "a" } } } do
@@ -285,7 +324,8 @@ describe("kigo.tokenizer", function()
       for _, call in ipairs {
         function() tokenizer:encode "a" end, function() tokenizer:decode {} end, function() tokenizer:piece(1) end,
         function() tokenizer:is_end(1) end, function() tokenizer:is_control(1) end,
-        function() tokenizer:control "x" end, function() return tokenizer.size end,
+        function() tokenizer:control "x" end, function() tokenizer:token "x" end,
+        function() tokenizer:with_prefix "x" end, function() return tokenizer.size end,
         function() core.stream(tokenizer) end,
       } do
         assert.has_error(call)
