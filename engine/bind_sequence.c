@@ -100,14 +100,20 @@ static int pos(lua_State *L)
 static int push_tokens(lua_State *L)
 {
   const kg_sequence *sequence = kg_check_sequence(L, 1);
-  kg_push_ids(L, kg_sequence_tokens(sequence), (size_t)kg_sequence_pos(sequence));
+  const int32_t from = (int32_t)lua_tointeger(L, 2), pos = kg_sequence_pos(sequence);
+  if (from < pos)
+    kg_push_ids(L, kg_sequence_tokens(sequence) + from, (size_t)(pos - from));
+  else
+    lua_newtable(L);
   return 1;
 }
 
-/* seq:tokens() -> ids on the timeline */
+/* seq:tokens(from = 0) -> ids on the timeline, from this position on */
 static int tokens(lua_State *L)
 {
   kg_check_sequence(L, 1);
+  if (!lua_isnoneornil(L, 2)) kg_check_int(L, 2, "from", 0, INT32_MAX);
+  lua_settop(L, 2);
   return kg_call_at_rest(L, push_tokens);
 }
 

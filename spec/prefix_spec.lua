@@ -263,7 +263,8 @@ describe("the prefix cache", function()
         return known[key]
       end
       local n_reused, n_lived = 0, 0
-      for _, options in ipairs { { pool = 4 * PAGE, chunk = 3 }, { pool = 6 * PAGE, chunk = 50 }, { pool = 20 * PAGE } } do
+      local pools = { { pool = 4 * PAGE, chunk = 3 }, { pool = 6 * PAGE, chunk = 50 }, { pool = 20 * PAGE } }
+      for _, options in ipairs(pools) do
         local model <close> = with(device, options)
         for i = 1, n_lives // 3 do
           live(model, n_lived + i, expected)

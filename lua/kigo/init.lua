@@ -17,6 +17,7 @@ local sample = require "kigo.sample"
 local scheduler = require "kigo.scheduler"
 local sampler = require "kigo.sampler"
 local sandbox = require "kigo.sandbox"
+local speculate = require "kigo.speculate"
 local template = require "kigo.template"
 require "kigo.model"    -- the scripted methods of kigo.Model
 require "kigo.sequence" -- and of kigo.Sequence
@@ -60,6 +61,11 @@ local kigo = {
   bias = sample.bias,
   dist = sample.dist,
   sampler = sampler.new,
+  -- speculators
+  prompt_lookup = speculate.prompt_lookup,
+  ngrams = speculate.ngrams,
+  draft_model = speculate.draft_model,
+  first_of = speculate.first_of,
 }
 
 ---@class kigo.load.Options

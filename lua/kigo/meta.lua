@@ -793,8 +793,9 @@ function Sequence:push(id) end
 
 ---@return integer
 function Sequence:pos() end
+---@param from? integer   position of the first one; default 0
 ---@return integer[] ids
-function Sequence:tokens() end
+function Sequence:tokens(from) end
 ---@return integer
 function Sequence:seed() end
 

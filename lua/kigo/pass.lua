@@ -59,7 +59,7 @@ end
 ---@return string? message
 ---@return integer? code
 function pass.draw(seq, chain, ahead)
-  if not running or seq:pos() == 0 or seq:drawn(chain) then return draw_now(seq, chain, ahead) end
+  if not running or seq:pending() == 0 or seq:drawn(chain) then return draw_now(seq, chain, ahead) end
   local item = { seq = seq, chain = chain, ahead = ahead }
   local done, message, code = running:ask { item }
   if not done then return nil, message, code end

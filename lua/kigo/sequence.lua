@@ -5,6 +5,7 @@ local check = require "kigo.check"
 local pass = require "kigo.pass"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
+local speculate = require "kigo.speculate"
 local values = require "kigo.values"
 
 ---@class kigo.Sequence
@@ -120,13 +121,14 @@ end
 ---@field receipt? boolean        also make a receipt of it (lua/kigo/receipt.lua)
 ---@field ahead? integer          most tokens that a chain draws in one round trip to the device (1 to 1024). Only the
 ---speed depends on it. Unless given: on a GPU 16, or 4 where somebody sees the text grow; elsewhere 1
+---@field speculate? kigo.Speculator   guesses at what comes next (lua/kigo/speculate.lua); only the speed depends on it
 ---@field on_text? fun(text: string, id: integer?): boolean?  called after every token with the text that may be shown
 ---now (maybe ""), and with what was held back at the end (id is nil); false ends the answer
 ---@field parser? kigo.Parser     takes the answer apart (model:parser); it is used up by one answer
 ---@field on_delta? fun(delta: kigo.ParseDelta)   called with what the parser finds, as it comes
 local generate_options = {
   max = "integer", stop = "string|table", logprobs = "boolean", receipt = "boolean", on_text = "callable",
-  parser = "table", on_delta = "callable", ahead = "integer",
+  parser = "table", on_delta = "callable", ahead = "integer", speculate = "callable",
 }
 for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
 
@@ -139,6 +141,7 @@ for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
 ---@field logprobs number[]?      of the ids, and of end_id when there is one
 ---@field mean_logprob number?
 ---@field receipt kigo.Receipt?
+---@field speculated kigo.Speculated?  how well the speculator guessed
 ---@field answer kigo.ParsedAnswer?   what the parser found: content, reasoning and tool calls
 ---@field spelled string?             what the parser read: the text with control tokens spelled out
 
@@ -152,6 +155,7 @@ function Generation:__close()
   self.out:close()
   if self.spelled then self.spelled:close() end
   if self.made_pick then self.pick:close() end
+  if self.pace and not self.reason then pcall(self.pace.finish, self.pace) end -- the sequence may be closed
 end
 
 ---Errors that are no strings are left as they are: their owner wants to know them again.
@@ -166,6 +170,8 @@ local function call(f, ...)
   return table.unpack(results, 2, results.n)
 end
 
+local function is_chain(pick) return type(pick) == "userdata" and getmetatable(pick).__name == "kigo.Chain" end
+
 local AHEAD, AHEAD_SEEN, AHEAD_MAX = 16, 4, 1024
 
 ---How far to look ahead: not at all where something looks at the logits of every token.
@@ -174,8 +180,8 @@ local AHEAD, AHEAD_SEEN, AHEAD_MAX = 16, 4, 1024
 ---@param is_seen boolean  somebody is shown each token
 ---@return integer? ahead  nil: the sampler is a function, and called
 local function look_ahead(model, options, pick, is_seen)
-  local meta = getmetatable(pick)
-  if type(pick) ~= "userdata" or meta.__name ~= "kigo.Chain" or options.logprobs or options.receipt then return nil end
+  if not is_chain(pick) or options.logprobs or options.receipt then return nil end
+  if options.speculate then return 1 end
   if options.ahead then return options.ahead end
   if model:stats().device ~= "cuda" then return 1 end
   return is_seen and AHEAD_SEEN or AHEAD
@@ -217,13 +223,25 @@ local function start(seq, options, is_seen)
   end
   return setmetatable({ recorder = recorder, parser = options.parser, spelled = spelled, on_delta = options.on_delta,
     seq = seq, pick = pick, made_pick = made_pick, ahead = look_ahead(model, options, pick, is_seen),
-    max = options.max or room, size = model.vocab_size, out = out,
+    max = options.max or room, out = out, pace = options.speculate and speculate.pace(options.speculate, seq),
     result = { text = "", ids = {}, n_tokens = 0, logprobs = options.logprobs and {} or nil },
   }, Generation)
 end
 
----Sample an id; an invalid one is the sampler's mistake and raises with the value.
+---Have the sampler draw from the logits, which are there; an invalid id is its mistake and raises with the value.
+local function pick_from(logits, seq, pick)
+  local id, message, code = call(pick, logits, seq)
+  if id == nil and math.type(code) == "integer" then return nil, message, code end
+  local size = seq.model.vocab_size
+  if math.type(id) ~= "integer" or id < 0 or id >= size then
+    error(("the sampler returned %s, which is not a token id from 0 to %d")
+      :format(type(id) == "string" and ("%q"):format(id) or tostring(id), size - 1), 0)
+  end
+  return id
+end
+
 function Generation:_sample()
+  if self.pace then self.pace:before_draw(self.max - #self.result.ids - 1, call) end
   if self.ahead then
     local n = #self.result.ids
     local ahead = n == 0 and 1 or math.min(self.ahead, self.max - n) -- nobody waits for the first token's successors
@@ -235,12 +253,8 @@ function Generation:_sample()
   local log_probs = self.result.logprobs and logits:log_softmax() -- before the sampler, which may work in place
   if self.recorder then self.recorder:look(logits) end
   local id
-  id, message, code = call(self.pick, logits, self.seq)
-  if id == nil and math.type(code) == "integer" then return nil, message, code end
-  if math.type(id) ~= "integer" or id < 0 or id >= self.size then
-    error(("the sampler returned %s, which is not a token id from 0 to %d")
-      :format(type(id) == "string" and ("%q"):format(id) or tostring(id), self.size - 1), 0)
-  end
+  id, message, code = pick_from(logits, self.seq, self.pick)
+  if not id then return nil, message, code end
   if log_probs then table.insert(self.result.logprobs, log_probs[id]) end
   if self.recorder then self.recorder:drew(id) end
   return id
@@ -263,6 +277,7 @@ function Generation:_finish(reason)
     result.answer, result.spelled = self.parser:result(), self.spelled.text
   end
   if self.recorder then result.receipt = self.recorder:finish(reason) end
+  if self.pace then result.speculated = self.pace:finish() end
   result.reason, result.text, result.n_tokens = reason, self.out.text, #result.ids
   if result.logprobs then
     local sum = 0
@@ -317,6 +332,43 @@ function Sequence:generate(options)
     end
   until generation.reason
   return generation.result
+end
+
+local DRAFT_MAX = 64 -- ids that a pass takes along
+
+---Compare a draft of any origin with what the sampler draws, in one pass (or one for 64 ids): the sampler runs behind
+---every accepted id in order, with the sequence as it would stand without a draft. Accepted ids are on the timeline,
+---and the id that was drawn behind them, which is the caller's to push, is not. Where the context is full that is the
+---first one without a place. An error in the sampler leaves the timeline at the last accepted id, and so does a failure.
+---The draft of an earlier Sequence:expect is forgotten.
+---@param draft integer[]
+---@param pick kigo.Sampler
+---@return integer? n_accepted
+---@return integer|string next_id, or a message
+---@return integer? code
+function Sequence:verify(draft, pick)
+  if type(draft) ~= "table" then error("verify: ids expected, got " .. type(draft), 2) end
+  check.options({ sampler = pick }, { sampler = "callable" })
+  if pick == nil then error("verify: a sampler expected, got nil", 2) end
+  self:expect(draft) -- which checks all of it
+  local _ <close> = setmetatable({}, { __close = function() pcall(self.expect, self, {}) end })
+  local is_drawn = is_chain(pick)
+  for n = 0, math.huge do
+    if n > 0 and self:pending() > 0 then -- further than the pass that was
+      self:expect(table.move(draft, n + 1, math.min(#draft, n + DRAFT_MAX), 1, {}))
+    end
+    local id, message, code
+    if is_drawn then
+      id, message, code = self:draw(pick)
+    else
+      id, message, code = self:step()
+      if id then id, message, code = pick_from(self.logits, self, pick) end
+    end
+    if not id then return nil, message, code end
+    if id ~= draft[n + 1] or self:pos() == self.model.context then return n, id end
+    id, message, code = self:push(id)
+    if not id then return nil, message, code end
+  end
 end
 
 ---The same, a token at a time: `for i, text, id in seq:stream { max = 64 } do`. Text may be "" while the stream holds
