@@ -329,6 +329,25 @@ describe("kigo.speculate", function()
       assert.equal(0, small:stats().n_sequences)
     end)
 
+    it("works in batches", function()
+      local function run(make)
+        local speculator = make and make()
+        local texts = assert(model:batch({ max = 4 }, { 1, 2, 3, 4, 5, 6 }, function(seq, i)
+          seq:feed { { text = PROMPT:rep(2 + i % 3) } }
+          if i % 2 == 0 then return seq:generate({ temp = 1, max = 20 + i, speculate = speculator }).text end
+          local result = seq:generate { max = 20, speculate = speculator, sample = greedy, logprobs = true }
+          local n, id = assert(seq:verify({ 65 }, greedy))
+          return result.text .. result.mean_logprob .. n .. id
+        end))
+        if type(speculator) == "table" and speculator.close then speculator:close() end
+        return texts
+      end
+      local expected = run()
+      assert.equal(6, #expected)
+      for name, make in pairs(speculators) do assert.same(expected, run(make), name) end
+      assert.equal(0, model:stats().n_sequences)
+    end)
+
     it("works in chats", function()
       local messages = { { role = "user", content = PROMPT .. PROMPT } }
       local expected = assert(model:chat(messages, { seed = 5 }))

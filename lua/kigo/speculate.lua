@@ -167,12 +167,13 @@ DraftModel.__close = DraftModel.close
 ---The draft model's timeline for a sequence, brought to where that stands; nil where there is no room for it.
 local function beside(self, seq, model)
   local own = self._sequences[seq]
-  if not own then
+  local is_open, n_common = pcall(function() return own:common(seq) end) -- a scheduler closes what its bodies made
+  if not is_open then
     own = model:sequence {}
     if not own then return nil end
-    self._sequences[seq] = own
+    self._sequences[seq], n_common = own, 0
   end
-  own:rewind(own:common(seq))
+  own:rewind(n_common)
   local due = seq:tokens(own:pos())
   for _, id in ipairs(due) do
     if id >= model.vocab_size then return nil end -- the file's padding
