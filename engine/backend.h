@@ -11,7 +11,7 @@
 #include "tensor.h"
 
 #ifndef KG_PAGE
-#define KG_PAGE 64 /* positions in a cache page; stress builds use 16. A multiple of 16 */
+#define KG_PAGE 64 /* positions in a cache page; stress builds use 16, or 4 on the CPU. A divisor of 256 */
 #endif
 
 typedef enum kg_kv_type { KG_KV_F32, KG_KV_F16 } kg_kv_type;

@@ -22,7 +22,7 @@ int kg_cpu_cache_open(kg_executable *exe, kg_error *err)
     const kg_attention_params *a = &kg_plan_layer(exe->plan, i)->u.attention;
     kg_cache_layer *layer = &exe->layers[i];
     layer->offset = exe->page_bytes;
-    layer->key_bytes = (size_t)a->head_dim * KG_PAGE * element;
+    layer->key_bytes = (size_t)a->head_dim * KG_KEY_STRIDE * element;
     layer->head_bytes = layer->key_bytes + (size_t)kg_padded(a->head_dim) * KG_PAGE * element;
     size_t bytes;
     if (!kg_mul_size(layer->head_bytes, (size_t)a->n_kv_heads, &bytes) || !kg_align_size(bytes, KG_ALIGNMENT, &bytes) ||
@@ -113,7 +113,7 @@ static place find_place(const kg_executable *exe, const kg_kv_rows *rows, int32_
   const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), slot = (size_t)(rows->slot + i);
   unsigned char *first = exe->pages[rows->page] + layer->offset + (size_t)head * layer->head_bytes;
   return (place){first + slot * element, first + layer->key_bytes + slot * (size_t)kg_padded(head_dim) * element,
-                 KG_PAGE * element};
+                 KG_KEY_STRIDE * element};
 }
 
 static void copy_keys(void *to, size_t to_stride, const void *from, size_t from_stride, int32_t n, size_t element)

@@ -9,11 +9,14 @@
 enum {
   KG_SPLIT = 256,         /* positions whose scores are normalized together; splits begin at its multiples */
   KG_ATTENTION_PAIRS = 64, /* most (query row, head) pairs that share a pass over the cache */
-  KG_PARTIAL_HEAD = 16    /* floats before the vector of a partial result: peak, sum, padding */
+  KG_PARTIAL_HEAD = 16,   /* floats before the vector of a partial result: peak, sum, padding */
+  KG_KEY_STRIDE = (KG_PAGE + 15) / 16 * 16,              /* slots of a page, in whole vectors */
+  KG_SCORES = KG_SPLIT + (KG_KEY_STRIDE > KG_PAGE ? 16 : 0) /* floats from pair to pair: the last page's vector may reach
+                                                            beyond the split in stress builds with pages below 16 */
 };
 
 /* Some query rows of one sequence against the cache of one kv head, for heads that read that kv head.
- * In a page: keys [head_dim][KG_PAGE] at k_offset, values [KG_PAGE][kg_padded(head_dim)] at v_offset. */
+ * In a page: keys [head_dim][KG_KEY_STRIDE] at k_offset, values [KG_PAGE][kg_padded(head_dim)] at v_offset. */
 typedef struct kg_attention_block {
   const float *q; /* first row, first head; a row has the heads side by side */
   float *out;
@@ -44,7 +47,7 @@ static inline int64_t kg_partial_floats(int32_t head_dim)
 
 static inline int64_t kg_attention_scratch(int32_t head_dim)
 {
-  return KG_PAGE * kg_padded(head_dim) + (int64_t)KG_ATTENTION_PAIRS * KG_SPLIT +
+  return KG_KEY_STRIDE * kg_padded(head_dim) + (int64_t)KG_ATTENTION_PAIRS * KG_SCORES +
          2 * KG_ATTENTION_PAIRS * kg_partial_floats(head_dim);
 }
 
