@@ -1,6 +1,7 @@
 #include "kv_file.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -26,9 +27,11 @@ typedef struct kg_kv_header {
   int32_t n_tokens, n_cached; /* of the timeline; of it in the cache */
   uint64_t position_bytes;    /* cache of one position, all layers */
   uint64_t companion_bytes, state_bytes;
+  char device[60];            /* what computed the cache: backend and variant; NUL-padded */
+  uint32_t is_private;        /* 1: the cache may hold more than the tokens make of it */
 } kg_kv_header;
 
-_Static_assert(sizeof(kg_kv_header) == 136, "a header without gaps: it is written as it stands in memory");
+_Static_assert(sizeof(kg_kv_header) == 200, "a header without gaps: it is written as it stands in memory");
 
 static uint64_t header_checksum(kg_kv_header header)
 {
@@ -64,6 +67,15 @@ static size_t position_bytes(const kg_model *model, size_t *widest)
     if (bytes > *widest) *widest = bytes;
   }
   return sum;
+}
+
+/* Equal text: the same arithmetic. */
+static void name_device(const kg_model *model, char out[60])
+{
+  kg_model_stats stats;
+  kg_model_get_stats(model, &stats);
+  memset(out, 0, 60);
+  snprintf(out, 60, "%s %s", stats.device, stats.variant);
 }
 
 /* ---- rows between pages and a file ---- */
@@ -166,7 +178,9 @@ static int describe(const kg_sequence *sequence, size_t companion_bytes, size_t 
                         .n_cached = sequence->n_evaluated,
                         .position_bytes = position_bytes(sequence->model, &widest),
                         .companion_bytes = companion_bytes,
-                        .state_bytes = state_bytes};
+                        .state_bytes = state_bytes,
+                        .is_private = sequence->is_private};
+  name_device(sequence->model, out->device);
   memcpy(out->magic, magic, sizeof magic);
   memcpy(out->model, digest, sizeof out->model);
   out->checksum = header_checksum(*out);
@@ -192,6 +206,8 @@ int kg_sequence_save(kg_sequence *sequence, const char *path, kg_string state, k
   kg_kv_header header;
   writer w = {0};
   int status = kg_model_check_idle(sequence->model, err);
+  if (!status && sequence->hooks)
+    status = kg_fail(err, KG_ERR_UNSUPPORTED, "the sequence has hooks, which cannot be saved: close them first");
   for (const kg_companion *each = sequence->companions; each && !status; each = each->next)
     status = append_companion(each, &companions, err);
   if (!status) status = describe(sequence, companions.size, state.size, &header, err);
@@ -261,7 +277,7 @@ static int read_header(reader *r, kg_error *err)
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: version %u of the format; this kigo reads version %d", r->path,
                    (unsigned)h->version, VERSION);
   if (h->checksum != header_checksum(*h)) return kg_fail(err, KG_ERR_FORMAT, "%s: the header is damaged", r->path);
-  if (h->kv_type > KG_KV_F16 || h->n_tokens < 0 || h->n_cached < 0 || h->n_cached > h->n_tokens)
+  if (h->kv_type > KG_KV_F16 || h->is_private > 1 || h->n_tokens < 0 || h->n_cached < 0 || h->n_cached > h->n_tokens)
     return kg_fail(err, KG_ERR_FORMAT, "%s: the header says impossible things", r->path);
   return is_whole(r) ? KG_OK : fail_cut(r, err);
 }
@@ -391,6 +407,10 @@ static int read_all(reader *r, kg_sequence *sequence, kg_tokenizer *tokenizer, k
   while (!status && left.size) status = load_companion(r, &left, sequence, tokenizer, err);
   kg_bytes_deinit(&companions);
   if (!status) kg_sequence_set_draws(sequence, r->header.n_draws);
+  /* What was computed elsewhere must not be computed again here: nobody may take these pages away. */
+  char device[60];
+  name_device(sequence->model, device);
+  sequence->is_private = r->header.n_cached && (r->header.is_private || memcmp(device, r->header.device, sizeof device));
   return status;
 }
 

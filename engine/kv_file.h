@@ -10,14 +10,15 @@
  *               [positions][n_kv_heads][head_dim], float32 or float16
  *   checksum    XXH64 of everything before it, uint64
  * The model is named by its contents: the same file under another name fits. On another kind of device the sequence goes
- * on with the cache rows as they were computed where it was saved. */
+ * on with the cache rows as they were computed where it was saved. Restored rows are published to nobody (kv.h).
+ * Not in the file: hooks, what somebody has written to the logits (they are computed again), ids drawn ahead, drafts. */
 #ifndef KG_KV_FILE_H
 #define KG_KV_FILE_H
 
 #include "sequence.h"
 
 /* Write it as outfile.h does: what stood at `path` stays until the new file is whole. Nobody else may read the file (mode
- * 0600). `state` is stored as it is. KG_ERR_UNSUPPORTED: it has a companion that cannot be saved. */
+ * 0600). `state` is stored as it is. KG_ERR_UNSUPPORTED: it has hooks, or a companion that cannot be saved. */
 int kg_sequence_save(kg_sequence *sequence, const char *path, kg_string state, kg_error *err);
 /* A new sequence of the model from a file, all of which is checked first; `tokenizer` (may be NULL) is for companions.
  * Appends the caller's bytes to `state`. Nothing is left behind by a failure:

@@ -817,6 +817,86 @@ local function try_program(source, device)
   if answer(shared) ~= answers[device] then error("the model on " .. device .. " answers otherwise afterwards") end
 end
 
+-- ---- kv: saved sequences ----
+
+local saved = { is_whole = {} }
+
+local function save_some()
+  saved.model, saved.path = tiny.model { device = "cpu", threads = 1, ctx = 64 }, os.tmpname()
+  saved.model.tokenizer = tokenizers.qwen2
+  for i, n in ipairs { 0, 1, 5, 20 } do
+    local seq <close> = saved.model:sequence { seed = i }
+    if i > 1 then
+      seq:attach(core.stream(tokenizers.qwen2, { stop = { "!!", "\u{e9}" } }))
+      seq.state = { i, { name = "x", list = { true, 1.5 } } }
+      seq.state.me = seq.state
+    end
+    seq:feed(tiny.ids(n))
+    if n > 0 then assert(seq:step()) end
+    if i == 3 then seq:draw(core.chain { { kind = "mirostat", tau = 3, eta = 0.1 } }) end
+    seq:feed(tiny.ids(i))
+    assert(seq:save(saved.path))
+    saved[i] = support.read(saved.path)
+    saved.is_whole[saved[i]] = true
+  end
+  return saved
+end
+
+---The bytes with the checksums that they should have.
+local function sealed(bytes)
+  if #bytes < 208 then return bytes end
+  local head = bytes:sub(1, 16) .. ("\0"):rep(8) .. bytes:sub(25, 200)
+  local body = bytes:sub(1, 16) .. string.pack("<j", core.checksum(head)) .. bytes:sub(25, -9)
+  return body .. string.pack("<j", core.checksum(body))
+end
+
+local function restore(bytes)
+  os.remove(saved.path)
+  local file <close> = assert(io.open(saved.path, "wb"))
+  assert(file:write(bytes))
+  file:flush()
+  local pages, sequences = saved.model:stats().n_pages_used, saved.model:stats().n_sequences
+  local seq = fuzz.accepted(saved.model:restore(saved.path))
+  if seq then return seq end
+  local stats = saved.model:stats()
+  if stats.n_pages_used ~= pages or stats.n_sequences ~= sequences then error "a refusal left something behind" end
+end
+
+-- As much as a sequence can do: whoever knows the checksum may have written anything else.
+local function use(seq)
+  for _, stream in ipairs(seq:attached()) do
+    if not utf8.len(stream.text) then error "a stream with text that is none" end
+    stream:read()
+  end
+  local chain <close> = core.chain { { kind = "mirostat", tau = 3, eta = 0.1 } }
+  for _ = 1, 3 do
+    local id = seq:pos() > 0 and fuzz.accepted(seq:draw(chain)) or 7
+    if not fuzz.accepted(seq:push(id)) then break end
+  end
+  local again <close> = seq:fork {}
+  seq:rewind(seq:pos() // 2)
+  for _, stream in ipairs(again:attached()) do stream:finish() end
+  again:mark()
+end
+
+targets.kv = {
+  seeds = save_some(),
+  make = function(dice, seeds) return fuzz.mutate(dice, seeds, { "stream", "mirostat", "T", "e", "kigo-kv\n" }) end,
+  try = function(bytes)
+    if not saved.model then save_some() end
+    local seq <close> = restore(bytes)
+    if seq and not saved.is_whole[bytes] then error "took a file that was changed" end
+    local other <close> = restore(sealed(bytes))
+    if other then use(other) end
+    return seq or other
+  end,
+  finish = function()
+    saved.model:close()
+    os.remove(saved.path)
+    saved.model = nil
+  end,
+}
+
 targets.api = {
   finish = close_models,
   make = function(dice)
