@@ -394,26 +394,34 @@ describe("kigo.scheduler", function()
       assert.equal(object, task.error)
     end)
 
-    it("in a pass reaches the one that caused it: logits without a number, a sequence that was closed", function()
+    it("in a pass reaches the one that caused it: NaN, a sequence or a chain that was closed", function()
       local model <close> = tiny.model { device = "cpu", threads = 1 }
-      local scheduler <close> = kigo.scheduler(model)
-      local codes, texts, victim = {}, {}, nil
+      local scheduler <close> = kigo.scheduler(model, { budget = 8 })
+      local codes, texts, victim, chain = {}, {}, nil, core.chain {}
       scheduler:spawn(function()
         local seq = model:sequence {}
         seq:push(1)
         seq.logits:fill_(0 / 0)
         codes[1] = select(3, seq:draw(chains[1]))
-        codes[2] = select(3, model:draw({ seq, (model:sequence {}) }, chains[1])) -- and an empty one
+        codes[2] = select(3, model:draw({ seq, (seq:fork()) }, chains[1]))
       end)
-      scheduler:spawn(function()
+      local victims = {}
+      victims[1] = scheduler:spawn(function()
         victim = model:sequence {}
-        victim:feed(tiny.ids(3))
+        victim:feed(tiny.ids(90))
         return victim.logits
       end)
-      local closer = scheduler:spawn(function()
+      victims[2] = scheduler:spawn(function()
         local seq = model:sequence {}
+        seq:feed(tiny.ids(90))
+        return seq:draw(chain)
+      end)
+      victims[3] = scheduler:spawn(function() return model:draw({ (model:sequence {}) }, chains[1]) end)
+      local closer = scheduler:spawn(function()
         coroutine.yield()
         victim:close()
+        chain:close()
+        local seq = model:sequence {}
         seq:push(1)
         return seq.logits and "went on"
       end)
@@ -421,7 +429,11 @@ describe("kigo.scheduler", function()
         scheduler:spawn(function() texts[i] = generating(5, drawn)(model:sequence { seed = i }, { 3 }) end)
       end
       assert.is_true(scheduler:run())
-      assert.equal(err.NUMERIC, codes[1])
+      assert.same({ err.NUMERIC, err.NUMERIC }, codes)
+      for i, why in ipairs { "Sequence is closed", "Chain is closed", "empty sequence" } do
+        assert.equal("failed", victims[i].status)
+        assert.matches(why, victims[i].error)
+      end
       assert.equal("went on", closer:wait())
       for i = 1, 3 do
         local seq <close> = model:sequence { seed = i }

@@ -1,10 +1,10 @@
 -- The scripted half of kigo.Model: templates, parsers and chat. The class is made by engine/bind_model.c.
 local core = require "kigo.core"
+local batch = require "kigo.batch"
 local check = require "kigo.check"
 local conversation = require "kigo.conversation"
 local parse = require "kigo.parse"
 local pass = require "kigo.pass"
-local scheduler = require "kigo.scheduler"
 local template = require "kigo.template"
 local values = require "kigo.values"
 
@@ -61,7 +61,7 @@ function Model:draw(sequences, chain, ahead) return pass.draws(self, sequences, 
 ---@return table|string errors   by input, of those that failed: the error with its traceback, or the message that came
 ---with nil; or the message
 ---@return integer? code    kigo.err.CANCELLED: a progress function wants no more
-function Model:batch(options, inputs, body) return scheduler.batch(self, options, inputs, body) end
+function Model:batch(options, inputs, body) return batch.run(self, options, inputs, body) end
 
 ---The logits after every position, on a sequence of its own.
 ---@param ids integer[]

@@ -27,6 +27,7 @@ local running
 ---@field ahead? integer
 ---@field id? integer           the drawn one
 ---@field model? kigo.Model     the sequence's, unless given
+---@field done? boolean         computed, or failed
 ---@field run? function         called alone, with args
 ---@field args? table
 ---@field results? table

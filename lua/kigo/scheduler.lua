@@ -11,7 +11,7 @@
 --   go on.
 local core = require "kigo.core"
 local check = require "kigo.check"
-local pass = require "kigo.pass"
+local Task = require "kigo.task"
 
 local scheduler = {}
 
@@ -27,97 +27,28 @@ local Scheduler = {}
 Scheduler.__index = Scheduler
 Scheduler.__name = "kigo.Scheduler"
 
----A body and its coroutine.
----@class kigo.Task
----@field status "queued"|"waiting"|"running"|"done"|"failed"|"cancelled"
----@field priority number      higher goes first; task:set_priority changes it
----@field scheduler kigo.Scheduler
----@field thread thread?       once it is started
----@field results table?       what the body returned, packed; when done
----@field error any            what went wrong, with a traceback; when failed, or when closing a cancelled one failed
----@field _items kigo.PassItem[]?  what it waits for
----@field _joined kigo.Task?       whose end it waits for
----@field _sequences table         that it made
----@field _batch { failed: kigo.Task? }   the batch that it belongs to, and the first of its tasks that failed
-local Task = {}
-Task.__index = Task
-Task.__name = "kigo.Task"
-
-local RAISE = {} -- an outcome: raise the message in the body
-
-local function has_ended(task)
-  return task.status == "done" or task.status == "failed" or task.status == "cancelled"
-end
-
-local function outranks(a, b)
-  if a.priority ~= b.priority then return a.priority > b.priority end
-  return a._number < b._number
-end
-
-local function is_sequence(value)
-  return type(value) == "userdata" and getmetatable(value).__name == "kigo.Sequence"
-end
-
----Is this the body itself, and no place in it where Lua cannot yield, nor a coroutine of its own?
-local function can_yield(task) return coroutine.isyieldable() and coroutine.running() == task.thread end
-
--- ---- tasks, as their bodies see them (pass.lua) ----
-
----Wait until the items are computed.
----@param items kigo.PassItem[]
----@return true?
----@return string? message
----@return integer? code
-function Task:ask(items)
-  local outcome, message, code
-  if can_yield(self) then
-    self._items = items
-    outcome, message, code = coroutine.yield()
-    self._items = nil
-  else
-    outcome, message, code = self.scheduler:_serve_now(self, items)
-  end
-  if outcome == RAISE then error(message, 0) end
-  return outcome, message, code
-end
-
-function Task:own(seq) self._sequences[seq] = true end
-
----Sequences that somebody forgot may be closed by the collector at any time.
----@return fun(): kigo.Sequence?  the next open one that holds cache pages of the model
-local function holders(task, model)
-  local seq
-  return function()
-    repeat
-      seq = next(task._sequences, seq)
-      local open, n = pcall(function() return seq and seq.model == model and seq:pages() end)
-    until not seq or (open and n and n > 0)
-    return seq
-  end
-end
-
--- ---- the life of a task ----
-
-local function spawn(self, batch, f, ...)
-  local parent = pass.running()
-  local task = setmetatable({ status = "queued", scheduler = self, _number = self.n_tasks + 1, _f = f,
-    priority = parent and parent.scheduler == self and parent.priority or 0,
-    _args = table.pack(...), _batch = batch, _sequences = setmetatable({}, { __mode = "k" }) }, Task)
-  self:_enqueue(task)
-  self.n_tasks = self.n_tasks + 1
-  return task
-end
-
 ---Another body: f(...), in a coroutine of its own. It starts with one of the next steps.
 ---@param f fun(...): any
 ---@return kigo.Task
 function Scheduler:spawn(f, ...)
   if self._closed then error("the scheduler is closed", 2) end
   if type(f) ~= "function" then error("spawn: function expected, got " .. type(f), 2) end
-  return spawn(self, {}, f, ...)
+  return self:spawn_in({}, f, ...)
 end
 
-function Scheduler:_enqueue(task)
+---The same as one of several that belong together.
+---@param batch { failed: kigo.Task? }
+---@return kigo.Task
+function Scheduler:spawn_in(batch, f, ...)
+  local task = Task.new(self, self.n_tasks + 1, batch, f, ...)
+  self:enqueue(task)
+  self.n_tasks = self.n_tasks + 1
+  return task
+end
+
+-- ---- who waits to be started ----
+
+function Scheduler:enqueue(task)
   local queue = self._queues[task.priority]
   if not queue then
     queue = { first = 1, last = 0 }
@@ -145,104 +76,6 @@ function Scheduler:_remove_first(queue, priority)
   if queue.first > queue.last then self._queues[priority] = nil end
 end
 
-local function with_traceback(thread, value)
-  if type(value) ~= "string" or value:find("\nstack traceback:\n", 1, true) then return value end
-  return debug.traceback(thread, value)
-end
-
----A task comes to its end: let go of everything that is its own, but for sequences that it returns.
-local function finish(task, status, results, problem)
-  local owner = task.scheduler
-  task.status, task.results, task.error = status, results, problem
-  task._items, task._joined = nil, nil
-  owner.n_ended = owner.n_ended + 1
-  if status == "failed" then task._batch.failed = task._batch.failed or task end
-  if task.thread then
-    local closed, why = coroutine.close(task.thread)
-    if status == "cancelled" and not closed then task.error = why end
-  end
-  for i = 1, results and results.n or 0 do
-    if is_sequence(results[i]) then task._sequences[results[i]] = nil end
-  end
-  for seq in pairs(task._sequences) do seq:close() end
-end
-
----What a resumed body did: it waits, or has ended.
-local function settle(task, ok, ...)
-  if coroutine.status(task.thread) == "suspended" then
-    task.status = "waiting"
-    if task._cancelled then finish(task, "cancelled") end
-  elseif ok then
-    finish(task, "done", table.pack(...))
-  else
-    finish(task, "failed", nil, with_traceback(task.thread, (...)))
-  end
-end
-
-local function resume(task, ...)
-  task.status = "running"
-  settle(task, pass.resume(task, ...))
-end
-
-local function start(task)
-  local args = task._args
-  resume(task, table.unpack(args, 1, args.n))
-  task._f, task._args = nil, nil
-end
-
----End a task now: its <close> variables run and its sequences are closed. One that runs, or waits for a pass that is
----being computed, ends as soon as it does not.
----@return boolean   false: it had ended before
-function Task:cancel()
-  if has_ended(self) then return false end
-  if self.status == "queued" or (self.status == "waiting" and not self.scheduler._computing) then
-    finish(self, "cancelled")
-  else
-    self._cancelled = true
-    if pass.running() == self and can_yield(self) then coroutine.yield() end
-  end
-  return true
-end
-
----@param priority number   higher goes first
-function Task:set_priority(priority)
-  if type(priority) ~= "number" or priority ~= priority then
-    error("priority: number expected, got " .. tostring(priority), 2)
-  end
-  self.priority = priority
-  if self.status == "queued" then self.scheduler:_enqueue(self) end
-end
-
----Yield until a task has ended.
-local function join(waiter, task, level)
-  local other = task
-  while other and other ~= waiter do other = other._joined end
-  if other then error("wait: the task would wait for itself", level + 1) end
-  if not can_yield(waiter) then error("wait: a body cannot wait for another one where it cannot yield", level + 1) end
-  while not has_ended(task) do
-    waiter._joined = task
-    coroutine.yield()
-  end
-end
-
----Wait for a task's end: in a body of the same scheduler as for a pass, elsewhere by stepping the scheduler.
----@return any ...   what the body returned; an error in it is raised here; nil, message, code when it was cancelled, or
----a progress function wants no more
-function Task:wait()
-  local owner, waiter = self.scheduler, pass.running()
-  if waiter and waiter.scheduler == owner then join(waiter, self, 2) end
-  while not has_ended(self) do
-    local _, message, code = owner:step()
-    if code then return nil, message, code end
-  end
-  if self.status == "cancelled" then return nil, "the task was cancelled", core.err.CANCELLED end
-  if self.status == "failed" then error(self.error, 0) end
-  for i = 1, self.results.n do
-    if is_sequence(self.results[i]) then pass.made(self.results[i]) end -- the waiting body's own now
-  end
-  return table.unpack(self.results, 1, self.results.n)
-end
-
 -- ---- passes ----
 
 local function fail(item, outcome, message, code)
@@ -256,12 +89,12 @@ function Scheduler:_make_room(model, items, top)
   local takes_part, lowest = {}, nil
   for _, item in ipairs(items) do takes_part[item.task], takes_part[item.seq] = true, true end
   for _, task in ipairs(self._live) do
-    if task ~= top and (not lowest or outranks(lowest, task)) and (takes_part[task] or holders(task, model)()) then
+    if task ~= top and (not lowest or lowest:outranks(task)) and (takes_part[task] or task:holders(model)()) then
       lowest = task
     end
   end
   local gives_up = false
-  for seq in holders(lowest or top, model) do
+  for seq in (lowest or top):holders(model) do
     if lowest or not takes_part[seq] then
       seq:release()
       gives_up = true
@@ -287,9 +120,9 @@ function Scheduler:_compute(model, items, top)
     local list = item.chain and not item.most and draws or steps
     list[#list + 1] = item
   end
-  self._computing = true
+  self.computing = true
   local called, ids, message, code = pcall(model.advance, model, steps, draws)
-  self._computing = false
+  self.computing = false
   if called and ids then
     for i, item in ipairs(draws) do item.id, item.done = ids[i], true end
     for _, item in ipairs(steps) do item.done = not item.most end
@@ -306,7 +139,7 @@ function Scheduler:_compute(model, items, top)
   elseif called then
     fail(items[1], nil, message, code)
   else
-    fail(items[1], RAISE, ids)
+    fail(items[1], Task.RAISE, ids)
   end
   return true
 end
@@ -314,16 +147,16 @@ end
 ---Call what steps by itself. Where it finds no room and has to stand back, it is left for later.
 function Scheduler:_call(item, top)
   local items = { item }
-  self._computing = true
+  self.computing = true
   local results = table.pack(pcall(item.run, table.unpack(item.args, 1, item.args.n)))
-  self._computing = false
+  self.computing = false
   if results[1] and results[2] == nil and results[4] == core.err.FULL and self:_make_room(item.model, items, top) then
     if items[1] then return self:_call(item, top) end
     item.is_blocked = true -- until its task is the highest
   elseif results[1] then
     item.results, item.done = table.pack(table.unpack(results, 2, results.n)), true
   else
-    fail(item, RAISE, results[2])
+    fail(item, Task.RAISE, results[2])
   end
 end
 
@@ -343,7 +176,7 @@ local function outcome_of(items)
 end
 
 ---Compute what a body wants that cannot yield.
-function Scheduler:_serve_now(task, items)
+function Scheduler:serve_now(task, items)
   for _, item in ipairs(items) do
     item.task, item.model = task, item.model or item.seq.model
     if item.run then
@@ -362,7 +195,7 @@ end
 function Scheduler:_waiting()
   local waiting, is_sorted = {}, true
   for _, task in ipairs(self._live) do
-    if task.status == "waiting" and task._items then
+    if task.status == "waiting" and task.items then
       local last = waiting[#waiting]
       if last and last.priority < task.priority then is_sorted = false end
       waiting[#waiting + 1] = task
@@ -386,25 +219,35 @@ local function add_to_group(groups, item)
     group = { model = model, items = {}, top = item.task }
     groups[model], groups[#groups + 1] = group, group
   end
-  if outranks(item.task, group.top) then group.top = item.task end
+  if item.task:outranks(group.top) then group.top = item.task end
   group.items[#group.items + 1] = item
+end
+
+---@return boolean   false: another body has closed its sequence
+local function look_at(item)
+  local open, pending = pcall(item.seq.pending, item.seq)
+  if not open then
+    fail(item, Task.RAISE, pending)
+    return false
+  end
+  item.pending, item.model = pending, item.model or item.seq.model
+  return true
 end
 
 ---What they wait for: groups of what passes compute, what is to be called alone, and the highest task of all.
 local function sort_out(waiting)
   local groups, call, top, seen = {}, nil, waiting[1], {}
   for _, task in ipairs(waiting) do
-    if outranks(task, top) then top = task end
+    if task:outranks(top) then top = task end
   end
   for _, task in ipairs(waiting) do
-    for _, item in ipairs(task._items) do
+    for _, item in ipairs(task.items) do
       item.task = task
       if item.run then
         if not (item.is_blocked and task ~= top) then call = call or item end
       elseif not (item.done or seen[item.seq]) then -- two tasks may ask for the same sequence
         seen[item.seq] = true
-        item.model = item.model or item.seq.model
-        add_to_group(groups, item)
+        if look_at(item) then add_to_group(groups, item) end
       end
     end
   end
@@ -418,7 +261,7 @@ local function admit(group)
     if item.task ~= group.top and item.seq:pages() == 0 then new[#new + 1] = item end
   end
   if #new == 0 then return group.items end
-  table.sort(new, function(a, b) return outranks(a.task, b.task) end)
+  table.sort(new, function(a, b) return a.task:outranks(b.task) end)
   local stats, refused = group.model:stats(), {}
   local room = stats.n_pages_max - stats.n_pages_used - (#group.items - #new) -- each may need another one soon
   for _, item in ipairs(new) do
@@ -439,23 +282,19 @@ local function allot(items, budget)
   local chosen, prompts = {}, {}
   for _, item in ipairs(items) do
     if budget == 0 then break end
-    local pending = item.seq:pending()
-    if pending > 1 then
+    if item.pending > 1 then
+      if #prompts == 0 then budget = budget - 1 end
       prompts[#prompts + 1] = item
-      item.most = pending
-      if #prompts == 1 then budget = budget - 1 end
     else
+      budget, item.most = budget - 1, nil
       chosen[#chosen + 1] = item
-      item.most = nil
-      budget = budget - 1
     end
   end
   if #prompts > 0 then budget = budget + 1 end
   for _, item in ipairs(prompts) do
     if budget == 0 then break end
-    local rows = math.min(item.most, budget)
-    budget = budget - rows
-    if rows == item.most then item.most = nil else item.most = rows end
+    local rows = math.min(item.pending, budget)
+    budget, item.most = budget - rows, rows < item.pending and rows or nil
     chosen[#chosen + 1] = item
   end
   return chosen
@@ -477,24 +316,23 @@ function Scheduler:_wake()
   local n_active = 0
   for i = 1, #self._live do
     local task = self._live[i]
-    if task.status == "running" then -- for want of memory an earlier step stopped in the middle of it
-      finish(task, "failed", nil, "the scheduler was interrupted while the body ran")
+    if task.status == "running" then -- since an earlier step
+      task:interrupted()
     elseif task.status == "queued" then
-      start(task)
-    elseif task.status == "waiting" and not task._items and not (task._joined and not has_ended(task._joined)) then
-      task._joined = nil
-      resume(task)
+      task:start()
+    elseif task.status == "waiting" and not task.items and not (task.joined and not task.joined:has_ended()) then
+      task.joined = nil
+      task:resume()
     end
-    if task.status == "waiting" and not task._joined then n_active = n_active + 1 end
+    if task.status == "waiting" and not task.joined then n_active = n_active + 1 end
   end
   while n_active < self._max do
     local task, queue = self:_next()
     if not task then break end
-    task.thread = coroutine.create(task._f)
     self._live[#self._live + 1] = task
     self:_remove_first(queue, task.priority)
-    start(task)
-    if task.status == "waiting" and not task._joined then n_active = n_active + 1 end
+    task:start()
+    if task.status == "waiting" and not task.joined then n_active = n_active + 1 end
   end
 end
 
@@ -522,7 +360,7 @@ function Scheduler:_rotate()
   local live = {}
   for _, had_turn in ipairs { false, true } do
     for _, task in ipairs(self._live) do
-      if (task._turn == self.n_steps) == had_turn and not has_ended(task) then live[#live + 1] = task end
+      if (task._turn == self.n_steps) == had_turn and not task:has_ended() then live[#live + 1] = task end
     end
   end
   self._live = live
@@ -533,13 +371,11 @@ function Scheduler:_step()
   self:_wake()
   local waiting = self:_waiting()
   local done, message, code = self:_pass(waiting)
-  for _, task in ipairs(self._live) do
-    if task._cancelled and task.status == "waiting" then finish(task, "cancelled") end -- while it was computed
-  end
+  for _, task in ipairs(self._live) do task:end_cancelled() end -- while they were computed
   if not done then return nil, message, code end
   for _, task in ipairs(waiting) do
-    if task.status == "waiting" and task._items and is_done(task._items) then
-      resume(task, outcome_of(task._items))
+    if task.status == "waiting" and task.items and is_done(task.items) then
+      task:resume(outcome_of(task.items))
     end
   end
   self:_rotate()
@@ -587,9 +423,10 @@ Scheduler.__close = Scheduler.close
 ---@field max? integer        most bodies that run at a time; default 32
 ---@field budget? integer     most rows of a pass; default: the model's chunk
 ---@field progress? kigo.Progress   called after every step: ("batch", bodies that have ended, bodies); true cancels
-local scheduler_options = { max = "integer", budget = "integer", progress = "callable" }
+scheduler.options = { max = "integer", budget = "integer", progress = "callable" }
 
-local function check_positive(options, level)
+---Raise unless max and budget, where they are given, are at least 1.
+function scheduler.check_options(options, level)
   for _, name in ipairs { "max", "budget" } do
     local value = options[name]
     if value and value < 1 then error(("%s: %d is not positive"):format(name, value), level + 1) end
@@ -601,81 +438,13 @@ end
 ---@param options? kigo.SchedulerOptions
 ---@return kigo.Scheduler   a to-be-closed variable
 function scheduler.new(model, options)
-  options = check.options(options, scheduler_options)
-  check_positive(options, 2)
+  options = check.options(options, scheduler.options)
+  scheduler.check_options(options, 2)
   local self = setmetatable({ model = model, n_tasks = 0, n_ended = 0, n_steps = 0, n_preempted = 0, _live = {},
     _queues = {}, _max = options.max or 32, _budget = options.budget, _budgets = setmetatable({}, { __mode = "k" }),
     _progress = options.progress }, Scheduler)
-  self._step_end = setmetatable({}, { __close = function() self._stepping, self._computing = false, false end })
+  self._step_end = setmetatable({}, { __close = function() self._stepping, self.computing = false, false end })
   return self
-end
-
--- ---- batches ----
-
----@class kigo.BatchOptions: kigo.SchedulerOptions
----@field seed? integer       the sequence of input i has seed + i - 1; default 0
----@field errors? "raise"|"collect"   what becomes of a body's error: raise, which cancels the others (the default), or
----collect, which lets them go on
-local batch_options = { seed = "integer", errors = "string" }
-for name, wanted in pairs(scheduler_options) do batch_options[name] = wanted end
-
-local function run_body(model, seed, body, input, i)
-  local seq, message, code = model:sequence { seed = seed } -- closed with its task
-  if not seq then return nil, message, code end
-  return body(seq, input, i)
-end
-
----Cancels, at the end of its scope, what has not ended.
-local function cancelling(tasks)
-  return setmetatable({}, { __close = function()
-    for _, task in ipairs(tasks) do task:cancel() end
-  end })
-end
-
----Wait until all of a batch have ended, or the first one has failed where that raises.
-local function wait_for(owner, outer, batch, raises)
-  local function check_failed()
-    if raises and batch.failed then error(batch.failed.error, 0) end
-  end
-  for _, task in ipairs(batch) do
-    if outer then join(outer, task, 4) end
-    check_failed()
-    while not has_ended(task) do
-      local _, message, code = owner:step()
-      if code then return nil, message, code end
-      check_failed()
-    end
-  end
-  return true
-end
-
----As Model:batch in model.lua says.
-function scheduler.batch(model, options, inputs, body)
-  options = check.options(options, batch_options, 3)
-  check_positive(options, 3)
-  if type(inputs) ~= "table" then error("inputs: table expected, got " .. type(inputs), 3) end
-  if type(body) ~= "function" then error("body: function expected, got " .. type(body), 3) end
-  local raises = (options.errors or "raise") == "raise"
-  if not raises and options.errors ~= "collect" then error('errors: "raise" or "collect" expected', 3) end
-  local outer = pass.running() -- a batch within a body of another one shares its passes
-  local owner = outer and outer.scheduler or scheduler.new(model, check.pick(options, scheduler_options))
-  local batch = {} ---@type kigo.Task[]|{ failed: kigo.Task? }
-  local _ <close> = cancelling(batch)
-  for i = 1, #inputs do
-    batch[i] = spawn(owner, batch, run_body, model, (options.seed or 0) + i - 1, body, inputs[i], i)
-  end
-  local done, message, code = wait_for(owner, outer, batch, raises)
-  if not done then return nil, message, code end
-  local results, errors = { n = #inputs }, {}
-  for i, task in ipairs(batch) do
-    if task.status == "done" then
-      results[i] = task.results[1]
-      if results[i] == nil then errors[i] = task.results[2] end
-    else
-      errors[i] = task.error or "the task was cancelled"
-    end
-  end
-  return results, errors
 end
 
 return scheduler
