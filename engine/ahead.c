@@ -382,6 +382,8 @@ int kg_draw_items(kg_model *model, const kg_draw_item *items, size_t n, int32_t 
 {
   size_t n_missing;
   int status = kg_model_check_idle(model, err);
+  if (!status && !kg_plan_has_head(kg_model_plan(model)))
+    status = kg_fail(err, KG_ERR_UNSUPPORTED, "the model has no head: it makes embeddings, nothing can be drawn from it");
   if (!status) status = check_items(model, items, n, err);
   if (!status) status = find_missing(model, items, n, &n_missing, err);
   if (status) return status;

@@ -86,7 +86,7 @@ static int64_t position_count(const kg_plan *plan)
 static int check_rows(const kg_plan *plan, const kg_batch *batch, kg_error *err)
 {
   const int64_t n_positions = position_count(plan);
-  const int32_t vocab = kg_plan_vocab_size(plan), n_values = kg_plan_value_count(plan);
+  const int32_t vocab = kg_plan_token_count(plan), n_values = kg_plan_value_count(plan);
   for (int32_t i = 0; i < batch->n_rows; i++)
     if (batch->tokens[i] < 0 || batch->tokens[i] >= vocab || batch->positions[i] < 0 ||
         batch->positions[i] >= n_positions)

@@ -211,7 +211,9 @@ static int model_index(lua_State *L)
   if (lua_rawget(L, lua_upvalueindex(1)) != LUA_TNIL) return 1;
   const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
   if (!strcmp(key, "vocab_size"))
-    lua_pushinteger(L, kg_model_vocab_size(check_model(L, 1)));
+    lua_pushinteger(L, kg_plan_token_count(kg_model_plan(check_model(L, 1))));
+  else if (!strcmp(key, "has_head"))
+    lua_pushboolean(L, kg_plan_has_head(kg_model_plan(check_model(L, 1))));
   else if (!strcmp(key, "context"))
     lua_pushinteger(L, kg_model_context(check_model(L, 1)));
   else if (!strcmp(key, "device"))
@@ -228,7 +230,7 @@ static int model_new_index(lua_State *L)
 {
   kg_check_handle(L, 1, KG_CLASS_MODEL);
   const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
-  if (!strcmp(key, "vocab_size") || !strcmp(key, "context") || !strcmp(key, "device"))
+  if (!strcmp(key, "vocab_size") || !strcmp(key, "has_head") || !strcmp(key, "context") || !strcmp(key, "device"))
     return luaL_error(L, "%s: %s is read-only", KG_CLASS_MODEL, key);
   lua_settop(L, 3);
   lua_getiuservalue(L, 1, FIELDS);

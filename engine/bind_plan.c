@@ -156,13 +156,14 @@ static int plan_has_weight(lua_State *L)
   return 1;
 }
 
-/* plan:embed(name, table, positions) -> value; positions (a weight of learned positions) may be nil */
+/* plan:embed(name, table, positions, types) -> value; positions (a weight of learned positions) and types (one whose
+ * first row is added to all) may be nil */
 static int plan_embed(lua_State *L)
 {
   kg_error err;
   int32_t out = KG_NONE;
   const int code = kg_plan_embed(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "table"),
-                                 opt_id(L, 4, "positions"), &out, &err);
+                                 opt_id(L, 4, "positions"), opt_id(L, 5, "types"), &out, &err);
   return push_result(L, code, out, &err);
 }
 
@@ -233,14 +234,16 @@ static int plan_rope(lua_State *L)
  * window = 0 }) -> value */
 static int plan_attention(lua_State *L)
 {
-  static const char *const fields[] = {"heads", "kv_heads", "head_dim", "scale", "softcap", "window", NULL};
+  static const char *const fields[] = {"heads", "kv_heads", "head_dim", "scale", "softcap", "window", "bidirectional",
+                                       NULL};
   check_plan(L);
   check_fields(L, 7, fields);
   kg_attention_params params = {.n_heads = need_int(L, 7, "heads", 1, KG_PLAN_MAX_WIDTH),
                                 .n_kv_heads = need_int(L, 7, "kv_heads", 1, KG_PLAN_MAX_WIDTH),
                                 .head_dim = need_int(L, 7, "head_dim", 1, KG_PLAN_MAX_WIDTH),
                                 .softcap = opt_float(L, 7, "softcap", 0),
-                                .window = (int32_t)kg_opt_int_field(L, 7, "window", 0, 0, INT32_MAX)};
+                                .window = (int32_t)kg_opt_int_field(L, 7, "window", 0, 0, INT32_MAX),
+                                .is_bidirectional = kg_opt_bool_field(L, 7, "bidirectional", false)};
   params.scale = opt_float(L, 7, "scale", 1 / sqrt(params.head_dim));
   kg_error err;
   int32_t out = KG_NONE;
@@ -350,12 +353,13 @@ static int plan_rename(lua_State *L)
   return push_result(L, kg_plan_rename(check_plan(L), value, check_name(L, 3, "name"), &err), value, &err);
 }
 
-/* plan:finish(logits, context_length) -> true */
+/* plan:finish(logits, context_length, has_head = true) -> true */
 static int plan_finish(lua_State *L)
 {
   kg_error err;
   const int32_t context = (int32_t)kg_check_int(L, 3, "context_length", INT32_MIN, INT32_MAX);
-  if (kg_plan_finish(check_plan(L), check_id(L, 2, "logits"), context, &err)) return kg_push_error(L, &err);
+  const bool has_head = lua_isnoneornil(L, 4) || lua_toboolean(L, 4);
+  if (kg_plan_finish(check_plan(L), check_id(L, 2, "logits"), context, has_head, &err)) return kg_push_error(L, &err);
   lua_pushboolean(L, 1);
   return 1;
 }
@@ -394,6 +398,7 @@ static void set_attention(lua_State *L, const kg_attention_params *p)
   kg_set_number(L, "scale", p->scale);
   kg_set_number(L, "softcap", p->softcap);
   kg_set_integer(L, "window", p->window);
+  kg_set_boolean(L, "bidirectional", p->is_bidirectional);
 }
 
 static void set_moe(lua_State *L, const kg_moe_params *p)
@@ -532,6 +537,8 @@ static int push_info(lua_State *L)
   const kg_plan *plan = check_plan(L);
   lua_newtable(L);
   kg_set_integer(L, "vocab_size", kg_plan_vocab_size(plan));
+  kg_set_integer(L, "tokens", kg_plan_token_count(plan));
+  kg_set_boolean(L, "has_head", kg_plan_has_head(plan));
   kg_set_integer(L, "context_length", kg_plan_context_length(plan));
   kg_set_integer(L, "layers", kg_plan_layer_count(plan));
   kg_set_integer(L, "tail", kg_plan_tail(plan));
@@ -540,8 +547,8 @@ static int push_info(lua_State *L)
   return 1;
 }
 
-/* plan:info() -> { vocab_size =, context_length =, layers =, tail =, logits = name|nil }; the first two are 0 and the
- * last is nil until the plan is finished */
+/* plan:info() -> { vocab_size =, tokens =, context_length =, layers =, tail =, logits = name|nil, has_head = }; sizes
+ * are 0 and logits is nil until the plan is finished */
 static int plan_info(lua_State *L)
 {
   check_plan(L);

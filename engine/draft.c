@@ -11,7 +11,7 @@
 
 int kg_sequence_expect(kg_sequence *sequence, const int32_t *ids, size_t n, kg_error *err)
 {
-  const int32_t vocab = kg_model_vocab_size(sequence->model);
+  const int32_t vocab = kg_plan_token_count(kg_model_plan(sequence->model));
   const int status = kg_model_check_idle(sequence->model, err);
   if (status) return status;
   for (size_t i = 0; i < n; i++)

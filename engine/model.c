@@ -107,15 +107,21 @@ static void release(kg_model *model)
   kg_free(model);
 }
 
+/* Where tokens look both ways a sequence goes through in one piece. */
+static int32_t choose_chunk(const kg_plan *plan, int32_t chunk, int32_t context)
+{
+  if (chunk) return chunk;
+  if (!kg_plan_is_bidirectional(plan)) return DEFAULT_CHUNK;
+  return context < MAX_CHUNK ? context : MAX_CHUNK;
+}
+
 static int open_parts(kg_model *model, const kg_model_options *options, kg_error *err)
 {
   const int32_t max_pages = options->pool ? (options->pool - 1) / KG_PAGE + 1 : INT32_MAX / KG_PAGE;
   kg_backend_options compile = {.n_threads = options->n_threads,
-                                .chunk = options->chunk ? options->chunk : DEFAULT_CHUNK,
                                 .variant = options->variant,
                                 .progress = options->progress,
                                 .progress_user = options->progress_user};
-  model->chunk = compile.chunk;
   int status = kg_device_find(options->device ? options->device : "auto", &model->device, err);
   if (status) return status;
   model->backend = model->device.backend;
@@ -123,6 +129,7 @@ static int open_parts(kg_model *model, const kg_model_options *options, kg_error
   status = choose_context(model->plan, options->context, &model->context, err);
   if (!status) status = choose_kv_type(model->plan, options->kv, &compile.kv_type, err);
   model->kv_type = compile.kv_type;
+  model->chunk = compile.chunk = choose_chunk(model->plan, options->chunk, model->context);
   if (!status) status = scratch_init(&model->scratch, model->chunk, err);
   if (!status) status = kg_gguf_check_unchanged(kg_plan_gguf(model->plan), err); /* reading what a shorter file lost is fatal */
   if (!status) status = model->backend->compile(model->plan, &compile, &model->exe, err);

@@ -24,7 +24,8 @@ struct kg_plan {
   size_t n_layers, layers_capacity;
   name_map value_map, weight_map;
   int32_t logits;
-  int32_t context_length;
+  int32_t context_length, n_tokens;
+  bool has_head;
 };
 
 /* ---- names ---- */
@@ -301,17 +302,20 @@ static kg_op new_op(kg_op_kind kind, int32_t in0, int32_t in1, int32_t in2)
 
 /* ---- the operations ---- */
 
-int kg_plan_embed(kg_plan *plan, const char *name, int32_t table, int32_t positions, int32_t *out, kg_error *err)
+int kg_plan_embed(kg_plan *plan, const char *name, int32_t table, int32_t positions, int32_t types, int32_t *out,
+                  kg_error *err)
 {
   int code = check_open(plan, name, err);
   if (!code) code = fit_weight(plan, name, "table", table, 0, 0, 1, "a value", err);
   if (code) return code;
   const kg_weight *w = &plan->weights[table];
   code = fit_optional(plan, name, "positions", positions, w->cols, 0, w->name, err);
+  if (!code) code = fit_optional(plan, name, "types", types, w->cols, 0, w->name, err);
   if (code) return code;
   kg_op op = new_op(KG_OP_EMBED, KG_NONE, KG_NONE, KG_NONE);
   op.w[0] = table;
   op.w[1] = positions;
+  op.w[2] = types;
   return append(plan, name, &op, w->cols, out, err);
 }
 
@@ -413,6 +417,10 @@ int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int
   if (p->n_heads % p->n_kv_heads)
     return kg_fail(err, KG_ERR_FORMAT, "%s: heads = %d is not a multiple of kv_heads = %d", name, p->n_heads,
                    p->n_kv_heads);
+  if (p->is_bidirectional && p->window)
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: a window of %d in attention that looks both ways", name, p->window);
+  if (plan->n_layers && p->is_bidirectional != kg_plan_is_bidirectional(plan))
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: attention that looks both ways beside attention that does not", name);
   if (plan->n_layers >= KG_PLAN_MAX_LAYERS)
     return kg_fail(err, KG_ERR_FORMAT, "%s: more than %d attention layers", name, KG_PLAN_MAX_LAYERS);
   if (!kg_grow((void **)&plan->layers, &plan->layers_capacity, plan->n_layers + 1, sizeof *plan->layers))
@@ -567,16 +575,20 @@ int kg_plan_rename(kg_plan *plan, int32_t value, const char *name, kg_error *err
   return KG_OK;
 }
 
-/* Every token id below the vocabulary has an embedding, every position below the context a position row. */
-static int check_tables(const kg_plan *plan, int32_t logits, int32_t context_length, kg_error *err)
+/* Every token id has an embedding, every position below the context a position row. Without a head the tables say how
+ * many ids there are. */
+static int check_tables(const kg_plan *plan, int32_t logits, int32_t context_length, bool has_head, int32_t *n_tokens,
+                        kg_error *err)
 {
+  *n_tokens = has_head ? width_of(plan, logits) : INT32_MAX;
   for (size_t i = 0; i < plan->n_ops; i++) {
     const kg_op *op = &plan->ops[i];
     if (op->kind != KG_OP_EMBED) continue;
     const kg_weight *table = &plan->weights[op->w[0]];
-    if (table->rows < width_of(plan, logits))
+    if (has_head && table->rows < width_of(plan, logits))
       return kg_fail(err, KG_ERR_FORMAT, "tensor %s: %lld rows for the %d tokens of %s", table->name,
                      (long long)table->rows, width_of(plan, logits), value_name(plan, logits));
+    if (table->rows < *n_tokens) *n_tokens = (int32_t)table->rows;
     if (op->w[1] == KG_NONE) continue;
     const kg_weight *positions = &plan->weights[op->w[1]];
     if (positions->rows < context_length)
@@ -586,14 +598,17 @@ static int check_tables(const kg_plan *plan, int32_t logits, int32_t context_len
   return KG_OK;
 }
 
-int kg_plan_finish(kg_plan *plan, int32_t logits, int32_t context_length, kg_error *err)
+int kg_plan_finish(kg_plan *plan, int32_t logits, int32_t context_length, bool has_head, kg_error *err)
 {
   if (plan->logits != KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "finish: the plan is finished");
+  int32_t n_tokens = 0;
   int code = check_value(plan, "finish", "logits", logits, err);
   if (!code) code = check_number("finish", "context_length", context_length, 1, KG_PLAN_MAX_CONTEXT, err);
-  if (!code) code = check_tables(plan, logits, context_length, err);
+  if (!code) code = check_tables(plan, logits, context_length, has_head, &n_tokens, err);
   if (code) return code;
   plan->logits = logits;
+  plan->has_head = has_head;
+  plan->n_tokens = n_tokens;
   plan->context_length = context_length;
   plan->values[logits].last_use = (int32_t)plan->n_ops;
   return KG_OK;
@@ -646,6 +661,21 @@ int32_t kg_plan_logits(const kg_plan *plan)
   return plan->logits;
 }
 
+bool kg_plan_has_head(const kg_plan *plan)
+{
+  return plan->has_head;
+}
+
+int32_t kg_plan_token_count(const kg_plan *plan)
+{
+  return plan->n_tokens;
+}
+
+bool kg_plan_is_bidirectional(const kg_plan *plan)
+{
+  return plan->n_layers && kg_plan_layer(plan, 0)->u.attention.is_bidirectional;
+}
+
 int32_t kg_plan_vocab_size(const kg_plan *plan)
 {
   return plan->logits == KG_NONE ? 0 : width_of(plan, plan->logits);
@@ -688,7 +718,7 @@ static const kg_op *single_op(const kg_plan *plan, int32_t value)
 
 int32_t kg_plan_hidden(const kg_plan *plan)
 {
-  if (plan->logits == KG_NONE) return KG_NONE;
+  if (plan->logits == KG_NONE || !plan->has_head) return plan->logits;
   for (const kg_op *op = single_op(plan, plan->logits); op; op = single_op(plan, op->in[0])) {
     if (op->kind != KG_OP_LINEAR) continue;
     return plan->values[op->in[0]].producer >= kg_plan_tail(plan) ? op->in[0] : KG_NONE;
@@ -699,7 +729,7 @@ int32_t kg_plan_hidden(const kg_plan *plan)
 int32_t kg_plan_residual(const kg_plan *plan)
 {
   const int32_t hidden = kg_plan_hidden(plan);
-  if (hidden == KG_NONE) return KG_NONE;
+  if (hidden == KG_NONE || !plan->has_head) return KG_NONE;
   for (const kg_op *op = single_op(plan, hidden); op; op = single_op(plan, op->in[0]))
     if (op->kind == KG_OP_NORM) return plan->values[op->in[0]].producer >= kg_plan_tail(plan) ? op->in[0] : KG_NONE;
   return hidden;

@@ -41,7 +41,8 @@ typedef struct kg_value {
 } kg_value;
 
 typedef enum kg_op_kind {
-  KG_OP_EMBED,     /* out = rows of w[0] at the token ids; w[1] (optional) adds rows at the positions (gpt2) */
+  KG_OP_EMBED,     /* out = rows of w[0] at the token ids; w[1] (optional) adds rows at the positions (gpt2), w[2]
+                      (optional) its first row to all (the token types of bert: text that is no pair is of type 0) */
   KG_OP_NORM,      /* in[0]; w[0] scale, w[1] bias or none; u.norm */
   KG_OP_LINEAR,    /* out = in[0] * w[0]^T + w[1] (bias, optional) */
   KG_OP_ROPE,      /* in[0] rotated by position; u.rope */
@@ -90,6 +91,7 @@ typedef struct kg_attention_params {
   float scale;                 /* multiplies q.k */
   float softcap;               /* scores = softcap * tanh(scores / softcap); 0: none */
   int32_t window;              /* sees positions p - window < j <= p; 0: all j <= p */
+  bool is_bidirectional;       /* sees the whole sequence (bert); then all layers do, and no window */
   /* w[0]: one sink logit per head, or none */
 } kg_attention_params;
 
@@ -143,7 +145,7 @@ int kg_plan_weight(kg_plan *plan, const char *name, int64_t cols, int64_t rows, 
 bool kg_plan_has_weight(const kg_plan *plan, const char *name);
 
 /* `name` is the new value's name; when it is taken the call fails with KG_ERR_ARGUMENT. */
-int kg_plan_embed(kg_plan *plan, const char *name, int32_t table, int32_t positions, int32_t *out, kg_error *err);
+int kg_plan_embed(kg_plan *plan, const char *name, int32_t table, int32_t positions, int32_t types, int32_t *out, kg_error *err);
 int kg_plan_norm(kg_plan *plan, const char *name, int32_t x, int32_t scale, int32_t bias, const kg_norm_params *params, int32_t *out, kg_error *err);
 int kg_plan_linear(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, int32_t *out, kg_error *err);
 int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_params *params, int32_t *out, kg_error *err); /* copies inverse_freqs */
@@ -157,8 +159,9 @@ int kg_plan_softcap(kg_plan *plan, const char *name, int32_t x, float cap, int32
 int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, int32_t first, int32_t width, int32_t *out, kg_error *err);
 /* Give a value another name, which must be free. */
 int kg_plan_rename(kg_plan *plan, int32_t value, const char *name, kg_error *err);
-/* Name the value that holds the logits and close the plan: no operation may follow. */
-int kg_plan_finish(kg_plan *plan, int32_t logits, int32_t context_length, kg_error *err);
+/* Name the value that holds the logits and close the plan: no operation may follow. Without a head it is not logits but
+ * what the model makes of its tokens: nothing can be drawn from it. */
+int kg_plan_finish(kg_plan *plan, int32_t logits, int32_t context_length, bool has_head, kg_error *err);
 
 /* ---- reading: pointers are valid until the next building call ---- */
 
@@ -172,6 +175,9 @@ int32_t kg_plan_weight_count(const kg_plan *plan);
 const kg_weight *kg_plan_weight_at(const kg_plan *plan, int32_t index);
 int32_t kg_plan_logits(const kg_plan *plan);         /* the output value; KG_NONE before kg_plan_finish */
 int32_t kg_plan_vocab_size(const kg_plan *plan);     /* its width */
+bool kg_plan_has_head(const kg_plan *plan);
+int32_t kg_plan_token_count(const kg_plan *plan);    /* ids go from 0 to below it: the vocabulary, or what the tables hold */
+bool kg_plan_is_bidirectional(const kg_plan *plan);  /* a token's numbers depend on the tokens behind it */
 int32_t kg_plan_context_length(const kg_plan *plan); /* what the file says */
 int32_t kg_plan_layer_count(const kg_plan *plan);    /* attention operations = cache layers */
 /* The attention operation of a cache layer. */
@@ -182,7 +188,8 @@ int32_t kg_plan_tail(const kg_plan *plan);
 /* What the blocks add to, behind the last of them: the value that leads to the logits through nothing but operations on
  * one value each, the last norm among them where there is one, and the head's product. KG_NONE where no value does. */
 int32_t kg_plan_residual(const kg_plan *plan);
-/* What the head's product reads: the residual behind its norm. KG_NONE where there is no residual. */
+/* What the head's product reads: the residual behind its norm. KG_NONE where there is no residual. Without a head, where
+ * there is none, the last value. */
 int32_t kg_plan_hidden(const kg_plan *plan);
 const char *kg_op_name(kg_op_kind kind);
 

@@ -56,7 +56,7 @@ static bool grow_tokens(kg_tokens *tokens, size_t n)
 
 int kg_sequence_feed(kg_sequence *sequence, const int32_t *ids, size_t n, kg_error *err)
 {
-  const int32_t vocab = kg_model_vocab_size(sequence->model);
+  const int32_t vocab = kg_plan_token_count(kg_model_plan(sequence->model));
   const size_t limit = (size_t)kg_model_context(sequence->model), there = sequence->tokens.n;
   int status = kg_model_check_idle(sequence->model, err);
   if (status) return status;
@@ -220,6 +220,7 @@ int32_t kg_sequence_pending(const kg_sequence *sequence)
 {
   const int32_t n = kg_sequence_pos(sequence), n_new = n - sequence->n_evaluated;
   if (!n || logits_are_current(sequence) || kg_draft_holds_logits(sequence)) return 0;
+  if (kg_plan_is_bidirectional(kg_model_plan(sequence->model))) return n; /* each depends on all */
   return n_new ? n_new : 1;
 }
 

@@ -67,7 +67,7 @@ struct kg_sequence {
 
 kg_model *kg_sequence_model(const kg_sequence *sequence);
 /* Tokens that a step has to evaluate before the logits are those of the last one: those not in the cache yet, or, when
- * they all are (after a rewind), the last one again. */
+ * they all are (after a rewind), the last one again. All of them where tokens look both ways. */
 int32_t kg_sequence_pending(const kg_sequence *sequence);
 /* Give all cache pages back: the timeline stays, and is evaluated again when somebody asks for what lies behind it.
  * Logits that are there stay too, as somebody may have written to them; nobody can tell but by the clock. A private

@@ -59,11 +59,14 @@ static int prepare_traces(step *s, kg_error *err)
   return kg_fail_memory(err, s->n_traces * sizeof *scratch->traces, "the traces");
 }
 
+/* Where tokens look both ways a sequence is one piece: all of it stands in one run. */
+static bool is_one_piece(const step *s) { return kg_plan_is_bidirectional(kg_model_plan(s->model)); }
+
 /* Rows of the item that this step is to evaluate. */
-static int32_t rows_of(const kg_step_item *item)
+static int32_t rows_of(const step *s, const kg_step_item *item)
 {
   const int32_t pending = kg_sequence_pending(item->sequence);
-  return item->most && item->most < pending ? item->most : pending;
+  return !is_one_piece(s) && item->most && item->most < pending ? item->most : pending;
 }
 
 static bool wants_all(const kg_step_item *item, int32_t pos) { return item->all_logits && pos >= item->from; }
@@ -87,7 +90,7 @@ static int prepare(step *s, kg_error *err)
     const kg_step_item *item = &s->items[i];
     if (kg_sequence_pending(sequence)) kg_sequence_interrupt(sequence); /* it computes what is asked for, here and now */
     if (kg_sequence_pending(sequence) && !item->all_logits && !s->n_traces) kg_sequence_reuse(sequence);
-    const int32_t pending = kg_sequence_pending(sequence), n_rows = rows_of(item);
+    const int32_t pending = kg_sequence_pending(sequence), n_rows = rows_of(s, item);
     sequence->step.serial = serial;
     sequence->step.pos = kg_sequence_pos(sequence) - pending;
     sequence->step.next = sequence->step.pos;
@@ -99,10 +102,13 @@ static int prepare(step *s, kg_error *err)
     const int32_t end = sequence->step.pos + n_rows;
     if (!status && n_rows && item->all_logits && item->all_logits->ops != sequence->logits->ops)
       status = kg_fail(err, KG_ERR_ARGUMENT, "the rows for the logits of sequence %zu are on another device", i);
+    if (!status && is_one_piece(s) && n_rows > kg_model_chunk(s->model))
+      status = kg_fail(err, KG_ERR_FULL, "%d tokens that look both ways must fit one pass of %d: load with a larger "
+                       "chunk", n_rows, kg_model_chunk(s->model));
     if (!status && n_rows && wants_all(item, end - 1))
       status = check_room(item->all_logits, item->at, end - item->from, kg_model_vocab_size(s->model), err);
     sequence->step.end = end;
-    if (pending && (n_rows < pending || item->all_logits || s->n_traces || sequence->hooks))
+    if (pending && (n_rows < pending || item->all_logits || s->n_traces || sequence->hooks || is_one_piece(s)))
       kg_draft_drop(sequence);
     else if (pending)
       sequence->step.end += kg_draft_begin(sequence);
@@ -207,7 +213,7 @@ static int fill_run(step *s, kg_error *err)
     for (size_t i = 0; i < s->n_items && s->run.n_rows < chunk; i++) {
       const kg_sequence *sequence = s->items[i].sequence;
       const int32_t n_left = sequence->step.end - sequence->step.next, room = chunk - s->run.n_rows;
-      if (!is_turn(s, sequence, decoding)) continue;
+      if (!is_turn(s, sequence, decoding) || (is_one_piece(s) && n_left > room)) continue;
       const int status = add_span(s, &s->items[i], n_left < room ? n_left : room, err);
       if (status) return status;
     }

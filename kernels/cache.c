@@ -15,6 +15,8 @@ int kg_gpu_cache_open(kg_executable *exe, kg_error *err)
   if (!exe->layer_at) return kg_fail_memory(err, (size_t)n_layers * sizeof *exe->layer_at, "the cache layout");
   for (int32_t i = 0; i < n_layers; i++) {
     const kg_attention_params *a = &kg_plan_layer(exe->plan, i)->u.attention;
+    if (a->is_bidirectional)
+      return kg_fail(err, KG_ERR_UNSUPPORTED, "the cuda backend has no attention that looks both ways: use the cpu");
     if (a->head_dim > KG_ATTENTION_MAX_DIM)
       return kg_fail(err, KG_ERR_UNSUPPORTED, "attention heads of %d, the cuda backend takes %d at most", a->head_dim,
                      KG_ATTENTION_MAX_DIM);

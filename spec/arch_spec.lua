@@ -60,7 +60,8 @@ describe("kigo.arch", function()
         "blk.0.attn_k_rope", "blk.0.attn_out", "blk.0.attn_output", "blk.0.attn_output_residual", "blk.0.ffn_norm",
         "blk.0.ffn_gate", "blk.0.ffn_up", "blk.0.ffn_act", "blk.0.ffn_down", "blk.0.out", "output_norm", "logits",
       }, plan:value_names())
-      assert.same({ vocab_size = 40, context_length = 64, layers = 1, tail = 8, logits = "logits" }, plan:info())
+      assert.same({ vocab_size = 40, tokens = 40, has_head = true, context_length = 64, layers = 1, tail = 8,
+        logits = "logits" }, plan:info())
     end)
 
     it("ties the output to the embedding unless the file has its own", function()

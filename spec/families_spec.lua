@@ -10,7 +10,7 @@ describe("the families", function()
   local NAMES = {
     "llama_linear", "llama_yarn", "llama_factors", "qwen2moe", "qwen3moe", "phi2", "phi3_short", "phi3_long", "gemma",
     "gptneox", "gptneox_serial", "falcon", "falcon_new", "starcoder2", "stablelm", "stablelm_parallel", "olmo2",
-    "granite", "smollm3",
+    "granite", "smollm3", "bert", "nomic_bert",
   }
 
   local function open(path, context, options)

@@ -227,7 +227,8 @@ describe("kigo.core.plan", function()
       assert.near(8 ^ -0.5, ops[4].scale, 1e-7)
       ops[4].scale = nil
       assert.same({ kind = "attention", out = "a", width = 32, inputs = { "q", "k", "k" }, weights = { "sinks" },
-        layer = 0, heads = 4, kv_heads = 2, head_dim = 8, softcap = 8, window = 5 }, ops[4])
+        layer = 0, heads = 4, kv_heads = 2, head_dim = 8, softcap = 8, window = 5, bidirectional = false },
+        ops[4])
       assert.same({ kind = "norm", out = "n", width = 32, inputs = { "x" }, weights = { "head" }, epsilon = 0.5,
         groups = 4, subtract_mean = true }, ops[5])
       assert.same({ kind = "slice", out = "s", width = 4, inputs = { "x" }, weights = {}, first = 3 }, ops[6])
@@ -238,9 +239,10 @@ describe("kigo.core.plan", function()
     it("closes the plan", function()
       local k = plan:linear("k", x, w.narrow)
       local a = plan:attention("a", x, k, k, nil, attention)
-      assert.same({ vocab_size = 0, context_length = 0, layers = 1, tail = 3 }, plan:info())
+      assert.same({ vocab_size = 0, tokens = 0, has_head = false, context_length = 0, layers = 1, tail = 3 }, plan:info())
       assert(plan:finish(plan:linear("logits", a, w.embd), 77))
-      assert.same({ vocab_size = 40, context_length = 77, layers = 1, tail = 3, logits = "logits" }, plan:info())
+      assert.same({ vocab_size = 40, tokens = 40, has_head = true, context_length = 77, layers = 1, tail = 3,
+        logits = "logits" }, plan:info())
       raises("finished", "add", "y", x, x)
       raises("finished", "weight", "square")
       raises("finished", "rename", x, "y")

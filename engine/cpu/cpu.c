@@ -25,6 +25,7 @@ static void cpu_release(kg_executable *exe)
   kg_free(exe->tail_wanted);
   kg_free(exe->row_page);
   kg_free(exe->row_slot);
+  kg_free(exe->row_last);
   kg_free(exe->blocks);
   kg_free(exe->spans);
   kg_free(exe->wanted);
@@ -141,6 +142,7 @@ static int allocate(kg_executable *exe, kg_error *err)
   exe->tail_wanted = kg_alloc_array(rows, sizeof *exe->tail_wanted);
   exe->row_page = kg_alloc_array(rows, sizeof *exe->row_page);
   exe->row_slot = kg_alloc_array(rows, sizeof *exe->row_slot);
+  exe->row_last = kg_alloc_array(rows, sizeof *exe->row_last);
   exe->blocks = kg_alloc_array(rows, sizeof *exe->blocks);
   exe->spans = kg_alloc_array(rows, sizeof *exe->spans);
   exe->wanted = kg_alloc_array(rows, sizeof *exe->wanted);
@@ -149,7 +151,7 @@ static int allocate(kg_executable *exe, kg_error *err)
   if (exe->angle_offsets) exe->angles = kg_alloc_aligned(lay_out_angles(exe) * sizeof *exe->angles, KG_ALIGNMENT);
   exe->tapped_key = kg_alloc_array(n_values + 1, sizeof *exe->tapped_key);
   if (!exe->angles || !exe->tapped_key || !exe->identity || !exe->tail_source || !exe->tail_wanted ||
-      !exe->row_page || !exe->row_slot || !exe->blocks || !exe->spans || !exe->wanted || !exe->traces || !exe->trace_of)
+      !exe->row_page || !exe->row_slot || !exe->row_last || !exe->blocks || !exe->spans || !exe->wanted || !exe->traces || !exe->trace_of)
     return kg_fail_memory(err, n_values * sizeof *exe->traces, "the rows of a pass");
   for (int32_t i = 0; i < exe->pass_rows; i++) exe->identity[i] = i;
   return KG_OK;
@@ -162,7 +164,8 @@ static int cpu_compile(const kg_plan *plan, const kg_backend_options *options, k
   if (!exe) return kg_fail_memory(err, sizeof *exe, "the cpu backend");
   exe->plan = plan;
   exe->chunk = options->chunk;
-  exe->pass_rows = options->chunk < KG_PASS_ROWS ? options->chunk : KG_PASS_ROWS;
+  const bool whole = kg_plan_is_bidirectional(plan); /* a sequence is not cut */
+  exe->pass_rows = whole || options->chunk < KG_PASS_ROWS ? options->chunk : KG_PASS_ROWS;
   exe->half = options->kv_type == KG_KV_F16;
   int code = kg_kernels_find(options->variant, &exe->kernels, err);
   if (!code) code = kg_pool_new(options->n_threads, &exe->pool, err);

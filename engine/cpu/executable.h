@@ -95,6 +95,7 @@ struct kg_executable {
   int32_t *tail_wanted;      /* its index in batch->wanted, or -1 */
   unsigned char **row_page;  /* page and slot of the row's position */
   int32_t *row_slot;
+  int32_t *row_last;         /* the last position of the row's span */
   kg_row_block *blocks;
   const kg_trace **trace_of; /* by value: the trace of it, or NULL */
 };

@@ -75,15 +75,22 @@ static float *row_of(const run *r, int32_t value, int32_t row)
 
 /* ---- operations: each computes op->out for all rows of the run ---- */
 
+/* out += a row of a table, where there is one */
+static void add_row(const run *r, int32_t table, int32_t row, float *out, int32_t width)
+{
+  if (table == KG_NONE) return;
+  const float *values = weight_row(r->exe, table, 0, row);
+  for (int32_t c = 0; c < width; c++) out[c] += values[c];
+}
+
 static void embed(const run *r, const kg_op *op)
 {
   const int32_t width = width_of(r, op->out);
   for (int32_t i = 0; i < r->n_rows; i++) {
     float *out = row_of(r, op->out, i);
     memcpy(out, weight_row(r->exe, op->w[0], 0, r->batch->tokens[i]), (size_t)width * sizeof *out);
-    if (op->w[1] == KG_NONE) continue;
-    const float *position = weight_row(r->exe, op->w[1], 0, r->batch->positions[i]);
-    for (int32_t c = 0; c < width; c++) out[c] += position[c];
+    add_row(r, op->w[1], r->batch->positions[i], out, width);
+    add_row(r, op->w[2], 0, out, width);
   }
 }
 
@@ -158,12 +165,13 @@ static float *cache_row(const run *r, const kg_span *span, const kg_attention_pa
   return page + ((size_t)plane * KG_PAGE + (size_t)(pos % KG_PAGE)) * kv_width;
 }
 
-/* One head of one row: q [head_dim] against positions [first, pos]; scores [pos - first + 1] is scratch. */
+/* One head of one row: q [head_dim] against positions [first, last]; scores [last - first + 1] is scratch. */
 static void attend(const run *r, const kg_op *op, const kg_span *span, int32_t pos, int32_t head, const float *q,
                    double *scores, float *out)
 {
   const kg_attention_params *p = &op->u.attention;
-  const int32_t first = p->window && pos >= p->window ? pos - p->window + 1 : 0, n = pos - first + 1;
+  const int32_t last = p->is_bidirectional ? span->pos + span->n_rows - 1 : pos;
+  const int32_t first = p->window && pos >= p->window ? pos - p->window + 1 : 0, n = last - first + 1;
   const size_t kv_at = (size_t)(head / (p->n_heads / p->n_kv_heads)) * (size_t)p->head_dim;
   double max = -INFINITY, total = 0;
   for (int32_t j = 0; j < n; j++) {

@@ -91,10 +91,13 @@ static void embed(const pass *p, const kg_row_op *op, int32_t batch_row, float *
   const kg_executable *exe = p->run->exe;
   const kg_batch *batch = p->run->batch;
   exe->kernels->dequantize_row(&exe->weights[op->op->w[0]].packed, 0, batch->tokens[batch_row], out);
-  if (op->op->w[1] == KG_NONE) return;
-  float *position = spare_rows(p);
-  exe->kernels->dequantize_row(&exe->weights[op->op->w[1]].packed, 0, batch->positions[batch_row], position);
-  exe->vector->add(out, position, out, op->width);
+  const int32_t rows[] = {batch->positions[batch_row], 0}; /* of the tables of positions and of types */
+  for (int i = 0; i < 2; i++) {
+    if (op->op->w[1 + i] == KG_NONE) continue;
+    float *row = spare_rows(p);
+    exe->kernels->dequantize_row(&exe->weights[op->op->w[1 + i]].packed, 0, rows[i], row);
+    exe->vector->add(out, row, out, op->width);
+  }
 }
 
 static void write_cache(const pass *p, const kg_row_op *op, int32_t row)
@@ -124,9 +127,10 @@ static void combine(const pass *p, const kg_row_op *op, int32_t row, float *out)
   const kg_attention_params *a = &op->op->u.attention;
   const float *sinks = vector_of(p, op->op->w[0]);
   const int32_t pos = p->run->batch->positions[p->source[row]], first = first_split(a, pos);
+  const int32_t last = a->is_bidirectional ? exe->row_last[p->source[row]] : pos;
   float *partials = exe->partials + row * row_stride(p->run, a) + first * split_stride(a);
   for (int32_t h = 0; h < a->n_heads; h++)
-    exe->vector->combine(partials + h * kg_partial_floats(a->head_dim), split_stride(a), pos / KG_SPLIT + 1 - first,
+    exe->vector->combine(partials + h * kg_partial_floats(a->head_dim), split_stride(a), last / KG_SPLIT + 1 - first,
                          sinks ? sinks + h : NULL, a->head_dim, out + (int64_t)h * a->head_dim);
 }
 
@@ -421,6 +425,7 @@ static void run_attention(const pass *p, const kg_cpu_stage *stage, int64_t item
     const int32_t first_head = kv_head * group + part * KG_ATTENTION_PAIRS;
     const int32_t left = group - part * KG_ATTENTION_PAIRS;
     const size_t keys = layer->offset + (size_t)kv_head * layer->head_bytes;
+    const int32_t last = a->is_bidirectional ? exe->row_last[block->row] : block->pos + block->n_rows - 1;
     const kg_attention_block b = {.q = row_data(p, stage->in, block->row) + (int64_t)first_head * a->head_dim,
                                   .out = row_data(p, stage->out, block->row) + (int64_t)first_head * a->head_dim,
                                   .q_stride = place_at(p, stage->in)->stride,
@@ -429,6 +434,7 @@ static void run_attention(const pass *p, const kg_cpu_stage *stage, int64_t item
                                   .n_heads = left < KG_ATTENTION_PAIRS ? left : KG_ATTENTION_PAIRS,
                                   .head_dim = a->head_dim,
                                   .pos = block->pos,
+                                  .end = a->is_bidirectional ? last + 1 : 0,
                                   .window = a->window,
                                   .scale = a->scale,
                                   .softcap = a->softcap,
@@ -441,7 +447,7 @@ static void run_attention(const pass *p, const kg_cpu_stage *stage, int64_t item
                                   .scratch = (float *)p->memory};
     if (!r->is_split) {
       exe->vector->attend(&b);
-    } else if (split >= first_split(a, block->pos) && split <= (block->pos + block->n_rows - 1) / KG_SPLIT) {
+    } else if (split >= first_split(a, block->pos) && split <= last / KG_SPLIT) {
       float *partials = exe->partials + block->row * row_stride(r, a) + split * split_stride(a);
       exe->vector->attend_split(&b, split, partials + first_head * kg_partial_floats(a->head_dim), row_stride(r, a));
     }
@@ -788,6 +794,7 @@ static void prepare_rows(run *r)
       const int32_t pos = span->pos + i;
       exe->row_page[span->row + i] = exe->pages[span->pages[pos / KG_PAGE]];
       exe->row_slot[span->row + i] = pos % KG_PAGE;
+      exe->row_last[span->row + i] = span->pos + span->n_rows - 1;
     }
     for (int32_t i = 0; i < span->n_rows; i += exe->block_rows)
       exe->blocks[r->n_blocks++] = (kg_row_block){.span = s,

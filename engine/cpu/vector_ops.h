@@ -24,6 +24,7 @@ typedef struct kg_attention_block {
   int32_t n_rows, n_heads;      /* n_rows * n_heads <= KG_ATTENTION_PAIRS */
   int32_t head_dim;
   int32_t pos;        /* of the first row */
+  int32_t end;        /* all rows see the positions before it; 0: each sees those up to its own */
   int32_t window;     /* 0: none */
   float scale, softcap;
   const float *sinks; /* of the first head, or NULL */

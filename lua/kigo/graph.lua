@@ -74,6 +74,7 @@ end
 ---The builder that families see. g:block(i) is one too; its weights and values have "blk.i." before their names.
 ---@class kigo.Graph
 ---@field hp kigo.Hyperparameters
+---@field has_head boolean
 ---@field _plan kigo.Plan
 ---@field _prefix string
 local Graph = {}
@@ -84,7 +85,7 @@ Graph.__tostring = function(self) return "kigo.Graph " .. (self._prefix == "" an
 ---@param hp kigo.Hyperparameters
 ---@return kigo.Graph
 function graph.new(plan, hp)
-  return setmetatable({ hp = hp, _plan = plan, _prefix = "" }, Graph)
+  return setmetatable({ hp = hp, has_head = true, _plan = plan, _prefix = "" }, Graph)
 end
 
 ---The part of the graph for block i: 0-based, as in the file.
@@ -116,13 +117,15 @@ function Graph:_bias(name)
   if self:has(name, "bias") then return check(self._plan:weight(self._prefix .. name .. ".bias")) end
 end
 
----Rows of an embedding table at the token ids; `positions` names a table of learned positions to add.
+---Rows of an embedding table at the token ids; `positions` names a table of learned positions to add, `types` one whose
+---first row is added to all.
 ---@param name string
 ---@param positions? string
+---@param types? string
 ---@return kigo.Value
-function Graph:embed(name, positions)
+function Graph:embed(name, positions, types)
   local table_id, positions_id = self:_weight(name), positions and self:_weight(positions)
-  return self:_emit("embed", self._prefix .. name, table_id, positions_id)
+  return self:_emit("embed", self._prefix .. name, table_id, positions_id, types and self:_weight(types))
 end
 
 ---@class kigo.NormParameters
@@ -183,8 +186,9 @@ end
 ---@field scale? number of q.k; default 1 / sqrt(head_dim)
 ---@field softcap? number 0: none
 ---@field window? integer positions seen, this one counts; 0: all
+---@field bidirectional? boolean every token sees the whole sequence; then all blocks do
 
----Causal attention over the sequence's cache. A tensor "attn_sinks.weight" of the block gives each head's sink.
+---Attention over the sequence's cache. A tensor "attn_sinks.weight" of the block gives each head's sink.
 ---@param q kigo.Value
 ---@param k kigo.Value
 ---@param v kigo.Value
@@ -298,6 +302,15 @@ function Graph:logits(x, ...)
     if self:has(name) then return self:linear(x, name, "logits") end
   end
   return fail(core.err.FORMAT, "none of these tensors is in the file: %s.weight", table.concat({ ... }, ".weight, "))
+end
+
+---The end of a model without a head: what it makes of each token, for embeddings.
+---@param x kigo.Value
+---@return kigo.Value x
+function Graph:embedding(x)
+  id_of(self._plan, x, "x")
+  self.has_head = false
+  return x
 end
 
 return graph

@@ -65,7 +65,7 @@ hyperparameters.rows = {
     relation = function(hp)
       if hp.value_dim ~= hp.head_dim then return ("is not attention.key_length = %d"):format(hp.head_dim) end
     end },
-  { key = "attention.layer_norm_rms_epsilon", name = "norm_epsilon", type = "number", min = 1e-12, max = 1 },
+  { key = "attention.layer_norm_rms_epsilon", name = "norm_epsilon", type = "number", min = 1e-13, max = 1 },
   { key = "attention.sliding_window", name = "window", type = "integer", min = 0, max = 1 << 24, default = 0 },
   { key = "attention.causal", name = "causal", type = "boolean", one_of = { [true] = true }, default = true },
   { key = "rope.dimension_count", name = "rope_dims", type = "integer", min = 2, max = 1 << 16,

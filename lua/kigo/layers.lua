@@ -98,7 +98,12 @@ end
 ---The hyperparameter row of families with LayerNorm: its epsilon has a key of its own.
 ---@type kigo.HyperparameterRow
 layers.layer_norm_epsilon = { key = "attention.layer_norm_epsilon", name = "norm_epsilon", type = "number",
-  min = 1e-12, max = 1 }
+  min = 1e-13, max = 1 }
+
+---The row of families whose tokens see each other both ways.
+---@type kigo.HyperparameterRow
+layers.not_causal = { key = "attention.causal", name = "causal", type = "boolean", one_of = { [false] = true },
+  default = false }
 
 ---Norm parameters of families with LayerNorm.
 ---@type kigo.NormParameters

@@ -515,8 +515,9 @@ function Plan:has_weight(tensor_name) end
 ---@param name string
 ---@param rows integer         weight
 ---@param positions? integer   weight of learned positions
+---@param types? integer       weight whose first row is added to all
 ---@return integer? value
-function Plan:embed(name, rows, positions) end
+function Plan:embed(name, rows, positions, types) end
 ---@param name string
 ---@param x integer
 ---@param scale integer
@@ -588,10 +589,11 @@ function Plan:slice(name, x, first, width) end
 function Plan:rename(value, name) end
 ---@param logits integer
 ---@param context_length integer
+---@param has_head? boolean   false: the value is no logits but what the model makes of its tokens; default true
 ---@return true?
 ---@return string? message
 ---@return integer? code
-function Plan:finish(logits, context_length) end
+function Plan:finish(logits, context_length, has_head) end
 
 -- Reading.
 
@@ -604,14 +606,16 @@ function Plan:value_names() end
 function Plan:value(id) end
 ---@return { name: string, type: string, cols: integer, rows: integer, planes: integer, bytes: integer }[]
 function Plan:weights() end
----@return { vocab_size: integer, context_length: integer, layers: integer, tail: integer, logits: string? }
+---@return { vocab_size: integer, tokens: integer, has_head: boolean, context_length: integer, layers: integer,
+---tail: integer, logits: string? }   vocab_size: width of the logits; tokens: ids go from 0 to below it
 function Plan:info() end
 
 function Plan:close() end
 
 ---A model compiled for a device. Fields that a script sets are its own.
 ---@class kigo.Model
----@field vocab_size integer
+---@field vocab_size integer   ids go from 0 to below it
+---@field has_head boolean     false: it makes embeddings, its logits are those
 ---@field context integer     positions that a sequence may hold
 ---@field device string
 local Model = {}

@@ -196,6 +196,9 @@ local function start(seq, options, is_seen)
   if options.ahead and (options.ahead < 1 or options.ahead > AHEAD_MAX) then
     error(("ahead: %d is outside 1 to %d"):format(options.ahead, AHEAD_MAX), 3)
   end
+  if not model.has_head then
+    return nil, "the model has no head: it makes embeddings and cannot generate", core.err.UNSUPPORTED
+  end
   local room = model.context - seq:pos()
   if options.max and options.max < 1 then error(("max: %d is not positive"):format(options.max), 3) end
   if options.max and options.max > room then

@@ -28,6 +28,7 @@ Family.__tostring = function(self) return "kigo.Family " .. self.name end
 ---arch.family("mine", ...). A file lua/kigo/arch/NAME.lua is found without an entry.
 ---@type table<string, kigo.Family|string>
 arch.families = {
+  bert = "BERT, BGE, GTE, E5, MiniLM: embeddings",
   falcon = "Falcon 7B and 40B",
   gemma = "Gemma 1",
   gemma2 = "Gemma 2",
@@ -37,6 +38,7 @@ arch.families = {
   gptneox = "GPT-NeoX, Pythia, Dolly 2",
   granite = "Granite 3",
   llama = "LLaMA 1 to 3, Mistral, Mixtral, SmolLM, TinyLlama",
+  ["nomic-bert"] = "nomic-embed-text: embeddings",
   olmo2 = "OLMo 2",
   phi2 = "Phi 1, 1.5 and 2",
   phi3 = "Phi 3, 3.5 and 4",
@@ -147,8 +149,9 @@ end
 
 -- Run the family's function over the plan and finish it; a mistake in the function raises with its traceback.
 local function declare(family, plan, hp)
+  local g = graph.new(plan, hp)
   local ok, result = xpcall(function()
-    local logits = family.declare(graph.new(plan, hp), hp)
+    local logits = family.declare(g, hp)
     if type(logits) ~= "table" or not logits.id then error("family " .. family.name .. " returned no value") end
     return logits
   end, handle_error)
@@ -156,7 +159,7 @@ local function declare(family, plan, hp)
     if getmetatable(result) ~= graph.Failure then error(result, 0) end
     return nil, result.message, result.code
   end
-  return plan:finish(result.id, hp.context_length)
+  return plan:finish(result.id, hp.context_length, g.has_head)
 end
 
 -- All of build, with messages that do not name the file yet.
