@@ -20,6 +20,7 @@ static int create(kg_model *model, uint64_t seed, kg_sequence **out, kg_error *e
   sequence->model = model;
   sequence->seed = seed;
   sequence->logits_pos = -1;
+  sequence->is_apart = kg_plan_is_bidirectional(kg_model_plan(model)); /* no row depends on a prefix alone */
   sequence->family = kg_model_next_serial(model);
   kg_model_sequence_opened(model);
   *out = sequence;
