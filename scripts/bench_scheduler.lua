@@ -82,7 +82,7 @@ local function open()
     path = os.tmpname()
     assert(kigo.core.make_model(path, { like = options.like }))
   end
-  local model = assert(kigo.load(path, { device = options.device }))
+  local model = assert(kigo.load(path, { device = options.device, prefix_cache = false }))
   if not options.model then os.remove(path) end
   return model
 end

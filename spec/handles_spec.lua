@@ -24,6 +24,16 @@ describe("handles", function()
       local ids = tiny.ids(9)
       return model:sequence {}, function(s) s:feed(ids) end
     end,
+    ["sequence:expect"] = function(model)
+      local ids = tiny.ids(9)
+      return model:sequence {}, function(s) s:expect(ids) end
+    end,
+    ["sequence:lookup"] = function(model)
+      local s = model:sequence {}
+      s:feed { 1, 2, 3, 1, 2 }
+      return s, function() s:lookup(3, 1, 9) end
+    end,
+    ["sequence.stats"] = function(model) return model:sequence {}, function(s) return s.stats end end,
     ["sequence:fork"] = function(model) return model:sequence {}, function(s) s:fork() end end,
     ["sequence:mark"] = function(model) return model:sequence {}, function(s) s:mark() end end,
     ["sequence:tokens"] = function(model)

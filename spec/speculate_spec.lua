@@ -330,7 +330,7 @@ describe("kigo.speculate", function()
     end)
 
     it("works in batches", function()
-      local function run(make)
+      local function batch(make)
         local speculator = make and make()
         local texts = assert(model:batch({ max = 4 }, { 1, 2, 3, 4, 5, 6 }, function(seq, i)
           seq:feed { { text = PROMPT:rep(2 + i % 3) } }
@@ -342,9 +342,9 @@ describe("kigo.speculate", function()
         if type(speculator) == "table" and speculator.close then speculator:close() end
         return texts
       end
-      local expected = run()
+      local expected = batch()
       assert.equal(6, #expected)
-      for name, make in pairs(speculators) do assert.same(expected, run(make), name) end
+      for name, make in pairs(speculators) do assert.same(expected, batch(make), name) end
       assert.equal(0, model:stats().n_sequences)
     end)
 

@@ -148,6 +148,7 @@ end
 local function run(path, options)
   local load = check.pick(options.load or {}, { device = "", variant = "", threads = "", kv = "", progress = "" })
   load.ctx = (options.load or {}).ctx or context(path, options)
+  load.prefix_cache = false -- a prompt is measured more than once
   local load_s, model = timed(kigo.load, path, load)
   if model:stats().device == "cuda" then -- the first load has woken the driver; long prompts in larger pieces
     model:close()

@@ -342,8 +342,8 @@ local DRAFT_MAX = 64 -- ids that a pass takes along
 ---Compare a draft of any origin with what the sampler draws, in one pass (or one for 64 ids): the sampler runs behind
 ---every accepted id in order, with the sequence as it would stand without a draft. Accepted ids are on the timeline,
 ---and the id that was drawn behind them, which is the caller's to push, is not. Where the context is full that is the
----first one without a place. An error in the sampler leaves the timeline at the last accepted id, and so does a failure.
----The draft of an earlier Sequence:expect is forgotten.
+---first one without a place. An error in the sampler leaves the timeline at the last accepted id, and so does a
+---failure. The draft of an earlier Sequence:expect is forgotten.
 ---@param draft integer[]
 ---@param pick kigo.Sampler
 ---@return integer? n_accepted
