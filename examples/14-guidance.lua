@@ -1,5 +1,5 @@
--- 14-guidance.lua - two sequences, one answer: what the question changes is made stronger (classifier-free guidance), or
--- what would be said anyway counts less (contrastive decoding).
+-- 14-guidance.lua - two sequences, one answer: what the question changes is made stronger (classifier-free guidance),
+-- or what would be said anyway counts less (contrastive decoding).
 -- Run: build/kigo examples/14-guidance.lua [MODEL]
 local kigo = require "kigo"
 local haiku = require "kigo.haiku"

@@ -1,5 +1,5 @@
--- 15-token-healing.lua - a prompt that ends within a word ends in a token that the model never saw there. So take the last
--- token back, and let the first draw choose among all tokens that begin with its text.
+-- 15-token-healing.lua - a prompt that ends within a word ends in a token that the model never saw there. So take the
+-- last token back, and let the first draw choose among all tokens that begin with its text.
 -- Run: build/kigo examples/15-token-healing.lua [MODEL]
 local kigo = require "kigo"
 local haiku = require "kigo.haiku"

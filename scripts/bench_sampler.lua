@@ -1,5 +1,5 @@
--- bench_sampler.lua - what a sampler written in Lua costs beside a chain of C stages, at a large vocabulary; with a
--- model, what samplers cost beside its forward passes, on any device.
+-- bench_sampler.lua - what a sampler written in Lua costs beside a chain of C stages, and what each stage costs, at a
+-- large vocabulary; with a model, what samplers cost beside its forward passes, on any device.
 --   kigo scripts/bench_sampler.lua [VOCABULARY]
 --   kigo scripts/bench_sampler.lua --model FILE [--device cuda]
 local kigo = require "kigo"
@@ -65,11 +65,10 @@ end
 
 -- ---- the samplers alone ----
 
-local function compare_alone()
-  local original, logits, seq = make_logits(), core.zeros(vocabulary), make_sequence()
-
-  -- Milliseconds per call on fresh logits; making them fresh is not counted.
-  local function measure(pick)
+-- A function that gives milliseconds per call on fresh logits; making them fresh is not counted.
+local function measuring(original, seq)
+  local logits = core.zeros(vocabulary)
+  return function(pick)
     local rounds = {}
     for round = 1, ROUNDS do
       local busy = 0
@@ -83,6 +82,10 @@ local function compare_alone()
     end
     return median(rounds)
   end
+end
+
+local function compare_alone()
+  local measure = measuring(make_logits(), make_sequence())
 
   -- The chain's draw needs a real sequence; without one it ranks its candidates and stops short of one random number.
   local chain <close> = everyday()
@@ -92,6 +95,54 @@ local function compare_alone()
   print(("C chain (top_k 40, top_p 0.95, min_p 0.05, temp 0.7)   %.4f ms per token"):format(c_ms))
   print(("Lua sampler (temperature by entropy, top-k 64, draw)   %.4f ms per token"):format(lua_ms))
   print(("difference                                             %.4f ms per token"):format(lua_ms - c_ms))
+end
+
+-- ---- every stage alone ----
+
+-- A model that is there for its timelines alone.
+local function make_model()
+  local path = os.tmpname()
+  assert(core.make_model(path, { like = "tiny" }))
+  local model = assert(kigo.load(path, { device = "cpu", ctx = 2048, threads = 1 }))
+  os.remove(path)
+  return model
+end
+
+-- Tokens of which all sequences come again.
+local function feed_history(seq, n)
+  local ids = {}
+  for i = 1, n do ids[i] = math.floor(core.uniform(3, i % 700, i // 1400) * 64) end
+  assert(seq:feed(ids))
+end
+
+local function compare_stages()
+  local model <close> = make_model()
+  local seq <close> = assert(model:sequence { seed = 1 })
+  feed_history(seq, model.context)
+  local measure = measuring(make_logits(), seq)
+  local biases = {}
+  for id = 1, 50 do biases[id] = 1 end
+  local phrases = {}
+  for i = 1, 50 do phrases[i] = { i, i + 1, value = 1 } end
+  print(("every stage alone, then the draw; history: %d tokens; on a tensor: what is left goes back to it")
+    :format(seq:pos()))
+  for _, row in ipairs {
+    { "no stage: the draw", {} }, { "greedy", { sample.greedy() } }, { "temp 0.7", { sample.temp(0.7) } },
+    { "top_k 40", { sample.top_k(40) } }, { "top_p 0.95", { sample.top_p(0.95) } },
+    { "min_p 0.05", { sample.min_p(0.05) } }, { "typical 0.95", { sample.typical(0.95) } },
+    { "top_n_sigma 1", { sample.top_n_sigma(1) } }, { "xtc 1, 0.1", { sample.xtc(1, 0.1) } },
+    { "min_p 0.05, xtc 1, 0.1", { sample.min_p(0.05), sample.xtc(1, 0.1) } },
+    { "dynatemp 0.5 to 1.5", { sample.dynatemp(0.5, 1.5) } }, { "mirostat 5", { sample.mirostat(5) } },
+    { "penalties, the last 64", { sample.penalties { ["repeat"] = 1.1 } } },
+    { "penalties, all", { sample.penalties { last = -1, ["repeat"] = 1.1 } } },
+    { "dry, all", { sample.dry { multiplier = 0.8 } } }, { "bias, 50 ids", { sample.bias(biases) } },
+    { "bias, 50 phrases", { { kind = "bias", values = {}, phrases = phrases } } },
+  } do
+    local chain <close> = assert(sample.chain(row[2]))
+    local drawn = measure(function(logits) assert(chain(logits, seq)) end)
+    local applied = measure(function(logits) assert(logits:apply_(chain, seq)) end)
+    print(("  %-26s %.4f ms drawn   %.4f ms on a tensor"):format(row[1], drawn, applied))
+  end
 end
 
 -- ---- the samplers beside a model ----
@@ -179,4 +230,9 @@ local function compare_with_model()
   print(("first token after %d: %.1f us, %.2f decode steps"):format(FIRST_PROMPT, first * 1e6, first / one))
 end
 
-if options.model then compare_with_model() else compare_alone() end
+if options.model then
+  compare_with_model()
+else
+  compare_alone()
+  compare_stages()
+end

@@ -595,6 +595,107 @@ targets["make-model"] = {
   end,
 }
 
+-- ---- chains: any stages on any logits, here and as a device runs them ----
+
+local STAGES = {
+  greedy = {}, temp = { "value" }, top_k = { "k" }, top_p = { "value" }, min_p = { "value" }, typical = { "value" },
+  top_n_sigma = { "value" }, xtc = { "probability", "threshold" }, dynatemp = { "low", "high", "exponent" },
+  penalties = { "last", "repeat", "frequency", "presence" }, bias = { "values", "phrases" },
+  dry = { "multiplier", "base", "allowed", "last" }, mirostat = { "tau", "eta" },
+}
+local STAGE_KINDS = {}
+for kind in pairs(STAGES) do STAGE_KINDS[#STAGE_KINDS + 1] = kind end
+table.sort(STAGE_KINDS)
+
+local function some_ids(dice, max)
+  local ids = {}
+  for i = 1, dice:roll(max) do ids[i] = dice:roll(tiny.vocab) - 1 end
+  return ids
+end
+
+local function stage_value(dice, field)
+  if field == "k" or field == "last" or field == "allowed" then
+    return dice:once_in(6) and dice:extreme() or dice:roll(9)
+  end
+  if field == "values" then
+    local values = {}
+    for _, id in ipairs(some_ids(dice, 5)) do values[id] = dice:once_in(3) and -math.huge or dice:float() end
+    return values
+  end
+  if field == "phrases" then
+    local phrases = {}
+    for i = 1, dice:roll(4) - 1 do
+      phrases[i] = some_ids(dice, 4)
+      phrases[i].value = dice:float()
+    end
+    return phrases
+  end
+  return dice:once_in(4) and dice:float() or dice:roll(1000) / dice:pick { 1000, 1000, 300, 10 }
+end
+
+local function make_chain(dice)
+  local stages, logits = {}, {}
+  for i = 1, dice:roll(7) - 1 do
+    local kind = dice:pick(STAGE_KINDS)
+    stages[i] = { kind = kind }
+    for _, field in ipairs(STAGES[kind]) do
+      if not dice:once_in(9) then stages[i][field] = stage_value(dice, field) end
+    end
+  end
+  local spread = dice:pick { 0, 1e-30, 0.1, 3, 50, 1e30 }
+  for i = 1, tiny.vocab do
+    logits[i] = dice:once_in(40) and dice:float() or dice:once_in(9) and -math.huge
+      or spread * (dice:roll(999) / 500 - 1)
+  end
+  return "return " .. fuzz.source { stages = stages, logits = logits, ids = some_ids(dice, 40) } .. "\n"
+end
+
+local chain_model
+
+---The id, the number after it, and the code of a refusal. Raising is for bad stages, which were taken already.
+local function draw_with(pick, chain, logits, ids)
+  local seq <close> = assert(chain_model:sequence { seed = 3 })
+  assert(seq:feed(ids))
+  local id, message, code = pick(chain, logits, seq)
+  if not id then fuzz.check_refusal(message, code) end
+  return id, seq.rng:uniform(), code
+end
+
+targets.chain = {
+  make = make_chain,
+  try = function(source)
+    local case = assert(load(source, "=chain", "t", {}))()
+    chain_model = chain_model or tiny.model {}
+    local called, chain, message, code = pcall(core.chain, case.stages)
+    if not called or not fuzz.accepted(chain, message, code) then return false end
+    local logits <close> = assert(core.tensor(case.logits))
+    local id, after = draw_with(function(c, l, s) return c(l, s) end, chain, logits, case.ids)
+    local twin, twin_after, why = draw_with(core.pick_as_device, chain, logits, case.ids)
+    if twin and (twin ~= id or twin_after ~= after) then error(("%s here, %d on a device"):format(id, twin)) end
+    if id and not twin and why ~= core.err.UNSUPPORTED then error "refused on a device" end
+    local again <close> = core.chain(chain:stages())
+    if draw_with(function(c, l, s) return c(l, s) end, again, logits, case.ids) ~= id then error "another chain" end
+    local seq <close> = assert(chain_model:sequence { seed = 3 })
+    assert(seq:feed(case.ids))
+    local left = chain:candidates(logits, seq)
+    if (left ~= nil) ~= (id ~= nil) then error "candidates without a draw, or a draw without candidates" end
+    logits:apply_(chain, seq)
+    chain:close()
+    if not id then return false end
+    if logits[id] == -math.huge then error "drew what the stages drop" end
+    local is_left = {}
+    for _, one in ipairs(left) do is_left[one] = true end
+    for one = 0, tiny.vocab - 1 do
+      if (logits[one] > -math.huge) ~= (is_left[one] or false) then error(("id %d is and is not left"):format(one)) end
+    end
+    return true
+  end,
+  finish = function()
+    if chain_model then chain_model:close() end
+    chain_model = nil
+  end,
+}
+
 -- ---- the Lua API: any method of any object with any arguments ----
 
 -- Callbacks by name; they see the objects of the running program.
@@ -630,8 +731,8 @@ for _, class in ipairs(CLASSES) do
   table.sort(METHODS[class])
 end
 
-local MAKERS = { "tensor", "zeros", "chain", "stream", "tokenizer", "plan", "model", "parse_gguf", "dequantize",
-  "quantize", "uniform", "philox", "error_name", "sha256", "sha256_file", "vector_digest", "open_gguf" }
+local MAKERS = { "tensor", "zeros", "chain", "apply", "stream", "tokenizer", "plan", "model", "parse_gguf",
+  "dequantize", "quantize", "uniform", "philox", "error_name", "sha256", "sha256_file", "vector_digest", "open_gguf" }
 
 local NAMES = { "token_embd.weight", "output_norm.weight", "blk.0.attn_q.weight", "blk.0.ffn_up.weight",
   "blk.0.ffn_down.weight", "logits", "embd", "blk.*", "general.architecture", "tokenizer.ggml.tokens", "chatml",
@@ -641,9 +742,13 @@ local FIELDS = { "seed", "max", "temp", "top_k", "top_p", "min_p", "typical", "r
   "presence_penalty", "repeat_last", "stop", "logprobs", "receipt", "sampler", "on_text", "device", "variant", "ctx",
   "pool", "chunk", "kv", "progress", "bos", "control", "text", "after", "kind", "value", "k", "values", "last",
   "repeat", "epsilon", "groups", "heads", "kv_heads", "head_dim", "dims", "style", "inverse_freqs", "window",
-  "softcap", "scale", "role", "content", "bias", "template", "system", "tokenizer" }
+  "softcap", "scale", "top_n_sigma", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent",
+  "mirostat_tau", "mirostat_eta", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_last", "dry_breakers",
+  "probability", "threshold", "low", "high", "exponent", "multiplier", "base", "allowed", "breakers", "tau", "eta",
+  "values", "phrases", "role", "content", "bias", "template", "system", "tokenizer" }
 
-local KINDS = { "greedy", "temp", "top_k", "top_p", "min_p", "typical", "penalties", "bias", "dist", "none" }
+local KINDS = { "greedy", "temp", "top_k", "top_p", "min_p", "typical", "penalties", "bias", "dist", "none",
+  "top_n_sigma", "xtc", "dynatemp", "dry", "mirostat" }
 
 local argument
 
