@@ -209,17 +209,26 @@ static int shape(lua_State *L)
   return tensor->n_dims;
 }
 
-/* t:argmax() -> id, value */
+/* t:argmax() -> id, value; of rows: a list of ids and one of values */
 static int argmax(lua_State *L)
 {
-  const kg_tensor *tensor = check_vector(L, "argmax");
-  int64_t index;
-  float value;
-  kg_error err;
-  if (tensor->buffer->ops->argmax(tensor->buffer, tensor->at, tensor->shape[0], &index, &value, &err))
-    return kg_push_error(L, &err);
-  lua_pushinteger(L, index);
-  lua_pushnumber(L, (lua_Number)value);
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  const bool is_row = tensor->n_dims == 1;
+  const int64_t width = tensor->shape[tensor->n_dims - 1], n_rows = width ? kg_tensor_count(tensor) / width : 1;
+  lua_settop(L, 1);
+  if (!is_row) lua_newtable(L);
+  if (!is_row) lua_newtable(L);
+  for (int64_t row = 0; row < n_rows; row++) {
+    kg_error err;
+    int64_t index;
+    float value;
+    if (tensor->buffer->ops->argmax(tensor->buffer, tensor->at + row * width, width, &index, &value, &err))
+      return kg_push_error(L, &err);
+    lua_pushinteger(L, index);
+    if (!is_row) lua_rawseti(L, 2, row + 1);
+    lua_pushnumber(L, (lua_Number)value);
+    if (!is_row) lua_rawseti(L, 3, row + 1);
+  }
   return 2;
 }
 

@@ -149,8 +149,10 @@ describe("kigo.Tensor", function()
       assert.equal(0, (core.tensor({ nan, nan }):argmax()))
     end)
 
-    it("wants one row", function()
-      assert.error(function() core.tensor({ { 1 } }):argmax() end)
+    it("looks at each row of several", function()
+      assert.same({ { 0 }, { 1 } }, { core.tensor({ { 1 } }):argmax() })
+      assert.same({ { 2, 0, 1 }, { 3, 9, 5 } }, { core.tensor({ { 1, 2, 3 }, { 9, 8, 7 }, { 4, 5, 5 } }):argmax() })
+      assert.error(function() core.zeros(3, 0):argmax() end)
     end)
   end)
 

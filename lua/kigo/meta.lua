@@ -366,9 +366,8 @@ function core.zeros(n, ...) end
 
 ---@return integer ...   sizes, outermost first
 function Tensor:shape() end
----Of one row.
----@return integer id
----@return number value
+---@return integer|integer[] id    of several rows: a list of ids, and one of values
+---@return number|number[] value
 function Tensor:argmax() end
 ---@param k integer
 ---@return integer[] ids      of the k best, best first
