@@ -48,10 +48,10 @@ typedef struct kg_trace {
 } kg_trace;
 
 /* Rows of one sequence that somebody looks at, and may write to, in the middle of a run. When `value` is there for them
- * and before anything reads it, `call` gets a copy of those that are computed (behind the plan's tail: the wanted ones):
+ * and before anything reads it, `call` gets a copy of those that are computed (in the plan's tail: the wanted ones):
  * n_rows * width floats at the start of a buffer of this backend, which it may keep. What stands there when it returns
- * goes on. A call has rows of consecutive positions, from `pos` on; there may be several, in ascending order. Calls come on the
- * thread that started the run; they must not start another one, but may use tensors and kg_backend.unembed. */
+ * goes on. A call has rows of consecutive positions, from `pos` on; there may be several, in ascending order. Calls come
+ * on the thread that started the run; they must not start another one, but may use tensors and kg_backend.unembed. */
 typedef struct kg_tap {
   int32_t value;
   int32_t row, n_rows;    /* of the batch, within one span */
@@ -88,12 +88,13 @@ static inline int32_t kg_tap_rows(const kg_tap *tap, const int32_t *source, int3
   return count;
 }
 
-/* Does this value stand on the way from value `from` (itself not) to the logits, where every operation reads one value? */
+/* Does this value stand on the way from value `from` (itself not) to the logits, where every operation reads one value?
+ * `from` is kg_plan_residual. */
 static inline bool kg_leads_from(const kg_plan *plan, int32_t from, int32_t value)
 {
-  for (int32_t v = kg_plan_logits(plan); v != KG_NONE && v != from; v = kg_plan_op(plan, kg_plan_value(plan, v)->producer)->in[0])
-    if (v == value) return true;
-  return false;
+  int32_t v = kg_plan_logits(plan);
+  while (v != KG_NONE && v != from && v != value) v = kg_plan_op(plan, kg_plan_value(plan, v)->producer)->in[0];
+  return v != KG_NONE && v != from;
 }
 
 /* Draw n_draws ids for each row of a batch, each from the logits of a pass over the id before, without a round trip. */

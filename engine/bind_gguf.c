@@ -7,8 +7,10 @@
 #include "bind.h"
 #include "error.h"
 #include "gguf.h"
+#include "gguf_write.h"
 #include "make_model.h"
 #include "quantize_file.h"
+#include "tensor.h"
 
 enum { VALUES_MAX = 65536 };
 
@@ -416,6 +418,110 @@ static int make_model(lua_State *L)
   return 1;
 }
 
+/* ---- writing small files ---- */
+
+static const char *check_key(lua_State *L, int index, const char *role)
+{
+  size_t n;
+  if (lua_type(L, index) != LUA_TSTRING) luaL_error(L, "%s: string expected, got %s", role, luaL_typename(L, index));
+  const char *key = lua_tolstring(L, index, &n);
+  if (!n || strlen(key) != n) luaL_error(L, "%s: empty, or with a NUL byte", role);
+  return key;
+}
+
+/* Each of the lists at 2 and 3 holds pairs; checked before a file is open, so that nothing raises then. */
+static void check_pairs(lua_State *L)
+{
+  for (int list = 2; list <= 3; list++) {
+    luaL_checktype(L, list, LUA_TTABLE);
+    for (lua_Integer i = 1; i <= (lua_Integer)lua_rawlen(L, list); i++) {
+      if (lua_rawgeti(L, list, i) != LUA_TTABLE) luaL_error(L, "pair %I: table expected", i);
+      lua_rawgeti(L, -1, 1);
+      check_key(L, -1, list == 2 ? "key" : "tensor name");
+      lua_rawgeti(L, -2, 2);
+      if (list == 3)
+        kg_check_tensor(L, -1);
+      else if (lua_isinteger(L, -1))
+        kg_check_int(L, -1, "value", 0, UINT32_MAX);
+      else if (lua_type(L, -1) == LUA_TSTRING)
+        check_key(L, -1, "value");
+      else if (lua_type(L, -1) != LUA_TNUMBER && !lua_isboolean(L, -1))
+        luaL_error(L, "value: string, number or boolean expected, got %s", luaL_typename(L, -1));
+      lua_pop(L, 3);
+    }
+  }
+}
+
+static void write_entry(lua_State *L, kg_gguf_writer *writer)
+{
+  const char *key = lua_tostring(L, -2);
+  if (lua_type(L, -1) == LUA_TSTRING)
+    kg_gguf_write_string(writer, key, lua_tostring(L, -1));
+  else if (lua_isboolean(L, -1))
+    kg_gguf_write_bool(writer, key, lua_toboolean(L, -1));
+  else if (lua_isinteger(L, -1))
+    kg_gguf_write_u32(writer, key, (uint32_t)lua_tointeger(L, -1));
+  else
+    kg_gguf_write_f32(writer, key, (float)lua_tonumber(L, -1));
+}
+
+static void describe_tensor(lua_State *L, kg_gguf_writer *writer)
+{
+  const kg_tensor *tensor = ((kg_handle *)lua_touserdata(L, -1))->object;
+  int64_t dims[KG_TENSOR_DIMS];
+  for (int i = 0; i < tensor->n_dims; i++) dims[i] = tensor->shape[tensor->n_dims - 1 - i];
+  kg_gguf_write_tensor(writer, lua_tostring(L, -2), KG_F32, tensor->n_dims, dims);
+}
+
+static int write_numbers(const kg_tensor *tensor, kg_gguf_writer *writer, kg_error *err)
+{
+  enum { PIECE = 4096 };
+  float piece[PIECE];
+  const int64_t n = kg_tensor_count(tensor);
+  int status = KG_OK;
+  for (int64_t at = 0; at < n && !status; at += PIECE) {
+    const int64_t count = n - at < PIECE ? n - at : PIECE;
+    status = kg_tensor_read(tensor, at, count, piece, err);
+    if (!status) status = kg_gguf_writer_data(writer, piece, (size_t)count * sizeof *piece, err);
+  }
+  return status;
+}
+
+/* core.write_gguf(path, { { key, value }, ... }, { { name, Tensor }, ... }) -> path, or nil, message, code: a small file of
+ * float32 tensors; integers become u32, other numbers f32 */
+static int write_gguf(lua_State *L)
+{
+  kg_error err;
+  const char *file_path = luaL_checkstring(L, 1);
+  lua_settop(L, 3);
+  check_pairs(L);
+  luaL_checkstack(L, 8, NULL);
+  kg_gguf_writer *writer = NULL;
+  int status = kg_gguf_writer_open(file_path, &writer, &err);
+  for (int pass = 0; pass < 3 && !status; pass++) { /* entries, descriptions, numbers */
+    const int list = pass == 0 ? 2 : 3;
+    for (lua_Integer i = 1; i <= (lua_Integer)lua_rawlen(L, list) && !status; i++) {
+      lua_rawgeti(L, list, i);
+      lua_rawgeti(L, -1, 1);
+      lua_rawgeti(L, -2, 2);
+      if (pass == 0)
+        write_entry(L, writer);
+      else if (pass == 1)
+        describe_tensor(L, writer);
+      else
+        status = write_numbers(((kg_handle *)lua_touserdata(L, -1))->object, writer, &err);
+      lua_pop(L, 3);
+    }
+  }
+  if (!status) status = kg_gguf_writer_commit(writer, &err);
+  kg_gguf_writer_close(writer);
+  if (status) return kg_push_error(L, &err);
+  lua_pushvalue(L, 1);
+  return 1;
+}
+
+/* ---- quantizing ---- */
+
 /* The types of a file's tensors from the list at index 2, into userdata that is left on the stack. */
 static kg_type *check_types(lua_State *L, const kg_gguf *gguf)
 {
@@ -488,7 +594,7 @@ void kg_bind_gguf(lua_State *L)
                                        {"dequantize", dequantize},
                                        {"quantize", quantize},
                                        {"types", types},
-                                       {"make_model", make_model},
+                                       {"make_model", make_model}, {"write_gguf", write_gguf},
                                        {NULL, NULL}};
   kg_class(L, KG_CLASS_GGUF, methods, metamethods);
   luaL_setfuncs(L, functions, 0);

@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "hook.h"
+#include "step.h"
 
 #define CLASS_HOOK "kigo.Hook"
 
@@ -38,7 +39,8 @@ static int call_function(lua_State *L)
   lua_rawgetp(L, LUA_REGISTRYINDEX, &hooks_key);
   lua_rawgetp(L, 1, call->box);
   lua_getiuservalue(L, 2, FUNCTION);
-  if (kg_tensor_view(call->rows->buffer, call->rows->at, call->rows->n_dims, call->rows->shape, kg_push_tensor(L), &err))
+  const kg_tensor *rows = call->rows;
+  if (kg_tensor_view(rows->buffer, rows->at, rows->n_dims, rows->shape, kg_push_tensor(L), &err))
     return kg_raise(L, &err);
   lua_getiuservalue(L, 2, SEQUENCE);
   lua_pushinteger(L, call->pos);
@@ -92,8 +94,8 @@ static void keep_hook(lua_State *L, const hook_box *box)
   lua_settop(L, hook);
 }
 
-/* seq:hook(names, f) -> Hook, or nil, message, code: f(x, seq, pos, name) in every step of the sequence, for the rows of
- * these values; x [rows, width] may be changed in place, and kept. lua/kigo/sequence.lua takes patterns for the names. */
+/* seq:hook(names, f) -> Hook, or nil, message, code: f(x, seq, pos, name) in every step of the sequence, for the rows
+ * of these values; x [rows, width] may be changed in place, and kept. lua/kigo/sequence.lua takes patterns for names. */
 static int hook_sequence(lua_State *L)
 {
   kg_check_sequence(L, 1);
@@ -193,8 +195,8 @@ static const kg_tensor_ops *ops_of(kg_model *model, kg_error *err)
   return ops;
 }
 
-/* model:unembed(x) -> logits [vocab] of a row, [rows, vocab] of rows, or nil, message, code: the model's last norm and its
- * head, as a pass applies them */
+/* model:unembed(x) -> logits [vocab] of a row, [rows, vocab] of rows, or nil, message, code: the model's last norm and
+ * its head, as a pass applies them */
 static int unembed(lua_State *L)
 {
   kg_error err;
@@ -235,8 +237,8 @@ static int tensor_to(lua_State *L)
   return status ? kg_push_error(L, &err) : 1;
 }
 
-/* model:tensor(name, first = 0, count = all) -> Tensor on the model's device, or nil, message, code: numbers of the model's
- * file, dequantized; of a matrix rows [first, first + count), counted over all planes */
+/* model:tensor(name, first = 0, count = all) -> Tensor on the model's device, or nil, message, code: numbers of the
+ * model's file, dequantized; of a matrix rows [first, first + count), counted over all planes */
 static int model_tensor(lua_State *L)
 {
   kg_error err;
@@ -269,14 +271,59 @@ static int push_name(lua_State *L, const kg_plan *plan, int32_t value)
   return 1;
 }
 
-/* model:residual() -> name of the value that model:unembed takes, and of the same behind the last norm; nil where the plan
- * has none */
+/* model:residual() -> name of the value that model:unembed takes, and of the same behind the last norm; nil where the
+ * plan has none */
 static int residual(lua_State *L)
 {
   const kg_plan *plan = kg_model_plan(check_model(L, 1));
   push_name(L, plan, kg_plan_residual(plan));
   push_name(L, plan, kg_plan_hidden(plan));
   return 2;
+}
+
+/* model:zeros(n, m...) -> Tensor on the model's device */
+static int model_zeros(lua_State *L)
+{
+  kg_error err;
+  const int n_dims = lua_gettop(L) - 1;
+  luaL_argcheck(L, n_dims >= 1 && n_dims <= KG_TENSOR_DIMS, 2, "1 to 4 sizes expected");
+  int64_t dims[KG_TENSOR_DIMS];
+  for (int i = 0; i < n_dims; i++) dims[i] = kg_check_int(L, i + 2, "size", 0, INT32_MAX);
+  kg_tensor *made;
+  return push_on_device(L, check_model(L, 1), n_dims, dims, &made, &err) ? kg_push_error(L, &err) : 1;
+}
+
+/* model:trace_rows(sequences, name) -> Tensor [rows, width], or nil, message, code: a value of all tokens that the
+ * sequences wait for, sequence after sequence, in shared passes */
+static int trace_rows(lua_State *L)
+{
+  kg_error err;
+  check_model(L, 1);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  lua_settop(L, 3);
+  const lua_Unsigned n = lua_rawlen(L, 2);
+  if (n > INT32_MAX / 16) return luaL_error(L, "sequences: %I are too many", (lua_Integer)n);
+  luaL_checkstack(L, (int)n + 8, "too many sequences");
+  kg_step_item *items = lua_newuserdatauv(L, (size_t)n * sizeof *items + 1, 0);
+  int64_t n_rows = 0;
+  for (lua_Unsigned i = 0; i < n; i++) { /* they stay on the stack: a progress function may empty the table */
+    lua_rawgeti(L, 2, (lua_Integer)i + 1);
+    items[i] = (kg_step_item){.sequence = kg_check_sequence(L, -1)};
+    n_rows += kg_sequence_pending(items[i].sequence);
+  }
+  kg_model *model = check_model(L, 1);
+  const kg_plan *plan = kg_model_plan(model);
+  kg_step_trace trace = {.value = kg_plan_value_find(plan, luaL_checkstring(L, 3))};
+  if (trace.value == KG_NONE) return luaL_error(L, "the model has no value \"%s\"", lua_tostring(L, 3));
+  const int64_t dims[2] = {n_rows, kg_plan_value(plan, trace.value)->width};
+  kg_tensor *rows = NULL;
+  int status = push_on_device(L, model, 2, dims, &rows, &err);
+  if (status) return kg_push_error(L, &err);
+  trace.buffer = rows->buffer;
+  kg_begin_step(L, 1);
+  status = kg_step_items(check_model(L, 1), items, (size_t)n, &trace, 1, &err);
+  kg_end_step(L, 1);
+  return status ? kg_push_error(L, &err) : 1;
 }
 
 static void add_methods(lua_State *L, const char *class, const luaL_Reg *methods)
@@ -295,7 +342,8 @@ void kg_bind_inside(lua_State *L)
       {"__gc", collect_hook}, {"__close", close_hook}, {"__tostring", hook_to_string}, {NULL, NULL}};
   static const luaL_Reg of_sequences[] = {{"hook", hook_sequence}, {NULL, NULL}};
   static const luaL_Reg of_models[] = {
-      {"unembed", unembed}, {"tensor", model_tensor}, {"residual", residual}, {NULL, NULL}};
+      {"unembed", unembed}, {"tensor", model_tensor}, {"residual", residual},
+      {"zeros", model_zeros}, {"trace_rows", trace_rows}, {NULL, NULL}};
   static const luaL_Reg of_tensors[] = {{"to", tensor_to}, {NULL, NULL}};
   kg_class(L, CLASS_HOOK, methods, metamethods);
   add_methods(L, "Sequence", of_sequences);

@@ -199,6 +199,23 @@ static int row(lua_State *L)
   return push_row(L, check_index(L, tensor));
 }
 
+/* t:rows(first, count) -> Tensor, a view of these rows */
+static int rows(lua_State *L)
+{
+  kg_error err;
+  int64_t dims[KG_TENSOR_DIMS];
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  if (tensor->n_dims < 2) return luaL_error(L, "rows: a tensor of one dimension has no rows");
+  const int64_t first = kg_check_int(L, 2, "first", 0, tensor->shape[0]);
+  const int64_t count = kg_check_int(L, 3, "count", 0, tensor->shape[0] - first);
+  kg_tensor **made = kg_push_tensor(L);
+  tensor = kg_check_tensor(L, 1);
+  memcpy(dims, tensor->shape, sizeof dims);
+  const int64_t at = tensor->at + (dims[0] ? kg_tensor_count(tensor) / dims[0] * first : 0);
+  dims[0] = count;
+  return kg_tensor_view(tensor->buffer, at, tensor->n_dims, dims, made, &err) ? kg_push_error(L, &err) : 1;
+}
+
 /* ---- looking ---- */
 
 /* t:shape() -> n, m, ... */
@@ -523,7 +540,7 @@ void kg_bind_tensor(lua_State *L)
                                      {"softmax", softmax}, {"log_softmax", log_softmax}, {"entropy", entropy},
                                      {"sum", tensor_sum},  {"min", tensor_min},          {"max", tensor_max},
                                      {"mul_", mul_in_place},  {"add_", add_in_place},    {"fill_", fill_in_place},
-                                     {"clone", clone},     {"totable", totable},         {"row", row},
+                                     {"clone", clone},     {"totable", totable},         {"row", row},               {"rows", rows},
                                      {"bytes", bytes},     {"close", close_tensor},      {NULL, NULL}};
   static const luaL_Reg metamethods[] = {{"__index", get},          {"__newindex", set},         {"__len", length},
                                          {"__gc", close_tensor},    {"__close", close_tensor},

@@ -4,8 +4,9 @@
  * - A hook sees the tokens that are evaluated while it is there. Those in the cache stay as they were computed; what
  *   its edits did to them stays too when it is gone. From its first hook on a sequence is private (is_private in
  *   sequence.h): its pages are not what its tokens alone would give.
- * - It sees each of them once per evaluation, in any number of calls: prompts are cut. Behind the plan's last attention only
- *   rows are computed whose logits somebody wants, which of a prompt is the last one; no others are shown there.
+ * - It sees each of them once per evaluation, in any number of calls: prompts are cut. Behind the plan's last
+ *   attention only rows are computed whose logits somebody wants, which of a prompt is the last one; no others are
+ *   shown there.
  * - Forks do not inherit hooks, but the pages that were made under them.
  * - A hooked sequence draws nothing ahead (ahead.h) and takes no draft along (draft.h). */
 #ifndef KG_HOOK_H
@@ -13,10 +14,10 @@
 
 #include "sequence.h"
 
-/* `rows` [n_rows, width] of a value, at positions from `pos` on; the callee may keep a reference to the buffer. What stands there
- * on return goes on. It may look at sequences and models but not change them, and use tensors and kg_model_unembed. On failure the
- * sequence's part in the step is over: its tokens stay pending, and the step ends with this error when the others
- * are done. */
+/* `rows` [n_rows, width] of a value, at positions from `pos` on; the callee may keep a reference to the buffer. What
+ * stands there on return goes on. It may look at sequences and models but not change them, and use tensors and
+ * kg_model_unembed. On failure the sequence's part in the step is over: its tokens stay pending, and the step ends with
+ * this error when the others are done. */
 typedef int (*kg_hook_call)(void *user, int32_t value, int32_t pos, const kg_tensor *rows, kg_error *err);
 
 struct kg_hook {

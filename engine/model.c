@@ -244,8 +244,8 @@ int kg_model_unembed(kg_model *model, const kg_tensor *x, kg_tensor *logits, kg_
   return model->backend->unembed(model->exe, x->buffer, x->at, (int32_t)n_rows, logits->buffer, logits->at, err);
 }
 
-int kg_model_read_tensor(const kg_model *model, const kg_gguf_tensor *tensor, int64_t row, int64_t n_rows, kg_buffer *out,
-                         kg_error *err)
+int kg_model_read_tensor(const kg_model *model, const kg_gguf_tensor *tensor, int64_t row, int64_t n_rows,
+                         kg_buffer *out, kg_error *err)
 {
   const kg_type_info *info = kg_type_find((uint32_t)tensor->type);
   const int64_t width = tensor->dims[0];

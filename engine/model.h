@@ -34,14 +34,15 @@ int32_t kg_model_sequence_count(const kg_model *model); /* open ones */
  * haiku check damages its copy with. *n_weights says how many; none is KG_ERR_ARGUMENT. */
 int kg_model_scramble(kg_model *model, const char *prefix, uint64_t seed, int32_t *n_weights, kg_error *err);
 
-/* The logits [n_rows, vocab] that follow from rows [n_rows, width] of the plan's residual, both tensors on the model's device:
- * bit for bit what a pass makes of them. KG_ERR_UNSUPPORTED where the plan has no residual (plan.h). May be called
- * within a hook. */
+/* The logits [n_rows, vocab] that follow from rows [n_rows, width] of the plan's residual, both tensors on the model's
+ * device: bit for bit what a pass makes of them. KG_ERR_UNSUPPORTED where the plan has no residual (plan.h). May be
+ * called within a hook. */
 int kg_model_unembed(kg_model *model, const kg_tensor *x, kg_tensor *logits, kg_error *err);
 
-/* Rows [row, row + n_rows) of a tensor of the model's file, counted over all planes and dequantized, to the start of a buffer. */
-int kg_model_read_tensor(const kg_model *model, const kg_gguf_tensor *tensor, int64_t row, int64_t n_rows, kg_buffer *out,
-                         kg_error *err);
+/* Rows [row, row + n_rows) of a tensor of the model's file, counted over all planes and dequantized, to the start of a
+ * buffer. */
+int kg_model_read_tensor(const kg_model *model, const kg_gguf_tensor *tensor, int64_t row, int64_t n_rows,
+                         kg_buffer *out, kg_error *err);
 
 /* ---- for sequence.c and step.c ---- */
 

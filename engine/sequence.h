@@ -39,8 +39,8 @@ struct kg_sequence {
   int64_t family;          /* the same for a sequence and its forks */
   kg_companion *companions;
   kg_hook *hooks;          /* in order of creation; NULL: none */
-  bool is_private;         /* from its first hook on, forks too: a page of it may depend on more than the tokens, so that none may
-                              serve another sequence that has the same ones, nor another's page this one */
+  bool is_private;         /* from its first hook on, forks too: a page of it may depend on more than the tokens, so that
+                              none may serve another sequence with the same ones, nor another's page this one */
   kg_tokens tokens;        /* the timeline */
   int32_t n_evaluated;     /* tokens whose keys and values are in the pages */
   int32_t n_public;        /* leading ones whose rows were computed here from their ids alone, or found: others may have them

@@ -144,7 +144,8 @@ static void want_logits(step *s, const kg_step_item *item, int32_t row0, int32_t
 static void call_hook(void *user, int32_t pos, int32_t n_rows, kg_buffer *rows)
 {
   const tapped *t = user;
-  const kg_tensor view = {.buffer = rows, .n_dims = 2, .shape = {n_rows, kg_plan_value(kg_model_plan(t->step->model), t->value)->width}};
+  const kg_value *value = kg_plan_value(kg_model_plan(t->step->model), t->value);
+  const kg_tensor view = {.buffer = rows, .n_dims = 2, .shape = {n_rows, value->width}};
   kg_sequence *sequence = t->hook->sequence;
   kg_error err = {.code = KG_OK};
   if (sequence->step.is_over) return;

@@ -390,12 +390,13 @@ static int renew_changed(const pass *p, int32_t value, int32_t first, int32_t n,
 static int call_tap(const pass *p, const kg_gpu_stage *stage, const kg_tap *tap, int32_t first, int32_t n, kg_error *err)
 {
   const kg_stream *s = p->exe->stream;
-  const size_t width = (size_t)width_of(p, tap->value), n_floats = (size_t)n * width, n_bytes = n_floats * sizeof(float);
+  const size_t width = (size_t)width_of(p, tap->value), n_bytes = (size_t)n * width * sizeof(float);
   const bool has_half = stage->kind == KG_STAGE_NORM_ROWS && place_of(p, KG_ALL_ROWS, tap->value)->half != SIZE_MAX;
   float *rows = floats_of(p, KG_ALL_ROWS, tap->value) + (size_t)first * width, *before = NULL;
   kg_buffer *copy = NULL;
-  int code = kg_cuda_buffer_new(p->exe->stream, (int64_t)n_floats, &copy, err);
-  if (!code) code = kg_cuda_check(cudaMemcpyAsync(copy->data, rows, n_bytes, cudaMemcpyDeviceToDevice, s->handle), "a tap", err);
+  int code = kg_cuda_buffer_new(p->exe->stream, (int64_t)n * (int64_t)width, &copy, err);
+  if (!code)
+    code = kg_cuda_check(cudaMemcpyAsync(copy->data, rows, n_bytes, cudaMemcpyDeviceToDevice, s->handle), "a tap", err);
   if (!code && has_half) {
     before = kg_alloc(n_bytes);
     code = before ? kg_cuda_check(cudaMemcpyAsync(before, rows, n_bytes, cudaMemcpyDeviceToHost, s->handle), "a tap", err)
@@ -686,7 +687,8 @@ int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n
   for (int32_t row = 0; row < n_rows && !code; row += step) {
     pass p = {.exe = exe, .batch = &none, .program = &exe->traced};
     p.n = p.n_rows = n_rows - row < step ? n_rows - row : step;
-    code = unembed_rows(&p, residual, (const float *)x->data + at + row * width, (float *)logits->data + logits_at + row * vocab, err);
+    code = unembed_rows(&p, residual, (const float *)x->data + at + row * width,
+                        (float *)logits->data + logits_at + row * vocab, err);
   }
   exe->arena = arena;
   const int waited = kg_stream_wait(exe->stream, "unembedding", code ? NULL : err);

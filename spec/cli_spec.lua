@@ -10,7 +10,7 @@ describe("kigo.cli", function()
 
   -- Commands that compute do it on one thread of the CPU here: tiny models gain nothing from more, and the machine may
   -- be busy.
-  local COMPUTES = { run = 3, chat = 2, haiku = 1, bench = 3, logits = 3 } -- with so many arguments
+  local COMPUTES = { run = 3, chat = 2, haiku = 1, bench = 3, logits = 3, perplexity = 2, embed = 2 } -- arguments
 
   ---Run the program: exit status, standard output, standard error.
   local function run(arguments, input)
@@ -69,7 +69,7 @@ describe("kigo.cli", function()
       assert.equal(0, status)
       assert.equal("", err)
       for _, name in ipairs { "run", "chat", "haiku", "bench", "inspect", "tokenize", "template", "logits",
-        "make-model" } do
+        "perplexity", "embed", "make-model" } do
         assert.truthy(out:find("\n  " .. name .. " ", 1, true), name)
         local code, text = run { name, "--help" }
         assert.equal(0, code)
@@ -363,6 +363,42 @@ describe("kigo.cli", function()
       assert.equal(1, status)
       assert.truthy(err:find("/dev/full", 1, true))
       assert(io.open("/dev/full", "rb")):close()
+    end)
+  end)
+
+  describe("perplexity", function()
+    local text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+
+    it("measures a file or standard input", function()
+      local path = support.temporary(text)
+      local status, out, err = run { "perplexity", stories(), path, "--ctx", "16", "--stride", "4" }
+      assert.equal(0, status, err)
+      assert.matches("^perplexity 1%.%d%d%d%d %+%- 0%.%d+\n$", out)
+      assert.matches("^31 tokens of .* in 5 windows of 16, cpu; [%d.]+ tokens/s\n$", err)
+      assert.equal(out, (select(2, run({ "perplexity", stories(), "-", "--ctx", "16", "--stride", "4" }, text))))
+      os.remove(path)
+    end)
+
+    it("says what is wrong", function()
+      assert.equal(1, (run { "perplexity", stories(), "/nonexistent" }))
+      assert.equal(1, (run({ "perplexity", stories(), "-" }, "")))
+      assert.equal(2, (run({ "perplexity", stories(), "-", "--ctx", "16", "--stride", "16" }, text)))
+      assert.equal(2, (run { "perplexity", stories() }))
+    end)
+  end)
+
+  describe("embed", function()
+    it("writes a vector a line", function()
+      local status, out, err = run { "embed", stories(), "Once upon a time", "Lily" }
+      assert.equal(0, status, err)
+      local first, second = out:match "^(%[.-%])\n(%[.-%])\n$"
+      local vector = cjson.decode(first)
+      assert.equal(64, #vector)
+      assert.near(-0.016442, vector[1], 1e-6)
+      assert.equal(second .. "\n" .. first .. "\n",
+        (select(2, run({ "embed", stories() }, "Lily\n\nOnce upon a time\n"))))
+      assert.not_equal(first .. "\n", (select(2, run { "embed", stories(), "Once upon a time", "--raw" })))
+      assert.equal(2, (run { "embed", stories(), "x", "--pooling", "most" }))
     end)
   end)
 

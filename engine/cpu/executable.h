@@ -114,7 +114,7 @@ int kg_cpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, vo
 int kg_cpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err);
 
 /* cpu.c */
-int kg_cpu_program_build(kg_executable *exe, kg_program_input *input, kg_program *out, kg_error *err); /* completes input */
+int kg_cpu_program_build(kg_executable *exe, kg_program_input *input, kg_program *out, kg_error *err); /* completes it */
 /* Memory to run it in: of the arena and of the workers, or of the workers alone. The arena must hold nothing. */
 int kg_cpu_reserve(kg_executable *exe, const kg_program *program, kg_error *err);
 int kg_cpu_reserve_workers(kg_executable *exe, const kg_program *program, kg_error *err);

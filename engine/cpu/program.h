@@ -3,9 +3,9 @@
  * matrix products that read the same or independent inputs, attention, a step of a mixture of experts. Its second part, the tail, runs
  * on the wanted rows alone, in blocks.
  *
- * There are several programs of a plan: the fused one; the traced one, in which every value of the plan stands in memory
- * for a moment and can be copied out; programs that stop at some values, for taps; and the one that leads from the residual to
- * the logits. All do the same arithmetic. */
+ * There are several programs of a plan: the fused one; the traced one, in which every value of the plan stands in
+ * memory for a moment and can be copied out; programs that stop at some values, for taps; and the one that leads from
+ * the residual to the logits. All do the same arithmetic. */
 #ifndef KG_CPU_PROGRAM_H
 #define KG_CPU_PROGRAM_H
 
@@ -91,7 +91,7 @@ typedef enum kg_cpu_stage_kind {
 typedef struct kg_cpu_stage {
   kg_cpu_stage_kind kind;
   int32_t first, end;
-  int32_t in, out; /* attention: places of q and of the result; tap: of the value before and after (in: KG_NONE where it is given) */
+  int32_t in, out; /* places. Attention: of q and of the result; tap: of the value before (KG_NONE: it is given), and after */
   int64_t n_groups; /* products: of all of them */
 } kg_cpu_stage;
 
@@ -132,7 +132,7 @@ typedef struct kg_program_input {
   const kg_packed *const *weights; /* by weight index; NULL for vectors */
   int32_t max_rows; /* of a pass */
   bool traced;
-  const bool *tapped; /* by value: a tap stage stands between the operation that makes it and all that read it; NULL: none */
+  const bool *tapped; /* by value: a tap stage stands between what makes it and all that read it; NULL: none */
   int32_t given;      /* a tapped value from which alone the logits are made; KG_NONE: the whole plan */
 } kg_program_input;
 

@@ -1,4 +1,5 @@
-/* taps.c - programs that are made on demand: those that stop at the values of taps, and the way from the residual to the logits. */
+/* taps.c - programs that are made on demand: those that stop at the values of taps, and the way from the residual to
+ * the logits. */
 #include <string.h>
 
 #include "alloc.h"

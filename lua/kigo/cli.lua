@@ -7,7 +7,7 @@ local options = require "kigo.cli.options"
 local cli = {}
 
 local COMMANDS = { "run", "chat", "haiku", "verify", "bench", "inspect", "arch", "tokenize", "template",
-  "logits", "quantize", "make-model" }
+  "logits", "perplexity", "embed", "quantize", "make-model" }
 
 ---@return kigo.cli.Command
 local function command_named(name)

@@ -14,13 +14,17 @@ local parse = require "kigo.parse"
 local quantize = require "kigo.quantize"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
+local perplexity = require "kigo.perplexity"
 local scheduler = require "kigo.scheduler"
 local sampler = require "kigo.sampler"
 local sandbox = require "kigo.sandbox"
 local speculate = require "kigo.speculate"
+local steering = require "kigo.steering"
 local template = require "kigo.template"
 require "kigo.model"    -- the scripted methods of kigo.Model
 require "kigo.sequence" -- and of kigo.Sequence
+require "kigo.logprobs" -- of both: how likely texts are
+require "kigo.embed"    -- and texts as vectors
 
 ---@class kigo
 ---@field version string
@@ -33,6 +37,8 @@ local kigo = {
   parse = parse,
   json = json,
   receipt = receipt,
+  perplexity = perplexity.measure,
+  steering = steering,
   quantize = quantize,
   -- tensors, text and time
   tensor = core.tensor,

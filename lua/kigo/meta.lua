@@ -177,6 +177,15 @@ function core.types() end
 ---@return integer? code
 function core.make_model(path, options) end
 
+---Write a small file of float32 tensors; it appears whole or not at all.
+---@param path string
+---@param entries { [1]: string, [2]: string|number|boolean }[]   metadata; integers become u32, other numbers f32
+---@param tensors { [1]: string, [2]: kigo.Tensor }[]
+---@return string? path
+---@return string? message
+---@return integer? code
+function core.write_gguf(path, entries, tensors) end
+
 -- ---- text ----
 
 ---A vocabulary: text to ids and back. Ids are 0-based as in the file; those of special tokens are nil where there are
@@ -403,6 +412,10 @@ function Tensor:clone() end
 ---@param i integer
 ---@return kigo.Tensor row   a view: it changes with the tensor
 function Tensor:row(i) end
+---@param first integer
+---@param count integer
+---@return kigo.Tensor rows   a view
+function Tensor:rows(first, count) end
 ---@return table numbers   nested lists; more than 65,536 numbers raise
 function Tensor:totable() end
 ---@return string float32  raw numbers, row by row
@@ -658,6 +671,22 @@ function Model:values() end
 ---@return string? message       code UNSUPPORTED where the model has no such value
 ---@return integer? code
 function Model:unembed(x) end
+
+---A zeroed tensor on the model's device.
+---@param n integer
+---@param ... integer   more dimensions
+---@return kigo.Tensor?
+---@return string? message
+---@return integer? code
+function Model:zeros(n, ...) end
+
+---A value of all tokens that these sequences wait for, evaluated in shared forward passes.
+---@param sequences kigo.Sequence[]
+---@param name string
+---@return kigo.Tensor? rows   [tokens, width], sequence after sequence
+---@return string? message
+---@return integer? code
+function Model:trace_rows(sequences, name) end
 
 ---@return string? residual   name of the value that unembed takes; nil where the model has none
 ---@return string? hidden     and of the same behind the last norm, which the head reads: embeddings are made of it

@@ -2,6 +2,7 @@
 -- State has one home, C; this file adds methods to the class that engine/bind_sequence.c makes.
 local core = require "kigo.core"
 local check = require "kigo.check"
+local logprobs = require "kigo.logprobs"
 local pass = require "kigo.pass"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
@@ -117,7 +118,8 @@ end
 ---@field sample? kigo.Sampler     a chain or any function (logits, seq) -> id, instead of the others
 ---@field max? integer            most tokens to sample; default: what the context still holds
 ---@field stop? string|string[]   texts that end the answer; they are not part of it
----@field logprobs? boolean       also report the log-probability of every sampled token
+---@field logprobs? boolean|integer  also report the log-probability of every sampled token; a number: and so many of
+---the likeliest ones in its place
 ---@field receipt? boolean        also make a receipt of it (lua/kigo/receipt.lua)
 ---@field ahead? integer          most tokens that a chain draws in one round trip to the device (1 to 1024). Only the
 ---speed depends on it. Unless given: on a GPU 16, or 4 where somebody sees the text grow; elsewhere 1
@@ -127,7 +129,7 @@ end
 ---@field parser? kigo.Parser     takes the answer apart (model:parser); it is used up by one answer
 ---@field on_delta? fun(delta: kigo.ParseDelta)   called with what the parser finds, as it comes
 local generate_options = {
-  max = "integer", stop = "string|table", logprobs = "boolean", receipt = "boolean", on_text = "callable",
+  max = "integer", stop = "string|table", logprobs = "boolean|integer", receipt = "boolean", on_text = "callable",
   parser = "table", on_delta = "callable", ahead = "integer", speculate = "callable",
 }
 for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
@@ -139,6 +141,7 @@ for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
 ---@field n_tokens integer        #ids
 ---@field end_id integer?         the token that ended the answer, when reason is "end"; not on the timeline
 ---@field logprobs number[]?      of the ids, and of end_id when there is one
+---@field top_logprobs kigo.Alternative[][]?  the likeliest in their places, best first
 ---@field mean_logprob number?
 ---@field receipt kigo.Receipt?
 ---@field speculated kigo.Speculated?  how well the speculator guessed
@@ -208,6 +211,10 @@ local function start(seq, options, is_seen)
   if room < 1 then
     return nil, ("the context of %d tokens is full"):format(model.context), core.err.FULL
   end
+  local n_top = math.type(options.logprobs) and options.logprobs or nil
+  if n_top and (n_top < 1 or n_top > model.vocab_size) then
+    error(("logprobs: %d is outside 1 to %d"):format(n_top, model.vocab_size), 3)
+  end
   local stop = options.stop
   if type(stop) == "string" then stop = { stop } end
   local timeline = seq:tokens()
@@ -227,7 +234,8 @@ local function start(seq, options, is_seen)
   return setmetatable({ recorder = recorder, parser = options.parser, spelled = spelled, on_delta = options.on_delta,
     seq = seq, pick = pick, made_pick = made_pick, ahead = look_ahead(model, options, pick, is_seen),
     max = options.max or room, out = out, pace = options.speculate and speculate.pace(options.speculate, seq),
-    result = { text = "", ids = {}, n_tokens = 0, logprobs = options.logprobs and {} or nil },
+    n_top = n_top, result = { text = "", ids = {}, n_tokens = 0, logprobs = options.logprobs and {} or nil,
+      top_logprobs = n_top and {} or nil },
   }, Generation)
 end
 
@@ -258,7 +266,11 @@ function Generation:_sample()
   local id
   id, message, code = pick_from(logits, self.seq, self.pick)
   if not id then return nil, message, code end
-  if log_probs then table.insert(self.result.logprobs, log_probs[id]) end
+  if log_probs then
+    table.insert(self.result.logprobs, log_probs[id])
+    if self.n_top then table.insert(self.result.top_logprobs, logprobs.alternatives(log_probs, self.n_top)) end
+    log_probs:close()
+  end
   if self.recorder then self.recorder:drew(id) end
   return id
 end

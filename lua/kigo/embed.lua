@@ -1,0 +1,137 @@
+-- embed.lua - texts as vectors: the value that the model's head reads, behind the last norm, made into one row a text.
+local core = require "kigo.core"
+local check = require "kigo.check"
+local pass = require "kigo.pass"
+
+local Model = core.classes.Model
+local trace_rows = Model.trace_rows
+
+local GROUP_TOKENS, GROUP_SIZE = 8192, 64 -- of texts that share forward passes: their rows stand in memory together
+
+local POOLINGS = {} -- what becomes of the rows [n, width] of a text
+
+function POOLINGS.mean(rows)
+  local sum, message, code = rows:row(0):clone()
+  if not sum then return nil, message, code end
+  for i = 1, #rows - 1 do sum:add_(rows:row(i)) end
+  return sum:mul_(1 / #rows)
+end
+
+function POOLINGS.last(rows) return rows:row(#rows - 1):clone() end
+function POOLINGS.cls(rows) return rows:row(0):clone() end
+
+-- <architecture>.pooling_type in files
+local OF_FILE = { [0] = "mean", [1] = "mean", [2] = "cls", [3] = "last" }
+
+---@class kigo.EmbedOptions
+---@field pooling? "mean"|"last"|"cls"   what a text's vector is made of: the mean of all tokens, the last or the first
+---one; default: what the file says (its pooling_type), else the mean
+---@field normalize? boolean             to length 1; default true
+local embed_options = { pooling = "string", normalize = "boolean" }
+
+local function pooling_of(model, name)
+  if name then
+    return POOLINGS[name] or error(("pooling: %q is none of mean, last, cls"):format(name), 3)
+  end
+  local architecture = model.gguf and model.gguf:get "general.architecture"
+  local kind = architecture and model.gguf:get(architecture .. ".pooling_type") or 0
+  if OF_FILE[kind] then return POOLINGS[OF_FILE[kind]] end
+  return nil, ("the file's pooling_type %s is not one of 0 to 3: say which pooling is meant"):format(tostring(kind)),
+    core.err.UNSUPPORTED
+end
+
+local function is_ids(input) return type(input) == "table" and math.type(input[1]) == "integer" end
+
+---A text's ids, with what the file asks for before and behind it.
+local function ids_of(model, input)
+  if is_ids(input) then return input end
+  if type(input) ~= "string" then error("embed: text, ids or a list of them expected, got " .. type(input), 4) end
+  local tokenizer = model.tokenizer or error("the model was loaded without a tokenizer; work with token ids", 4)
+  return tokenizer:encode(input, { bos = true, eos = true })
+end
+
+local function close_all(list)
+  for _, handle in ipairs(list) do handle:close() end
+end
+
+---Rows of `value` of all these texts, in shared passes: one tensor, text after text.
+local function rows_of(model, value, texts)
+  local sequences <close> = setmetatable({}, { __close = close_all })
+  for i, ids in ipairs(texts) do
+    local seq, message, code = model:sequence {}
+    if not seq then return nil, message, code end
+    sequences[i] = seq
+    local fed
+    fed, message, code = seq:feed(ids)
+    if not fed then return nil, message, code end
+  end
+  return pass.alone(model, trace_rows, model, sequences, value)
+end
+
+local function to_length_one(vector)
+  local squares, message, code = vector:clone()
+  if not squares then return nil, message, code end
+  local length = squares:mul_(vector):sum() ^ 0.5
+  squares:close()
+  return length > 0 and vector:mul_(1 / length) or vector
+end
+
+---Some texts that go through the model together, as a vector each.
+local function vectors_of(model, value, texts, pool, normalize)
+  local rows <close>, why, fault = rows_of(model, value, texts)
+  if not rows then return nil, why, fault end
+  local vectors, at = {}, 0
+  for i, ids in ipairs(texts) do
+    local vector, message, code = pool(rows:rows(at, #ids))
+    if vector and normalize then vector, message, code = to_length_one(vector) end
+    if not vector then return nil, message, code end
+    vectors[i] = vector
+    at = at + #ids
+  end
+  return vectors
+end
+
+---Texts [first, last] that go through the model together.
+local function group_from(texts, first)
+  local last, n = first, #texts[first]
+  while last < #texts and last - first + 1 < GROUP_SIZE and n + #texts[last + 1] <= GROUP_TOKENS do
+    last = last + 1
+    n = n + #texts[last]
+  end
+  return last
+end
+
+---A text as a vector [width] on the model's device; of a list of texts a list of them. Texts share forward passes.
+---@param input string|integer[]|(string|integer[])[]   text begins and ends as the file asks for (BOS, EOS); ids are
+---taken as they are
+---@param options? kigo.EmbedOptions
+---@return kigo.Tensor|kigo.Tensor[]|nil
+---@return string? message
+---@return integer? code
+function Model:embed(input, options)
+  options = check.options(options, embed_options)
+  local pool, message, code = pooling_of(self, options.pooling)
+  if not pool then return nil, message, code end
+  local _, value = self:residual()
+  if not value then return nil, "this model's head does not read one value of its own", core.err.UNSUPPORTED end
+  local is_one = type(input) == "string" or is_ids(input)
+  local texts, vectors = {}, {}
+  if not is_one and type(input) ~= "table" then
+    error("embed: text, ids or a list of them expected, got " .. type(input), 2)
+  end
+  for i, text in ipairs(is_one and { input } or input) do
+    texts[i], message, code = ids_of(self, text)
+    if not texts[i] then return nil, message, code end
+    if #texts[i] == 0 then error(("embed: text %d has no tokens"):format(i), 2) end
+  end
+  local first = 1
+  while first <= #texts do
+    local last = group_from(texts, first)
+    local group = table.move(texts, first, last, 1, {})
+    local made, why, fault = vectors_of(self, value, group, pool, options.normalize ~= false)
+    if not made then return nil, why, fault end
+    table.move(made, 1, #made, first, vectors)
+    first = last + 1
+  end
+  return is_one and vectors[1] or vectors
+end
