@@ -255,6 +255,37 @@ describe("kigo.Sequence:hook", function()
         hook:close()
       end)
 
+      it("belongs to one body of a batch, whose error ends that body alone", function()
+        local model <close> = model_with { chunk = 16, pool = 6 * 64 }
+        local lists = {}
+        for i = 1, 12 do lists[i] = prefix(ids, 20 + i) end
+        local function decode(seq, list)
+          seq:feed(list)
+          local out = {}
+          for i = 1, 8 do
+            out[i] = seq.logits:argmax()
+            seq:push(out[i])
+          end
+          return table.concat(out, " ") .. seq.logits:bytes()
+        end
+        local function body(seq, list, i)
+          local _ <close> = i % 3 == 1 and seq:hook({ "blk.0.out", "blk.1.attn" }, nudge) or nil
+          local _ <close> = i == 6 and seq:hook("embd", function(_, _, pos)
+            if pos >= 26 then error "mine" end
+          end) or nil
+          return decode(seq, list)
+        end
+        local alone = {}
+        for i, list in ipairs(lists) do
+          local seq <close> = model:sequence {}
+          alone[i] = i ~= 6 and body(seq, list, i) or nil
+        end
+        local results, errors = assert(model:batch({ max = 12, errors = "collect" }, lists, body))
+        for i = 1, 12 do assert.equal(alone[i], results[i]) end
+        assert.matches("mine.*traceback", errors[6])
+        assert.equal(0, model:stats().n_pages_used)
+      end)
+
       it("holds for ids that are drawn", function()
         local model <close> = model_with {}
         local chain <close> = kigo.chain { kigo.temp(0.9), kigo.dist() }
