@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "constraint.h"
 #include "draft.h"
 #include "error.h"
 
@@ -78,7 +79,10 @@ static int32_t take(kg_sequence *sequence)
     if (is_new_pass) future->passes->n_counted = pass + 1;
     kg_model_count(sequence->model, n_new, is_new_pass);
     kg_sequence_evaluated(sequence, n_new);
-    if (future->at == future->n_computed - 1) sequence->logits_pos = sequence->n_evaluated;
+    if (future->at == future->n_computed - 1) {
+      sequence->logits_pos = sequence->n_evaluated;
+      sequence->banned_pos = -1;
+    }
     future->is_taken = true;
   }
   kg_sequence_set_draws(sequence, kg_sequence_draws(sequence) + (uint64_t)drawn.status);
@@ -268,7 +272,7 @@ static int32_t limit_draws(kg_model *model, const kg_draw_item *items, size_t n,
     const int32_t room = has_next(&items[i]) ? future->n - future->at
                                              : kg_model_context(model) - kg_sequence_pos(sequence) + 1;
     if (room < ahead) ahead = room;
-    if (kg_draft_is_open(sequence)) ahead = 1;
+    if (kg_draft_is_open(sequence) || kg_sequence_is_constrained(sequence)) ahead = 1;
   }
   return ahead;
 }
@@ -360,10 +364,11 @@ static int draw_each(const kg_draw_item *items, size_t n, int32_t *ids, kg_error
   return status;
 }
 
-static bool is_hooked(const kg_draw_item *items, size_t n)
+/* Does somebody want to see what comes between two draws? */
+static bool is_watched(const kg_draw_item *items, size_t n)
 {
   for (size_t i = 0; i < n; i++)
-    if (items[i].sequence->hooks) return true;
+    if (items[i].sequence->hooks || kg_sequence_is_constrained(items[i].sequence)) return true;
   return false;
 }
 
@@ -391,7 +396,7 @@ int kg_draw_items(kg_model *model, const kg_draw_item *items, size_t n, int32_t 
   ahead = limit_draws(model, items, n, ahead);
   for (size_t i = 0; i < n_missing; i++) kg_sequence_drop_ahead(missing[i].sequence);
   const bool is_device = kg_model_backend(model)->run_ahead != NULL; /* all rows of one draw at once */
-  if (n_missing && (ahead > 1 || is_device) && !is_hooked(missing, n_missing)) {
+  if (n_missing && (ahead > 1 || is_device) && !is_watched(missing, n_missing)) {
     if (n_steps) status = kg_step_items(model, steps, n_steps, NULL, 0, err);
     n_steps = 0;
     if (!status) status = look(model, items, n, ahead, &n_missing, err);

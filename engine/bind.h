@@ -65,14 +65,15 @@ typedef struct kg_progress_call {
 int kg_call_progress(lua_State *L);
 
 /* Call f with all arguments while the collector rests: for readers that push many values between looks at their object,
- * which a finalizer might close. f raises for want of memory only. Not for what is called per token: restarting the collector makes it take a
- * step, a fraction of a millisecond. */
+ * which a finalizer might close. f raises for want of memory only. */
 int kg_call_at_rest(lua_State *L, lua_CFunction f);
 
 /* A Lua array of token ids as a userdata-held buffer (garbage collected), pushed on the stack; *n ids. Every element
  * must be an integer that fits int32; the error names the index. */
 int32_t *kg_check_ids(lua_State *L, int index, size_t *n);
 void kg_push_ids(lua_State *L, const int32_t *ids, size_t n);
+/* An empty array in userdata: what is put in is released with it. */
+kg_tokens *kg_push_tokens(lua_State *L);
 
 /* Plain data (bind_plain.c). Replace the value on top by a deep copy, or by bytes that say it; what is no plain data
  * raises, with its path, which begins with `name`. */
@@ -135,6 +136,7 @@ void kg_bind_cpu(lua_State *L);
 void kg_bind_unicode(lua_State *L);
 void kg_bind_sandbox(lua_State *L);
 void kg_bind_grammar(lua_State *L);
+void kg_bind_constraint(lua_State *L); /* after the sequence */
 
 /* A field of the table on top of the stack. */
 void kg_set_number(lua_State *L, const char *field, double value);

@@ -529,16 +529,13 @@ static int matcher_text(lua_State *L)
 /* matcher:forced() -> ids that must follow whatever comes, or nil, message, code */
 static int matcher_forced(lua_State *L)
 {
-  kg_tokens ids = {0};
+  check_matcher(L, 1);
+  kg_tokens *ids = kg_push_tokens(L);
   kg_error err;
   kg_matcher *matcher = check_matcher(L, 1);
-  int status = kg_matcher_forced(matcher, &ids, &err);
-  if (status) return push_failure(L, matcher, &err);
-  int32_t *kept = ids.n ? lua_newuserdatauv(L, ids.n * sizeof *kept, 0) : NULL;
-  if (kept) memcpy(kept, ids.ids, ids.n * sizeof *kept);
-  const size_t n = ids.n;
-  kg_tokens_deinit(&ids);
-  kg_push_ids(L, kept, n);
+  if (kg_matcher_forced(matcher, ids, &err)) return push_failure(L, matcher, &err);
+  kg_push_ids(L, ids->ids, ids->n);
+  kg_tokens_deinit(ids);
   return 1;
 }
 

@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "ahead.h"
+#include "bind_judge.h"
+#include "constraint.h"
 #include "draft.h"
 #include "error.h"
 #include "follow.h"
@@ -64,6 +66,14 @@ static int sequence_to_string(lua_State *L)
   return 1;
 }
 
+/* Finish a call that failed; the function of a constraint's point may have raised something. */
+static int push_failure(lua_State *L, const kg_sequence *sequence, const kg_error *err)
+{
+  const kg_judge *judge = kg_sequence_judge(sequence);
+  if (judge) kg_raise_judged(L, judge);
+  return kg_push_error(L, err);
+}
+
 /* ---- the timeline ---- */
 
 static int push_pos(lua_State *L, const kg_sequence *sequence)
@@ -80,7 +90,7 @@ static int feed(lua_State *L)
   const int32_t *ids = kg_check_ids(L, 2, &n);
   kg_sequence *sequence = kg_check_sequence(L, 1);
   kg_error err;
-  return kg_sequence_feed(sequence, ids, n, &err) ? kg_push_error(L, &err) : push_pos(L, sequence);
+  return kg_sequence_feed(sequence, ids, n, &err) ? push_failure(L, sequence, &err) : push_pos(L, sequence);
 }
 
 /* seq:push(id) -> pos, or nil, message, code */
@@ -89,7 +99,7 @@ static int push(lua_State *L)
   kg_sequence *sequence = kg_check_sequence(L, 1);
   const int32_t id = (int32_t)kg_check_int(L, 2, "id", INT32_MIN, INT32_MAX);
   kg_error err;
-  return kg_sequence_feed(sequence, &id, 1, &err) ? kg_push_error(L, &err) : push_pos(L, sequence);
+  return kg_sequence_feed(sequence, &id, 1, &err) ? push_failure(L, sequence, &err) : push_pos(L, sequence);
 }
 
 static int pos(lua_State *L)
@@ -97,20 +107,24 @@ static int pos(lua_State *L)
   return push_pos(L, kg_check_sequence(L, 1));
 }
 
-/* seq:tokens(from = 0) -> ids on the timeline, from this position on. They are copied before the table is made, which may
- * run finalizers; letting the collector rest instead would make it work off a step with every call. */
+static int push_tokens(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  const int32_t from = (int32_t)lua_tointeger(L, 2), pos = kg_sequence_pos(sequence);
+  if (from < pos)
+    kg_push_ids(L, kg_sequence_tokens(sequence) + from, (size_t)(pos - from));
+  else
+    lua_newtable(L);
+  return 1;
+}
+
+/* seq:tokens(from = 0) -> ids on the timeline, from this position on */
 static int tokens(lua_State *L)
 {
-  const int32_t pos = kg_sequence_pos(kg_check_sequence(L, 1));
-  const int32_t from = lua_isnoneornil(L, 2) ? 0 : (int32_t)kg_check_int(L, 2, "from", 0, INT32_MAX);
-  const size_t most = from < pos ? (size_t)(pos - from) : 0;
-  int32_t *ids = lua_newuserdatauv(L, most * sizeof *ids + 1, 0);
-  const kg_sequence *sequence = kg_check_sequence(L, 1);
-  const int32_t now = kg_sequence_pos(sequence);
-  const size_t there = from < now ? (size_t)(now - from) : 0, n = there < most ? there : most;
-  if (n) memcpy(ids, kg_sequence_tokens(sequence) + from, n * sizeof *ids);
-  kg_push_ids(L, ids, n);
-  return 1;
+  kg_check_sequence(L, 1);
+  if (!lua_isnoneornil(L, 2)) kg_check_int(L, 2, "from", 0, INT32_MAX);
+  lua_settop(L, 2);
+  return kg_call_at_rest(L, push_tokens);
 }
 
 static int seed(lua_State *L)
@@ -136,7 +150,7 @@ static int evaluate(lua_State *L, kg_error *err)
 static int step(lua_State *L)
 {
   kg_error err;
-  if (evaluate(L, &err)) return kg_push_error(L, &err);
+  if (evaluate(L, &err)) return push_failure(L, kg_check_sequence(L, 1), &err);
   lua_pushboolean(L, 1);
   return 1;
 }
@@ -188,7 +202,7 @@ static int draw(lua_State *L)
   const int status = kg_sequence_draw(sequence, chain, ahead, &id, &err);
   kg_chain_free(chain);
   kg_end_step(L, model);
-  if (status) return kg_push_error(L, &err);
+  if (status) return push_failure(L, kg_check_sequence(L, 1), &err);
   lua_pushinteger(L, id);
   return 1;
 }
@@ -209,19 +223,25 @@ static int expect(lua_State *L)
   return 1;
 }
 
+static int push_lookup(lua_State *L)
+{
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  const int32_t *ids;
+  const int32_t n = kg_sequence_lookup(sequence, (int32_t)lua_tointeger(L, 2), (int32_t)lua_tointeger(L, 3),
+                                       (int32_t)lua_tointeger(L, 4), &ids);
+  kg_push_ids(L, ids, (size_t)n);
+  return 1;
+}
+
 /* seq:lookup(longest, shortest, most) -> ids: what followed the last tokens when they stood on the timeline before */
 static int lookup(lua_State *L)
 {
-  const kg_sequence *sequence = kg_check_sequence(L, 1);
-  const int32_t longest = (int32_t)kg_check_int(L, 2, "longest", 1, KG_LOOKUP_MAX);
-  const int32_t shortest = (int32_t)kg_check_int(L, 3, "shortest", 1, longest);
-  const int32_t most = (int32_t)kg_check_int(L, 4, "most", 0, KG_DRAFT_MAX);
-  const int32_t *found = NULL;
-  int32_t ids[KG_DRAFT_MAX];
-  const int32_t n = kg_sequence_lookup(sequence, longest, shortest, most, &found);
-  if (n) memcpy(ids, found, (size_t)n * sizeof *ids); /* making the table may close the sequence */
-  kg_push_ids(L, ids, (size_t)n);
-  return 1;
+  kg_check_sequence(L, 1);
+  const int64_t longest = kg_check_int(L, 2, "longest", 1, KG_LOOKUP_MAX);
+  kg_check_int(L, 3, "shortest", 1, longest);
+  kg_check_int(L, 4, "most", 0, INT32_MAX);
+  lua_settop(L, 4);
+  return kg_call_at_rest(L, push_lookup);
 }
 
 /* seq:common(other) -> tokens that both timelines begin with; the other may be another model's */

@@ -31,6 +31,11 @@ static void *push_array(lua_State *L, const char *name, size_t size)
   return array;
 }
 
+kg_tokens *kg_push_tokens(lua_State *L)
+{
+  return push_array(L, CLASS_TOKENS, sizeof(kg_tokens));
+}
+
 /* ---- text in ---- */
 
 kg_tokenizer *kg_check_tokenizer(lua_State *L, int index)
@@ -104,7 +109,7 @@ static int encode(lua_State *L)
   if (kg_opt_bool_field(L, 3, "continues", false)) flags |= KG_ENCODE_CONTINUES;
   size_t n;
   const kg_segment *segments = check_segments(L, 2, &n);
-  kg_tokens *ids = push_array(L, CLASS_TOKENS, sizeof *ids);
+  kg_tokens *ids = kg_push_tokens(L);
   kg_error err = {0};
   if (kg_tokenizer_encode(kg_check_tokenizer(L, 1), segments, n, flags, ids, &err)) return kg_push_error(L, &err);
   kg_push_ids(L, ids->ids, ids->n);
@@ -194,7 +199,7 @@ static int with_prefix(lua_State *L)
   size_t size;
   luaL_checktype(L, 2, LUA_TSTRING);
   const char *text = lua_tolstring(L, 2, &size);
-  kg_tokens *ids = push_array(L, CLASS_TOKENS, sizeof *ids);
+  kg_tokens *ids = kg_push_tokens(L);
   kg_error err = {0};
   if (kg_tokenizer_with_prefix(kg_check_tokenizer(L, 1), text, size, ids, &err)) return kg_push_error(L, &err);
   kg_push_ids(L, ids->ids, ids->n);

@@ -45,10 +45,35 @@ static int fold(lua_State *L)
   return (int)n;
 }
 
+static bool is_of(utf8proc_int32_t character, const char *name)
+{
+  const char *category = utf8proc_category_string(character);
+  return category[0] == name[0] && (!name[1] || category[1] == name[1]);
+}
+
+/* core.unicode.ranges("L" or "Lu") -> {lo, hi, lo, hi, ...}, or nil where no character has this category */
+static int ranges(lua_State *L)
+{
+  size_t size;
+  const char *name = luaL_checklstring(L, 1, &size);
+  lua_Integer n = 0;
+  bool is_within = false;
+  if (size < 1 || size > 2) return 0;
+  lua_newtable(L);
+  for (utf8proc_int32_t character = 0; character <= 0x110000; character++) {
+    const bool is_one = character < 0x110000 && is_of(character, name);
+    if (is_one == is_within) continue;
+    lua_pushinteger(L, is_one ? character : character - 1);
+    lua_rawseti(L, -2, ++n);
+    is_within = is_one;
+  }
+  return n > 0;
+}
+
 void kg_bind_unicode(lua_State *L)
 {
-  static const luaL_Reg functions[] = {{"category", category}, {"upper", upper}, {"lower", lower},
-                                       {"title", title},       {"fold", fold},   {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"category", category}, {"upper", upper},   {"lower", lower}, {"title", title},
+                                       {"fold", fold},         {"ranges", ranges}, {NULL, NULL}};
   luaL_newlib(L, functions);
   lua_setfield(L, -2, "unicode");
 }

@@ -183,7 +183,9 @@ int kg_draft_take_logits(kg_sequence *sequence, kg_error *err)
   if (!kg_draft_holds_logits(sequence)) return KG_OK;
   int status = kg_sequence_ensure_logits(sequence, err);
   if (!status) status = kg_draft_copy_logits(sequence, sequence->logits, err);
-  if (!status) sequence->logits_pos = kg_sequence_pos(sequence);
+  if (status) return status;
+  sequence->logits_pos = kg_sequence_pos(sequence);
+  sequence->banned_pos = -1;
   return status;
 }
 

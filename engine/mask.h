@@ -7,6 +7,7 @@
 
 #include "automaton.h"
 #include "pieces.h"
+#include "tokenizer.h"
 
 typedef struct kg_masks kg_masks;
 

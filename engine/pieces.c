@@ -5,6 +5,7 @@
 
 #include "alloc.h"
 #include "error.h"
+#include "tokenizer.h"
 
 typedef struct piece {
   kg_string text;

@@ -4,7 +4,7 @@
 #ifndef KG_PIECES_H
 #define KG_PIECES_H
 
-#include "tokenizer.h"
+#include "kigo.h"
 
 enum { KG_PIECE_MAX = 1024 };
 

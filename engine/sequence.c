@@ -6,6 +6,7 @@
 #include "ahead.h"
 #include "alloc.h"
 #include "companion.h"
+#include "constraint.h"
 #include "draft.h"
 #include "error.h"
 #include "hook.h"
@@ -19,7 +20,7 @@ static int create(kg_model *model, uint64_t seed, kg_sequence **out, kg_error *e
   if (!sequence) return kg_fail_memory(err, sizeof *sequence, "a sequence");
   sequence->model = model;
   sequence->seed = seed;
-  sequence->logits_pos = -1;
+  sequence->logits_pos = sequence->banned_pos = -1;
   sequence->is_apart = kg_plan_is_bidirectional(kg_model_plan(model)); /* no row depends on a prefix alone */
   sequence->family = kg_model_next_serial(model);
   kg_model_sequence_opened(model);
@@ -100,7 +101,7 @@ static void shorten(kg_sequence *sequence, int32_t pos)
   if (sequence->n_evaluated > pos) sequence->n_evaluated = pos;
   if (sequence->n_public > pos) sequence->n_public = pos;
   kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, sequence->n_evaluated);
-  sequence->logits_pos = -1; /* of another token, or a sampler may have written to them */
+  sequence->logits_pos = sequence->banned_pos = -1; /* of another token, or a sampler may have written to them */
   sequence->n_draws = 0;
 }
 
@@ -179,7 +180,9 @@ static int copy_logits(kg_sequence *to, const kg_sequence *from, kg_error *err)
     status = to->logits->ops->copy(to->logits, 0, from->logits, 0, n, err);
   else
     status = kg_draft_copy_logits(from, to->logits, err);
-  if (!status) to->logits_pos = kg_sequence_pos(to);
+  if (status) return status;
+  to->logits_pos = kg_sequence_pos(to);
+  if (logits_are_current(from)) to->banned_pos = from->banned_pos;
   return status;
 }
 
@@ -284,8 +287,9 @@ int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err)
 {
   if (!sequence->tokens.n)
     return kg_fail(err, KG_ERR_ARGUMENT, "an empty sequence has no logits: feed it a token first");
-  if (!kg_sequence_pending(sequence)) return kg_draft_take_logits(sequence, err);
-  return kg_step(sequence->model, &sequence, 1, err);
+  const bool is_there = !kg_sequence_pending(sequence);
+  const int status = is_there ? kg_draft_take_logits(sequence, err) : kg_step(sequence->model, &sequence, 1, err);
+  return status ? status : kg_sequence_ban(sequence, err);
 }
 
 int kg_sequence_logits(kg_sequence *sequence, kg_tensor **out, kg_error *err)

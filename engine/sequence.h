@@ -54,6 +54,7 @@ struct kg_sequence {
   kg_future future;
   kg_draft draft;
   int32_t logits_pos;      /* tokens on the timeline when the logits were computed; -1: none */
+  int32_t banned_pos;      /* the same where the constraint's bans are in them (constraint.h); -1: they are not */
   int64_t n_tokens_evaluated, n_tokens_reused, n_drafted, n_accepted; /* kigo.SequenceStats in lua/kigo/meta.lua */
   struct {                 /* bookkeeping of the step that runs */
     int64_t serial;

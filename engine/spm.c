@@ -169,9 +169,9 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
 
 const kg_tokenizer_kind kg_spm_kind = {
     .model = "llama", .unmap = kg_unmap_spaces, .unmap_user = kg_unmap_spaces, .add_bos = true, .open = open,
-    .close = close, .encode = encode, .texts = {[KG_BOS] = "<s>", [KG_EOS] = "</s>", [KG_UNKNOWN] = "<unk>"}};
+    .close = close, .encode = encode, .texts = {[KG_BOS] = "<s>", [KG_EOS] = "</s>", [KG_UNK] = "<unk>"}};
 
 const kg_tokenizer_kind kg_gemma4_kind = {
     .model = "gemma4", .unmap = kg_unmap_spaces, .unmap_user = kg_unmap_spaces, .add_bos = true, .open = open_merges,
     .close = close, .encode = encode,
-    .texts = {[KG_BOS] = "<bos>", [KG_EOS] = "<eos>", [KG_UNKNOWN] = "<unk>", [KG_PAD] = "<pad>"}};
+    .texts = {[KG_BOS] = "<bos>", [KG_EOS] = "<eos>", [KG_UNK] = "<unk>", [KG_PAD] = "<pad>"}};

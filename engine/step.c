@@ -261,7 +261,10 @@ static int settle(step *s, const kg_step_item *item, kg_error *err)
   if (is_last && wants_all(item, end - 1)) /* a row goes to one place only: the sequence's own copy is made here */
     status = sequence->logits->ops->copy(sequence->logits, 0, item->all_logits, place_of(s, item, end - 1),
                                          kg_model_vocab_size(s->model), err);
-  if (!status && is_last) sequence->logits_pos = end;
+  if (!status && is_last) {
+    sequence->logits_pos = end;
+    sequence->banned_pos = -1;
+  }
   sequence->step.next = done;
   s->n_left -= sequence->step.n_rows;
   if (n_tokens > 0) {

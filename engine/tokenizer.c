@@ -133,7 +133,7 @@ static const special_name special_names[KG_SPECIAL_COUNT] = {
     [KG_EOS] = {"eos", "tokenizer.ggml.eos_token_id", NULL},
     [KG_EOT] = {"eot", "tokenizer.ggml.eot_token_id", NULL},
     [KG_EOM] = {"eom", "tokenizer.ggml.eom_token_id", NULL},
-    [KG_UNKNOWN] = {"unk", "tokenizer.ggml.unknown_token_id", NULL},
+    [KG_UNK] = {"unk", "tokenizer.ggml.unknown_token_id", NULL},
     /* with this spelling in the format, and as one would write it in some files */
     [KG_SEP] = {"sep", "tokenizer.ggml.seperator_token_id", "tokenizer.ggml.separator_token_id"},
     [KG_PAD] = {"pad", "tokenizer.ggml.padding_token_id", NULL},
@@ -158,10 +158,10 @@ kg_special kg_special_find(const char *name)
  * it is another special token as well. */
 static void set_unknown(kg_tokenizer *tokenizer)
 {
-  const int32_t id = tokenizer->special[KG_UNKNOWN];
-  if (id < 0 || !tokenizer->kind->texts[KG_UNKNOWN]) return;
+  const int32_t id = tokenizer->special[KG_UNK];
+  if (id < 0 || !tokenizer->kind->texts[KG_UNK]) return;
   for (int i = KG_NO_SPECIAL + 1; i < KG_SPECIAL_COUNT; i++)
-    if (i != KG_UNKNOWN && tokenizer->special[i] == id) return;
+    if (i != KG_UNK && tokenizer->special[i] == id) return;
   if (tokenizer->vocab.types[id] == KG_TOKEN_CONTROL) tokenizer->vocab.types[id] = KG_TOKEN_UNKNOWN;
 }
 
@@ -171,7 +171,7 @@ static int read_special_ids(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_err
   special[KG_NO_SPECIAL] = -1;
   for (int i = KG_NO_SPECIAL + 1; i < KG_SPECIAL_COUNT; i++) {
     /* Public files name paddings behind the end of the vocabulary, and the like; a wrong EOS is another matter. */
-    const bool is_needed = i <= KG_UNKNOWN;
+    const bool is_needed = i <= KG_UNK;
     int rc = read_id(tokenizer, gguf, special_names[i].key, is_needed, &special[i], err);
     if (!rc && special[i] < 0 && special_names[i].old_key)
       rc = read_id(tokenizer, gguf, special_names[i].old_key, is_needed, &special[i], err);
@@ -181,7 +181,7 @@ static int read_special_ids(kg_tokenizer *tokenizer, const kg_gguf *gguf, kg_err
   if (special[KG_BOS] < 0) special[KG_BOS] = special[KG_CLS];
   set_unknown(tokenizer);
   for (int i = KG_NO_SPECIAL + 1; i < KG_SPECIAL_COUNT; i++)
-    if (i != KG_UNKNOWN) guard(tokenizer, special[i]);
+    if (i != KG_UNK) guard(tokenizer, special[i]);
   for (int i = KG_EOS; i <= KG_EOM; i++) add_end(tokenizer, special[i]);
   return KG_OK;
 }
@@ -475,7 +475,7 @@ typedef struct encoding {
 int kg_tokenizer_push_unknown(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_tokens *out,
                               kg_error *err)
 {
-  const int32_t id = tokenizer->special[KG_UNKNOWN];
+  const int32_t id = tokenizer->special[KG_UNK];
   if (id >= 0 && tokenizer->vocab.types[id] != KG_TOKEN_CONTROL) return kg_tokens_push(out, id, err);
   char quoted[KG_QUOTE_MAX];
   return kg_fail(err, KG_ERR_UNSUPPORTED, "the vocabulary has no token for %s", kg_quote(quoted, text, size));

@@ -166,4 +166,4 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
 const kg_tokenizer_kind kg_unigram_kind = {
     .model = "t5", .unmap = kg_unmap_spaces, .unmap_user = kg_unmap_spaces, .add_eos = true, .open = open,
     .close = close, .encode = encode,
-    .texts = {[KG_BOS] = "<s>", [KG_EOS] = "</s>", [KG_UNKNOWN] = "<unk>", [KG_PAD] = "<pad>", [KG_MASK] = "<mask>"}};
+    .texts = {[KG_BOS] = "<s>", [KG_EOS] = "</s>", [KG_UNK] = "<unk>", [KG_PAD] = "<pad>", [KG_MASK] = "<mask>"}};

@@ -196,5 +196,5 @@ static int encode(const kg_tokenizer *tokenizer, const char *text, size_t size, 
 const kg_tokenizer_kind kg_wordpiece_kind = {
     .model = "bert", .unmap = kg_unmap_spaces, .unmap_user = unmap_user, .add_bos = true, .add_sep = true,
     .spaced_words = true, .open = open, .close = close, .encode = encode,
-    .texts = {[KG_CLS] = "[CLS]", [KG_SEP] = "[SEP]", [KG_UNKNOWN] = "[UNK]", [KG_PAD] = "[PAD]",
+    .texts = {[KG_CLS] = "[CLS]", [KG_SEP] = "[SEP]", [KG_UNK] = "[UNK]", [KG_PAD] = "[PAD]",
               [KG_MASK] = "[MASK]"}};

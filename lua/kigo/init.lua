@@ -9,6 +9,7 @@
 local core = require "kigo.core"
 local arch = require "kigo.arch"
 local check = require "kigo.check"
+local constraint = require "kigo.constraint"
 local json = require "kigo.json"
 local parse = require "kigo.parse"
 local quantize = require "kigo.quantize"
@@ -50,6 +51,9 @@ local kigo = {
   sandbox = sandbox.new,
   -- constraints
   grammar = core.grammar,
+  gbnf = constraint.gbnf,
+  regex = constraint.regex,
+  choice = constraint.choice,
   -- samplers
   chain = sample.chain,
   greedy = sample.greedy,

@@ -41,6 +41,11 @@ function Unicode.title(character) end
 ---@return integer ...
 function Unicode.fold(character) end
 
+---The characters of a general category ("Lu") or of all that begin with a letter ("L").
+---@param category string
+---@return integer[]? ranges   lo, hi, lo, hi ...; nil: there is no such category
+function Unicode.ranges(category) end
+
 ---@class kigo.err
 ---@field ARGUMENT integer     a mistake of the caller's that could not raise
 ---@field MEMORY integer       out of memory
@@ -859,7 +864,7 @@ function Sequence:expect(ids) end
 ---tokens that is found, at its latest place.
 ---@param longest integer    1 to 16
 ---@param shortest integer
----@param most integer       ids wanted, at most 64
+---@param most integer       ids wanted
 ---@return integer[] ids     empty where there is none
 function Sequence:lookup(longest, shortest, most) end
 
@@ -1060,7 +1065,7 @@ function core.vector_digest(variant, float32) end
 ---A node of a grammar: a text, or a table that begins with the name of its kind.
 ---
 ---    "text"                                    these bytes
----    { "class", lo, hi, lo, hi ..., negate = true }   one character of these ranges of code points, as UTF-8
+---    { "class", lo, hi, ..., negate = true }   one character of these ranges of code points, as UTF-8
 ---    { "bytes", lo, hi, ... }                  one byte
 ---    { "seq", A, B, ... }                      one after the other
 ---    { "alt", A, B, ... }                      any of them; of none: nothing matches
@@ -1068,12 +1073,12 @@ function core.vector_digest(variant, float32) end
 ---    { "rule", "name" }                        may recur, but not begin with itself
 ---    { "and", A, B, ... }, { "not", A }        of what is regular: no recursive rules, members or points
 ---    { "regular", A }                          as one automaton, whose masks are shared by all places where it stands
----    { "json", A, escapes = "all"|"needed" }   its characters as they may stand in a JSON string; "not" in it: among these
+---    { "json", A, escapes = "all"|"needed" }   its characters as in a JSON string; "not" in it: among these
 ---    { "members", { { A, required = true, requires = { 2 } }, ... }, others = B, separator = C, min = 0, max = n,
 ---      ordered = false }                       each item at most once and in any order; `others` any number of times
 ---    { "point", A, name = "name" }             A, where a function agrees with its text (kigo.MatcherOptions)
 ---
----The same table in two places is compiled once.
+---The same table in two places is compiled once. What is regular and small is one automaton without being told to.
 ---@alias kigo.GrammarNode string|table
 
 ---@class kigo.GrammarOptions
@@ -1105,7 +1110,11 @@ function Grammar:accepts(text, options) end
 ---Says whether the text of a point will do. It must depend on the text alone, and may be asked often: about candidates,
 ---and again after going back. As a table also whether a text that goes on may become one that does, asked after every
 ---token within the point. An error in it reaches who asked for a mask or a token, with a traceback.
----@alias kigo.Point fun(text: string): boolean|{ complete: (fun(text: string): boolean), partial: (fun(text: string): boolean)? }
+---@alias kigo.Point (fun(text: string): boolean)|kigo.PointFunctions
+
+---@class kigo.PointFunctions
+---@field complete fun(text: string): boolean
+---@field partial? fun(text: string): boolean
 
 ---@class kigo.MatcherOptions
 ---@field points? table<string, kigo.Point>   for each point of the grammar
@@ -1124,8 +1133,8 @@ local Matcher = {}
 ---@return integer? code
 function Grammar:matcher(tokenizer, options) end
 
----Go on by a token. False: it does not fit, and nothing has changed. An end token fits where the text may end; behind it
----everything does.
+---Go on by a token. False: it does not fit, and nothing has changed. An end token fits where the text may end; behind
+---it everything does.
 ---@param id integer
 ---@return boolean?
 ---@return string? message
@@ -1193,5 +1202,45 @@ function Matcher:text() end
 function Matcher:copy() end
 
 function Matcher:close() end
+
+---@class kigo.ConstrainOptions
+---@field after? string    begin behind this text, whichever tokens write it (control tokens as they are spelled);
+---until then everything may come but end tokens
+---@field within? integer  after so many tokens of waiting nothing but that text may come
+---@field points? table<string, kigo.Point>   for each point of the grammar
+
+---Have what follows obey a grammar, instead of an earlier one; nil: no more. Tokens that do not fit are refused by feed
+---and push (they raise) and have logits of -inf for everybody who asks. End tokens fit where the text may end; one ends
+---the constraint, and what follows is free. A dead end, where no token of the vocabulary fits, is an error of whoever
+---asks for logits (NUMERIC). Forks, marks and rewind take it along; sequences with one cannot be saved.
+---
+---    seq:constrain(assert(kigo.regex "\\d{4}-\\d\\d-\\d\\d"), { after = "</think>" })
+---@param grammar? kigo.Grammar
+---@param options? kigo.ConstrainOptions
+---@return kigo.Sequence?
+---@return string? message
+---@return integer? code
+function Sequence:constrain(grammar, options) end
+
+---@class kigo.ConstraintState
+---@field waiting boolean   for the text of `after`
+---@field complete boolean  the text may end here
+---@field over boolean      it can do nothing else
+---@field text string       what was matched so far
+
+---Where the constraint stands; nil: there is none.
+---@return kigo.ConstraintState?
+function Sequence:constraint() end
+
+---Does the constraint allow nothing but the end?
+---@return boolean
+function Sequence:is_over() end
+
+---The ids that the constraint forces next, up to where a longer token might begin: for seq:expect, or to be fed without
+---looking at logits.
+---@return integer[]?
+---@return string? message
+---@return integer? code
+function Sequence:forced() end
 
 return core

@@ -310,6 +310,7 @@ end
 function Generation:next()
   if self.reason then return nil end
   local ids = self.result.ids
+  if self.seq:is_over() then return self:_finish "end" end
   if #ids >= self.max then return self:_finish "length" end
   local id, message, code = self:_sample()
   if not id then return nil, message, code end
