@@ -170,19 +170,22 @@ static int drawn(lua_State *L)
   return 1;
 }
 
-/* seq:pages() -> cache pages that the timeline holds and release gives back, shared ones too */
+/* seq:pages() -> cache pages that the timeline holds, shared ones too */
 static int pages(lua_State *L)
 {
-  const kg_sequence *sequence = kg_check_sequence(L, 1);
-  lua_pushinteger(L, sequence->is_private ? 0 : (lua_Integer)sequence->pages.n);
+  lua_pushinteger(L, (lua_Integer)kg_check_sequence(L, 1)->pages.n);
   return 1;
 }
 
-/* seq:release(): give the cache pages back until somebody asks for what lies behind them */
+/* seq:release() -> pages given back, or nil, message, code: until somebody asks for what lies behind them */
 static int release(lua_State *L)
 {
+  kg_sequence *sequence = kg_check_sequence(L, 1);
+  const size_t n = sequence->pages.n;
   kg_error err;
-  return kg_sequence_release(kg_check_sequence(L, 1), &err) ? kg_push_error(L, &err) : 0;
+  if (kg_sequence_release(sequence, &err)) return kg_push_error(L, &err);
+  lua_pushinteger(L, (lua_Integer)(n - sequence->pages.n));
+  return 1;
 }
 
 /* seq:draw(chain, ahead = 1) -> id as chain(seq.logits, seq) draws it, or nil, message, code. Up to `ahead` - 1 tokens

@@ -138,7 +138,7 @@ describe("drawing ahead", function()
           local seq <close> = model:sequence { seed = 3 }
           local function look(value)
             said[#said + 1] = value
-            if releases > 0 and dice(2) == 1 then assert.equal(0, select("#", seq:release())) end
+            if releases > 0 and dice(2) == 1 then assert.is_number(seq:release()) end
           end
           seq:feed { 5 }
           for i = 1, 24 do

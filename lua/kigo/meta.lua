@@ -843,12 +843,15 @@ function Sequence:pending() end
 ---@return boolean   was its next draw made ahead, so that it needs no pass?
 function Sequence:drawn(chain) end
 
----@return integer n   cache pages that the timeline holds and release gives back, shared ones too; 0 if it was hooked
+---@return integer n   cache pages that the timeline holds, shared ones too
 function Sequence:pages() end
 
 ---Give the cache pages back. The timeline stays and is evaluated again when somebody asks for what lies behind it:
 ---nobody can tell but by the clock. One that was hooked, or forked from such a one, keeps them: evaluated again they
 ---might be others.
+---@return integer? n         pages given back, shared ones too
+---@return string? message
+---@return integer? code
 function Sequence:release() end
 
 ---What may be pushed next, instead of an earlier guess: the next pass that the sequence needs takes it along, and

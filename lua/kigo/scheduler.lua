@@ -82,31 +82,35 @@ local function fail(item, outcome, message, code)
   item.done, item.failed, item.outcome, item.message, item.code = true, true, outcome, message, code
 end
 
----Make cache pages free, or a pass smaller, for the sake of `top`: the lowest other task that holds pages or has a part
----in the pass gives both up; at last `top`'s own sequences that have none.
+---Have a task give its cache pages up, but those of sequences that take part in the pass.
+---@return boolean   did it have any? Those that hooks have written to stay (Sequence:release)
+function Scheduler:_preempt(task, model, takes_part)
+  local n = 0
+  for seq in task:holders(model) do
+    if not takes_part[seq] then n = n + (seq:release() or 0) end
+  end
+  if n > 0 then self.n_preempted = self.n_preempted + 1 end
+  return n > 0
+end
+
+---Make cache pages free, or the pass smaller, for the sake of `top`: the lowest other task that has pages or a part in
+---the pass gives both up; at last `top` itself gives up what the pass does not need.
 ---@return boolean   false: nothing is left to give up
 function Scheduler:_make_room(model, items, top)
-  local takes_part, lowest = {}, nil
-  for _, item in ipairs(items) do takes_part[item.task], takes_part[item.seq] = true, true end
+  local takes_part, others = {}, {}
+  for _, item in ipairs(items) do takes_part[item.task], takes_part[item.seq] = true, item.task == top or nil end
   for _, task in ipairs(self._live) do
-    if task ~= top and (not lowest or lowest:outranks(task)) and (takes_part[task] or task:holders(model)()) then
-      lowest = task
-    end
+    if task ~= top then others[#others + 1] = task end
   end
-  local gives_up = false
-  for seq in (lowest or top):holders(model) do
-    if lowest or not takes_part[seq] then
-      seq:release()
-      gives_up = true
-    end
-  end
-  if lowest then
+  table.sort(others, function(a, b) return b:outranks(a) end)
+  for _, task in ipairs(others) do
+    local gave_up = self:_preempt(task, model, takes_part)
     for i = #items, 1, -1 do
-      if items[i].task == lowest then table.remove(items, i) end
+      if items[i].task == task then table.remove(items, i) end
     end
+    if gave_up or takes_part[task] then return true end
   end
-  if gives_up then self.n_preempted = self.n_preempted + 1 end
-  return gives_up or lowest ~= nil
+  return self:_preempt(top, model, takes_part)
 end
 
 ---Compute the items in one pass, and tell in each what became of it. Where they fail together, each is tried alone.
@@ -125,7 +129,9 @@ function Scheduler:_compute(model, items, top)
   self.computing = false
   if called and ids then
     for i, item in ipairs(draws) do item.id, item.done = ids[i], true end
-    for _, item in ipairs(steps) do item.done = not item.most end
+    for _, item in ipairs(steps) do -- a part may do: the prefix cache may have held the rest
+      item.done = not item.most or not item.chain and item.seq:pending() == 0
+    end
     return true
   end
   if code == core.err.CANCELLED then return nil, message, code end
