@@ -3,6 +3,7 @@
 describe("the families", function()
   local arch = require "kigo.arch"
   local core = require "kigo.core"
+  local kigo = require "kigo"
   local model_fixtures = require "spec.model_fixtures"
   local support = require "spec.support"
 
@@ -35,6 +36,23 @@ describe("the families", function()
         assert.same(info.greedy, model_fixtures.greedy(model, info.prompt, #info.greedy))
       end)
     end
+  end
+
+  for name, pooling in pairs { bert = "cls", nomic_bert = "mean" } do
+    it(("%s: embeds as its file says, alone and in company"):format(name), function()
+      local info = support.read_json(FOLDER .. name .. ".json")
+      local hidden, width = support.read_f32(FOLDER .. name .. ".logits.f32"), 32
+      local model <close> = assert(kigo.load(FOLDER .. name .. ".gguf", { device = "reference" }))
+      local alone <close> = assert(model:embed(info.prompt, { normalize = false }))
+      local others = assert(model:embed({ { 7, 8 }, info.prompt, { 9 } }, { normalize = false }))
+      assert.equal(alone:bytes(), others[2]:bytes())
+      for c = 1, width do
+        local wanted = hidden[c]
+        for row = 1, pooling == "mean" and #info.prompt - 1 or 0 do wanted = wanted + hidden[row * width + c] end
+        if pooling == "mean" then wanted = wanted / #info.prompt end
+        assert.near(wanted, alone[c - 1], 1e-4)
+      end
+    end)
   end
 
   -- The file with its tensor's name or shape changed, in place.

@@ -40,7 +40,7 @@ local function pooling_of(model, name)
     core.err.UNSUPPORTED
 end
 
-local function is_ids(input) return type(input) == "table" and math.type(input[1]) == "integer" end
+local function is_ids(input) return type(input) == "table" and type(input[1]) == "number" end
 
 ---A text's ids, with what the file asks for before and behind it.
 local function ids_of(model, input)
