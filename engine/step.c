@@ -214,7 +214,11 @@ static int fill_run(step *s, kg_error *err)
     for (size_t i = 0; i < s->n_items && s->run.n_rows < chunk; i++) {
       const kg_sequence *sequence = s->items[i].sequence;
       const int32_t n_left = sequence->step.end - sequence->step.next, room = chunk - s->run.n_rows;
-      if (!is_turn(s, sequence, decoding) || (is_one_piece(s) && n_left > room)) continue;
+      if (!is_turn(s, sequence, decoding)) continue;
+      if (is_one_piece(s) && n_left > room) {
+        if (s->n_traces) return KG_OK; /* none may overtake it */
+        continue;
+      }
       const int status = add_span(s, &s->items[i], n_left < room ? n_left : room, err);
       if (status) return status;
     }

@@ -215,6 +215,19 @@ describe("a look inside:", function()
       end)
     end
 
+    it("takes models without a head, whose tokens see each other", function()
+      for _, device in ipairs { "reference", "cpu" } do
+        local model <close> = assert(kigo.load("spec/fixtures/families/bert.gguf",
+          { device = device, threads = 1, chunk = 16, tokenizer = false }))
+        local texts, dice = {}, tiny.dice(6)
+        for i = 1, 20 do texts[i] = tiny.ids(dice(16), i) end -- not every one fits behind those before it
+        local vectors = assert(model:embed(texts, { pooling = "cls" }))
+        for i, ids in ipairs(texts) do
+          assert.equal(vectors[i]:bytes(), assert(model:embed(ids, { pooling = "cls" })):bytes())
+        end
+      end
+    end)
+
     it("pools as the file says", function()
       local build = require "spec.gguf_build"
       local arch = require "kigo.arch"
