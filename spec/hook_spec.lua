@@ -118,6 +118,41 @@ describe("kigo.Sequence:hook", function()
         assert.equal(wanted[#ids], seq.logits:bytes())
       end)
 
+      ---Sequences that grow, go back and fork, some of them hooked from the start: each has the straight run's logits.
+      local function follow_schedule(seed, model, values)
+        local dice, list = tiny.dice(seed), {}
+        local function add(seq, hooked)
+          for _, name in ipairs(hooked and values or {}) do seq:hook(name, nudge) end
+          list[#list + 1] = { seq = seq, hooked = hooked }
+        end
+        for _ = 1, 4 do
+          local seq = assert(model:sequence {})
+          add(seq, dice(2) == 1)
+          seq:feed(prefix(ids, dice(12)))
+        end
+        for _ = 1, 6 do
+          local sequences = {}
+          for i, entry in ipairs(list) do sequences[i] = entry.seq end
+          assert.is_true(model:step(sequences))
+          for _, entry in ipairs(list) do
+            local seq = entry.seq
+            assert.equal((entry.hooked and straight or plain)[seq:pos()], seq.logits:bytes())
+            local turn = dice(6)
+            if turn == 1 and seq:pos() > 1 then seq:rewind(dice(seq:pos() - 1)) end
+            if turn == 2 and #list < 7 then add(seq:fork {}, entry.hooked) end
+            if turn == 3 then
+              local from = math.min(seq:pos(), #ids - 4)
+              seq:expect(table.move(dice(2) == 1 and ids or others, from + 1, from + 4, 1, {}))
+            end
+            local n_more = math.min(dice(4) == 1 and dice(9) or 1, #ids - seq:pos())
+            seq:feed(table.move(ids, seq:pos() + 1, seq:pos() + n_more, 1, {}))
+          end
+        end
+        for _, entry in ipairs(list) do entry.seq:close() end
+        assert.equal(0, model:stats().n_pages_used)
+        model:close()
+      end
+
       it("gives the same bits however a prompt is cut and whoever shares the step, who see nothing", function()
         local model <close> = model_with { chunk = 512 }
         local values = { "embd", "blk.0.k_rope", "blk.0.ffn_norm", "blk.0.ffn_down", "blk.1.attn", "blk.1.attn_output",
@@ -129,28 +164,33 @@ describe("kigo.Sequence:hook", function()
           straight[i] = seq.logits:bytes()
           assert.not_equal(plain[i], straight[i])
         end
-        for seed = 1, 6 do
-          local dice = tiny.dice(seed)
-          local shared <close> = model_with { chunk = ({ 1, 3, 7, 64, 5, 512 })[seed] }
-          local list, hooked, hooks = {}, {}, {}
-          for i = 1, 5 do
-            list[i] = fed(shared, prefix(ids, dice(12)))
-            hooked[i] = dice(2) == 1
-            if hooked[i] then
-              for j, name in ipairs(values) do hooks[#hooks + 1] = list[i]:hook(name, j > 0 and nudge) end
-            end
-          end
-          for _ = 1, 4 do
-            assert.is_true(shared:step(list))
-            for i, seq in ipairs(list) do
-              assert.equal((hooked[i] and straight or plain)[seq:pos()], seq.logits:bytes())
-              local more = seq:pos() + math.min(dice(4) == 1 and dice(9) or 1, #ids - seq:pos())
-              seq:feed(table.move(ids, seq:pos() + 1, more, 1, {}))
-            end
-          end
-          for _, hook in ipairs(hooks) do hook:close() end
-          for _, seq in ipairs(list) do seq:close() end
+        local ends, n = os.time() + (tonumber(os.getenv "KIGO_FUZZ_SECONDS") or 0) / #tiny.devices, 0
+        while n < 4 or os.time() < ends do
+          n = n + 1
+          follow_schedule(n, model_with { chunk = ({ 1, 3, 7, 64, 5, 512 })[n % 6 + 1] }, values)
         end
+        if n > 4 then print(("hooks: %d random schedules on %s"):format(n, device.name)) end
+      end)
+
+      it("neither takes pages from the prefix cache nor gives it any", function()
+        local model <close> = model_with {}
+        local long = tiny.ids(300, 8)
+        local wanted = tiny.reference(long, device.options)
+        local first <close> = fed(model, long)
+        assert.equal(wanted[300], first.logits:bytes())
+        local n, edited = 0, fed(model, long)
+        local hook = edited:hook("blk.0.out", function(x)
+          n = n + #x
+          x:add_(0.25)
+        end)
+        assert.not_equal(wanted[300], edited.logits:bytes())
+        assert.equal(300, n)
+        hook:close()
+        local _ <close> = edited:fork {}
+        edited:close()
+        local last <close> = fed(model, long)
+        assert.equal(wanted[300], last.logits:bytes())
+        assert.is_true(model:stats().n_tokens_reused > 0)
       end)
 
       it("is gone when it is closed; what was evaluated under it stays", function()
