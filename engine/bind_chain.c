@@ -311,6 +311,18 @@ static int apply(lua_State *L)
   return 1;
 }
 
+/* core.apply_as_device(chain, logits, seq) -> logits: the same as the kernels of a device do it, computed here; for
+ * tests */
+static int apply_as_device(lua_State *L)
+{
+  kg_chain *chain = kg_check_open(L, 1, KG_CLASS_CHAIN);
+  kg_error err;
+  if (kg_chain_apply_as_device(chain, kg_check_tensor(L, 2), optional_sequence(L, 3), &err))
+    return kg_push_error(L, &err);
+  lua_settop(L, 2);
+  return 1;
+}
+
 /* pick:candidates(logits, seq) -> ids, probs: best first; seq may be nil, there is no history then */
 static int candidates(lua_State *L)
 {
@@ -434,7 +446,10 @@ void kg_bind_chain(lua_State *L)
   static const luaL_Reg metamethods[] = {
       {"__call", pick}, {"__gc", close_chain}, {"__close", close_chain}, {"__tostring", to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_CHAIN, methods, metamethods);
-  static const luaL_Reg functions[] = {
-      {"chain", chain_new}, {"pick_as_device", pick_as_device}, {"apply", apply}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"chain", chain_new},
+                                       {"pick_as_device", pick_as_device},
+                                       {"apply", apply},
+                                       {"apply_as_device", apply_as_device},
+                                       {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -81,7 +81,8 @@ static void sift(const kg_draw_program *program, float max, int32_t n_vocab, kg_
   }
 }
 
-int kg_draw_alone(const kg_draw *draw, const float *logits, int32_t n_vocab, kg_drawn *out, kg_error *err)
+/* Draw, or write what the stages leave to `applied`. */
+static int run(const kg_draw *draw, const float *logits, int32_t n_vocab, float *applied, kg_drawn *out, kg_error *err)
 {
   if (n_vocab < 1 || n_vocab > KG_DRAW_VOCAB_MAX || draw->program->max_bias_id >= n_vocab) {
     *out = (kg_drawn){0, KG_DRAW_FAILED};
@@ -101,7 +102,8 @@ int kg_draw_alone(const kg_draw *draw, const float *logits, int32_t n_vocab, kg_
                        .mass = mass};
     prepare(draw, logits, n_vocab, &row);
     sift(draw->program, group(row.x, n_vocab, best), n_vocab, &row);
-    *out = kg_draw_block(draw, &row, n_vocab, shared);
+    *out = applied ? kg_draw_apply_block(draw, &row, n_vocab, shared, applied)
+                   : kg_draw_block(draw, &row, n_vocab, shared);
   } else
     code = kg_fail_memory(err, ((size_t)n_vocab + 4 * KG_DRAW_LIST) * sizeof *x, "a draw");
   kg_free(x);
@@ -110,4 +112,14 @@ int kg_draw_alone(const kg_draw *draw, const float *logits, int32_t n_vocab, kg_
   kg_free(shared);
   kg_free(mass);
   return code;
+}
+
+int kg_draw_alone(const kg_draw *draw, const float *logits, int32_t n_vocab, kg_drawn *out, kg_error *err)
+{
+  return run(draw, logits, n_vocab, NULL, out, err);
+}
+
+int kg_draw_apply_alone(const kg_draw *draw, float *logits, int32_t n_vocab, kg_drawn *out, kg_error *err)
+{
+  return run(draw, logits, n_vocab, logits, out, err);
 }

@@ -272,5 +272,7 @@ KG_SHARED bool kg_phrase_applies(const kg_draw_phrase *phrase, const int32_t *ph
 /* One draw, step by step as a block of threads makes it (draw_block.h), with memory of its own: the scalar twin of the
  * kernels, for backends that have none and for tests. */
 int kg_draw_alone(const kg_draw *draw, const float *logits, int32_t n_vocab, kg_drawn *out, kg_error *err);
+/* The same for what the stages leave of the logits, in place; out->id means nothing. */
+int kg_draw_apply_alone(const kg_draw *draw, float *logits, int32_t n_vocab, kg_drawn *out, kg_error *err);
 
 #endif

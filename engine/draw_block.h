@@ -903,22 +903,48 @@ KG_BLOCK bool kg_draw_apply(kg_draw_run *run, const kg_draw_stage *stage)
   return true;
 }
 
+/* The stages behind the prefix. */
+KG_BLOCK bool kg_draw_stages(kg_draw_run *run)
+{
+  const kg_draw_program *program = run->draw->program;
+  if (run->row->n_nan) return false;
+  for (int i = program->n_prefix; i < program->n_stages; i++)
+    if (!kg_draw_apply(run, &program->stages[i])) return false;
+  return true;
+}
+
+KG_BLOCK kg_draw_run kg_draw_begin(const kg_draw *draw, const kg_draw_row *row, int32_t n_vocab, kg_draw_shared *s)
+{
+  const kg_draw_run run = {draw, row, s, {row->x, NULL, NULL, n_vocab}, n_vocab, kg_mass_scale(n_vocab), 0, 0, true};
+  return run;
+}
+
 /* Everything behind the prefix. The result is the same in every thread. */
 KG_BLOCK kg_drawn kg_draw_block(const kg_draw *draw, const kg_draw_row *row, int32_t n_vocab, kg_draw_shared *s)
 {
-  const kg_draw_program *program = draw->program;
   const kg_drawn failed = {0, KG_DRAW_FAILED};
-  kg_draw_run run = {draw, row, s, {row->x, NULL, NULL, n_vocab}, n_vocab, kg_mass_scale(n_vocab), 0, 0, true};
-  if (row->n_nan) return failed;
-  for (int i = program->n_prefix; i < program->n_stages; i++)
-    if (!kg_draw_apply(&run, &program->stages[i])) return failed;
+  kg_draw_run run = kg_draw_begin(draw, row, n_vocab, s);
   kg_draw_order order = {false, false, 0, 0, run.scale};
-  if (!kg_draw_max(&run, &order.max)) return failed;
+  if (!kg_draw_stages(&run) || !kg_draw_max(&run, &order.max)) return failed;
   const uint64_t total = kg_draw_total(&run, &order);
   const double u = total > kg_mass(1, run.scale) ? kg_draw_uniform(&run) : 0;
   kg_drawn drawn = {0, run.n_drawn};
   drawn.id = kg_rank_index(kg_draw_reach(&run, &order, kg_goal_of_draw(u, total)));
   return drawn;
+}
+
+/* The same without the draw: what the stages leave, to out[n_vocab], which may be the logits. */
+KG_BLOCK kg_drawn kg_draw_apply_block(const kg_draw *draw, const kg_draw_row *row, int32_t n_vocab, kg_draw_shared *s,
+                                      float *out)
+{
+  const kg_drawn failed = {0, KG_DRAW_FAILED};
+  kg_draw_run run = kg_draw_begin(draw, row, n_vocab, s);
+  if (!kg_draw_stages(&run)) return failed;
+  KG_BLOCK_EACH(i, n_vocab) out[i] = run.items.ids ? -INFINITY : run.items.x[i];
+  KG_BLOCK_SYNC();
+  if (run.items.ids) KG_BLOCK_EACH(i, run.items.n) out[run.items.ids[i]] = run.items.x[i];
+  const kg_drawn applied = {0, run.n_drawn};
+  return applied;
 }
 
 #endif

@@ -152,7 +152,8 @@ static int save(const kg_companion *companion, kg_bytes *out, kg_error *err)
   const mirostat *m = (const mirostat *)companion;
   const saved head = {m->tau, m->eta, m->note};
   const int status = kg_bytes_append(out, &head, sizeof head, err);
-  return status ? status : kg_bytes_append(out, m->log, m->n * sizeof *m->log, err); /* bounded: an array that there is */
+  return status ? status
+                : kg_bytes_append(out, m->log, m->n * sizeof *m->log, err); /* bounded: an array that there is */
 }
 
 static bool is_mu(float mu) { return mu >= -MU_MAX && mu <= MU_MAX; }

@@ -382,7 +382,8 @@ static int next_uniform(kg_chain *chain, double *u, kg_error *err)
 static void look_at_top(kg_chain *chain, uint64_t goal, bool drops, kg_rank *worst)
 {
   const kg_vector *vector = kg_vector_get();
-  const float enough = (float)((double)goal / (double)chain->mass_scale) * 0.999f; /* a hair less, for rounding */
+  /* Masses are rounded, and this is a hair less than the least weight that becomes the goal. */
+  const float enough = (float)(((double)goal - 0.5) / (double)chain->mass_scale) * 0.999f;
   for (int64_t at = 0; at < chain->n;) {
     at += vector->find_above(chain->weights + at, chain->n - at, enough);
     const int64_t end = at + KG_VECTOR_BLOCK < chain->n ? at + KG_VECTOR_BLOCK : chain->n;
@@ -647,7 +648,7 @@ static int pick_on_host(kg_chain *chain, const kg_tensor *logits, kg_sequence *s
   return KG_OK;
 }
 
-int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err)
+static int apply_on_host(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err)
 {
   int status = run(chain, logits, sequence, err);
   if (status) return status;
@@ -686,12 +687,40 @@ bool kg_chain_plan_draw(const kg_chain *chain, const kg_sequence *sequence, int6
 }
 
 /* Count the numbers that were drawn. False: it has to be done on the host. */
-static bool settle_draw(kg_drawn drawn, kg_sequence *sequence, int32_t *id)
+static bool settle(kg_drawn drawn, kg_sequence *sequence)
 {
   if (drawn.status < 0 || (drawn.status && !sequence)) return false;
   count_draws(sequence, (uint64_t)drawn.status);
+  return true;
+}
+
+static bool settle_draw(kg_drawn drawn, kg_sequence *sequence, int32_t *id)
+{
+  if (!settle(drawn, sequence)) return false;
   *id = drawn.id;
   return true;
+}
+
+/* Stages that want random numbers change the logits before anybody can say that there is no sequence to count them. */
+static bool may_apply(const kg_chain *chain, const kg_sequence *sequence)
+{
+  for (size_t i = 0; i < chain->n_stages && !sequence; i++)
+    if (chain->stages[i].kind == KG_STAGE_XTC) return false;
+  return true;
+}
+
+int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err)
+{
+  const kg_tensor_ops *ops = logits->buffer->ops;
+  const int64_t n = kg_tensor_count(logits);
+  kg_draw draw;
+  if (ops->apply && logits->n_dims == 1 && may_apply(chain, sequence) &&
+      kg_chain_plan_draw(chain, sequence, n, &draw)) {
+    kg_drawn applied;
+    const int status = ops->apply(logits->buffer, logits->at, n, &draw, &applied, err);
+    if (status || settle(applied, sequence)) return status;
+  }
+  return apply_on_host(chain, logits, sequence, err);
 }
 
 int kg_chain_pick(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err)
@@ -717,6 +746,19 @@ int kg_chain_pick_as_device(kg_chain *chain, const kg_tensor *logits, kg_sequenc
     status = kg_draw_alone(&draw, chain->x, (int32_t)chain->n, &drawn, err);
   if (status || settle_draw(drawn, sequence, id)) return status;
   return kg_fail(err, KG_ERR_UNSUPPORTED, "left to the chain on the host");
+}
+
+int kg_chain_apply_as_device(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err)
+{
+  kg_draw draw;
+  kg_drawn applied = {0, KG_DRAW_FAILED};
+  int status = load(chain, logits, err);
+  const int64_t n = chain->n;
+  if (!status) status = kg_tensor_read(logits, 0, n, chain->x, err);
+  if (!status && may_apply(chain, sequence) && kg_chain_plan_draw(chain, sequence, n, &draw))
+    status = kg_draw_apply_alone(&draw, chain->x, (int32_t)n, &applied, err);
+  if (!status && !settle(applied, sequence)) status = kg_fail(err, KG_ERR_UNSUPPORTED, "left to the chain on the host");
+  return status ? status : logits->buffer->ops->write(logits->buffer, logits->at, n, chain->x, err);
 }
 
 int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *ids, float *probs,

@@ -26,7 +26,8 @@ const kg_stage *kg_chain_stages(const kg_chain *chain, size_t *n);
 
 /* Write what the stages make of the logits back: -inf where an id is no candidate any more, and for the others what they
  * became. Nothing is drawn from them; numbers that stages draw count. Without a sequence (NULL) there is no history.
- * The numbers of a device come to the host for it. On failure the logits are as before. */
+ * Where the logits are on a device, it is done there, or they come to the host for it (kg_chain_plan_draw). On failure
+ * they are as before. */
 int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err);
 
 /* The candidates that the stages leave, best first, with their probabilities: for tests and scripts. At most
@@ -43,5 +44,6 @@ bool kg_chain_plan_draw(const kg_chain *chain, const kg_sequence *sequence, int6
 /* kg_chain_pick by the twin of the kernels (kg_draw_alone), for tests: KG_ERR_UNSUPPORTED where a device would leave it to
  * the chain. */
 int kg_chain_pick_as_device(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err);
+int kg_chain_apply_as_device(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err);
 
 #endif

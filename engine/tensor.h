@@ -34,6 +34,8 @@ typedef struct kg_tensor_ops {
   int (*reduce)(const kg_buffer *b, int64_t at, int64_t n, double *sum, float *min, float *max, kg_error *err);
   /* draw from n logits, or leave it to the host (KG_DRAW_FAILED); NULL where the numbers are on the host anyway */
   int (*draw)(const kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, kg_drawn *out, kg_error *err);
+  /* the same for what the chain's stages leave of them, in place: nothing has changed where the host has to do it */
+  int (*apply)(kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, kg_drawn *out, kg_error *err);
 } kg_tensor_ops;
 
 struct kg_buffer {

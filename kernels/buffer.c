@@ -418,18 +418,30 @@ static int cuda_entropy(const kg_buffer *b, int64_t at, int64_t n, double *out, 
   return KG_OK;
 }
 
-static int cuda_draw(const kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, kg_drawn *out, kg_error *err)
+/* A chain on a row: `applied` is where its stages' work goes, or NULL for a draw. */
+static int run_chain(const kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, float *applied, kg_drawn *out,
+                     kg_error *err)
 {
   kg_stream *s = stream_of(b);
   *out = (kg_drawn){0, KG_DRAW_FAILED};
   int code = check_span(b, at, n, err);
   if (code || n < 1 || n > KG_DRAW_VOCAB_MAX) return code;
-  const kg_draw_request request = {.draw = draw, .logits = floats(b, at)};
+  const kg_draw_request request = {.draw = draw, .logits = floats(b, at), .applied = applied};
   code = kg_draws_begin(s, &request, 1, (int32_t)n, 1, err);
   if (!code) code = kg_draws_next(s, err);
   if (!code) code = kg_stream_wait(s, "drawing", err);
   if (!code) *out = kg_draws_of(s, 0)[0];
   return code;
+}
+
+static int cuda_draw(const kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, kg_drawn *out, kg_error *err)
+{
+  return run_chain(b, at, n, draw, NULL, out, err);
+}
+
+static int cuda_apply(kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, kg_drawn *out, kg_error *err)
+{
+  return run_chain(b, at, n, draw, floats(b, at), out, err);
 }
 
 /* More of them than a block sorts are ranked on the host, over a copy. */
@@ -475,4 +487,5 @@ static const kg_tensor_ops cuda_tensor_ops = {.like = cuda_like,
                                               .softmax = cuda_softmax,
                                               .entropy = cuda_entropy,
                                               .reduce = cuda_reduce,
-                                              .draw = cuda_draw};
+                                              .draw = cuda_draw,
+                                              .apply = cuda_apply};

@@ -164,6 +164,7 @@ static void write_rows(kg_draws *d, const kg_draw_request *requests)
     rows[i] = (kg_sample_row){.draw = *r->draw,
                               .room = row_room(d, i),
                               .logits = r->logits,
+                              .applied = r->applied,
                               .tokens = {r->tokens[0], r->tokens[1]},
                               .positions = {r->positions[0], r->positions[1]},
                               .drawn = d->drawn + (size_t)i * (size_t)d->n_steps};

@@ -231,7 +231,7 @@ static __device__ void copy_words(void *to, const void *from, int n_bytes)
   for (int i = threadIdx.x; i < n_bytes / 4; i += KG_DRAW_THREADS) ((int *)to)[i] = ((const int *)from)[i];
 }
 
-/* draw_rows: everything behind the prefix. grid: rows; one block each. twin: kg_draw_alone. */
+/* draw_rows: everything behind the prefix. grid: rows; one block each. twins: kg_draw_alone, kg_draw_apply_alone. */
 static __global__ void __launch_bounds__(KG_DRAW_THREADS) draw_rows(kg_sample_row *rows, int n_vocab)
 {
   static_assert(sizeof(kg_sample_row) % 4 == 0 && sizeof(kg_draw_program) % 4 == 0, "copied by words");
@@ -245,7 +245,9 @@ static __global__ void __launch_bounds__(KG_DRAW_THREADS) draw_rows(kg_sample_ro
   __syncthreads();
   if (!threadIdx.x) near.row.draw.program = &near.program;
   __syncthreads();
-  const kg_drawn drawn = kg_draw_block(&near.row.draw, &near.row.room, n_vocab, &shared);
+  const kg_drawn drawn = near.row.applied
+                             ? kg_draw_apply_block(&near.row.draw, &near.row.room, n_vocab, &shared, near.row.applied)
+                             : kg_draw_block(&near.row.draw, &near.row.room, n_vocab, &shared);
   __syncthreads();
   if (kg_draw_sift_of(&near.program) == KG_SIFT_WEIGH)
     for (int i = threadIdx.x; i < KG_DRAW_BUCKETS; i += KG_DRAW_THREADS) near.row.room.mass[i] = 0;

@@ -84,6 +84,28 @@ describe("a draw", function()
 
   local function by_chain(chain, logits, seq) return chain(logits, seq) end
 
+  ---The same for what the stages leave of a copy of the logits, by `apply`.
+  local function assert_same_left(chain, stages, history, host, other, apply)
+    local here <close> = host:clone()
+    local there <close> = other:clone()
+    local seq <close> = model:sequence { seed = 5 }
+    local twin <close> = model:sequence { seed = 5 }
+    seq:feed(history)
+    twin:feed(history)
+    local left, _, code = core.apply(chain, here, seq)
+    local other_left, _, other_code = apply(chain, there, twin)
+    if left then
+      if other_code == err.UNSUPPORTED then return end -- nothing is left, which a device does not say
+      local numbers, n_differ = left:totable(), 0
+      for i, x in ipairs(other_left:totable()) do n_differ = n_differ + (x == numbers[i] and 0 or 1) end -- -0 is 0
+      assert.equal(0, n_differ, describe_stages(stages))
+      assert.equal(seq.rng:uniform(), twin.rng:uniform())
+    else
+      assert.is_nil(other_left)
+      assert.equal(err.NUMERIC, code)
+    end
+  end
+
   local function assert_same(chain, stages, history, host, other, pick)
     for seed = 1, 3 do
       local id, uniform, code = drawn(by_chain, chain, host, history, seed)
@@ -121,6 +143,7 @@ describe("a draw", function()
       local stages, history = random_stages(dice, size), random_history(dice, size)
       local chain <close> = core.chain(stages)
       assert_same(chain, stages, history, logits, logits, core.pick_as_device)
+      assert_same_left(chain, stages, history, logits, logits, core.apply_as_device)
     end
   end)
 
@@ -185,6 +208,7 @@ describe("a draw", function()
         local stages, history = random_stages(dice, size), random_history(dice, size)
         local chain <close> = core.chain(stages)
         assert_same(chain, stages, history, host, row, by_chain)
+        assert_same_left(chain, stages, history, host, row, core.apply)
       end
     end
   end)

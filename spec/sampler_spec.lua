@@ -412,6 +412,35 @@ describe("kigo.Chain", function()
     assert.is_true(chi2 < 23.5, "chi square " .. chi2) -- 4 degrees of freedom, 99.99 %
   end)
 
+  it("follows the distribution of a stage that draws, too", function()
+    local logits = { 1.5, 0, 2, -1, 1, 0.5 }
+    local t <close> = core.tensor(logits)
+    local function shares(is_there)
+      local all, total = {}, 0
+      for i, x in ipairs(logits) do
+        all[i] = is_there(i) and math.exp(x) or 0
+        total = total + all[i]
+      end
+      for i in ipairs(all) do all[i] = all[i] / total end
+      return all
+    end
+    -- The three best reach 0.14; in 0.4 of the draws only the worst of them is there.
+    local as_it_is, without = shares(function() return true end), shares(function(i) return i ~= 1 and i ~= 3 end)
+    local chain <close> = core.chain { sample.xtc(0.4, 0.14) }
+    local seq <close> = sequence_with({}, 31)
+    local counts, n, chi2 = {}, 20000, 0
+    for _ = 1, n do
+      local id = chain(t, seq)
+      counts[id + 1] = (counts[id + 1] or 0) + 1
+    end
+    for i = 1, 6 do
+      local expected = n * (0.6 * as_it_is[i] + 0.4 * without[i])
+      chi2 = chi2 + (counts[i] - expected) ^ 2 / expected
+    end
+    assert.is_true(chi2 < 25.7, "chi square " .. chi2) -- 5 degrees of freedom, 99.99 %
+    assert.equal(core.uniform(31, 0, 2 * n), seq.rng:uniform()) -- two numbers each
+  end)
+
   it("depends on the seed and the position, not on what was drawn elsewhere", function()
     local t <close> = core.tensor(random_logits(320, 5))
     local chain <close> = core.chain { { kind = "temp", value = 2 } }

@@ -464,6 +464,16 @@ function Chain:candidates(logits, seq) end
 ---@return integer? code
 function core.apply(chain, logits, seq) end
 
+---The same as the kernels of a device do it, computed here: for specs. Code UNSUPPORTED where a device would leave it
+---to the chain.
+---@param chain kigo.Chain
+---@param logits kigo.Tensor
+---@param seq? kigo.Sequence
+---@return kigo.Tensor? logits
+---@return string? message
+---@return integer? code
+function core.apply_as_device(chain, logits, seq) end
+
 ---What the chain draws as the kernels of a device do it, computed here: for specs. Code UNSUPPORTED where a device
 ---would leave the draw to the chain.
 ---@param chain kigo.Chain

@@ -190,7 +190,8 @@ sample.chain = core.chain
 ---Stages on a tensor: in place, on one row of logits. What the stages drop becomes -inf, what they change is changed,
 ---and nothing is drawn from it: `logits:apply_(kigo.min_p(0.05)):softmax():entropy()`. Numbers that stages draw
 ---themselves count on the sequence. A chain keeps its memory between calls; for a stage or a list of them one is made
----each time. The result stays on the tensor's device; the work is done on the host.
+---each time. It is done on the tensor's device, but for DRY and mirostat, and where logits are none or infinite: then
+---the numbers come to the host for it and go back.
 ---@class kigo.Tensor
 local Tensor = core.classes.Tensor
 
