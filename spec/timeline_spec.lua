@@ -17,17 +17,17 @@ describe("timelines", function()
     tokenizer = assert(core.tokenizer(gguf)) -- ids are bytes; the model has those below 48
     path = os.tmpname()
     chains = {
-      kigo.chain { kigo.penalties { last = 9, ["repeat"] = 1.4 }, kigo.temp(0.9), kigo.dist() },
-      kigo.chain { kigo.mirostat(3, 0.2) },
+      kigo.chain { kigo.penalties { last = 9, ["repeat"] = 1.4 }, kigo.temp(4), kigo.dist() },
+      kigo.chain { kigo.temp(2), kigo.mirostat(4, 0.3) },
       kigo.chain { kigo.top_k(1), kigo.dist() },
-      kigo.chain { kigo.dry { multiplier = 0.8, breakers = {} }, kigo.typical(0.8), kigo.temp(1.2), kigo.dist() },
+      kigo.chain { kigo.dry { multiplier = 0.8, breakers = {} }, kigo.temp(3), kigo.typical(0.8), kigo.dist() },
     }
     samplers = {
       kigo.sampler(function(logits, seq, state) -- remembers
         state.n = (state.n or 0) + 1
         state.list = state.list or {}
         state.list[state.n % 5] = { seq:pos() }
-        local ids, p = logits:mul_(1 + state.n % 3 / 10):softmax():topk(6)
+        local ids, p = logits:mul_(0.2 + state.n % 3 / 10):softmax():topk(6)
         return ids[seq.rng:choose(p)]
       end, { name = "remembers" }),
       function(logits, seq) -- works in place, draws twice
@@ -66,11 +66,13 @@ describe("timelines", function()
       add(list, "stream", i, ("%q"):format(stream.text), tostring(stream.reason), stream.n_ids)
     end
     add(list, "uniform", seq.rng:uniform())
-    for i = 1, 3 do
+    for i, pick in ipairs { chains[2], chains[1], chains[4] } do
       if seq:pos() > 0 then
+        local ids = assert(pick:candidates(seq.logits, seq)) -- what mirostat, DRY and penalties remember shows here
+        add(list, "candidates", #ids, table.concat(ids, " "))
         if i == 2 then add(list, "logits", core.checksum(seq.logits:bytes())) end
-        local id = assert(seq:draw(chains[i]))
-        add(list, "draws", i, id)
+        local id = assert(seq:draw(pick))
+        add(list, "draws", id)
         seq:push(id)
       end
     end
@@ -301,13 +303,16 @@ describe("timelines", function()
   end
 
   function acts.rewind(line, dice)
-    if line.from >= line.least then go_back(line, line.least + dice(line.from - line.least + 1) - 1) end
+    if line.from < line.least then return end
+    local most = line.from - line.least + 1
+    go_back(line, line.from + 1 - dice(dice(2) == 1 and math.min(most, 8) or most)) -- often just a few
   end
 
   function acts.fork(line, dice, lines)
     local seed = dice(2) == 1 and line.seq:seed() or dice(1000)
     local fork = { seq = assert(line.seq:fork { seed = seed }), first_seed = line.first_seed, least = line.least,
-      history = table.move(line.history, 1, #line.history, 1, {}), marks = table.move(line.marks, 1, #line.marks, 1, {}) }
+      history = table.move(line.history, 1, #line.history, 1, {}),
+      marks = table.move(line.marks, 1, #line.marks, 1, {}) }
     if seed ~= line.seq:seed() then
       local op = { kind = "seed", seed = seed, from = line.from, to = line.from }
       table.insert(fork.history, op)
@@ -333,10 +338,13 @@ describe("timelines", function()
   local names = {}
   for name in pairs(acts) do names[#names + 1] = name end
   table.sort(names)
-  for _, name in ipairs { "feed", "draw", "rewind_to_mark", "mark", "generate", "rewind" } do
+  for _, name in ipairs { "feed", "draw", "rewind_to_mark", "mark", "generate", "rewind", "uniform" } do
     names[#names + 1] = name
     names[#names + 1] = name
   end
+
+  -- Behind these more often than elsewhere the straight run is looked at.
+  local returns = { rewind_to_mark = true, rewind = true, save = true }
 
   ---@return integer n  comparisons with the straight run
   local function schedule(model, number)
@@ -358,7 +366,7 @@ describe("timelines", function()
         local name = names[dice(#names)]
         done[#done + 1] = name
         acts[name](line, dice, lines)
-        if dice(25) == 1 then compare(lines[dice(#lines)]) end
+        if dice(returns[name] and 5 or 25) == 1 then compare(lines[dice(#lines)]) end
       end
       for _, line in ipairs(lines) do compare(line) end
     end, debug.traceback)
@@ -381,11 +389,11 @@ describe("timelines", function()
     local total, only = tonumber(os.getenv "KIGO_SCHEDULES") or 80, tonumber(os.getenv "KIGO_SCHEDULE")
     local first, last = only or 1, only or math.max(total // #MODELS, 1)
     local n_schedules, n_compared, page = 0, 0, nil
-    for _, options in ipairs(MODELS) do
+    for i, options in ipairs(MODELS) do
       local model <close> = tiny.model(options)
       model.tokenizer, page = tokenizer, model:stats().page
       for number = first, last do
-        n_compared = n_compared + schedule(model, number)
+        n_compared = n_compared + schedule(model, only or number * #MODELS + i)
         n_schedules = n_schedules + 1
         collectgarbage "step"
       end
