@@ -134,6 +134,7 @@ void kg_bind_chain(lua_State *L);
 void kg_bind_kernels(lua_State *L);
 void kg_bind_cpu(lua_State *L);
 void kg_bind_unicode(lua_State *L);
+void kg_bind_plain(lua_State *L);
 void kg_bind_sandbox(lua_State *L);
 void kg_bind_grammar(lua_State *L);
 void kg_bind_constraint(lua_State *L); /* after the sequence */

@@ -307,3 +307,21 @@ bool kg_read_plain(lua_State *L, kg_string bytes)
   lua_settop(L, is_good ? bottom : bottom - 1);
   return is_good;
 }
+
+/* ---- for Lua ---- */
+
+/* core.copy_plain(value, name) -> a deep copy; raises what is no plain data, by its path from `name` on */
+static int copy_plain(lua_State *L)
+{
+  luaL_checkany(L, 1);
+  const char *name = luaL_checkstring(L, 2);
+  lua_pushvalue(L, 1);
+  kg_copy_plain(L, name);
+  return 1;
+}
+
+void kg_bind_plain(lua_State *L)
+{
+  static const luaL_Reg functions[] = {{"copy_plain", copy_plain}, {NULL, NULL}};
+  luaL_setfuncs(L, functions, 0);
+}

@@ -32,7 +32,7 @@ struct kg_chain {
   int32_t *ids;                 /* their ids, unless is_full */
   float *weights;               /* exp(x - max) */
   float *order;                 /* typical: what to rank by */
-  int32_t *counts;              /* by id, for the penalties; all zero between runs */
+  int32_t *counts;              /* by id, for penalties and DRY; all zero between runs */
   uint64_t bucket_mass[N_BUCKETS];
   uint32_t bucket_count[N_BUCKETS];
   kg_rank *room;

@@ -455,6 +455,13 @@ function core.chain(stages) end
 ---@return integer? code
 function Chain:candidates(logits, seq) end
 
+---A deep copy of plain data: booleans, numbers, strings and tables of them. Anything else raises.
+---@generic T
+---@param value T
+---@param name string   what messages call it
+---@return T
+function core.copy_plain(value, name) end
+
 ---What the stages make of the logits, in place: Tensor:apply_ (lua/kigo/sample.lua).
 ---@param chain kigo.Chain
 ---@param logits kigo.Tensor

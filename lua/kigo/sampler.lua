@@ -1,6 +1,7 @@
 -- sampler.lua - samplers written in Lua that have a name and remember things: `kigo.sampler(f, { state = { ... } })`.
 -- Any function (logits, seq) -> id samples too; this one's state lives with each sequence, in seq.state under the
 -- sampler's name, so mark, rewind, fork and save take it along, and what it returns is checked where it is called.
+local core = require "kigo.core"
 local check = require "kigo.check"
 
 ---@class kigo.LuaSampler
@@ -16,20 +17,6 @@ LuaSampler.__index = LuaSampler
 ---its own
 local options_known = { name = "string", state = "table" }
 
-local PLAIN = { number = true, string = true, boolean = true }
-
-local MAX_DEPTH = 100
-
----A deep copy of plain data; raises what is wrong with it.
-local function copy(value, depth)
-  if PLAIN[type(value)] then return value end
-  if type(value) ~= "table" then error(("the state holds a %s, which cannot be copied"):format(type(value)), 0) end
-  if depth > MAX_DEPTH then error("the state's tables are nested too deep", 0) end
-  local made = {}
-  for key, one in pairs(value) do made[copy(key, depth + 1)] = copy(one, depth + 1) end
-  return made
-end
-
 local function place_of(f)
   local about = debug.getinfo(f, "S")
   return about.what == "C" and "a function in C" or ("%s:%d"):format(about.short_src, about.linedefined)
@@ -42,8 +29,8 @@ end
 local function new(f, options)
   if type(f) ~= "function" then error("sampler: function expected, got " .. type(f), 2) end
   options = check.options(options, options_known)
-  local done, state = pcall(copy, options.state or {}, 1)
-  if not done then error("sampler: " .. state, 2) end
+  local done, state = pcall(core.copy_plain, options.state or {}, "sampler: state")
+  if not done then error(state, 2) end
   return setmetatable({ name = options.name or place_of(f), _f = f, _state = state }, LuaSampler)
 end
 
@@ -52,7 +39,7 @@ end
 ---@return table
 function LuaSampler:state(seq)
   local all = seq.state
-  if all[self.name] == nil then all[self.name] = copy(self._state, 1) end
+  if all[self.name] == nil then all[self.name] = core.copy_plain(self._state, "state") end
   return all[self.name]
 end
 
