@@ -65,7 +65,8 @@ typedef struct kg_progress_call {
 int kg_call_progress(lua_State *L);
 
 /* Call f with all arguments while the collector rests: for readers that push many values between looks at their object,
- * which a finalizer might close. f raises for want of memory only. */
+ * which a finalizer might close. f raises for want of memory only. Not for what is called per token: restarting the collector makes it take a
+ * step, a fraction of a millisecond. */
 int kg_call_at_rest(lua_State *L, lua_CFunction f);
 
 /* A Lua array of token ids as a userdata-held buffer (garbage collected), pushed on the stack; *n ids. Every element

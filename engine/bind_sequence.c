@@ -107,24 +107,20 @@ static int pos(lua_State *L)
   return push_pos(L, kg_check_sequence(L, 1));
 }
 
-static int push_tokens(lua_State *L)
-{
-  const kg_sequence *sequence = kg_check_sequence(L, 1);
-  const int32_t from = (int32_t)lua_tointeger(L, 2), pos = kg_sequence_pos(sequence);
-  if (from < pos)
-    kg_push_ids(L, kg_sequence_tokens(sequence) + from, (size_t)(pos - from));
-  else
-    lua_newtable(L);
-  return 1;
-}
-
-/* seq:tokens(from = 0) -> ids on the timeline, from this position on */
+/* seq:tokens(from = 0) -> ids on the timeline, from this position on. They are copied before the table is made, which may
+ * run finalizers; letting the collector rest instead would make it work off a step with every call. */
 static int tokens(lua_State *L)
 {
-  kg_check_sequence(L, 1);
-  if (!lua_isnoneornil(L, 2)) kg_check_int(L, 2, "from", 0, INT32_MAX);
-  lua_settop(L, 2);
-  return kg_call_at_rest(L, push_tokens);
+  const int32_t pos = kg_sequence_pos(kg_check_sequence(L, 1));
+  const int32_t from = lua_isnoneornil(L, 2) ? 0 : (int32_t)kg_check_int(L, 2, "from", 0, INT32_MAX);
+  const size_t most = from < pos ? (size_t)(pos - from) : 0;
+  int32_t *ids = lua_newuserdatauv(L, most * sizeof *ids + 1, 0);
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  const int32_t now = kg_sequence_pos(sequence);
+  const size_t there = from < now ? (size_t)(now - from) : 0, n = there < most ? there : most;
+  if (n) memcpy(ids, kg_sequence_tokens(sequence) + from, n * sizeof *ids);
+  kg_push_ids(L, ids, n);
+  return 1;
 }
 
 static int seed(lua_State *L)
@@ -226,25 +222,19 @@ static int expect(lua_State *L)
   return 1;
 }
 
-static int push_lookup(lua_State *L)
-{
-  const kg_sequence *sequence = kg_check_sequence(L, 1);
-  const int32_t *ids;
-  const int32_t n = kg_sequence_lookup(sequence, (int32_t)lua_tointeger(L, 2), (int32_t)lua_tointeger(L, 3),
-                                       (int32_t)lua_tointeger(L, 4), &ids);
-  kg_push_ids(L, ids, (size_t)n);
-  return 1;
-}
-
 /* seq:lookup(longest, shortest, most) -> ids: what followed the last tokens when they stood on the timeline before */
 static int lookup(lua_State *L)
 {
-  kg_check_sequence(L, 1);
-  const int64_t longest = kg_check_int(L, 2, "longest", 1, KG_LOOKUP_MAX);
-  kg_check_int(L, 3, "shortest", 1, longest);
-  kg_check_int(L, 4, "most", 0, INT32_MAX);
-  lua_settop(L, 4);
-  return kg_call_at_rest(L, push_lookup);
+  const kg_sequence *sequence = kg_check_sequence(L, 1);
+  const int32_t longest = (int32_t)kg_check_int(L, 2, "longest", 1, KG_LOOKUP_MAX);
+  const int32_t shortest = (int32_t)kg_check_int(L, 3, "shortest", 1, longest);
+  const int32_t most = (int32_t)kg_check_int(L, 4, "most", 0, KG_DRAFT_MAX);
+  const int32_t *found = NULL;
+  int32_t ids[KG_DRAFT_MAX];
+  const int32_t n = kg_sequence_lookup(sequence, longest, shortest, most, &found);
+  if (n) memcpy(ids, found, (size_t)n * sizeof *ids); /* making the table may close the sequence */
+  kg_push_ids(L, ids, (size_t)n);
+  return 1;
 }
 
 /* seq:common(other) -> tokens that both timelines begin with; the other may be another model's */

@@ -884,7 +884,7 @@ function Sequence:expect(ids) end
 ---tokens that is found, at its latest place.
 ---@param longest integer    1 to 16
 ---@param shortest integer
----@param most integer       ids wanted
+---@param most integer       ids wanted, at most 64
 ---@return integer[] ids     empty where there is none
 function Sequence:lookup(longest, shortest, most) end
 
