@@ -4,10 +4,11 @@ describe("the prefix cache", function()
   local tiny = require "spec.tiny"
   local err = core.err
 
-  local PAGE
+  local PAGE, REST -- REST: of a prompt that ends within a page
   setup(function()
     local model <close> = tiny.model {}
     PAGE = model:stats().page
+    REST = (PAGE + 1) // 3
   end)
 
   local function slice(list, first, last) return table.move(list, first, last, 1, {}) end
@@ -22,7 +23,7 @@ describe("the prefix cache", function()
 
   describe("makes a repeated prompt cost its new tokens only", function()
     local prompt
-    setup(function() prompt = tiny.ids(3 * PAGE + 20) end)
+    setup(function() prompt = tiny.ids(3 * PAGE + REST) end)
 
     local function evaluate(model, ids, options)
       local seq <close> = model:sequence(options or {})
@@ -41,22 +42,22 @@ describe("the prefix cache", function()
         assert.equal(3, model:stats().n_pages_kept)
         assert.equal(0, model:stats().n_pages_used)
         evaluated, reused = evaluate(model, prompt)
-        assert.same({ 20, 3 * PAGE }, { evaluated, reused })
+        assert.same({ REST, 3 * PAGE }, { evaluated, reused })
         local _, _, expected = evaluate(none, prompt)
         assert.equal(expected, bytes)
         assert.equal(0, none:stats().n_tokens_reused)
-        assert.equal(n + 20, model:stats().n_tokens_evaluated)
+        assert.equal(n + REST, model:stats().n_tokens_evaluated)
         assert.equal(3 * PAGE, model:stats().n_tokens_reused)
-        for _, length in ipairs { 1, 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 2 * PAGE + 7, 3 * PAGE } do
+        for _, length in ipairs { 1, 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 2 * PAGE + REST, 3 * PAGE } do
           local ids = slice(prompt, 1, length)
           evaluated, reused, bytes = evaluate(model, ids) -- the last token's logits are always computed
           assert.same({ 1, length - 1 }, { evaluated, reused })
           assert.equal(bytes, (select(3, evaluate(none, ids))))
         end
         local other = slice(prompt, 1, n) -- goes another way within the second page
-        other[PAGE + 9] = (other[PAGE + 9] + 1) % tiny.vocab
+        other[PAGE + 1 + REST] = (other[PAGE + 1 + REST] + 1) % tiny.vocab
         evaluated, reused, bytes = evaluate(model, other)
-        assert.same({ n - PAGE - 8, PAGE + 8 }, { evaluated, reused })
+        assert.same({ n - PAGE - REST, PAGE + REST }, { evaluated, reused })
         assert.equal(bytes, (select(3, evaluate(none, other))))
       end)
     end
@@ -72,10 +73,10 @@ describe("the prefix cache", function()
       assert.equal(3 * PAGE, b.stats.n_tokens_reused)
       assert.equal(a.logits:bytes(), b.logits:bytes())
       assert.equal(5, model:stats().n_pages_used)
-      b:rewind(PAGE + 5)
-      b:feed(slice(prompt, PAGE + 6, #prompt))
+      b:rewind(PAGE + REST)
+      b:feed(slice(prompt, PAGE + REST + 1, #prompt))
       assert.equal(a.logits:bytes(), b.logits:bytes())
-      assert.equal(3 * PAGE + 2 * PAGE - 5, b.stats.n_tokens_reused)
+      assert.equal(3 * PAGE + 2 * PAGE - REST, b.stats.n_tokens_reused)
       b:release()
       b:push(1)
       a:push(1)
@@ -114,12 +115,12 @@ describe("the prefix cache", function()
       assert.equal(0, model:stats().n_pages_kept)
       local evaluated, reused, bytes = evaluate(model, prompt)
       assert.same({ #prompt, 0 }, { evaluated, reused })
-      held:rewind(PAGE + 3) -- its old rows stay its own
-      held:feed(slice(prompt, PAGE + 4, #prompt))
+      held:rewind(PAGE + 1) -- its old rows stay its own
+      held:feed(slice(prompt, PAGE + 2, #prompt))
       assert(held:step())
       assert.equal(0, held.stats.n_tokens_reused)
       evaluated, reused = evaluate(model, prompt)
-      assert.same({ 20, 3 * PAGE }, { evaluated, reused })
+      assert.same({ REST, 3 * PAGE }, { evaluated, reused })
       assert.equal(bytes, (select(3, evaluate(model, prompt))))
     end)
   end)
@@ -128,7 +129,7 @@ describe("the prefix cache", function()
     local model <close> = tiny.model { pool = 4 * PAGE }
     for i = 1, 10 do
       local seq <close> = model:sequence {}
-      seq:feed(tiny.ids(3 * PAGE + 5, i % 3 + 1))
+      seq:feed(tiny.ids(3 * PAGE + REST, i % 3 + 1))
       assert(seq:step())
       assert.equal(4, model:stats().n_pages_used)
       assert.equal(0, model:stats().n_pages_kept)

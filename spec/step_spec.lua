@@ -361,7 +361,7 @@ describe("kigo.step", function()
     end)
 
     it("cancels by returning true; repeating the call completes", function()
-      local model <close> = tiny.model { chunk = 10 }
+      local model <close> = tiny.model { chunk = 10, prefix_cache = false }
       for at = 0, 40, 10 do
         model:set_progress(function(_, done) return done == at end)
         local a <close> = model:sequence {}
@@ -450,7 +450,7 @@ describe("kigo.step", function()
 
   describe("a pool that is full", function()
     it("is an error that leaves timelines alone; making room lets the step go on", function()
-      local model <close> = tiny.model { pool = 256, chunk = 100 }
+      local model <close> = tiny.model { pool = 256, chunk = 100, prefix_cache = false }
       local a <close> = model:sequence {}
       local b <close> = model:sequence {}
       a:feed(prefix(200))
