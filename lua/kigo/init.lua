@@ -75,6 +75,7 @@ local kigo = {
   prompt_lookup = speculate.prompt_lookup,
   ngrams = speculate.ngrams,
   draft_model = speculate.draft_model,
+  forced = speculate.forced,
   first_of = speculate.first_of,
 }
 

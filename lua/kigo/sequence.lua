@@ -123,14 +123,15 @@ end
 ---@field receipt? boolean        also make a receipt of it (lua/kigo/receipt.lua)
 ---@field ahead? integer          most tokens that a chain draws in one round trip to the device (1 to 1024). Only the
 ---speed depends on it. Unless given: on a GPU 16, or 4 where somebody sees the text grow; elsewhere 1
----@field speculate? kigo.Speculator   guesses at what comes next (lua/kigo/speculate.lua); only the speed depends on it
+---@field speculate? kigo.Speculator|boolean   guesses at what comes next (lua/kigo/speculate.lua); only the speed
+---depends on it. true: what followed the same words before; unless given: what a constraint forces, where there is one
 ---@field on_text? fun(text: string, id: integer?): boolean?  called after every token with the text that may be shown
 ---now (maybe ""), and with what was held back at the end (id is nil); false ends the answer
 ---@field parser? kigo.Parser     takes the answer apart (model:parser); it is used up by one answer
 ---@field on_delta? fun(delta: kigo.ParseDelta)   called with what the parser finds, as it comes
 local generate_options = {
   max = "integer", stop = "string|table", logprobs = "boolean|integer", receipt = "boolean", on_text = "callable",
-  parser = "table", on_delta = "callable", ahead = "integer", speculate = "callable",
+  parser = "table", on_delta = "callable", ahead = "integer", speculate = "callable|boolean",
 }
 for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
 
@@ -184,7 +185,6 @@ local AHEAD, AHEAD_SEEN, AHEAD_MAX = 16, 4, 1024
 ---@return integer? ahead  nil: the sampler is a function, and called
 local function look_ahead(model, options, pick, is_seen)
   if not is_chain(pick) or options.logprobs or options.receipt then return nil end
-  if options.speculate then return 1 end
   if options.ahead then return options.ahead end
   if model:stats().device ~= "cuda" then return 1 end
   return is_seen and AHEAD_SEEN or AHEAD
@@ -233,7 +233,7 @@ local function start(seq, options, is_seen)
   end
   return setmetatable({ recorder = recorder, parser = options.parser, spelled = spelled, on_delta = options.on_delta,
     seq = seq, pick = pick, made_pick = made_pick, ahead = look_ahead(model, options, pick, is_seen),
-    max = options.max or room, out = out, pace = options.speculate and speculate.pace(options.speculate, seq),
+    max = options.max or room, out = out, pace = speculate.pace(options.speculate, seq),
     n_top = n_top, result = { text = "", ids = {}, n_tokens = 0, logprobs = options.logprobs and {} or nil,
       top_logprobs = n_top and {} or nil },
   }, Generation)
@@ -255,7 +255,8 @@ function Generation:_sample()
   if self.pace then self.pace:before_draw(self.max - #self.result.ids - 1, call) end
   if self.ahead then
     local n = #self.result.ids
-    local ahead = n == 0 and 1 or math.min(self.ahead, self.max - n) -- nobody waits for the first token's successors
+    -- Nobody waits for the first token's successors, and a guess goes on by itself.
+    local ahead = (n == 0 or self.pace) and 1 or math.min(self.ahead, self.max - n)
     return call(self.seq.draw, self.seq, self.pick, ahead)
   end
   local done, message, code = self.seq:step()

@@ -8,6 +8,9 @@
 --   seq:generate { speculate = kigo.ngrams {} }                  what mostly follows such words here
 --   seq:generate { speculate = kigo.draft_model(small) }         what a smaller model with the same vocabulary says
 --   seq:generate { speculate = kigo.first_of { a, b } }          b where a knows nothing
+--   seq:generate { speculate = kigo.forced() }                   what the sequence's constraint leaves no choice about
+--
+-- A constrained sequence takes the last one unless told otherwise (speculate = false).
 local core = require "kigo.core"
 local check = require "kigo.check"
 
@@ -18,6 +21,7 @@ local speculate = {}
 ---A speculator that says how many ids it is good for.
 ---@class kigo.MadeSpeculator
 ---@field max integer   ids of a draft, at most
+---@field first integer? ids of the first draft, before anything is known of their worth
 ---@field private _draft kigo.Speculator
 local Made = {}
 Made.__index = Made
@@ -215,6 +219,14 @@ function speculate.draft_model(model, options)
   return self
 end
 
+-- ---- no choice ----
+
+---The ids that the sequence's constraint forces: mostly what is drawn, but a text may have other tokens too.
+---@return kigo.MadeSpeculator
+function speculate.forced()
+  return made(function(seq) return seq:forced() or {} end, LIMIT, { first = LIMIT })
+end
+
 -- ---- several ----
 
 ---The first one of these that has a guess.
@@ -222,10 +234,12 @@ end
 ---@return kigo.MadeSpeculator
 function speculate.first_of(speculators)
   if type(speculators) ~= "table" then error("first_of: a list expected, got " .. type(speculators), 2) end
-  local max = 1
+  local max, first = 1, nil
   for i, one in ipairs(speculators) do
     check.options({ [i] = one }, { [i] = "callable" })
-    max = math.max(max, type(one) == "table" and one.max or MAX)
+    local is_made = type(one) == "table"
+    max = math.max(max, is_made and one.max or MAX)
+    first = is_made and one.first or first
   end
   return made(function(seq, n)
     for _, one in ipairs(speculators) do
@@ -233,7 +247,7 @@ function speculate.first_of(speculators)
       if #ids > 0 then return ids end
     end
     return {}
-  end, max)
+  end, max, { first = first })
 end
 
 -- ---- how far to guess ----
@@ -246,13 +260,19 @@ Pace.__index = Pace
 
 local FIRST, MISSES, REST_MOST = 4, 3, 16
 
----@param draft kigo.Speculator
+---What an option of this name means for a sequence, or nil.
+---@param option kigo.Speculator|boolean?   true: prompt_lookup; nil: what a constraint forces, where there is one
 ---@param seq kigo.Sequence
----@return kigo.Pace
-function speculate.pace(draft, seq)
-  local max = type(draft) == "table" and math.min(draft.max or MAX, LIMIT) or MAX
-  local stats = seq.stats
-  return setmetatable({ seq = seq, draft = draft, max = max, n = math.min(FIRST, max), misses = 0, rest = 0,
+---@return kigo.Pace?
+function speculate.pace(option, seq)
+  if option == false then return nil end
+  local draft = option == true and speculate.prompt_lookup() or option
+  if seq:constraint() then draft = draft and speculate.first_of { speculate.forced(), draft } or speculate.forced() end
+  if not draft then return nil end
+  local is_made, stats = type(draft) == "table", seq.stats
+  local max = is_made and math.min(draft.max or MAX, LIMIT) or MAX
+  local first = is_made and draft.first or FIRST
+  return setmetatable({ seq = seq, draft = draft, max = max, n = math.min(first, max), misses = 0, rest = 0,
     n_passes = 0, first = stats, last = stats }, Pace)
 end
 
