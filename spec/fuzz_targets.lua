@@ -722,11 +722,12 @@ for name in pairs(callbacks) do CALLBACKS[#CALLBACKS + 1] = name end
 table.sort(CALLBACKS)
 
 local CLASSES = { "Tensor", "Sequence", "Chain", "Stream", "Tokenizer", "Model", "Plan", "Gguf", "Rng", "Mark" }
+local WRITERS = { save = true, quantize = true } -- methods that write files, which would stand anywhere
 local METHODS = {}
 for _, class in ipairs(CLASSES) do
   METHODS[class] = {}
   for name, method in pairs(core.classes[class]) do
-    if type(method) == "function" and name:sub(1, 2) ~= "__" then table.insert(METHODS[class], name) end
+    if type(method) == "function" and name:sub(1, 2) ~= "__" and not WRITERS[name] then table.insert(METHODS[class], name) end
   end
   table.sort(METHODS[class])
 end
