@@ -10,17 +10,17 @@
 
 enum { KG_DRY_BREAKERS = 128, KG_DRY_BREAKER_SIZE = 256 };
 
-/* Breakers in the pieces of a vocabulary. NULL stands for none. */
-typedef struct kg_dry kg_dry;
-
-/* At most KG_DRY_BREAKERS of 1 to KG_DRY_BREAKER_SIZE bytes. Copies them, and keeps a reference of the tokenizer. */
-int kg_dry_new(kg_tokenizer *tokenizer, const kg_string *breakers, size_t n, kg_dry **out, kg_error *err);
-void kg_dry_free(kg_dry *dry);
+/* Borrowed. A tokenizer where n > 0; texts of 1 to KG_DRY_BREAKER_SIZE bytes. */
+typedef struct kg_breakers {
+  const kg_tokenizer *tokenizer;
+  const kg_string *texts;
+  int32_t n;
+} kg_breakers;
 
 /* Does the token hold a whole breaker? */
-bool kg_dry_is_breaker(const kg_dry *dry, int32_t id);
+bool kg_dry_is_breaker(const kg_breakers *breakers, int32_t id);
 /* How many of the last tokens stand behind the last breaker: `most`, or fewer. */
-int32_t kg_dry_tail(const kg_dry *dry, const int32_t *tokens, int32_t n, int32_t most);
+int32_t kg_dry_tail(const kg_breakers *breakers, const int32_t *tokens, int32_t n, int32_t most);
 
 /* lengths[i] = how many tokens that end with the one i places before the last, i in [1, n), are the last ones too. */
 void kg_dry_match(const int32_t *tokens, int32_t n, int32_t *lengths);

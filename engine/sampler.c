@@ -26,13 +26,12 @@ struct kg_chain {
   size_t n_stages;
   kg_draw_program program; /* the same for devices; unless is_plain, they cannot run it */
   bool is_plain;
-  kg_dry *dry[KG_CHAIN_STAGES]; /* the breakers of a stage; NULL: it has none */
-  int64_t capacity;             /* items in each of the next five */
-  float *x;                     /* logits of the candidates */
-  int32_t *ids;                 /* their ids, unless is_full */
-  float *weights;               /* exp(x - max) */
-  float *order;                 /* typical: what to rank by */
-  int32_t *counts;              /* by id, for penalties and DRY; all zero between runs */
+  int64_t capacity; /* items in each of the next five */
+  float *x;         /* logits of the candidates */
+  int32_t *ids;     /* their ids, unless is_full */
+  float *weights;   /* exp(x - max) */
+  float *order;     /* typical: what to rank by */
+  int32_t *counts;  /* by id, for penalties and DRY; all zero between runs */
   uint64_t bucket_mass[N_BUCKETS];
   uint32_t bucket_count[N_BUCKETS];
   kg_rank *room;
@@ -61,9 +60,6 @@ int kg_chain_new(const kg_stage *stages, size_t n, kg_chain **out, kg_error *err
     chain->n_stages = n;
     status = kg_draw_program_init(&chain->program, chain->stages, n, &chain->is_plain, err);
   }
-  for (size_t i = 0; i < n && !status; i++)
-    if (stages[i].kind == KG_STAGE_DRY && stages[i].n_breakers)
-      status = kg_dry_new(stages[i].tokenizer, stages[i].breakers, (size_t)stages[i].n_breakers, &chain->dry[i], err);
   if (status)
     kg_chain_free(chain);
   else
@@ -98,7 +94,6 @@ kg_chain *kg_chain_ref(kg_chain *chain)
 void kg_chain_free(kg_chain *chain)
 {
   if (!chain || --chain->n_refs) return;
-  for (size_t i = 0; i < chain->n_stages; i++) kg_dry_free(chain->dry[i]);
   kg_stages_free(chain->stages, chain->n_stages);
   kg_draw_program_deinit(&chain->program);
   free_scratch(chain);
@@ -480,7 +475,7 @@ static int apply_penalties(kg_chain *chain, const kg_stage *stage, int64_t n_voc
 }
 
 /* The longest match before each token that came next, by id, from its place at tokens[n - i]. */
-static void subtract_matches(kg_chain *chain, const kg_stage *stage, const kg_dry *dry, const int32_t *tokens,
+static void subtract_matches(kg_chain *chain, const kg_stage *stage, const kg_breakers *breakers, const int32_t *tokens,
                              int32_t n, int32_t tail)
 {
   for (int32_t i = 1; i < n; i++) {
@@ -491,13 +486,14 @@ static void subtract_matches(kg_chain *chain, const kg_stage *stage, const kg_dr
   for (int32_t i = 1; i < n; i++) {
     const int32_t id = tokens[n - i], longest = chain->counts[id];
     chain->counts[id] = 0;
-    const int64_t at = longest && !kg_dry_is_breaker(dry, id) ? find_id(chain, id) : -1;
+    const int64_t at = longest && !kg_dry_is_breaker(breakers, id) ? find_id(chain, id) : -1;
     if (at >= 0) chain->x[at] -= kg_dry_penalty(stage->multiplier, stage->base, longest - stage->allowed);
   }
 }
 
-static int apply_dry(kg_chain *chain, const kg_stage *stage, const kg_dry *dry, int64_t n_vocab, kg_error *err)
+static int apply_dry(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, kg_error *err)
 {
+  const kg_breakers breakers = {stage->tokenizer, stage->breakers, stage->n_breakers};
   const int32_t *tokens;
   int32_t n, longest = 0;
   const int status = history(chain, stage, n_vocab, &tokens, &n, err);
@@ -507,8 +503,8 @@ static int apply_dry(kg_chain *chain, const kg_stage *stage, const kg_dry *dry, 
   kg_dry_match(tokens, n, chain->lengths);
   for (int32_t i = 1; i < n; i++) longest = chain->lengths[i] > longest ? chain->lengths[i] : longest;
   if (longest < stage->allowed) return KG_OK;
-  const int32_t tail = kg_dry_tail(dry, tokens, n, longest);
-  if (tail >= stage->allowed) subtract_matches(chain, stage, dry, tokens, n, tail);
+  const int32_t tail = kg_dry_tail(&breakers, tokens, n, longest);
+  if (tail >= stage->allowed) subtract_matches(chain, stage, &breakers, tokens, n, tail);
   return KG_OK;
 }
 
@@ -541,9 +537,8 @@ static int apply_bias(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, k
   return status;
 }
 
-static int apply(kg_chain *chain, size_t i, int64_t n_vocab, kg_error *err)
+static int apply(kg_chain *chain, const kg_stage *stage, int64_t n_vocab, kg_error *err)
 {
-  const kg_stage *stage = &chain->stages[i];
   switch (stage->kind) {
   case KG_STAGE_GREEDY:
     return keep_best(chain, err);
@@ -570,7 +565,7 @@ static int apply(kg_chain *chain, size_t i, int64_t n_vocab, kg_error *err)
   case KG_STAGE_DYNAMIC_TEMPERATURE:
     return divide_by_entropy(chain, stage, err);
   case KG_STAGE_DRY:
-    return apply_dry(chain, stage, chain->dry[i], n_vocab, err);
+    return apply_dry(chain, stage, n_vocab, err);
   case KG_STAGE_MIROSTAT:
     return keep_expected(chain, stage, err);
   }
@@ -613,7 +608,7 @@ static int run(kg_chain *chain, const kg_tensor *logits, const kg_sequence *sequ
   const int64_t n_vocab = chain->n;
   chain->sequence = sequence;
   chain->n_drawn = 0;
-  for (size_t i = 0; !status && i < chain->n_stages; i++) status = apply(chain, i, n_vocab, err);
+  for (size_t i = 0; !status && i < chain->n_stages; i++) status = apply(chain, &chain->stages[i], n_vocab, err);
   return status;
 }
 

@@ -80,6 +80,9 @@ static int check_dry(place at, const kg_stage *stage, kg_error *err)
   if (!status) status = check_number(at, "last", stage->last_n, -1, INT32_MAX, err);
   if (!status && stage->n_breakers && !stage->tokenizer)
     return kg_fail(err, KG_ERR_ARGUMENT, "stage %zu (dry): breakers are texts: they want a tokenizer", at.number);
+  if (!status) status = check_number(at, "number of breakers", stage->n_breakers, 0, KG_DRY_BREAKERS, err);
+  for (int32_t i = 0; i < stage->n_breakers && !status; i++)
+    status = check_number(at, "size of a breaker", (double)stage->breakers[i].size, 1, KG_DRY_BREAKER_SIZE, err);
   return status;
 }
 
