@@ -313,7 +313,7 @@ static int table_remove(lua_State *L)
 {
   const lua_Integer size = check_length(L, 1);
   lua_Integer at = luaL_optinteger(L, 2, size);
-  if (lua_gettop(L) > 1)
+  if (at != size) /* of an empty table, element 0 */
     luaL_argcheck(L, (lua_Unsigned)at - 1u <= (lua_Unsigned)size, 2, "position out of bounds");
   pay_range(L, at, size);
   lua_rawgeti(L, 1, at);

@@ -83,6 +83,7 @@ static bool in_named_class(int c, int letter)
   case 'u': is_in = isupper(c); break;
   case 'w': is_in = isalnum(c); break;
   case 'x': is_in = isxdigit(c); break;
+  case 'z': is_in = c == 0; break; /* of Lua 5.1, still there */
   default: return letter == c;
   }
   return isupper(letter) ? !is_in : is_in;

@@ -56,7 +56,7 @@ static int reap(kg_worker *worker)
   /* Look first: a process that somebody else reaped has given its number away. */
   if (kg_sys_reap(NAME, worker->pid, false, &ended, &how, NULL) || !ended) {
     kill(worker->pid, SIGKILL);
-    (void)kg_sys_reap(NAME, worker->pid, true, &ended, &how, NULL);
+    for (int tries = 0; !ended && tries < 3; tries++) (void)kg_sys_reap(NAME, worker->pid, true, &ended, &how, NULL);
   }
   worker->pid = 0;
   return how;
