@@ -188,7 +188,7 @@ local WRAPPERS = {
   "assert(load([==[ BODY ]==]))()",
   "assert(load([==[ BODY ]==], 'x', 't', setmetatable({}, { __index = _G })))()",
   "setmetatable({}, { __index = function() BODY end }).x()",
-  "(('x'):rep(3):gsub('.', function() BODY end))",
+  "local _ = ('x'):rep(3):gsub('.', function() BODY end)",
   "table.sort({ 3, 2, 1 }, function() BODY end)",
   "for _ in function() BODY end do end",
   "local f f = function(n) if n == 0 then BODY else return f(n - 1) end end f(100)",

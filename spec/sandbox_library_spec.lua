@@ -88,6 +88,32 @@ describe("the library of a sandbox", function()
     assert.same({ true, true }, { results(s) })
   end)
 
+  it("makes no tables with weak keys", function()
+    local s <close> = sandbox [[
+      return pcall(setmetatable, {}, { __mode = "k" }), pcall(setmetatable, {}, { __mode = "kv" }),
+        pcall(setmetatable, {}, { __mode = "v" })]]
+    assert.same({ false, false, true }, { table.unpack({ results(s) }, 1, 3) })
+  end)
+
+  it("shares nothing with others", function()
+    local vandal <close> = assert(kigo.sandbox [[
+      return function(t)
+        for _, name in ipairs { "string", "math", "table", "coroutine", "utf8", "kigo" } do
+          for k in pairs(_G[name]) do _G[name][k] = nil end
+        end
+        setmetatable(_G, { __index = function() return 42 end })
+        return string.rep, whatever, pcall(function() t.mul_ = 1 end), pcall(rawset, t, "mul_", 1)
+      end]])
+    local t = kigo.zeros(3)
+    local got = table.pack(vandal:call(nil, t))
+    assert.same({ true, nil, 42, false }, { table.unpack(got, 1, 4) })
+    local s <close> = sandbox "return string.rep('x', 3), math.max(1, 2), whatever, kigo.zeros(2):sum(), _G == _ENV"
+    assert.same({ "xxx", 2, nil, 0, true }, { results(s) })
+    assert.equal("xxx", ("x"):rep(3))
+    assert.equal(0, t:mul_(2):sum())
+    assert.is_nil(whatever) -- luacheck: ignore
+  end)
+
   it("bounds what one call returns or makes", function()
     local s <close> = sandbox [[
       local long = ("x"):rep(5000)

@@ -233,6 +233,31 @@ describe("kigo.sandbox", function()
         assert.same(state, got_state)
       end)
 
+      it("samples in batches, each sequence with its own state", function()
+        local source = [[
+          return function(l, s)
+            s.state.last = s.state.last or {}
+            for id in pairs(s.state.last) do l[id] = l[id] - 1 end
+            local ids, scores = l:topk(8)
+            local weights = {}
+            for i, score in ipairs(scores) do weights[i] = math.exp(score - scores[1]) end
+            local id = ids[s.rng:choose(weights)]
+            s.state.last[id] = true
+            return id
+          end]]
+        local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
+        local s <close> = sandbox(source)
+        local function batch(sampler)
+          return (model:batch({ seed = 3 }, { "A haiku about snow", "Snow", "The" }, function(seq, prompt)
+            assert(seq:feed(prompt))
+            return assert(seq:generate { sample = sampler, max = 12 }).ids
+          end))
+        end
+        local wanted = batch(load(source)())
+        assert.is_true(#wanted[2] > 1)
+        assert.same(wanted, batch(s:sampler()))
+      end)
+
       it("stops the sequence whose sampler fails, and says why", function()
         local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
         for source, wanted in pairs { ["return function() while true do end end"] = err.LIMIT,
@@ -321,7 +346,7 @@ describe("kigo.sandbox", function()
 
       it("survives generated scripts beside a generation that they do not touch", function()
         local n = math.tointeger(os.getenv "KIGO_HOSTILE" or "") or sanitized and 10 or 30
-        local timeout, memory = 0.01, 2 << 20
+        local timeout, memory = os.getenv "KIGO_HOSTILE" and 0.1 or 0.01, 2 << 20
         local model <close> = assert(kigo.load(support.haiku_model, { threads = 1, ctx = 256 }))
         local prompt = model:template():render({ { role = "user", content = "Write a haiku about snow." } },
           { generate = true })
@@ -340,14 +365,14 @@ describe("kigo.sandbox", function()
         local seq, worst, ends = start(), 0, {}
         local clock = isolate and kigo.now or os.clock
         for i = 1, n do
-          local source = hostile.generate(i)
+          local source = "return function(...) " .. hostile.generate(i) .. "\nend"
           local function timed(f, ...)
             local started = clock()
             local returned = table.pack(f(...))
             worst = math.max(worst, clock() - started)
             return table.unpack(returned, 1, returned.n)
           end
-          local s, message, code = timed(kigo.sandbox, source,
+          local s, message, code = kigo.sandbox(source,
             { isolate = isolate, timeout = timeout, memory = memory, instructions = 1 << 40 })
           if s then
             for _ = 1, 2 do
@@ -368,6 +393,7 @@ describe("kigo.sandbox", function()
         end
         for i, id in ipairs(seq:tokens()) do assert.equal(wanted[i], id) end
         seq:close()
+        assert.is_true(worst <= timeout * 1.2 + slack, worst)
         if os.getenv "KIGO_HOSTILE" then
           local counts = {}
           for code, count in pairs(ends) do

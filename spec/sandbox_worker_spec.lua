@@ -171,6 +171,27 @@ describe("a sandbox's worker", function()
     assert.equal(0, held().children)
   end)
 
+  it("is killed when it works where no hook runs", function()
+    local s <close> = worker([[
+      local meta, keys = {}, {}
+      local weak = setmetatable({}, meta)
+      meta.__mode = "k" -- a chain of weak keys: the collector needs n squared steps, and in no hurry to let anybody in
+      for i = 1, 60000 do keys[i] = {} end
+      for i = #keys, 2, -1 do
+        local j = math.random(i)
+        keys[i], keys[j] = keys[j], keys[i]
+      end
+      return function()
+        for i = 1, #keys - 1 do weak[keys[i] ] = keys[i + 1] end
+        first, keys = keys[1], nil
+        while true do local _ = {} end
+      end]], { timeout = 0.2, instructions = 1 << 40 })
+    local started = kigo.now()
+    assert.equal(err.LIMIT, select(3, s:call()))
+    assert.is_true(kigo.now() - started <= 0.24 + 0.15)
+    assert.equal(0, held().children)
+  end)
+
   it("ends with its parent", function()
     local script = os.tmpname() .. ".lua"
     local file <close> = assert(io.open(script, "w"))
@@ -376,8 +397,8 @@ describe("a sandbox's worker", function()
       ALIVE },
     ["a table with a NaN key"] = { loaded .. frame(2, answer { values = 1,
       rest = "\6\0\0\0\0\1\0\0\0\4" .. string.pack("<d", 0 / 0) .. "\1" }), ALIVE },
-    ["tables without a bottom"] = { loaded .. frame(2, answer { values = 1, rest = ("\6\1" .. ("\0"):rep(7)):rep(1000) }),
-      ALIVE },
+    ["tables without a bottom"] = { loaded .. frame(2, answer { values = 1,
+      rest = "\6" .. ("\1\0\0\0\0\0\0\0\6"):rep(1000) }), ALIVE },
     ["that it changed tensors that it does not have"] = { loaded .. frame(2, answer { changed = 0xff }),
       DEAD },
     ["that it is spent, and well"] = { loaded .. frame(2, answer { spent = 1 }), DEAD },

@@ -95,7 +95,8 @@ static int load_text(lua_State *L)
 }
 
 /* setmetatable(t, mt): no finalizers, which run with hooks off and at times of nobody's choosing. (A __gc that is set later has
- * no effect: Lua looks for it here.) */
+ * no effect: Lua looks for it here.) No weak keys, since a chain of them costs the collector n squared at a stretch; who sets
+ * that mode later gets round this, and only a worker stops him. */
 static int set_metatable(lua_State *L)
 {
   luaL_checktype(L, 1, LUA_TTABLE);
@@ -104,7 +105,9 @@ static int set_metatable(lua_State *L)
   if (lua_istable(L, 2)) {
     lua_pushliteral(L, "__gc");
     if (lua_rawget(L, 2) != LUA_TNIL) return luaL_error(L, "setmetatable: a script has no __gc here");
-    lua_pop(L, 1);
+    lua_pushliteral(L, "__mode");
+    if (lua_rawget(L, 2) == LUA_TSTRING && strchr(lua_tostring(L, -1), 'k'))
+      return luaL_error(L, "setmetatable: a script has no weak keys here");
   }
   lua_settop(L, 2);
   lua_setmetatable(L, 1);

@@ -18,6 +18,7 @@ struct kg_sandbox {
   kg_script *script; /* one of these, or none: it is not alive */
   kg_worker *worker;
   kg_bytes load, request, answer;
+  kg_buffer *copies[KG_VALUE_TENSORS]; /* of tensors, while the script works on them; on the host they stay for the next call */
   kg_answer head;    /* of the answer */
   kg_error end;      /* why it is not alive */
   uint64_t n_calls;
@@ -52,10 +53,21 @@ static void end(kg_sandbox *sandbox, const kg_error *why)
   if (why) sandbox->end = *why;
 }
 
+/* Let go of the copies: of all, or of those whose device may be gone before the next call. */
+static void release_copies(kg_sandbox *sandbox, bool all)
+{
+  for (int32_t i = 0; i < KG_VALUE_TENSORS; i++) {
+    if (!sandbox->copies[i] || (!all && sandbox->copies[i]->ops == &kg_host_tensor_ops)) continue;
+    kg_buffer_unref(sandbox->copies[i]);
+    sandbox->copies[i] = NULL;
+  }
+}
+
 void kg_sandbox_free(kg_sandbox *sandbox)
 {
   if (!sandbox) return;
   end(sandbox, NULL);
+  release_copies(sandbox, true);
   kg_bytes_deinit(&sandbox->load);
   kg_bytes_deinit(&sandbox->request);
   kg_bytes_deinit(&sandbox->answer);
@@ -92,30 +104,33 @@ static int finish_worker(kg_sandbox *sandbox, const kg_error *err)
   return err->code;
 }
 
-static void release_all(kg_buffer **buffers, uint32_t n)
+static int copy_tensor(const kg_tensor *tensor, kg_buffer **copy, kg_error *err)
 {
-  for (uint32_t i = 0; i < n; i++) kg_buffer_unref(buffers[i]);
+  const kg_tensor_ops *ops = tensor->buffer->ops;
+  const int64_t n = tensor->shape[0];
+  if (!*copy || (*copy)->ops != ops || (*copy)->n != n) {
+    kg_buffer_unref(*copy);
+    *copy = NULL;
+    const int status = ops->like(tensor->buffer, n, copy, err);
+    if (status) return status;
+  }
+  return ops->copy(*copy, 0, tensor->buffer, tensor->at, n, err);
 }
 
 static int ask_here(kg_sandbox *sandbox, const kg_bytes *request, kg_tensor *const *tensors, uint32_t n, kg_error *err)
 {
-  kg_buffer *copies[KG_VALUE_TENSORS] = {NULL};
   int status = KG_OK;
-  for (uint32_t i = 0; !status && i < n; i++) {
-    const kg_tensor *tensor = tensors[i];
-    status = tensor->buffer->ops->like(tensor->buffer, tensor->shape[0], &copies[i], err);
-    if (!status)
-      status = tensor->buffer->ops->copy(copies[i], 0, tensor->buffer, tensor->at, tensor->shape[0], err);
-  }
-  if (!status) status = kg_script_answer(sandbox->script, request->data, request->size, copies, &sandbox->answer, err);
+  for (uint32_t i = 0; !status && i < n; i++) status = copy_tensor(tensors[i], &sandbox->copies[i], err);
+  if (!status)
+    status = kg_script_answer(sandbox->script, request->data, request->size, sandbox->copies, &sandbox->answer, err);
   kg_answer answer = {0};
   if (!status) memcpy(&answer, sandbox->answer.data, sizeof answer);
   for (uint32_t i = 0; !status && i < n; i++) {
     kg_tensor *tensor = tensors[i];
     if (answer.changed & 1u << i)
-      status = tensor->buffer->ops->copy(tensor->buffer, tensor->at, copies[i], 0, tensor->shape[0], err);
+      status = tensor->buffer->ops->copy(tensor->buffer, tensor->at, sandbox->copies[i], 0, tensor->shape[0], err);
   }
-  release_all(copies, n);
+  release_copies(sandbox, false);
   return status;
 }
 
