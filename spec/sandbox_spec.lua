@@ -346,7 +346,7 @@ describe("kigo.sandbox", function()
 
       it("survives generated scripts beside a generation that they do not touch", function()
         local n = math.tointeger(os.getenv "KIGO_HOSTILE" or "") or sanitized and 10 or 30
-        local timeout, memory = os.getenv "KIGO_HOSTILE" and 0.1 or 0.01, 2 << 20
+        local timeout, memory = os.getenv "KIGO_HOSTILE" and 0.05 or 0.01, 2 << 20
         local model <close> = assert(kigo.load(support.haiku_model, { threads = 1, ctx = 256 }))
         local prompt = model:template():render({ { role = "user", content = "Write a haiku about snow." } },
           { generate = true })

@@ -1,5 +1,6 @@
--- 19-untrusted-sampler.lua - a sampler from somebody you do not know, in a process of its own: it sees the logits, its own
--- table and random numbers, and nothing else. Run: build/kigo examples/19-untrusted-sampler.lua [MODEL]
+-- 20-untrusted-sampler.lua - a sampler from somebody you do not know, in a process of its own: it sees the logits,
+-- its own
+-- table and random numbers, and nothing else. Run: build/kigo examples/20-untrusted-sampler.lua [MODEL]
 local kigo = require "kigo"
 local haiku = require "kigo.haiku"
 
@@ -14,7 +15,7 @@ local theirs = [[
   end]]
 
 local model <close> = assert(kigo.load(arg[1] or haiku.bundled_model()))
-local limits = { isolate = true, memory = "8M", instructions = 1000000, timeout = 0.2 } -- memory in all, the rest per token
+local limits = { isolate = true, memory = "8M", instructions = 1000000, timeout = 0.2 } -- the last two for each token
 local box <close> = assert(kigo.sandbox(theirs, limits))
 
 local seq <close> = assert(model:sequence { seed = 2 })
@@ -24,6 +25,7 @@ print("Theirs:\n" .. assert(seq:generate { sample = box:sampler(), max = 64 }).t
 print(("It was sure of itself %d times, and holds %d KiB.\n"):format(seq.state.sure, box:stats().memory // 1024))
 
 -- Somebody else is not so kind. The process ends; the sequence is where it was, and goes on without him.
-local bomb <close> = assert(kigo.sandbox("return function() return ('a'):rep(60):find(('.-'):rep(18) .. 'b') end", limits))
+local explosion = "return function() return ('a'):rep(60):find(('.-'):rep(18) .. 'b') end"
+local bomb <close> = assert(kigo.sandbox(explosion, limits))
 local answer, message = seq:generate { sample = bomb:sampler(), max = 64 }
 print("A bomb:\n" .. tostring(answer) .. ": " .. message)
