@@ -61,13 +61,15 @@ static int on_hook(void *user, int32_t value, int32_t pos, const kg_tensor *rows
 
 /* ---- making and closing ---- */
 
-static int32_t *check_values(lua_State *L, int index, const kg_plan *plan, size_t *n)
+/* The values of the names at index 2, of the sequence at index 1; their ids in userdata that is left on the stack. */
+static int32_t *check_values(lua_State *L, size_t *n)
 {
-  luaL_checktype(L, index, LUA_TTABLE);
-  *n = (size_t)lua_rawlen(L, index);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  *n = (size_t)lua_rawlen(L, 2);
   int32_t *values = lua_newuserdatauv(L, *n * sizeof *values + 1, 0);
+  const kg_plan *plan = kg_model_plan(kg_sequence_model(kg_check_sequence(L, 1)));
   for (size_t i = 0; i < *n; i++) {
-    if (lua_rawgeti(L, index, (lua_Integer)i + 1) != LUA_TSTRING) luaL_error(L, "names: strings expected");
+    if (lua_rawgeti(L, 2, (lua_Integer)i + 1) != LUA_TSTRING) luaL_error(L, "names: strings expected");
     values[i] = kg_plan_value_find(plan, lua_tostring(L, -1));
     if (values[i] == KG_NONE) luaL_error(L, "the model has no value \"%s\"", lua_tostring(L, -1));
     lua_pop(L, 1);
@@ -102,7 +104,7 @@ static int hook_sequence(lua_State *L)
   luaL_checktype(L, 3, LUA_TFUNCTION);
   lua_settop(L, 3);
   size_t n;
-  const int32_t *values = check_values(L, 2, kg_model_plan(kg_sequence_model(kg_check_sequence(L, 1))), &n);
+  const int32_t *values = check_values(L, &n);
   hook_box *box = lua_newuserdatauv(L, sizeof *box, N_USER_VALUES);
   *box = (hook_box){.model = NULL};
   luaL_setmetatable(L, CLASS_HOOK);
@@ -149,7 +151,7 @@ static int close_hook(lua_State *L)
   return collect_hook(L);
 }
 
-static int hook_to_string(lua_State *L)
+static int push_text(lua_State *L)
 {
   const kg_hook *hook = kg_check_handle(L, 1, CLASS_HOOK)->object;
   if (!hook)
@@ -162,6 +164,12 @@ static int hook_to_string(lua_State *L)
   return 1;
 }
 
+static int hook_to_string(lua_State *L)
+{
+  kg_check_handle(L, 1, CLASS_HOOK);
+  return kg_call_at_rest(L, push_text);
+}
+
 /* ---- residual and weights ---- */
 
 static kg_model *check_model(lua_State *L, int index)
@@ -169,47 +177,21 @@ static kg_model *check_model(lua_State *L, int index)
   return kg_check_open(L, index, KG_CLASS_MODEL);
 }
 
-/* Push a zeroed tensor on the model's device. */
-static int push_on_device(lua_State *L, kg_model *model, int n_dims, const int64_t *dims, kg_tensor **out, kg_error *err)
-{
-  kg_tensor **slot = kg_push_tensor(L);
-  kg_buffer *buffer = NULL;
-  int64_t count = 1;
-  for (int i = 0; i < n_dims; i++)
-    if (__builtin_mul_overflow(count, dims[i], &count) || count > INT64_MAX / 8)
-      return kg_fail(err, KG_ERR_MEMORY, "out of memory: %lld rows", (long long)dims[0]);
-  kg_count_garbage(L, count);
-  int status = kg_model_backend(model)->buffer_new(kg_model_executable(model), count, &buffer, err);
-  if (!status) status = kg_tensor_view(buffer, 0, n_dims, dims, slot, err);
-  kg_buffer_unref(buffer); /* the tensor holds it now */
-  if (!status) *out = *slot;
-  return status;
-}
-
-static const kg_tensor_ops *ops_of(kg_model *model, kg_error *err)
-{
-  kg_buffer *buffer;
-  if (kg_model_backend(model)->buffer_new(kg_model_executable(model), 1, &buffer, err)) return NULL;
-  const kg_tensor_ops *ops = buffer->ops;
-  kg_buffer_unref(buffer);
-  return ops;
-}
-
 /* model:unembed(x) -> logits [vocab] of a row, [rows, vocab] of rows, or nil, message, code: the model's last norm and
  * its head, as a pass applies them */
 static int unembed(lua_State *L)
 {
   kg_error err;
-  kg_model *model = check_model(L, 1);
+  const int64_t vocab = kg_model_vocab_size(check_model(L, 1));
   const kg_tensor *x = kg_check_tensor(L, 2);
-  const kg_tensor_ops *ops = ops_of(model, &err);
-  if (!ops) return kg_push_error(L, &err);
-  if (x->buffer->ops != ops) return luaL_error(L, "unembed: the tensor is not on the model's device: x:to(model)");
-  const int64_t vocab = kg_model_vocab_size(model), dims[2] = {x->shape[0], vocab};
-  kg_tensor *logits = NULL;
   const bool is_row = x->n_dims == 1;
-  int status = push_on_device(L, model, is_row ? 1 : 2, is_row ? &vocab : dims, &logits, &err);
-  if (!status) status = kg_model_unembed(check_model(L, 1), kg_check_tensor(L, 2), logits, &err);
+  const int64_t dims[2] = {x->shape[0], vocab};
+  if (!is_row) kg_count_garbage(L, x->shape[0] * vocab); /* no more than a pass would hold */
+  kg_tensor **logits = kg_push_tensor(L);
+  kg_model *model = check_model(L, 1);
+  x = kg_check_tensor(L, 2);
+  int status = kg_model_tensor(model, is_row ? 1 : 2, is_row ? &vocab : dims, logits, &err);
+  if (!status) status = kg_model_unembed(model, x, *logits, &err);
   return status ? kg_push_error(L, &err) : 1;
 }
 
@@ -217,24 +199,23 @@ static int unembed(lua_State *L)
 static int tensor_to(lua_State *L)
 {
   kg_error err;
-  int64_t dims[KG_TENSOR_DIMS];
   lua_settop(L, 2);
+  kg_count_garbage(L, kg_tensor_count(kg_check_tensor(L, 1)));
+  kg_tensor **made = kg_push_tensor(L);
   const kg_tensor *from = kg_check_tensor(L, 1);
-  const int n_dims = from->n_dims;
-  const int64_t count = kg_tensor_count(from);
-  memcpy(dims, from->shape, sizeof dims);
-  kg_tensor *to = NULL;
-  int status = KG_OK;
-  if (lua_isnil(L, 2)) {
-    kg_count_garbage(L, count);
-    kg_tensor **slot = kg_push_tensor(L);
-    status = kg_tensor_new(n_dims, dims, slot, &err);
-    to = *slot;
-  } else
-    status = push_on_device(L, check_model(L, 2), n_dims, dims, &to, &err);
-  if (status) return kg_push_error(L, &err);
-  status = kg_tensor_transfer(to, kg_check_tensor(L, 1), &err);
+  int status = lua_isnil(L, 2) ? kg_tensor_new(from->n_dims, from->shape, made, &err)
+                               : kg_model_tensor(check_model(L, 2), from->n_dims, from->shape, made, &err);
+  if (!status) status = kg_tensor_transfer(*made, from, &err);
   return status ? kg_push_error(L, &err) : 1;
+}
+
+/* The tensor of the model's file that is named at index 2. */
+static const kg_gguf_tensor *check_weight(lua_State *L)
+{
+  const char *name = luaL_checkstring(L, 2);
+  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(kg_plan_gguf(kg_model_plan(check_model(L, 1))), name);
+  if (!tensor) luaL_error(L, "the model's file has no tensor \"%s\"", name);
+  return tensor;
 }
 
 /* model:tensor(name, first = 0, count = all) -> Tensor on the model's device, or nil, message, code: numbers of the
@@ -242,43 +223,50 @@ static int tensor_to(lua_State *L)
 static int model_tensor(lua_State *L)
 {
   kg_error err;
-  kg_model *model = check_model(L, 1);
-  const kg_gguf *gguf = kg_plan_gguf(kg_model_plan(model));
-  const char *name = luaL_checkstring(L, 2);
-  const kg_gguf_tensor *source = kg_gguf_tensor_find(gguf, name);
-  if (!source) return luaL_error(L, "the model's file has no tensor \"%s\"", name);
   lua_settop(L, 4);
+  const kg_gguf_tensor *source = check_weight(L);
   const bool is_whole = lua_isnil(L, 3) && lua_isnil(L, 4);
+  const int n_dims = is_whole ? source->n_dims : 2;
   int64_t dims[KG_TENSOR_DIMS], n_rows = 1;
   for (int i = 0; i < source->n_dims; i++) dims[i] = source->dims[source->n_dims - 1 - i];
   for (int i = 1; i < source->n_dims; i++) n_rows *= source->dims[i]; /* they are in the file: no overflow */
-  if (!is_whole && source->n_dims == 1) return luaL_error(L, "tensor %s has one row", name);
+  if (!is_whole && source->n_dims == 1) return luaL_error(L, "tensor %s has one row", source->name);
   const int64_t first = lua_isnil(L, 3) ? 0 : kg_check_int(L, 3, "first", 0, n_rows);
   const int64_t count = lua_isnil(L, 4) ? n_rows - first : kg_check_int(L, 4, "count", 0, n_rows - first);
-  const int64_t some[2] = {count, source->dims[0]};
-  kg_tensor *made = NULL;
-  int status = push_on_device(L, model, is_whole ? source->n_dims : 2, is_whole ? dims : some, &made, &err);
-  if (!status) status = kg_model_read_tensor(check_model(L, 1), source, first, count, made->buffer, &err);
+  if (!is_whole) {
+    dims[0] = count;
+    dims[1] = source->dims[0];
+  }
+  kg_count_garbage(L, count * source->dims[0]);
+  kg_tensor **made = kg_push_tensor(L);
+  source = check_weight(L);
+  int status = kg_model_tensor(check_model(L, 1), n_dims, dims, made, &err);
+  if (!status) status = kg_model_read_tensor(check_model(L, 1), source, first, count, (*made)->buffer, &err);
   return status ? kg_push_error(L, &err) : 1;
 }
 
-static int push_name(lua_State *L, const kg_plan *plan, int32_t value)
+static void push_name(lua_State *L, const kg_plan *plan, int32_t value)
 {
   if (value == KG_NONE)
     lua_pushnil(L);
   else
     lua_pushstring(L, kg_plan_value(plan, value)->name);
-  return 1;
+}
+
+static int push_residual(lua_State *L)
+{
+  const kg_plan *plan = kg_model_plan(check_model(L, 1));
+  push_name(L, plan, kg_plan_residual(plan));
+  push_name(L, plan, kg_plan_hidden(plan));
+  return 2;
 }
 
 /* model:residual() -> name of the value that model:unembed takes, and of the same behind the last norm; nil where the
  * plan has none */
 static int residual(lua_State *L)
 {
-  const kg_plan *plan = kg_model_plan(check_model(L, 1));
-  push_name(L, plan, kg_plan_residual(plan));
-  push_name(L, plan, kg_plan_hidden(plan));
-  return 2;
+  check_model(L, 1);
+  return kg_call_at_rest(L, push_residual);
 }
 
 /* model:zeros(n, m...) -> Tensor on the model's device */
@@ -287,10 +275,15 @@ static int model_zeros(lua_State *L)
   kg_error err;
   const int n_dims = lua_gettop(L) - 1;
   luaL_argcheck(L, n_dims >= 1 && n_dims <= KG_TENSOR_DIMS, 2, "1 to 4 sizes expected");
-  int64_t dims[KG_TENSOR_DIMS];
-  for (int i = 0; i < n_dims; i++) dims[i] = kg_check_int(L, i + 2, "size", 0, INT32_MAX);
-  kg_tensor *made;
-  return push_on_device(L, check_model(L, 1), n_dims, dims, &made, &err) ? kg_push_error(L, &err) : 1;
+  int64_t dims[KG_TENSOR_DIMS], count = 1;
+  for (int i = 0; i < n_dims; i++) {
+    dims[i] = kg_check_int(L, i + 2, "size", 0, INT32_MAX);
+    if (__builtin_mul_overflow(count, dims[i], &count) || count > INT64_MAX / 16)
+      return luaL_error(L, "zeros: the product of the sizes is too large");
+  }
+  kg_count_garbage(L, count);
+  kg_tensor **made = kg_push_tensor(L);
+  return kg_model_tensor(check_model(L, 1), n_dims, dims, made, &err) ? kg_push_error(L, &err) : 1;
 }
 
 /* model:trace_rows(sequences, name) -> Tensor [rows, width], or nil, message, code: a value of all tokens that the
@@ -301,9 +294,11 @@ static int trace_rows(lua_State *L)
   check_model(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_settop(L, 3);
+  const char *name = luaL_checkstring(L, 3);
   const lua_Unsigned n = lua_rawlen(L, 2);
   if (n > INT32_MAX / 16) return luaL_error(L, "sequences: %I are too many", (lua_Integer)n);
-  luaL_checkstack(L, (int)n + 8, "too many sequences");
+  luaL_checkstack(L, (int)n + 16, "too many sequences");
+  kg_tensor **made = kg_push_tensor(L);
   kg_step_item *items = lua_newuserdatauv(L, (size_t)n * sizeof *items + 1, 0);
   int64_t n_rows = 0;
   for (lua_Unsigned i = 0; i < n; i++) { /* they stay on the stack: a progress function may empty the table */
@@ -312,18 +307,18 @@ static int trace_rows(lua_State *L)
     n_rows += kg_sequence_pending(items[i].sequence);
   }
   kg_model *model = check_model(L, 1);
-  const kg_plan *plan = kg_model_plan(model);
-  kg_step_trace trace = {.value = kg_plan_value_find(plan, luaL_checkstring(L, 3))};
-  if (trace.value == KG_NONE) return luaL_error(L, "the model has no value \"%s\"", lua_tostring(L, 3));
-  const int64_t dims[2] = {n_rows, kg_plan_value(plan, trace.value)->width};
-  kg_tensor *rows = NULL;
-  int status = push_on_device(L, model, 2, dims, &rows, &err);
+  kg_step_trace trace = {.value = kg_plan_value_find(kg_model_plan(model), name)};
+  if (trace.value == KG_NONE) return luaL_error(L, "the model has no value \"%s\"", name);
+  const int64_t dims[2] = {n_rows, kg_plan_value(kg_model_plan(model), trace.value)->width};
+  int status = kg_model_tensor(model, 2, dims, made, &err);
   if (status) return kg_push_error(L, &err);
-  trace.buffer = rows->buffer;
+  trace.buffer = (*made)->buffer;
   kg_begin_step(L, 1);
-  status = kg_step_items(check_model(L, 1), items, (size_t)n, &trace, 1, &err);
+  status = kg_step_items(model, items, (size_t)n, &trace, 1, &err);
   kg_end_step(L, 1);
-  return status ? kg_push_error(L, &err) : 1;
+  if (status) return kg_push_error(L, &err);
+  lua_pushvalue(L, 4); /* the tensor, below items and sequences */
+  return 1;
 }
 
 static void add_methods(lua_State *L, const char *class, const luaL_Reg *methods)

@@ -449,12 +449,7 @@ static int push_rows(lua_State *L, kg_model *model, int64_t n, int64_t width, kg
 {
   const int64_t shape[2] = {n, width};
   kg_tensor **slot = kg_push_tensor(L);
-  kg_buffer *buffer = NULL;
-  if (width > 0 && n > INT64_MAX / 8 / width)
-    return kg_fail(err, KG_ERR_MEMORY, "out of memory: %lld rows", (long long)n);
-  int status = kg_model_backend(model)->buffer_new(kg_model_executable(model), n * width, &buffer, err);
-  if (!status) status = kg_tensor_view(buffer, 0, 2, shape, slot, err);
-  kg_buffer_unref(buffer); /* the tensor holds it now */
+  const int status = kg_model_tensor(model, 2, shape, slot, err);
   if (!status) *out = *slot;
   return status;
 }

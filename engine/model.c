@@ -225,7 +225,21 @@ int32_t kg_model_sequence_count(const kg_model *model)
   return model->n_sequences;
 }
 
-/* ---- the residual ---- */
+/* ---- tensors, the residual ---- */
+
+int kg_model_tensor(kg_model *model, int n_dims, const int64_t *shape, kg_tensor **out, kg_error *err)
+{
+  kg_buffer *buffer;
+  int64_t count = 1;
+  for (int i = 0; i < n_dims; i++)
+    if (__builtin_mul_overflow(count, shape[i], &count) || count > INT64_MAX / 8)
+      return kg_fail(err, KG_ERR_MEMORY, "out of memory: a tensor of %lld rows", (long long)shape[0]);
+  int status = model->backend->buffer_new(model->exe, count, &buffer, err);
+  if (status) return status;
+  status = kg_tensor_view(buffer, 0, n_dims, shape, out, err);
+  kg_buffer_unref(buffer); /* the tensor holds it now */
+  return status;
+}
 
 int kg_model_unembed(kg_model *model, const kg_tensor *x, kg_tensor *logits, kg_error *err)
 {
@@ -238,6 +252,8 @@ int kg_model_unembed(kg_model *model, const kg_tensor *x, kg_tensor *logits, kg_
   if (x->n_dims > 2 || x->shape[x->n_dims - 1] != width)
     return kg_fail(err, KG_ERR_ARGUMENT, "rows of %d numbers are wanted, as %s has them, not a tensor of shape %s", width,
                    kg_plan_value(model->plan, residual)->name, kg_tensor_shape_text(x, text));
+  if (x->buffer->ops != logits->buffer->ops)
+    return kg_fail(err, KG_ERR_ARGUMENT, "the rows to unembed are not on the model's device");
   if (n_rows > INT32_MAX || kg_tensor_count(logits) / vocab != n_rows)
     return kg_fail(err, KG_ERR_ARGUMENT, "%lld rows of logits do not fit a tensor of shape %s", (long long)n_rows,
                    kg_tensor_shape_text(logits, text));

@@ -34,6 +34,8 @@ int32_t kg_model_sequence_count(const kg_model *model); /* open ones */
  * haiku check damages its copy with. *n_weights says how many; none is KG_ERR_ARGUMENT. */
 int kg_model_scramble(kg_model *model, const char *prefix, uint64_t seed, int32_t *n_weights, kg_error *err);
 
+/* A zeroed tensor on the model's device. */
+int kg_model_tensor(kg_model *model, int n_dims, const int64_t *shape, kg_tensor **out, kg_error *err);
 /* The logits [n_rows, vocab] that follow from rows [n_rows, width] of the plan's residual, both tensors on the model's
  * device: bit for bit what a pass makes of them. KG_ERR_UNSUPPORTED where the plan has no residual (plan.h). May be
  * called within a hook. */

@@ -69,6 +69,19 @@ describe("handles", function()
       local ids, names = { 1, 2 }, { "embd", "logits" }
       return tiny.model {}, function(m) m:trace(ids, names) end
     end,
+    ["sequence:hook"] = function(model)
+      local names, nop = { "embd", "logits" }, function() end
+      return model:sequence {}, function(s) tostring(s:hook(names, nop)) end
+    end,
+    ["model:residual"] = function() return tiny.model {}, function(m) m:residual() end end,
+    ["model:tensor"] = function() return tiny.model {}, function(m) m:tensor("token_embd.weight", 3, 2) end end,
+    ["model:zeros"] = function() return tiny.model {}, function(m) m:zeros(30, 10) end end,
+    ["model:unembed"] = function()
+      local x = core.zeros(3, tiny.hidden)
+      return tiny.model {}, function(m) m:unembed(x) end
+    end,
+    ["tensor:rows"] = function() return core.zeros(30, 10), function(t) t:rows(3, 4) end end,
+    ["tensor:to"] = function(model) return core.zeros(30, 10), function(t) t:to(model) end end,
     ["model:values"] = function() return tiny.model {}, function(m) m:values() end end,
     ["model:stats"] = function() return tiny.model {}, function(m) m:stats() end end,
     ["gguf:get"] = function() return tiny.gguf(), function(g) g:get "general.architecture" end end,

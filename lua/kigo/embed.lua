@@ -2,23 +2,12 @@
 local core = require "kigo.core"
 local check = require "kigo.check"
 local pass = require "kigo.pass"
+local pooling = require "kigo.pooling"
 
 local Model = core.classes.Model
 local trace_rows = Model.trace_rows
 
 local GROUP_TOKENS, GROUP_SIZE = 8192, 64 -- of texts that share forward passes: their rows stand in memory together
-
-local POOLINGS = {} -- what becomes of the rows [n, width] of a text
-
-function POOLINGS.mean(rows)
-  local sum, message, code = rows:row(0):clone()
-  if not sum then return nil, message, code end
-  for i = 1, #rows - 1 do sum:add_(rows:row(i)) end
-  return sum:mul_(1 / #rows)
-end
-
-function POOLINGS.last(rows) return rows:row(#rows - 1):clone() end
-function POOLINGS.cls(rows) return rows:row(0):clone() end
 
 -- <architecture>.pooling_type in files
 local OF_FILE = { [0] = "mean", [1] = "mean", [2] = "cls", [3] = "last" }
@@ -30,12 +19,10 @@ local OF_FILE = { [0] = "mean", [1] = "mean", [2] = "cls", [3] = "last" }
 local embed_options = { pooling = "string", normalize = "boolean" }
 
 local function pooling_of(model, name)
-  if name then
-    return POOLINGS[name] or error(("pooling: %q is none of mean, last, cls"):format(name), 3)
-  end
+  if name then return pooling.named(name, 3) end
   local architecture = model.gguf and model.gguf:get "general.architecture"
   local kind = architecture and model.gguf:get(architecture .. ".pooling_type") or 0
-  if OF_FILE[kind] then return POOLINGS[OF_FILE[kind]] end
+  if OF_FILE[kind] then return pooling.kinds[OF_FILE[kind]] end
   return nil, ("the file's pooling_type %s is not one of 0 to 3: say which pooling is meant"):format(tostring(kind)),
     core.err.UNSUPPORTED
 end
@@ -68,14 +55,6 @@ local function rows_of(model, value, texts)
   return pass.alone(model, trace_rows, model, sequences, value)
 end
 
-local function to_length_one(vector)
-  local squares, message, code = vector:clone()
-  if not squares then return nil, message, code end
-  local length = squares:mul_(vector):sum() ^ 0.5
-  squares:close()
-  return length > 0 and vector:mul_(1 / length) or vector
-end
-
 ---Some texts that go through the model together, as a vector each.
 local function vectors_of(model, value, texts, pool, normalize)
   local rows <close>, why, fault = rows_of(model, value, texts)
@@ -83,7 +62,7 @@ local function vectors_of(model, value, texts, pool, normalize)
   local vectors, at = {}, 0
   for i, ids in ipairs(texts) do
     local vector, message, code = pool(rows:rows(at, #ids))
-    if vector and normalize then vector, message, code = to_length_one(vector) end
+    if vector and normalize then vector, message, code = pooling.to_length_one(vector) end
     if not vector then return nil, message, code end
     vectors[i] = vector
     at = at + #ids

@@ -7,6 +7,7 @@
 -- Files are GGUF with a float32 tensor "direction.N" for block N >= 1, as other programs read and write them.
 local core = require "kigo.core"
 local check = require "kigo.check"
+local pooling = require "kigo.pooling"
 
 local steering = {}
 
@@ -43,19 +44,8 @@ end
 
 -- ---- making ----
 
-local POOLINGS = {}
-
-function POOLINGS.last(rows) return rows:row(#rows - 1):clone() end
-
-function POOLINGS.mean(rows)
-  local sum, message = rows:row(0):clone()
-  if not sum then return nil, message end
-  for i = 1, #rows - 1 do sum:add_(rows:row(i)) end
-  return sum:mul_(1 / #rows)
-end
-
 ---@class kigo.ContrastOptions
----@field pooling? "last"|"mean"  what of a text counts: its last token, the default, or the mean of all
+---@field pooling? "last"|"mean"|"cls"  what of a text counts: its last token, the default, the mean, or its first
 ---@field normalize? boolean      each direction to length 1; default false: as long as the difference is
 local contrast_options = { pooling = "string", normalize = "boolean" }
 
@@ -82,14 +72,6 @@ local function add_texts(model, texts, pool, factor, directions)
   return true
 end
 
-local function to_length_one(tensor)
-  local squares, message, code = tensor:clone()
-  if not squares then return nil, message, code end
-  local length = squares:mul_(tensor):sum() ^ 0.5
-  squares:close()
-  return length > 0 and tensor:mul_(1 / length) or tensor
-end
-
 ---Directions from the mean of the `without` texts to the mean of the `with` texts, for every block but the first.
 ---@param model kigo.Model
 ---@param with (string|integer[])[]
@@ -100,8 +82,7 @@ end
 ---@return integer? code
 function steering.contrast(model, with, without, options)
   options = check.options(options, contrast_options)
-  local pool = POOLINGS[options.pooling or "last"]
-  if not pool then error(("pooling: %q is neither last nor mean"):format(options.pooling), 2) end
+  local pool = pooling.named(options.pooling or "last", 2)
   for _, texts in ipairs { with, without } do
     if type(texts) ~= "table" or #texts == 0 then error("a list of texts is needed", 2) end
     for _, text in ipairs(texts) do
@@ -116,7 +97,7 @@ function steering.contrast(model, with, without, options)
   if not done then return nil, message, code end
   if next(directions) == nil then return nil, "the model has no block behind the first", core.err.UNSUPPORTED end
   for _, direction in pairs(options.normalize and directions or {}) do
-    done, message, code = to_length_one(direction)
+    done, message, code = pooling.to_length_one(direction)
     if not done then return nil, message, code end
   end
   return new(model, directions)
