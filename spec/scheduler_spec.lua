@@ -829,6 +829,7 @@ describe("kigo.scheduler", function()
       end,
       function(seq, word) return assert(seq.model:chat(question(word), { max = 30, seed = 3 })).message end,
       function(seq)
+        seq:constrain(kigo.regex "[a-z ]{5,25}[.]")
         return assert(seq:generate { max = 40, on_text = function(text) seq.state[#seq.state + 1] = text end }).text,
           seq.state
       end,
