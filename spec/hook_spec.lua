@@ -346,6 +346,27 @@ describe("kigo.Sequence:hook", function()
     end)
   end
 
+  it("changes nothing by looking in any family, and unembeds to the same bits", function()
+    for _, name in ipairs { "bert", "falcon", "falcon_new", "gemma", "gptneox", "granite", "llama_yarn", "nomic_bert",
+      "olmo2", "phi2", "phi3_short", "qwen2moe", "qwen3moe", "smollm3", "stablelm_parallel" } do
+      local prompt = support.read_json("spec/fixtures/families/" .. name .. ".json").prompt
+      for _, device in ipairs { "reference", "cpu" } do
+        local model <close> = assert(kigo.load("spec/fixtures/families/" .. name .. ".gguf",
+          { device = device, threads = 2, tokenizer = false }))
+        local unhooked <close> = fed(model, prompt)
+        local seq <close> = fed(model, prompt)
+        local n, residual, last = 0, model:residual(), nil
+        local _ <close> = seq:hook("*", function(x, _, _, value)
+          n = n + 1
+          if value == residual then last = x end
+        end)
+        assert.equal(unhooked.logits:bytes(), seq.logits:bytes(), name)
+        assert.is_true(n >= #model:values())
+        if residual then assert.equal(unhooked.logits:bytes(), model:unembed(last):row(#last - 1):bytes(), name) end
+      end
+    end
+  end)
+
   it("stays without anybody who knows it, as long as its sequence", function()
     local model <close> = tiny.model {}
     local seq = fed(model, prefix(ids, 3))

@@ -341,6 +341,21 @@ describe("a look inside:", function()
       assert.has_error(function() vector:apply(seq, 1, { block = 4 }) end)
     end)
 
+    -- The file of these directions, applied with llama.cpp's llama_set_adapter_cvec (llama-cpp-python 0.3.36) to the same
+    -- text: its four likeliest next tokens, and their logits.
+    it("steers as llama.cpp does", function()
+      for _, device in ipairs { "reference", "cpu" } do
+        local model <close> = stories { device = device, threads = 1 }
+        local vector = assert(kigo.steering.contrast(model, { "Lily was so happy" }, { "Tom was very sad" }))
+        local seq <close> = model:sequence {}
+        assert(seq:feed "Once upon a time there was a dog.")
+        local _ <close> = vector:apply(seq, 1.5)
+        local ids, logits = seq.logits:topk(4)
+        assert.same({ 388, 332, 465, 389 }, ids)
+        for i, wanted in ipairs { 11.95158, 10.83582, 10.53164, 10.24196 } do assert.near(wanted, logits[i], 1e-3) end
+      end
+    end)
+
     describe("files", function()
       local path = os.tmpname()
       teardown(function() os.remove(path) end)
