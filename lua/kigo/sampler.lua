@@ -1,6 +1,7 @@
 -- sampler.lua - samplers written in Lua that have a name and remember things: `kigo.sampler(f, { state = { ... } })`.
 -- Any function (logits, seq) -> id samples too; this one's state lives with each sequence, in seq.state under the
--- sampler's name, so mark, rewind, fork and save take it along, and what it returns is checked where it is called.
+-- sampler's name, so marks, forks and files take it along (a rewind to a bare position leaves it as it is), and what it
+-- returns is checked where it is called.
 local core = require "kigo.core"
 local check = require "kigo.check"
 
