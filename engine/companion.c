@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "constraint.h"
 #include "follow.h"
 #include "mirostat.h"
 
@@ -56,7 +57,7 @@ kg_companion *kg_sequence_find_companion(const kg_sequence *sequence, const kg_c
 
 const kg_companion_ops *kg_companion_find_kind(kg_string name)
 {
-  static const kg_companion_ops *const kinds[] = {&kg_follow_companion, &kg_mirostat_ops};
+  static const kg_companion_ops *const kinds[] = {&kg_follow_companion, &kg_mirostat_ops, &kg_constraint_companion};
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
     if (strlen(kinds[i]->name) == name.size && !memcmp(kinds[i]->name, name.data, name.size)) return kinds[i];
   return NULL;

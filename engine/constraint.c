@@ -5,7 +5,9 @@
 
 #include "ahead.h"
 #include "alloc.h"
+#include "bytes.h"
 #include "error.h"
+#include "grammar_file.h"
 
 /* A token that completes the text which is waited for, and writes more behind it. */
 typedef struct overshoot {
@@ -238,8 +240,69 @@ static void swap(kg_companion *companion, kg_companion *other)
   x->base = base;
 }
 
-const kg_companion_ops kg_constraint_companion = {
-    .name = "constraint", .feed = feed, .rewind = rewind_to, .copy = copy, .swap = swap, .free = release};
+/* ---- in files ---- */
+
+/* What stands before `after` and the grammar; what was matched follows from the tokens. */
+typedef struct saved {
+  uint32_t after_size;
+  int32_t within;
+  uint32_t after_special; /* where it began */
+} saved;
+
+static int save(const kg_companion *companion, kg_bytes *out, kg_error *err)
+{
+  const constraint *c = (const constraint *)companion;
+  if (kg_matcher_grammar(c->matcher)->n_points)
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "the constraint has points, which are functions and cannot be saved");
+  const saved head = {(uint32_t)c->after.size, c->within, c->specials[0]};
+  int status = kg_bytes_append(out, &head, sizeof head, err);
+  if (!status) status = kg_bytes_append(out, c->after.data, c->after.size, err);
+  return status ? status : kg_grammar_save(kg_matcher_grammar(c->matcher), out, err);
+}
+
+static int begin(const kg_companion_source *source, const saved *head, kg_string after, kg_grammar *grammar,
+                 constraint **out, kg_error *err)
+{
+  int status = create(source->tokenizer, after, head->within, 0, out, err);
+  if (status) return status;
+  constraint *c = *out;
+  c->has_started = !after.size;
+  c->specials[0] = head->after_special != 0;
+  c->base.from = source->from;
+  status = kg_matcher_new(grammar, source->tokenizer, NULL, &c->matcher, err);
+  if (!status && c->has_started) kg_matcher_begin_text(c->matcher, c->specials[0]);
+  if (!status)
+    status = feed(&c->base, source->from, source->ids + source->from, (size_t)(source->n_ids - source->from), err);
+  if (status) release(&c->base);
+  return status;
+}
+
+static int load(const kg_companion_source *source, kg_companion **out, kg_error *err)
+{
+  saved head;
+  kg_string bytes = source->bytes, after;
+  kg_grammar *grammar;
+  constraint *c;
+  if (!source->tokenizer) return kg_fail(err, KG_ERR_UNSUPPORTED, "a constraint, and the model has no tokenizer here");
+  if (!kg_take_into(&bytes, &head, sizeof head)) return kg_fail(err, KG_ERR_FORMAT, "a saved constraint is malformed");
+  after = (kg_string){kg_take(&bytes, head.after_size), head.after_size};
+  if (!after.data) return kg_fail(err, KG_ERR_FORMAT, "a saved constraint is malformed");
+  int status = kg_grammar_load(bytes, &grammar, err);
+  if (status) return status;
+  status = begin(source, &head, after, grammar, &c, err);
+  kg_grammar_free(grammar); /* the matcher has it */
+  if (!status) *out = &c->base;
+  return status == KG_ERR_ARGUMENT ? kg_fail(err, KG_ERR_FORMAT, "a saved constraint does not fit its tokens") : status;
+}
+
+const kg_companion_ops kg_constraint_companion = {.name = "constraint",
+                                                  .feed = feed,
+                                                  .rewind = rewind_to,
+                                                  .copy = copy,
+                                                  .swap = swap,
+                                                  .free = release,
+                                                  .save = save,
+                                                  .load = load};
 
 static constraint *find(const kg_sequence *sequence)
 {

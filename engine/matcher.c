@@ -521,6 +521,8 @@ static void keep_judge(kg_matcher *m, const kg_judge *judge)
 
 const kg_judge *kg_matcher_judge(const kg_matcher *m) { return &m->judge; }
 
+kg_grammar *kg_matcher_grammar(const kg_matcher *m) { return m->grammar; }
+
 int kg_matcher_new(kg_grammar *grammar, kg_tokenizer *tokenizer, const kg_judge *judge, kg_matcher **out, kg_error *err)
 {
   if (grammar->n_points && !judge)

@@ -27,6 +27,7 @@ enum {
  * NULL where the grammar has no points: KG_ERR_ARGUMENT. */
 int kg_matcher_new(kg_grammar *grammar, kg_tokenizer *tokenizer, const kg_judge *judge, kg_matcher **out, kg_error *err);
 const kg_judge *kg_matcher_judge(const kg_matcher *matcher);
+kg_grammar *kg_matcher_grammar(const kg_matcher *matcher); /* borrowed */
 int kg_matcher_copy(const kg_matcher *matcher, kg_matcher **out, kg_error *err);
 void kg_matcher_free(kg_matcher *matcher);
 /* Say, before the first token, that text begins here as behind a special token (SentencePiece leaves out a space there). */

@@ -951,15 +951,21 @@ local saved = { is_whole = {} }
 
 local function save_some()
   saved.model, saved.path = tiny.model { device = "cpu", threads = 1, ctx = 64 }, os.tmpname()
-  saved.model.tokenizer = tokenizers.qwen2
+  saved.model.tokenizer = tiny.tokenizer()
   for i, n in ipairs { 0, 1, 5, 20 } do
     local seq <close> = saved.model:sequence { seed = i }
     if i > 1 then
-      seq:attach(core.stream(tokenizers.qwen2, { stop = { "!!", "\u{e9}" } }))
+      seq:attach(core.stream(saved.model.tokenizer, { stop = { "!!", "\u{e9}" } }))
       seq.state = { i, { name = "x", list = { true, 1.5 } } }
       seq.state.me = seq.state
     end
     seq:feed(tiny.ids(n))
+    if i == 4 then
+      local any, bang = { "class", 33, 80 }, "!"
+      assert(seq:constrain(assert(core.grammar { root = { "seq", { "repeat", { "rule", "part" }, 0 } },
+        part = { "alt", any, { "members", { { bang, required = true }, { any } }, separator = bang, others = any } },
+      })))
+    end
     if n > 0 then assert(seq:step()) end
     if i == 3 then seq:draw(core.chain { { kind = "mirostat", tau = 3, eta = 0.1 } }) end
     seq:feed(tiny.ids(i))
@@ -1009,7 +1015,8 @@ end
 
 targets.kv = {
   seeds = save_some(),
-  make = function(dice, seeds) return fuzz.mutate(dice, seeds, { "stream", "mirostat", "T", "e", "kigo-kv\n" }) end,
+  make = function(dice, seeds) return fuzz.mutate(dice, seeds, { "stream", "mirostat", "constraint", "T", "e",
+      "kigo-kv\n", "root" }) end,
   try = function(bytes)
     if not saved.model then save_some() end
     local seq <close> = restore(bytes)

@@ -6,15 +6,13 @@
 describe("timelines", function()
   local kigo = require "kigo"
   local tiny = require "spec.tiny"
-  local vocabulary = require "spec.fixtures.vocabulary"
   local core = kigo.core
 
   local MOST = 90 -- tokens on a timeline
 
-  local tokenizer, path, chains, samplers
+  local tokenizer, path, chains, samplers, grammars
   setup(function()
-    local gguf <close> = assert(core.parse_gguf(vocabulary.file(vocabulary.bpe {}), "spec"))
-    tokenizer = assert(core.tokenizer(gguf)) -- ids are bytes; the model has those below 48
+    tokenizer = tiny.tokenizer() -- ids from 0 are "!" and what follows in ASCII
     path = os.tmpname()
     local in_memory = "/dev/shm" .. path:match "/[^/]*$" -- where there is one: hundreds of files are made durable
     local file = io.open(in_memory, "w")
@@ -29,6 +27,14 @@ describe("timelines", function()
       kigo.chain { kigo.top_k(1), kigo.dist() },
       kigo.chain { kigo.dry { multiplier = 0.8, breakers = {} }, kigo.temp(3), kigo.typical(0.8), kigo.dist() },
     }
+    grammars = { -- such that most ids will do
+      assert(kigo.gbnf [[root ::= ([!-*] | "+" "-"+ | [.-O])*]]),
+      assert(kigo.gbnf [[
+        root ::= flat (pair flat)*
+        pair ::= "(" flat (pair flat)* ")"
+        flat ::= [!-'*-O]*
+      ]]),
+    }
     samplers = {
       kigo.sampler(function(logits, seq, state) -- remembers
         state.n = (state.n or 0) + 1
@@ -40,7 +46,8 @@ describe("timelines", function()
       function(logits, seq) -- works in place, draws twice
         logits:fill_(-math.huge, { seq:pos() % 48 })
         if seq.rng:uniform() < 0.3 then return (logits:argmax()) end
-        return seq.rng:integer(48) - 1
+        local id = seq.rng:integer(48) - 1
+        return logits[id] > -math.huge and id or (logits:argmax())
       end,
       chains[1], chains[2], chains[3], chains[4],
     }
@@ -69,6 +76,8 @@ describe("timelines", function()
     add(list, "tokens", table.concat(seq:tokens(), " "))
     add(list, "seed", seq:seed())
     add(list, "state", say(seq.state))
+    local constraint = seq:constraint()
+    if constraint then add(list, "constraint", ("%q"):format(constraint.text), tostring(constraint.waiting)) end
     for i, stream in ipairs(seq:attached()) do
       add(list, "stream", i, ("%q"):format(stream.text), tostring(stream.reason), stream.n_ids)
     end
@@ -110,6 +119,7 @@ describe("timelines", function()
   function play.note(seq, op) seq.state[op.key] = op.value end
   function play.attach(seq, op) seq:attach(core.stream(tokenizer, { stop = op.stop })) end
   function play.detach(seq, op) seq:detach(seq:attached()[op.i]) end
+  function play.constrain(seq, op) seq:constrain(op.grammar, op.grammar and { after = op.after }) end
   function play.read(seq, op) return seq:attached()[op.i]:read() end
   function play.finish(seq, op) return seq:attached()[op.i]:finish() end
 
@@ -170,7 +180,7 @@ describe("timelines", function()
     for i, op in ipairs(history) do
       local is_instant = op.from == op.to
       local stays = op.kind == "attach" or op.kind == "detach" or op.kind == "seed" or op.kind == "state"
-        or op.kind == "note"
+        or op.kind == "note" or op.kind == "constrain"
       if op.to <= pos and (op.from < pos or stays) then
         kept[#kept + 1] = op
       elseif op.from < pos then -- a part of it
@@ -221,12 +231,14 @@ describe("timelines", function()
 
   local function room(line) return MOST - line.seq:pos() end
 
-  acts.feed = simply("feed", function(line, dice)
-    if room(line) < 12 then return nil end
-    local ids = {}
-    for i = 1, dice(12) - 1 do ids[i] = dice(48) - 1 end
-    return { ids = ids }
-  end)
+  function acts.feed(line, dice)
+    if room(line) < 12 then return end
+    local op = { kind = "feed", from = line.from, ids = {} }
+    for i = 1, dice(12) - 1 do op.ids[i] = dice(48) - 1 end
+    local ok = pcall(play.feed, line.seq, op) -- the constraint may refuse them: all or nothing
+    assert(ok or line.seq:constraint() and line.seq:pos() == line.from)
+    if ok then record(line, op) end
+  end
   acts.look = simply("look", function() return {} end)
   acts.uniform = simply("uniform", function() return {} end)
   acts.note = simply("note", function(_, dice) return { key = "k" .. dice(3), value = dice(9) } end)
@@ -243,6 +255,11 @@ describe("timelines", function()
     if dice(3) > 1 then return nil end
     line.least = line.seq:pos()
     return some_stream(line, dice)
+  end)
+
+  acts.constrain = simply("constrain", function(line, dice)
+    if line.seq:constraint() then line.least = line.from end
+    return { grammar = dice(4) > 1 and grammars[dice(2)] or nil, after = dice(2) == 1 and "*" or nil }
   end)
 
   function acts.draw(line, dice)
@@ -282,10 +299,12 @@ describe("timelines", function()
     if line.from == 0 or room(line) < 9 then return end
     local op = { kind = "generate", from = line.from, pick = samplers[dice(#samplers)], max = dice(8) }
     local answer = play.generate(line.seq, op)
-    op.max, op.answer = dice(2) == 1 and op.max or math.max(#answer.ids, 1), nil
-    if answer.reason == "stop" or #answer.ids == op.max then
-      op.answer = table.concat(answer.ids, " ") .. answer.text
+    if answer.reason == "end" then -- the sampler may have written to the logits behind the text: nobody promises those
+      op.max = #answer.ids
+      if op.max > 0 then record(line, op) end
+      return go_back(line, line.seq:pos())
     end
+    op.answer = table.concat(answer.ids, " ") .. answer.text
     record(line, op)
   end
 

@@ -2,6 +2,7 @@
 -- steps run on. The second of its two layers sees a window of 20 positions.
 local core = require "kigo.core"
 local build = require "spec.gguf_build"
+local vocabulary = require "spec.fixtures.vocabulary"
 
 local tiny = { vocab = 48, hidden = 32, heads = 2, kv_heads = 1, head_dim = 16, ffn = 40, layers = 2, context = 1024 }
 
@@ -91,6 +92,17 @@ function tiny.ids(n, seed)
   local dice, ids = tiny.dice(seed or 1), {}
   for i = 1, n do ids[i] = dice(tiny.vocab) - 1 end
   return ids
+end
+
+---A tokenizer for the tiny model: id 0 is "!", 1 is '"', and so on through ASCII; the last one is an end token.
+---@return userdata tokenizer
+function tiny.tokenizer()
+  local rows = {}
+  for id = 0, tiny.vocab - 2 do rows[id + 1] = { string.char(33 + id) } end
+  rows[tiny.vocab] = { "<end>", 0, 3 }
+  local gguf <close> = assert(core.parse_gguf(vocabulary.file(vocabulary.of("rwkv", rows,
+    { { "tokenizer.ggml.eos_token_id", "u32", tiny.vocab - 1 } })), "tiny"))
+  return assert(core.tokenizer(gguf))
 end
 
 ---The logits that every token of the ids leads to, each as bytes, from one pass over all of them.

@@ -1232,7 +1232,7 @@ function Matcher:close() end
 ---Have what follows obey a grammar, instead of an earlier one; nil: no more. Tokens that do not fit are refused by feed
 ---and push (they raise) and have logits of -inf for everybody who asks. End tokens fit where the text may end; one ends
 ---the constraint, and what follows is free. A dead end, where no token of the vocabulary fits, is an error of whoever
----asks for logits (NUMERIC). Forks, marks and rewind take it along; sequences with one cannot be saved.
+---asks for logits (NUMERIC). Forks, marks, rewind and files take it along; with points it cannot be saved.
 ---
 ---    seq:constrain(assert(kigo.regex "\\d{4}-\\d\\d-\\d\\d"), { after = "</think>" })
 ---@param grammar? kigo.Grammar
