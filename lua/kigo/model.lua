@@ -17,13 +17,30 @@ local Model = core.classes.Model
 local trace_names, new_sequence, logits_of = Model.trace, Model.sequence, Model.logits
 local restore_now = Model.restore
 
+---@class kigo.SequenceOptions
+---@field seed? integer           of its random numbers; default 0
+---@field prefix_cache? boolean   false: evaluate every token here, and leave nothing behind for others
+---@field on_overflow? "error"|"shift"|fun(seq: kigo.Sequence, need: integer): boolean?   what to do when the context is
+---full: lua/kigo/overflow.lua; default "error"
+---@field keep? integer           tokens at the beginning that "shift" keeps; default 0
+local sequence_options = { seed = "number", prefix_cache = "boolean", on_overflow = "string|function",
+  keep = "integer" }
+
 ---A new timeline.
----@param options? { seed: integer?, prefix_cache: boolean? }   seed: of its random numbers; default 0. prefix_cache =
----false: evaluate every token here, and leave nothing behind for others
+---@param options? kigo.SequenceOptions
 ---@return kigo.Sequence?   a to-be-closed handle
 ---@return string? message
 ---@return integer? code
-function Model:sequence(options) return pass.made(new_sequence(self, options)) end
+function Model:sequence(options)
+  local known = check.options(options, sequence_options)
+  local policy = known.on_overflow
+  if type(policy) == "string" and policy ~= "error" and policy ~= "shift" then
+    error(('on_overflow: "error", "shift" or a function expected, got %q'):format(policy), 2)
+  end
+  local seq, message, code = pass.made(new_sequence(self, { seed = known.seed, prefix_cache = known.prefix_cache }))
+  if seq and policy then seq.on_overflow, seq.keep = policy, known.keep end
+  return seq, message, code
+end
 
 ---A sequence that seq:save wrote: it goes on bit for bit as that one would have, on the same kind of device; its seed,
 ---random numbers, streams and state come with it. All of the file is checked first, and a refusal changes nothing:

@@ -3,6 +3,7 @@
 local core = require "kigo.core"
 local check = require "kigo.check"
 local logprobs = require "kigo.logprobs"
+local overflow = require "kigo.overflow"
 local pass = require "kigo.pass"
 local receipt = require "kigo.receipt"
 local sample = require "kigo.sample"
@@ -12,7 +13,9 @@ local values = require "kigo.values"
 ---@class kigo.Sequence
 local Sequence = core.classes.Sequence
 
-local feed_ids, fork_now, hook_names = Sequence.feed, Sequence.fork, Sequence.hook
+local feed_now, push_now, fork_now, hook_names = Sequence.feed, Sequence.push, Sequence.fork, Sequence.hook
+
+local function feed_ids(seq, ids) return overflow.append(feed_now, seq, ids, #ids) end
 
 ---A token id list, as opposed to a list of segments.
 local function is_ids(input) return type(input) == "table" and (#input == 0 or type(input[1]) == "number") end
@@ -28,7 +31,7 @@ end
 ---@param input integer[]|string|kigo.Segment[]
 ---@return integer? pos       position after the last token
 ---@return string? message
----@return integer? code      kigo.err.FULL when the context cannot hold them
+---@return integer? code      kigo.err.FULL when the context cannot hold them (seq.on_overflow: lua/kigo/overflow.lua)
 function Sequence:feed(input)
   if is_ids(input) then return feed_ids(self, input) end
   if type(input) ~= "string" and type(input) ~= "table" then
@@ -39,6 +42,13 @@ function Sequence:feed(input)
   if not ids then return nil, message, code end
   return feed_ids(self, ids)
 end
+
+---Append one token, as feed does.
+---@param id integer
+---@return integer? pos
+---@return string? message
+---@return integer? code
+function Sequence:push(id) return overflow.append(push_now, self, id, 1) end
 
 ---Evaluate what is pending. As everything that needs a forward pass: in a body of a scheduler the body waits for a pass
 ---that others share.
@@ -62,7 +72,11 @@ function Sequence:draw(chain, ahead) return pass.draw(self, chain, ahead) end
 ---@return kigo.Sequence?   a to-be-closed handle
 ---@return string? message
 ---@return integer? code
-function Sequence:fork(options) return pass.made(fork_now(self, options)) end
+function Sequence:fork(options)
+  local fork, message, code = pass.made(fork_now(self, options))
+  if fork and self.on_overflow then fork.on_overflow, fork.keep = self.on_overflow, self.keep end
+  return fork, message, code
+end
 
 -- ---- a look inside ----
 
@@ -202,7 +216,8 @@ local function start(seq, options, is_seen)
   if not model.has_head then
     return nil, "the model has no head: it makes embeddings and cannot generate", core.err.UNSUPPORTED
   end
-  local room = model.context - seq:pos()
+  local makes_room = overflow.has_policy(seq) and not options.receipt
+  local room = makes_room and model.context or model.context - seq:pos()
   if options.max and options.max < 1 then error(("max: %d is not positive"):format(options.max), 3) end
   if options.max and options.max > room then
     return nil, ("%d tokens there and %d more (max) do not fit into the context of %d; ask for fewer, or load the "
