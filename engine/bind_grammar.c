@@ -493,6 +493,17 @@ static int matcher_ids(lua_State *L)
   return kg_call_at_rest(L, push_allowed);
 }
 
+/* matcher:count() -> how many ids may be allowed, or nil, message, code: the mask alone */
+static int matcher_count(lua_State *L)
+{
+  size_t n_allowed;
+  kg_error err;
+  kg_matcher *matcher = check_matcher(L, 1);
+  if (kg_matcher_count(matcher, &n_allowed, &err)) return push_failure(L, matcher, &err);
+  lua_pushinteger(L, (lua_Integer)n_allowed);
+  return 1;
+}
+
 /* matcher:mask(logits) -> how many are left, or nil, message, code: the others become -inf */
 static int matcher_mask(lua_State *L)
 {
@@ -566,6 +577,7 @@ void kg_bind_grammar(lua_State *L)
                                              {"is_complete", matcher_is_complete},
                                              {"is_over", matcher_is_over},
                                              {"ids", matcher_ids},
+                                             {"count", matcher_count},
                                              {"mask", matcher_mask},
                                              {"rewind", matcher_rewind},
                                              {"text", matcher_text},

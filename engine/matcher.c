@@ -379,6 +379,19 @@ static int judge(kg_matcher *m, const float *logits, size_t *n_allowed, kg_error
 
 /* ---- logits ---- */
 
+typedef uint32_t lanes __attribute__((vector_size(32)));
+
+/* Eight logits, of which those whose bits are set stay. */
+static void ban_eight(unsigned char kept, float *logits)
+{
+  const lanes each = {1, 2, 4, 8, 16, 32, 64, 128}, lowest = (lanes){0} + 0xFF800000u; /* -inf */
+  lanes numbers;
+  memcpy(&numbers, logits, sizeof numbers);
+  const lanes stay = (lanes)((((lanes){0} + kept) & each) == each);
+  numbers = (numbers & stay) | (lowest & ~stay);
+  memcpy(logits, &numbers, sizeof numbers);
+}
+
 /* Most words are all ones or all zeros. */
 static void ban(const uint64_t *bits, size_t n_words, float *logits, size_t n)
 {
@@ -389,6 +402,10 @@ static void ban(const uint64_t *bits, size_t n_words, float *logits, size_t n)
     if (word == UINT64_MAX) continue;
     if (!word) {
       for (size_t i = 0; i < end; i++) at[i] = -INFINITY;
+      continue;
+    }
+    if (end == 64) {
+      for (size_t i = 0; i < 8; i++) ban_eight((unsigned char)(word >> 8 * i), at + 8 * i);
       continue;
     }
     for (size_t i = 0; i < end; i++) at[i] = word >> i & 1 ? at[i] : -INFINITY;
@@ -407,6 +424,15 @@ int kg_matcher_mask_logits(kg_matcher *m, float *logits, size_t n, size_t *n_all
   for (size_t w = 0; w < n_words; w++) *n_allowed += (size_t)__builtin_popcountll(sure[w]);
   if (possible != sure) status = judge(m, logits, n_allowed, err);
   if (!status) ban(sure, n_words, logits, n);
+  return status;
+}
+
+int kg_matcher_count(kg_matcher *m, size_t *n_allowed, kg_error *err)
+{
+  const uint64_t *possible, *sure;
+  const int status = kg_matcher_mask(m, &possible, &sure, err);
+  *n_allowed = 0;
+  for (size_t w = 0; w < kg_matcher_n_words(m) && !status; w++) *n_allowed += (size_t)__builtin_popcountll(possible[w]);
   return status;
 }
 
@@ -456,7 +482,7 @@ int kg_matcher_forced_bytes(kg_matcher *m, size_t max, kg_bytes *out, kg_error *
 /* Is there a token that begins like these bytes, is longer, and fits here? */
 static int may_be_longer(kg_matcher *m, kg_string tail, bool *out, kg_error *err)
 {
-  const kg_pieces *pieces = m->tokenizer->pieces;
+  const kg_piece_tree *pieces = &m->tokenizer->pieces->all;
   uint32_t at = 0, end = pieces->n_nodes;
   *out = false;
   for (size_t i = 0; i < tail.size; i++) {

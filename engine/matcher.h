@@ -54,6 +54,7 @@ kg_string kg_matcher_text(const kg_matcher *matcher); /* borrowed */
  * that may be allowed, and in *sure those that are, whatever the judge says (both the same without points). */
 size_t kg_matcher_n_words(const kg_matcher *matcher); /* of its masks; 0 without a tokenizer */
 int kg_matcher_mask(kg_matcher *matcher, const uint64_t **possible, const uint64_t **sure, kg_error *err);
+int kg_matcher_count(kg_matcher *matcher, size_t *n_allowed, kg_error *err); /* those that may be allowed */
 /* Set the logits of all other tokens to -inf; *n_allowed are left. n: at least the vocabulary's size; what is above is
  * banned. Tokens whose logit is -inf already are not judged. */
 int kg_matcher_mask_logits(kg_matcher *matcher, float *logits, size_t n, size_t *n_allowed, kg_error *err);

@@ -1181,6 +1181,12 @@ function Matcher:allowed(id) end
 ---@return integer? code
 function Matcher:ids() end
 
+---How many ids `ids` would list first: the mask without a use of it.
+---@return integer?
+---@return string? message
+---@return integer? code
+function Matcher:count() end
+
 ---Set the logits of all ids that are not allowed to -inf. At a point the likeliest candidates are asked about, 128 of
 ---them, and then on until one is allowed; candidates beyond are banned unseen.
 ---@param logits kigo.Tensor
