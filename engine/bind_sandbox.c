@@ -12,6 +12,14 @@ static kg_sandbox *check_sandbox(lua_State *L)
   return kg_check_open(L, 1, KG_CLASS_SANDBOX);
 }
 
+/* May byte i of a text go to a terminal? No controls, be they one byte or two of UTF-8; lines and tabs may. */
+static bool is_harmless(const char *text, size_t i, size_t n)
+{
+  const unsigned char c = (unsigned char)text[i], next = i + 1 < n ? (unsigned char)text[i + 1] : 0;
+  if (c == '\n' || c == '\t') return true;
+  return c >= 32 && c != 127 && !(c == 0xc2 && next >= 0x80 && next < 0xa0);
+}
+
 /* Push what the script said: nil, its text, a code. */
 static int push_failure(lua_State *L)
 {
@@ -20,8 +28,7 @@ static int push_failure(lua_State *L)
   const char *text = kg_sandbox_answer_bytes(check_sandbox(L), &n);
   char clean[KG_SCRIPT_TEXT_MAX];
   if (n > sizeof clean) n = sizeof clean;
-  for (size_t i = 0; i < n; i++) /* for a terminal: nothing but text */
-    clean[i] = ((unsigned char)text[i] < 32 && text[i] != '\n' && text[i] != '\t') || text[i] == 127 ? '?' : text[i];
+  for (size_t i = 0; i < n; i++) clean[i] = is_harmless(text, i, n) ? text[i] : '?';
   lua_pushnil(L);
   lua_pushlstring(L, clean, n);
   lua_pushinteger(L, code);

@@ -95,6 +95,19 @@ describe("handles", function()
     ["plan:value_names"] = function() return tiny.plan(), function(p) p:value_names() end end,
     ["plan:value"] = function() return tiny.plan(), function(p) p:value(3) end end,
     ["plan:info"] = function() return tiny.plan(), function(p) p:info() end end,
+    ["sandbox:call"] = function()
+      local values = { 1, "text", { x = 2 } }
+      return core.sandbox("return function(x, t) t:mul_(2) return x, { x }, 'text' .. #x end"), function(s)
+        s:call(nil, values, core.zeros(30))
+      end
+    end,
+    ["sandbox:sample"] = function()
+      return core.sandbox("return function(l, s) s.state.x = { 1 } return l:argmax() end"), function(s)
+        s:sample(nil, core.zeros(30), nil, {})
+      end
+    end,
+    ["sandbox:stats"] = function() return core.sandbox "", function(s) s:stats() end end,
+    ["sandbox:restart"] = function() return core.sandbox "", function(s) s:restart() end end,
     ["core.model"] = function()
       local options = { device = "reference" }
       return tiny.plan(), function(p) core.model(p, options) end

@@ -360,7 +360,7 @@ describe("a sandbox's worker", function()
       if not s then return "start " .. kigo.core.error_name(code) end
       local t = kigo.tensor { 1, 2, 3 }
       local ok, result, call_code = s:call("f", t)
-      if ok then return ("ok %s %s"):format(result, t:sum()) end
+      if ok then return ("ok %s %s"):format(tostring(result):gsub("%c", "?"):sub(1, 40), t:sum()) end
       return ("call %s %s %s"):format(kigo.core.error_name(call_code), s:stats().alive, t:sum())
     end
     local place = arg[0]:match "^(.*)/"
@@ -409,12 +409,14 @@ describe("a sandbox's worker", function()
     assert(file:write(text))
   end
 
+  local LIAR = '#!/bin/sh\ncat "$0.says" >&"$1"\nexec sleep 5\n'
+
   it("may lie", function()
     local place, names = folder_without(), {}
     for name in pairs(LIES) do names[#names + 1] = name end
     table.sort(names)
     for i, name in ipairs(names) do write(place .. "/" .. i, LIES[name][1]) end
-    write(place .. "/kigo-worker", '#!/bin/sh\ncat "$0.says" >&"$1"\nexec sleep 5\n')
+    write(place .. "/kigo-worker", LIAR)
     write(place .. "/try.lua", TRY)
     os.execute(("chmod +x %s/kigo-worker"):format(place))
     local i = 0
@@ -423,6 +425,29 @@ describe("a sandbox's worker", function()
       assert.equal(LIES[names[i]][2], line, names[i])
     end
     assert.equal(#names, i)
+    os.execute("rm -r " .. place)
+  end)
+
+  it("may say anything for values", function()
+    local place, n = folder_without(), sanitized and 20 or 60
+    for i = 1, n do
+      -- Bytes that are kinds of values and small numbers more often than not.
+      local bytes = {}
+      for k = 1, 8 + i do
+        local draw = core.uniform(i, k, 3)
+        bytes[k] = string.char(draw < 0.7 and math.floor(draw * 12) or draw < 0.9 and 0 or math.floor(draw * 255))
+      end
+      write(place .. "/" .. i, loaded .. frame(2, answer { values = 1 + i % 3, rest = table.concat(bytes) }))
+    end
+    write(place .. "/kigo-worker", LIAR)
+    write(place .. "/try.lua", TRY)
+    os.execute(("chmod +x %s/kigo-worker"):format(place))
+    local lines = 0
+    for line in shell(("timeout 20 %s/kigo %s/try.lua %d"):format(place, place, n)):gmatch "[^\n]+" do
+      lines = lines + 1
+      assert.is_truthy(line == ALIVE or line:find "^ok .* 6%.0$", line)
+    end
+    assert.equal(n, lines)
     os.execute("rm -r " .. place)
   end)
 

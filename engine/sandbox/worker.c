@@ -231,7 +231,8 @@ int kg_worker_start(size_t memory, size_t shared, int64_t timeout_ns, kg_worker 
   if (!status && hello.magic != KG_FRAME_MAGIC) status = kg_fail(err, KG_ERR_SCRIPT, "kigo-worker is of another build");
   if (!status && hello.code) {
     hello.message[sizeof hello.message - 1] = 0;
-    status = kg_fail(err, KG_ERR_UNSUPPORTED, "kigo-worker cannot lock itself in: %s", hello.message);
+    const bool is_memory = hello.code == KG_ERR_MEMORY; /* for the script's state; else it could not lock itself in */
+    status = kg_fail(err, is_memory ? KG_ERR_MEMORY : KG_ERR_UNSUPPORTED, "kigo-worker: %s", hello.message);
   }
   if (status) {
     kg_worker_stop(worker);
