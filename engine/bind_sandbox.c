@@ -7,10 +7,7 @@
 #include "sandbox/worker.h"
 #include "sequence.h"
 
-static kg_sandbox *check_sandbox(lua_State *L)
-{
-  return kg_check_open(L, 1, KG_CLASS_SANDBOX);
-}
+static kg_sandbox *check_sandbox(lua_State *L) { return kg_check_open(L, 1, KG_CLASS_SANDBOX); }
 
 /* May byte i of a text go to a terminal? No controls, be they one byte or two of UTF-8; lines and tabs may. */
 static bool is_harmless(const char *text, size_t i, size_t n)
@@ -89,8 +86,8 @@ static int call(lua_State *L)
   return kg_sandbox_answer(check_sandbox(L))->code ? push_failure(L) : push_answer(L, true);
 }
 
-/* sandbox:sample(name or nil, logits, seq or nil, state or nil) -> id, state, or nil, message, code. The random numbers of the
- * script are those of the sequence, and count as drawn there. */
+/* sandbox:sample(name or nil, logits, seq or nil, state or nil) -> id, state, or nil, message, code. The random numbers
+ * of the script are those of the sequence, and count as drawn there. */
 static int sample(lua_State *L)
 {
   enum { DRAWS_MAX = 1 << 20 }; /* of one call; a worker may say anything */
@@ -111,7 +108,7 @@ static int sample(lua_State *L)
   const kg_answer *answer = kg_sandbox_answer(check_sandbox(L));
   if (answer->code) return push_failure(L);
   if (answer->n_values != 2 || answer->draws < head.draws || answer->draws - head.draws > DRAWS_MAX) {
-    kg_fail(&err, KG_ERR_SCRIPT, "the script did not give an id, or drew more than %d random numbers", (int)DRAWS_MAX);
+    kg_fail(&err, KG_ERR_SCRIPT, "the script drew more than %d random numbers", (int)DRAWS_MAX);
     return kg_push_error(L, &err);
   }
   if (sequence && answer->draws != head.draws) kg_sequence_set_draws(sequence, answer->draws);
@@ -169,12 +166,15 @@ static int to_string(lua_State *L)
   const kg_sandbox *sandbox = kg_check_handle(L, 1, KG_CLASS_SANDBOX)->object;
   kg_sandbox_stats now = {0};
   if (sandbox) kg_sandbox_get_stats(sandbox, &now);
-  lua_pushfstring(L, KG_CLASS_SANDBOX " (%s)", !sandbox ? "closed" : !now.is_alive ? "spent" : now.pid ? "worker" : "in process");
+  lua_pushfstring(L, KG_CLASS_SANDBOX " (%s)",
+                  !sandbox        ? "closed"
+                  : !now.is_alive ? "spent"
+                  : now.pid       ? "worker"
+                                  : "in process");
   return 1;
 }
 
-/* core.sandbox(source, { isolate, memory, tensors, instructions, timeout, name }) -> Sandbox, or nil, message, code. Every
- * number has been given. */
+/* core.sandbox(source, { isolate, memory, tensors, instructions, timeout, name }) -> Sandbox, or nil, message, code */
 static int new_sandbox(lua_State *L)
 {
   static const char *const fields[] = {"isolate", "memory", "tensors", "instructions", "timeout", "name", NULL};
@@ -183,12 +183,12 @@ static int new_sandbox(lua_State *L)
   kg_error err;
   const char *source = luaL_checklstring(L, 1, &n);
   kg_check_fields(L, 2, fields);
-  const kg_sandbox_options options = {
-      .isolate = kg_opt_bool_field(L, 2, "isolate", false),
-      .memory = (size_t)kg_opt_int_field(L, 2, "memory", 16 << 20, 64 << 10, limit),
-      .shared = (size_t)kg_opt_int_field(L, 2, "tensors", 4 << 20, 4096, limit),
-      .steps = kg_opt_int_field(L, 2, "instructions", 10000000, 1, INT64_MAX / 2),
-      .timeout_ns = (int64_t)(kg_opt_number_field(L, 2, "timeout", 1, 1e-3, 1e6) * 1e9)};
+  const kg_sandbox_options options = {.isolate = kg_opt_bool_field(L, 2, "isolate", false),
+                                      .memory = (size_t)kg_opt_int_field(L, 2, "memory", 16 << 20, 64 << 10, limit),
+                                      .shared = (size_t)kg_opt_int_field(L, 2, "tensors", 4 << 20, 4096, limit),
+                                      .steps = kg_opt_int_field(L, 2, "instructions", 10000000, 1, INT64_MAX / 2),
+                                      .timeout_ns =
+                                          (int64_t)(kg_opt_number_field(L, 2, "timeout", 1, 1e-3, 1e6) * 1e9)};
   const char *name = kg_opt_string_field(L, 2, "name", "script");
   kg_handle *handle = kg_push_handle(L, KG_CLASS_SANDBOX, 0);
   kg_sandbox *sandbox = NULL;
@@ -205,8 +205,8 @@ void kg_bind_sandbox(lua_State *L)
 {
   static const luaL_Reg methods[] = {{"call", call},   {"sample", sample},       {"restart", restart},
                                      {"stats", stats}, {"close", close_sandbox}, {NULL, NULL}};
-  static const luaL_Reg metamethods[] = {{"__gc", close_sandbox}, {"__close", close_sandbox},
-                                         {"__tostring", to_string}, {NULL, NULL}};
+  static const luaL_Reg metamethods[] = {
+      {"__gc", close_sandbox}, {"__close", close_sandbox}, {"__tostring", to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_SANDBOX, methods, metamethods);
   static const luaL_Reg functions[] = {{"sandbox", new_sandbox}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);

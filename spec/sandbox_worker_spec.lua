@@ -8,6 +8,8 @@ describe("a sandbox's worker", function()
   local sanitized = support.read "/proc/self/maps":find("libasan", 1, true) ~= nil
   local folder = support.program:match "^(.*)/" or "."
 
+  local SLACK = 1 -- seconds that a busy machine may add to a deadline
+
   local CALLS = { "memfd_create", "ftruncate", "fcntl", "mmap", "socketpair", "posix_spawn", "ppoll", "send", "recv",
     "waitpid", "close", "munmap" }
 
@@ -167,7 +169,7 @@ describe("a sandbox's worker", function()
     local took = kigo.now() - started
     assert.is_nil(ok)
     assert.equal(err.LIMIT, code)
-    assert.is_true(took >= 0.2 and took <= 0.24 + 0.15, took)
+    assert.is_true(took >= 0.2 and took <= 0.24 + SLACK, took)
     assert.equal(0, held().children)
   end)
 
@@ -188,7 +190,7 @@ describe("a sandbox's worker", function()
       end]], { timeout = 0.2, instructions = 1 << 40 })
     local started = kigo.now()
     assert.equal(err.LIMIT, select(3, s:call()))
-    assert.is_true(kigo.now() - started <= 0.24 + 0.15)
+    assert.is_true(kigo.now() - started <= 0.24 + SLACK)
     assert.equal(0, held().children)
   end)
 

@@ -7,11 +7,13 @@
 #include "alloc.h"
 
 enum {
-  BYTES_PER_STEP = 16,        /* fresh memory costs work too: it is filled, and collected */
-  LOOK_BYTES = 64 << 10,      /* so much fresh memory asks for a look */
-  LOOK_STEPS = 4096,          /* so many steps of C functions ask for a look at the clock */
-  STRING_HEAD = 64,           /* more than Lua puts before a string's bytes */
-  BLOCK_HEADER = 8, BLOCK_ALIGNMENT = 16, BLOCK_MIN = 32 /* of malloc, glibc's */
+  BYTES_PER_STEP = 16,   /* fresh memory costs work too: it is filled, and collected */
+  LOOK_BYTES = 64 << 10, /* so much fresh memory asks for a look */
+  LOOK_STEPS = 4096,     /* so many steps of C functions ask for a look at the clock */
+  STRING_HEAD = 64,      /* more than Lua puts before a string's bytes */
+  BLOCK_HEADER = 8,
+  BLOCK_ALIGNMENT = 16,
+  BLOCK_MIN = 32 /* of malloc, glibc's */
 };
 
 int64_t kg_budget_now(void)
@@ -61,10 +63,7 @@ static void look(kg_budget *budget)
 }
 
 /* Have the hook called every `period` instructions of this thread. */
-static void set_period(lua_State *L, int period)
-{
-  lua_sethook(L, on_count, LUA_MASKCOUNT, period);
-}
+static void set_period(lua_State *L, int period) { lua_sethook(L, on_count, LUA_MASKCOUNT, period); }
 
 static void raise_spent(lua_State *L)
 {
@@ -138,7 +137,8 @@ static size_t block_bytes(size_t n)
   return padded < BLOCK_MIN ? BLOCK_MIN : padded;
 }
 
-/* Work that nobody counts instruction by instruction: let the hook come at the next one. lua_sethook is made for this. */
+/* Work that nobody counts instruction by instruction: let the hook come at the next one, which lua_sethook can do from
+ * anywhere. */
 static void arm(kg_budget *budget)
 {
   if (!budget->running || budget->is_armed) return;
@@ -159,10 +159,7 @@ bool kg_budget_take(kg_budget *budget, size_t n_bytes)
   return true;
 }
 
-void kg_budget_give(kg_budget *budget, size_t n_bytes)
-{
-  budget->memory -= n_bytes;
-}
+void kg_budget_give(kg_budget *budget, size_t n_bytes) { budget->memory -= n_bytes; }
 
 void *kg_budget_alloc(void *user, void *block, size_t old_size, size_t new_size)
 {

@@ -77,13 +77,13 @@ typedef struct ruleset {
 
 static bool forbid_files(void)
 {
-  enum { CREATE = 444, RESTRICT = 446, ASK_VERSION = 1 }; /* the same on every processor */
+  enum { CREATE = 444, RESTRICT = 446, ASK_VERSION = 1 };                      /* the same on every processor */
   static const uint64_t files[] = {0, 0x1fff, 0x3fff, 0x7fff, 0x7fff, 0xffff}; /* rights that version i knows */
   const long version = syscall(CREATE, NULL, 0, ASK_VERSION);
   if (version < 1) return false;
   const ruleset rules = {.files = files[version < 5 ? version : 5],
-                         .network = version >= 4 ? 3 : 0,  /* TCP: bind, connect */
-                         .scopes = version >= 6 ? 3 : 0};  /* abstract sockets and signals of others */
+                         .network = version >= 4 ? 3 : 0, /* TCP: bind, connect */
+                         .scopes = version >= 6 ? 3 : 0}; /* abstract sockets and signals of others */
   const size_t size = version >= 6 ? sizeof rules : version >= 4 ? 2 * sizeof(uint64_t) : sizeof(uint64_t);
   const long fd = syscall(CREATE, &rules, size, 0);
   if (fd < 0) return false;
@@ -103,7 +103,8 @@ static const uint32_t architecture = 0, other_abi = 0; /* none that we know */
 #endif
 
 enum {
-  FORBIDDEN = SANITIZED ? SECCOMP_RET_ERRNO | EPERM : SECCOMP_RET_KILL_PROCESS, /* a sanitizer must get its report out */
+  FORBIDDEN =
+      SANITIZED ? SECCOMP_RET_ERRNO | EPERM : SECCOMP_RET_KILL_PROCESS, /* a sanitizer must get its report out */
   FILTER_MAX = 64
 };
 
@@ -118,7 +119,10 @@ static void put(filter *f, struct sock_filter instruction)
   f->n++;
 }
 
-static void load_word(filter *f, size_t at) { put(f, (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)at)); }
+static void load_word(filter *f, size_t at)
+{
+  put(f, (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)at));
+}
 
 static void give(filter *f, uint32_t verdict) { put(f, (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, verdict)); }
 
@@ -156,9 +160,9 @@ static void allow_without(filter *f, uint32_t number, unsigned i, uint32_t bits)
 static int forbid_calls(int socket, kg_error *err)
 {
   /* What malloc, the clock and the end of a process need. */
-  static const uint32_t plain[] = {SYS_munmap,          SYS_mremap,         SYS_brk,  SYS_madvise,
-                                   SYS_exit,            SYS_exit_group,     SYS_rt_sigreturn,
-                                   SYS_restart_syscall, SYS_clock_gettime,  SYS_futex};
+  static const uint32_t plain[] = {SYS_munmap,        SYS_mremap,     SYS_brk,          SYS_madvise,
+                                   SYS_exit,          SYS_exit_group, SYS_rt_sigreturn, SYS_restart_syscall,
+                                   SYS_clock_gettime, SYS_futex};
   static const uint32_t sanitizers[] = {SYS_write, SYS_getpid, SYS_gettid, SYS_sched_yield, SYS_sigaltstack};
   enum { PROTECTION = 2 }; /* the argument of mmap and mprotect */
   filter f = {.n = 0};

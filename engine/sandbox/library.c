@@ -9,10 +9,10 @@
 #include "pattern.h"
 
 enum {
-  BYTES_PER_STEP = 16,   /* of a string that a C function walks over */
-  SOURCE_STEPS = 4,      /* to compile a byte */
-  VALUES_MAX = 4096,     /* that one call of unpack, byte or codepoint may return: calls copy them */
-  FORMAT_MAX = 4096      /* bytes of a format: each two may be a number of 400 digits */
+  BYTES_PER_STEP = 16, /* of a string that a C function walks over */
+  SOURCE_STEPS = 4,    /* to compile a byte */
+  VALUES_MAX = 4096,   /* that one call of unpack, byte or codepoint may return: calls copy them */
+  FORMAT_MAX = 4096    /* bytes of a format: each two may be a number of 400 digits */
 };
 
 static int raise_too_many(lua_State *L, const char *what)
@@ -94,9 +94,9 @@ static int load_text(lua_State *L)
   return 1;
 }
 
-/* setmetatable(t, mt): no finalizers, which run with hooks off and at times of nobody's choosing. (A __gc that is set later has
- * no effect: Lua looks for it here.) No weak keys, since a chain of them costs the collector n squared at a stretch; who sets
- * that mode later gets round this, and only a worker stops him. */
+/* setmetatable(t, mt): no finalizers, which run with hooks off and at times of nobody's choosing. (A __gc that is set
+ * later has no effect: Lua looks for it here.) No weak keys, since a chain of them costs the collector n squared at a
+ * stretch; who sets that mode later gets round this, and only a worker stops him. */
 static int set_metatable(lua_State *L)
 {
   luaL_checktype(L, 1, LUA_TTABLE);
@@ -362,8 +362,7 @@ static int table_concat(lua_State *L)
   luaL_buffinit(L, &out);
   for (lua_Integer i = first; i <= last; i++) {
     lua_rawgeti(L, 1, i);
-    if (!lua_isstring(L, -1))
-      return luaL_error(L, "invalid value (at index %I) in table for 'concat'", (LUAI_UACINT)i);
+    if (!lua_isstring(L, -1)) return luaL_error(L, "invalid value (at index %I) in table for 'concat'", (LUAI_UACINT)i);
     kg_budget_charge(L, (lua_rawlen(L, -1) + n_separator) / BYTES_PER_STEP + 1);
     luaL_addvalue(&out);
     if (i == last) break; /* which may be the largest integer */
@@ -448,35 +447,52 @@ typedef struct entry {
   lua_CFunction function; /* NULL: the stock function as it is; with a stock one of that name, it is upvalue 1 */
 } entry;
 
-static const entry base[] = {
-    {"assert", NULL},       {"error", NULL},      {"getmetatable", NULL},     {"ipairs", NULL},
-    {"load", load_text},    {"next", NULL},       {"pairs", NULL},            {"pcall", protected_call},
-    {"rawequal", NULL},     {"rawget", NULL},     {"rawlen", NULL},           {"rawset", NULL},
-    {"select", NULL},       {"setmetatable", set_metatable},                  {"tonumber", call_paid},
-    {"tostring", NULL},     {"type", NULL},       {"xpcall", protected_call_handled},
-    {"_VERSION", NULL},     {NULL, NULL}};
-static const entry coroutine[] = {
-    {"close", coroutine_close}, {"create", coroutine_create}, {"isyieldable", NULL}, {"resume", coroutine_resume},
-    {"running", NULL},          {"status", NULL},             {"wrap", coroutine_wrap}, {"yield", NULL},
-    {NULL, NULL}};
-static const entry math[] = {
-    {"abs", NULL},    {"acos", NULL},       {"asin", NULL},   {"atan", NULL},       {"ceil", NULL},
-    {"cos", NULL},    {"deg", NULL},        {"exp", NULL},    {"floor", NULL},      {"fmod", NULL},
-    {"huge", NULL},   {"log", NULL},        {"max", NULL},    {"maxinteger", NULL}, {"min", NULL},
-    {"mininteger", NULL}, {"modf", NULL},   {"pi", NULL},     {"rad", NULL},        {"random", NULL},
-    {"randomseed", NULL}, {"sin", NULL},    {"sqrt", NULL},   {"tan", NULL},        {"tointeger", NULL},
-    {"type", NULL},   {"ult", NULL},        {NULL, NULL}};
-static const entry string[] = {
-    {"byte", call_slice},         {"char", call_paid},          {"find", kg_pattern_find}, {"format", string_format},
-    {"gmatch", kg_pattern_gmatch}, {"gsub", kg_pattern_gsub},   {"len", NULL},             {"lower", call_paid},
-    {"match", kg_pattern_match},  {"rep", string_rep},          {"reverse", call_paid},    {"sub", call_paid},
-    {"upper", call_paid},         {NULL, NULL}};
+static const entry base[] = {{"assert", NULL},        {"error", NULL},
+                             {"getmetatable", NULL},  {"ipairs", NULL},
+                             {"load", load_text},     {"next", NULL},
+                             {"pairs", NULL},         {"pcall", protected_call},
+                             {"rawequal", NULL},      {"rawget", NULL},
+                             {"rawlen", NULL},        {"rawset", NULL},
+                             {"select", NULL},        {"setmetatable", set_metatable},
+                             {"tonumber", call_paid}, {"tostring", NULL},
+                             {"type", NULL},          {"xpcall", protected_call_handled},
+                             {"_VERSION", NULL},      {NULL, NULL}};
+static const entry coroutine[] = {{"close", coroutine_close},
+                                  {"create", coroutine_create},
+                                  {"isyieldable", NULL},
+                                  {"resume", coroutine_resume},
+                                  {"running", NULL},
+                                  {"status", NULL},
+                                  {"wrap", coroutine_wrap},
+                                  {"yield", NULL},
+                                  {NULL, NULL}};
+static const entry math[] = {{"abs", NULL},        {"acos", NULL},       {"asin", NULL}, {"atan", NULL},
+                             {"ceil", NULL},       {"cos", NULL},        {"deg", NULL},  {"exp", NULL},
+                             {"floor", NULL},      {"fmod", NULL},       {"huge", NULL}, {"log", NULL},
+                             {"max", NULL},        {"maxinteger", NULL}, {"min", NULL},  {"mininteger", NULL},
+                             {"modf", NULL},       {"pi", NULL},         {"rad", NULL},  {"random", NULL},
+                             {"randomseed", NULL}, {"sin", NULL},        {"sqrt", NULL}, {"tan", NULL},
+                             {"tointeger", NULL},  {"type", NULL},       {"ult", NULL},  {NULL, NULL}};
+static const entry string[] = {{"byte", call_slice},
+                               {"char", call_paid},
+                               {"find", kg_pattern_find},
+                               {"format", string_format},
+                               {"gmatch", kg_pattern_gmatch},
+                               {"gsub", kg_pattern_gsub},
+                               {"len", NULL},
+                               {"lower", call_paid},
+                               {"match", kg_pattern_match},
+                               {"rep", string_rep},
+                               {"reverse", call_paid},
+                               {"sub", call_paid},
+                               {"upper", call_paid},
+                               {NULL, NULL}};
 static const entry table[] = {
-    {"concat", table_concat}, {"insert", table_insert}, {"move", table_move}, {"pack", NULL},
+    {"concat", table_concat}, {"insert", table_insert}, {"move", table_move},     {"pack", NULL},
     {"remove", table_remove}, {"sort", table_sort},     {"unpack", table_unpack}, {NULL, NULL}};
-static const entry utf8[] = {
-    {"char", call_paid}, {"charpattern", NULL}, {"codepoint", call_slice}, {"codes", call_paid},
-    {"len", call_paid},  {"offset", call_paid}, {NULL, NULL}};
+static const entry utf8[] = {{"char", call_paid},  {"charpattern", NULL}, {"codepoint", call_slice},
+                             {"codes", call_paid}, {"len", call_paid},    {"offset", call_paid},
+                             {NULL, NULL}};
 
 /* Copy entries from the stock table on top to the table below it. */
 static void copy_entries(lua_State *L, const entry *entries)

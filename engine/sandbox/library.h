@@ -1,6 +1,6 @@
-/* library.h - what a script that nobody trusts finds in its environment: Lua's own functions where they are bounded by what
- * they are given, and functions of ours where stock ones loop in C without anybody counting, catch errors, make finalizers or
- * read bytecode. README.md, "Scripts you do not trust", says what is there and what differs. */
+/* library.h - what a script that nobody trusts finds in its environment: Lua's own functions where they are bounded by
+ * what they are given, and functions of ours where stock ones loop in C without anybody counting, catch errors, make
+ * finalizers or read bytecode. README.md, "Scripts you do not trust", says what is there and what differs. */
 #ifndef KG_LIBRARY_H
 #define KG_LIBRARY_H
 

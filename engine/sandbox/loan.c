@@ -15,10 +15,10 @@ enum {
 };
 
 typedef struct loan {
-  kg_buffer base;    /* what the handles of the state refer to */
-  kg_buffer *inner;  /* the numbers; NULL when the loan is over */
+  kg_buffer base;   /* what the handles of the state refer to */
+  kg_buffer *inner; /* the numbers; NULL when the loan is over */
   kg_budget *budget;
-  size_t n_bytes;    /* charged; 0: the numbers are the lender's */
+  size_t n_bytes; /* charged; 0: the numbers are the lender's */
   bool was_changed;
 } loan;
 
@@ -133,7 +133,8 @@ static int fill(kg_buffer *b, int64_t at, int64_t n, float value, kg_error *err)
   return status ? status : inner->ops->fill(inner, at, n, value, err);
 }
 
-static int fill_at(kg_buffer *b, int64_t at, int64_t n, const int32_t *index, int64_t n_index, float value, kg_error *err)
+static int fill_at(kg_buffer *b, int64_t at, int64_t n, const int32_t *index, int64_t n_index, float value,
+                   kg_error *err)
 {
   kg_buffer *inner;
   const int status = begin_change(b, n_index, &inner, err);
@@ -292,12 +293,12 @@ static int tensor(lua_State *L)
   return 1;
 }
 
-/* Take every method from the class that is not listed: those here work through kg_tensor_ops alone, and make no views, which
- * are handles that nobody pays for. */
+/* Take every method from the class that is not listed: those here work through kg_tensor_ops alone, and make no views,
+ * which are handles that nobody pays for. */
 static void keep_methods(lua_State *L)
 {
-  static const char *const kept[] = {"shape", "argmax", "topk",  "softmax", "log_softmax", "entropy", "sum",  "min",
-                                     "max",   "mul_",   "add_",  "fill_",   "clone",       "totable", "bytes", "close"};
+  static const char *const kept[] = {"shape", "argmax", "topk", "softmax", "log_softmax", "entropy", "sum",   "min",
+                                     "max",   "mul_",   "add_", "fill_",   "clone",       "totable", "bytes", "close"};
   luaL_getsubtable(L, LUA_REGISTRYINDEX, "kigo.classes");
   lua_getfield(L, -1, "Tensor");
   lua_pushnil(L);

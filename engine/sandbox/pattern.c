@@ -8,10 +8,10 @@
 
 enum {
   CAPTURES_MAX = 32,
-  DEPTH_MAX = 200,   /* items that wait for the rest of the pattern, each a frame of C */
-  OPEN = -1,         /* length of a capture that has not ended */
-  POSITION = -2,     /* "()" */
-  PAY_STEPS = 256,   /* so many steps are paid for together */
+  DEPTH_MAX = 200, /* items that wait for the rest of the pattern, each a frame of C */
+  OPEN = -1,       /* length of a capture that has not ended */
+  POSITION = -2,   /* "()" */
+  PAY_STEPS = 256, /* so many steps are paid for together */
   STEPS_PER_CLASS = 8
 };
 
@@ -68,25 +68,19 @@ static const char *class_end(const matcher *m, const char *p)
   return p + 1;
 }
 
+static int is_nul(int c) { return c == 0; } /* %z of Lua 5.1, still there */
+
 /* Is c in the class that the letter names ("%a")? Letters that name none stand for themselves. */
 static bool in_named_class(int c, int letter)
 {
-  bool is_in;
-  switch (tolower(letter)) {
-  case 'a': is_in = isalpha(c); break;
-  case 'c': is_in = iscntrl(c); break;
-  case 'd': is_in = isdigit(c); break;
-  case 'g': is_in = isgraph(c); break;
-  case 'l': is_in = islower(c); break;
-  case 'p': is_in = ispunct(c); break;
-  case 's': is_in = isspace(c); break;
-  case 'u': is_in = isupper(c); break;
-  case 'w': is_in = isalnum(c); break;
-  case 'x': is_in = isxdigit(c); break;
-  case 'z': is_in = c == 0; break; /* of Lua 5.1, still there */
-  default: return letter == c;
-  }
-  return isupper(letter) ? !is_in : is_in;
+  static const struct {
+    int letter;
+    int (*holds)(int c);
+  } classes[] = {{'a', isalpha}, {'c', iscntrl}, {'d', isdigit}, {'g', isgraph},  {'l', islower}, {'p', ispunct},
+                 {'s', isspace}, {'u', isupper}, {'w', isalnum}, {'x', isxdigit}, {'z', is_nul}};
+  for (size_t i = 0; i < sizeof classes / sizeof classes[0]; i++)
+    if (classes[i].letter == tolower(letter)) return !classes[i].holds(c) == !islower(letter);
+  return letter == c;
 }
 
 /* Is c in the set whose '[' is at p and whose ']' is at `last`? A long set costs what its length says. */
@@ -119,10 +113,14 @@ static bool single(matcher *m, const char *s, const char *p, const char *end)
   if (s >= m->subject_end) return false;
   const int c = (unsigned char)*s;
   switch (*p) {
-  case '.': return true;
-  case '%': return in_named_class(c, (unsigned char)p[1]);
-  case '[': return in_set(m, c, p, end - 1);
-  default: return (unsigned char)*p == c;
+  case '.':
+    return true;
+  case '%':
+    return in_named_class(c, (unsigned char)p[1]);
+  case '[':
+    return in_set(m, c, p, end - 1);
+  default:
+    return (unsigned char)*p == c;
   }
 }
 

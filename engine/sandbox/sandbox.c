@@ -7,6 +7,8 @@
 #include "worker.h"
 
 enum {
+  SOURCE_MAX = KG_VALUE_BYTES - 4096, /* of the script, in a message with its name and head */
+  NAME_MAX_BYTES = 1024,
   GRACE = 10 /* a worker ends its script itself, with the line where it was; this part of the time later it is killed */
 };
 
@@ -18,23 +20,25 @@ struct kg_sandbox {
   kg_script *script; /* one of these, or none: it is not alive */
   kg_worker *worker;
   kg_bytes load, request, answer;
-  kg_buffer *copies[KG_VALUE_TENSORS]; /* of tensors, while the script works on them; on the host they stay for the next call */
-  kg_answer head;    /* of the answer */
-  kg_error end;      /* why it is not alive */
+  kg_buffer *copies[KG_VALUE_TENSORS]; /* of tensors, for the script to work on; host memory stays for the next call */
+  kg_answer head;                      /* of the answer */
+  kg_error end;                        /* why it is not alive */
   uint64_t n_calls;
 };
 
 int kg_sandbox_new(const kg_sandbox_options *options, const char *name, const char *source, size_t n, kg_sandbox **out,
                    kg_error *err)
 {
-  if (n > KG_VALUE_BYTES - 4096 || strlen(name) > 1024)
-    return kg_fail(err, KG_ERR_ARGUMENT, "a script of %zu bytes is too long: at most %d", n, KG_VALUE_BYTES - 4096);
+  const size_t n_name = strlen(name);
+  if (n > SOURCE_MAX) return kg_fail(err, KG_ERR_ARGUMENT, "a script has at most %d bytes, not %zu", SOURCE_MAX, n);
+  if (n_name > NAME_MAX_BYTES)
+    return kg_fail(err, KG_ERR_ARGUMENT, "name: at most %d bytes, not %zu", NAME_MAX_BYTES, n_name);
   kg_sandbox *sandbox = kg_alloc_array(1, sizeof *sandbox);
   if (!sandbox) return kg_fail_memory(err, sizeof *sandbox, "a sandbox");
   sandbox->options = *options;
   kg_fail(&sandbox->end, KG_ERR_SCRIPT, "the sandbox was not started");
   int status = kg_message_add(&sandbox->load, NULL, sizeof(kg_request), err);
-  if (!status) status = kg_value_write_text(&sandbox->load, name, strlen(name), err);
+  if (!status) status = kg_value_write_text(&sandbox->load, name, n_name, err);
   if (!status) status = kg_value_write_text(&sandbox->load, source, n, err);
   if (status)
     kg_sandbox_free(sandbox);
@@ -182,9 +186,9 @@ int kg_sandbox_start(kg_sandbox *sandbox, kg_error *err)
   kg_error why;
   kg_fail(&why, KG_ERR_SCRIPT, "the sandbox could not be started");
   end(sandbox, &why);
-  const int status =
-      options->isolate ? kg_worker_start(options->memory, options->shared, START_TIMEOUT_NS, &sandbox->worker, err)
-                       : kg_script_new(options->memory, &sandbox->script, err);
+  const int status = options->isolate
+                         ? kg_worker_start(options->memory, options->shared, START_TIMEOUT_NS, &sandbox->worker, err)
+                         : kg_script_new(options->memory, &sandbox->script, err);
   if (status) return status;
   kg_request head = {.kind = KG_REQUEST_LOAD, .n_values = 2};
   const int asked = ask(sandbox, &sandbox->load, &head, NULL, err);

@@ -7,19 +7,19 @@
 typedef struct kg_sandbox kg_sandbox;
 
 typedef struct kg_sandbox_options {
-  bool isolate;      /* in a process of its own */
-  size_t memory;     /* bytes that the script may hold */
-  size_t shared;     /* isolate: bytes of tensors that one call may take along */
-  int64_t steps;     /* instructions that one call may spend */
+  bool isolate;       /* in a process of its own */
+  size_t memory;      /* bytes that the script may hold */
+  size_t shared;      /* isolate: bytes of tensors that one call may take along */
+  int64_t steps;      /* instructions that one call may spend */
   int64_t timeout_ns; /* time that one call may take */
 } kg_sandbox_options;
 
 typedef struct kg_sandbox_stats {
   uint64_t memory, memory_peak, steps; /* of the last answer: bytes held, most ever held, instructions of that call */
   uint64_t n_calls;
-  int32_t pid;                         /* 0: no process */
-  uint32_t layers;                     /* KG_LAYER_* of worker.h */
-  bool is_alive;                       /* it may be called */
+  int32_t pid;     /* 0: no process */
+  uint32_t layers; /* KG_LAYER_* of worker.h */
+  bool is_alive;   /* it may be called */
 } kg_sandbox_stats;
 
 /* A sandbox that has not started. The name stands in messages of the script. */
@@ -33,9 +33,9 @@ int kg_sandbox_start(kg_sandbox *sandbox, kg_error *err);
 
 /* Begin a request: its bytes, with room for the head, to which values are added. */
 kg_bytes *kg_sandbox_request(kg_sandbox *sandbox, kg_error *err);
-/* Ask it. `head` is completed and put before the values; numbers of the tensors go along as copies, and come back where the
- * script changed them and its answer is KG_OK. KG_OK: there is an answer. KG_ERR_LIMIT, KG_ERR_SCRIPT: there is none and will be
- * none until it is started anew. Other errors are the engine's. */
+/* Ask it. `head` is completed and put before the values; numbers of the tensors go along as copies, and come back where
+ * the script changed them and its answer is KG_OK. KG_OK: there is an answer. KG_ERR_LIMIT, KG_ERR_SCRIPT: there is
+ * none and will be none until it is started anew. Other errors are the engine's. */
 int kg_sandbox_ask(kg_sandbox *sandbox, kg_request *head, kg_tensor *const *tensors, kg_error *err);
 
 /* The answer, until the next request, and the bytes behind it. */

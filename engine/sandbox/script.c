@@ -36,14 +36,6 @@ static kg_script *script_of(lua_State *L) { return (kg_script *)kg_budget_of(L);
 
 /* ---- errors ---- */
 
-/* Raise an error of this code, with the message as it is. */
-static int fail_with(lua_State *L, call *c, const kg_error *err, int code)
-{
-  c->answer->code = code;
-  lua_pushstring(L, err->message);
-  return lua_error(L);
-}
-
 /* The message handler: text with a traceback. Error objects of scripts are not asked what they mean. */
 static int describe_error(lua_State *L)
 {
@@ -103,8 +95,10 @@ static void push_loan(lua_State *L, kg_buffer *buffer)
 static void push_values(lua_State *L, call *c, uint32_t n)
 {
   kg_error err;
-  for (uint32_t i = 0; i < n; i++)
-    if (kg_value_push(L, &c->in, &err)) fail_with(L, c, &err, err.code);
+  for (uint32_t i = 0; i < n; i++) {
+    c->answer->code = kg_value_push(L, &c->in, &err);
+    if (c->answer->code) luaL_error(L, "%s", err.message);
+  }
 }
 
 /* Write the values from stack index `first` on as the answer. */
@@ -115,11 +109,8 @@ static void write_values(lua_State *L, call *c, int first)
   if (n > KG_VALUE_LIST) luaL_error(L, "more than %d results cannot cross", (int)KG_VALUE_LIST);
   for (int i = 0; i < n; i++) {
     if (!kg_value_write(L, first + i, &c->out, &err)) continue;
-    const int code = err.code == KG_ERR_MEMORY ? KG_ERR_MEMORY : KG_ERR_SCRIPT;
-    char message[KG_ERROR_MAX];
-    snprintf(message, sizeof message, "result %d: %.*s", i + 1, KG_ERROR_MAX - 32, err.message);
-    snprintf(err.message, sizeof err.message, "%s", message);
-    fail_with(L, c, &err, code);
+    c->answer->code = err.code == KG_ERR_MEMORY ? KG_ERR_MEMORY : KG_ERR_SCRIPT;
+    luaL_error(L, "result %d: %s", i + 1, err.message);
   }
   c->answer->n_values = (uint32_t)n;
 }
@@ -190,9 +181,15 @@ static int run_request(lua_State *L)
   call *c = lua_touserdata(L, 1);
   lua_settop(L, 0);
   switch (c->script->request.kind) {
-  case KG_REQUEST_LOAD: load(L, c); break;
-  case KG_REQUEST_CALL: call_function(L, c); break;
-  default: sample(L, c); break;
+  case KG_REQUEST_LOAD:
+    load(L, c);
+    break;
+  case KG_REQUEST_CALL:
+    call_function(L, c);
+    break;
+  default:
+    sample(L, c);
+    break;
   }
   return 0;
 }
@@ -219,11 +216,12 @@ static int write_error(kg_script *script, int status, kg_answer *answer, kg_byte
     snprintf(text, sizeof text, "%s", budget->reason);
   } else if (status == LUA_ERRMEM) {
     answer->code = KG_ERR_MEMORY;
-    snprintf(text, sizeof text, "not enough memory: the script may hold %zu bytes, a string of it %d", budget->memory_max,
-             (int)KG_BUDGET_STRING_MAX);
+    snprintf(text, sizeof text, "not enough memory: the script may hold %zu bytes, a string of it %d",
+             budget->memory_max, (int)KG_BUDGET_STRING_MAX);
   } else {
     if (!answer->code) answer->code = KG_ERR_SCRIPT;
-    const char *message = lua_type(script->L, -1) == LUA_TSTRING ? lua_tostring(script->L, -1) : "error in error handling";
+    const char *message =
+        lua_type(script->L, -1) == LUA_TSTRING ? lua_tostring(script->L, -1) : "error in error handling";
     snprintf(text, sizeof text, "%s", message);
   }
   return kg_message_add(out, text, strlen(text), err);
@@ -233,10 +231,14 @@ static bool is_request(const kg_script *script, const kg_request *request)
 {
   if (request->n_tensors > KG_VALUE_TENSORS || request->n_values > KG_VALUE_LIST + 1) return false;
   switch (request->kind) {
-  case KG_REQUEST_LOAD: return !script->is_loaded && request->n_values == 2;
-  case KG_REQUEST_CALL: return script->is_loaded && request->n_values >= 1;
-  case KG_REQUEST_SAMPLE: return script->is_loaded && request->n_values == 3;
-  default: return false;
+  case KG_REQUEST_LOAD:
+    return !script->is_loaded && request->n_values == 2;
+  case KG_REQUEST_CALL:
+    return script->is_loaded && request->n_values >= 1;
+  case KG_REQUEST_SAMPLE:
+    return script->is_loaded && request->n_values == 3;
+  default:
+    return false;
   }
 }
 

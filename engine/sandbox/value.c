@@ -60,8 +60,8 @@ static uint32_t count_elements(lua_State *L, int index, kg_value_writer *writer)
   return n;
 }
 
-static int write_pairs(lua_State *L, int index, uint32_t n_elements, size_t count_at, int depth, kg_value_writer *writer,
-                       kg_error *err)
+static int write_pairs(lua_State *L, int index, uint32_t n_elements, size_t count_at, int depth,
+                       kg_value_writer *writer, kg_error *err)
 {
   uint32_t n_pairs = 0;
   lua_pushnil(L);
@@ -112,7 +112,8 @@ static int write_tensor(lua_State *L, int index, kg_value_writer *writer, kg_err
     return kg_fail(err, KG_ERR_ARGUMENT, "%s cannot cross", handle ? "a tensor of the script" : "a userdata");
   if (!handle->object) return kg_fail(err, KG_ERR_ARGUMENT, "%s is closed", KG_CLASS_TENSOR);
   kg_tensor *tensor = handle->object;
-  if (tensor->n_dims != 1) return kg_fail(err, KG_ERR_ARGUMENT, "one row of a tensor may cross, not %d dimensions", tensor->n_dims);
+  if (tensor->n_dims != 1)
+    return kg_fail(err, KG_ERR_ARGUMENT, "one row of a tensor may cross, not %d dimensions", tensor->n_dims);
   if (writer->n_tensors >= writer->max_tensors)
     return kg_fail(err, KG_ERR_ARGUMENT, "more than %d tensors cannot cross", writer->max_tensors);
   const uint32_t number = (uint32_t)writer->n_tensors;
@@ -124,8 +125,10 @@ static int write_value(lua_State *L, int index, int depth, kg_value_writer *writ
 {
   const int type = lua_type(L, index);
   switch (type) {
-  case LUA_TNIL: return put_tagged(writer, TAG_NIL, NULL, 0, err);
-  case LUA_TBOOLEAN: return put_tagged(writer, lua_toboolean(L, index) ? TAG_TRUE : TAG_FALSE, NULL, 0, err);
+  case LUA_TNIL:
+    return put_tagged(writer, TAG_NIL, NULL, 0, err);
+  case LUA_TBOOLEAN:
+    return put_tagged(writer, lua_toboolean(L, index) ? TAG_TRUE : TAG_FALSE, NULL, 0, err);
   case LUA_TNUMBER: {
     const lua_Integer integer = lua_tointeger(L, index);
     const lua_Number number = lua_tonumber(L, index);
@@ -139,9 +142,12 @@ static int write_value(lua_State *L, int index, int depth, kg_value_writer *writ
     const int status = put_tagged(writer, TAG_STRING, &size, sizeof size, err);
     return status ? status : put(writer, text, n, err);
   }
-  case LUA_TTABLE: return write_table(L, index, depth, writer, err);
-  case LUA_TUSERDATA: return write_tensor(L, index, writer, err);
-  default: return kg_fail(err, KG_ERR_ARGUMENT, "a %s cannot cross", lua_typename(L, type));
+  case LUA_TTABLE:
+    return write_table(L, index, depth, writer, err);
+  case LUA_TUSERDATA:
+    return write_tensor(L, index, writer, err);
+  default:
+    return kg_fail(err, KG_ERR_ARGUMENT, "a %s cannot cross", lua_typename(L, type));
   }
 }
 
@@ -226,9 +232,13 @@ static int push_value(lua_State *L, int depth, kg_value_reader *reader, kg_error
   lua_Number number;
   uint32_t index;
   switch (tag) {
-  case TAG_NIL: lua_pushnil(L); return KG_OK;
+  case TAG_NIL:
+    lua_pushnil(L);
+    return KG_OK;
   case TAG_FALSE:
-  case TAG_TRUE: lua_pushboolean(L, tag == TAG_TRUE); return KG_OK;
+  case TAG_TRUE:
+    lua_pushboolean(L, tag == TAG_TRUE);
+    return KG_OK;
   case TAG_INTEGER:
     if (!take(reader, &integer, sizeof integer)) return malformed(err);
     lua_pushinteger(L, integer);
@@ -237,13 +247,16 @@ static int push_value(lua_State *L, int depth, kg_value_reader *reader, kg_error
     if (!take(reader, &number, sizeof number)) return malformed(err);
     lua_pushnumber(L, number);
     return KG_OK;
-  case TAG_STRING: return push_string(L, reader, err);
-  case TAG_TABLE: return push_table(L, depth, reader, err);
+  case TAG_STRING:
+    return push_string(L, reader, err);
+  case TAG_TABLE:
+    return push_table(L, depth, reader, err);
   case TAG_TENSOR:
     if (!take(reader, &index, sizeof index) || index >= (uint32_t)reader->n_tensors) return malformed(err);
     reader->push_tensor(L, reader->tensors[index]);
     return KG_OK;
-  default: return malformed(err);
+  default:
+    return malformed(err);
   }
 }
 

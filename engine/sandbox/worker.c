@@ -145,7 +145,8 @@ static void limit_processor_time(const kg_worker *worker, int64_t timeout_ns)
   clockid_t clock;
   struct timespec used;
   if (clock_getcpuclockid(worker->pid, &clock) || clock_gettime(clock, &used)) return;
-  const struct rlimit limit = {.rlim_cur = (rlim_t)(used.tv_sec + timeout_ns / 1000000000 + 2), .rlim_max = RLIM_INFINITY};
+  const struct rlimit limit = {.rlim_cur = (rlim_t)(used.tv_sec + timeout_ns / 1000000000 + 2),
+                               .rlim_max = RLIM_INFINITY};
   (void)prlimit(worker->pid, RLIMIT_CPU, &limit, NULL);
 }
 

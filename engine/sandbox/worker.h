@@ -1,8 +1,8 @@
-/* worker.h - a script in a process of its own, kigo-worker (worker_main.c): the side of the engine. The process is taken to be
- * hostile: what comes from it is checked, copied before it is looked at, and late answers end it.
+/* worker.h - a script in a process of its own, kigo-worker (worker_main.c): the side of the engine. The process is
+ * taken to be hostile: what comes from it is checked, copied before it is looked at, and late answers end it.
  *
- * The two talk over a socket in frames, a kg_frame and its bytes, one answer to each request in turn, and share a block of
- * memory of fixed size for the numbers of tensors. */
+ * The two talk over a socket in frames, a kg_frame and its bytes, one answer to each request in turn, and share a block
+ * of memory of fixed size for the numbers of tensors. */
 #ifndef KG_WORKER_H
 #define KG_WORKER_H
 
@@ -44,8 +44,9 @@ float *kg_worker_shared(kg_worker *worker, size_t offset);
 uint32_t kg_worker_layers(const kg_worker *worker);
 int32_t kg_worker_pid(const kg_worker *worker);
 
-/* Send a request and wait for the answer, which is a kg_answer and what belongs to it, and nothing else. KG_ERR_LIMIT: it did not
- * come in time; KG_ERR_SCRIPT: the process ended or broke the rules of this protocol. After any failure only stopping is left. */
+/* Send a request and wait for the answer, which is a kg_answer and what belongs to it, and nothing else. KG_ERR_LIMIT:
+ * it did not come in time; KG_ERR_SCRIPT: the process ended or broke the rules of this protocol. After any failure only
+ * stopping is left. */
 int kg_worker_ask(kg_worker *worker, const kg_bytes *request, int64_t timeout_ns, kg_bytes *answer, kg_error *err);
 
 #endif

@@ -1,5 +1,5 @@
-/* worker_main.c - kigo-worker: one script that nobody trusts, in a process that has locked itself in. Started by worker.c, which
- * gives it a socket, shared memory, its own process number and two sizes; nobody else has a use for it. */
+/* worker_main.c - kigo-worker: one script that nobody trusts, in a process that has locked itself in. worker.c starts
+ * it and gives it a socket, shared memory, its own process number and two sizes; nobody else has a use for it. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

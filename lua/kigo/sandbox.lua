@@ -18,8 +18,8 @@ local Sandbox = core.classes.Sandbox
 ---@field tensors? integer|string  isolate: bytes of tensors that one call may take along; default "4M"
 ---@field name? string           what messages call the script; default "script"
 local options_known = {
-  isolate = "boolean", memory = "integer|string", instructions = "integer", timeout = "number",
-  tensors = "integer|string", name = "string",
+  isolate = "boolean", memory = "number|string", instructions = "number", timeout = "number",
+  tensors = "number|string", name = "string",
 }
 
 local UNITS = { [""] = 1, K = 1 << 10, M = 1 << 20, G = 1 << 30 }
