@@ -310,10 +310,10 @@ describe("a sandbox's worker", function()
     in_full()
     local before = held()
     for _, call in ipairs(CALLS) do
-      for _, fault in ipairs { "EIO", "ENOMEM", "EMFILE", "EINTR" } do
-        local from = core.system_calls(call)
-        in_full()
-        local reached = core.system_calls(call) - from
+      local from = core.system_calls(call)
+      in_full()
+      local reached = core.system_calls(call) - from
+      for _, fault in ipairs(sanitized and { "EIO" } or { "EIO", "EINTR" }) do -- a sanitized worker starts in 50 ms
         for n = 1, math.min(reached, 6) do
           core.system_inject(call, n, fault)
           local ok, message, code = in_full()
