@@ -102,6 +102,7 @@ static int run(lua_State *L)
   const int argc = (int)lua_tointeger(L, 1);
   char **argv = lua_touserdata(L, 2);
   luaL_openlibs(L);
+  luaL_checkstack(L, argc, "too many arguments");
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
   lua_pushcfunction(L, luaopen_kigo_core);
   lua_setfield(L, -2, "kigo.core");
