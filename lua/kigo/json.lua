@@ -2,6 +2,7 @@
 -- that Debian has (2.1.0) rounds integers above 14 digits, cannot write an empty list, forgets the order of keys, and
 -- lets bytes through that are no UTF-8; model files and conversations hold all of these.
 local core = require "kigo.core"
+local check = require "kigo.check"
 
 local json = {}
 
@@ -137,6 +138,7 @@ local MAX_DEPTH = 64
 ---@class kigo.json.Reader
 ---@field text string
 ---@field at integer
+---@field to_number? fun(text: string): any
 local Reader = {}
 Reader.__index = Reader
 
@@ -187,10 +189,14 @@ function Reader:number()
   local whole, rest = self.text:match("^(-?%d+)(%.?%d*[eE]?[+-]?%d*)", self.at)
   if not whole or whole:find "^-?0%d" then self:fail "a value expected" end
   local text, number = whole .. rest, nil
-  if rest == "" then
+  local is_float = rest:find "^%.%d+$" or rest:find "^%.%d+[eE][+-]?%d+$" or rest:find "^[eE][+-]?%d+$"
+  if self.to_number and (rest == "" or is_float) then
+    number = self.to_number(text)
+    if number == nil then self:fail "a number is out of range" end
+  elseif rest == "" then
     number = math.tointeger(tonumber(whole))
     if not number or math.type(tonumber(whole)) ~= "integer" then self:fail "an integer of more than 64 bits" end
-  elseif rest:find "^%.%d+$" or rest:find "^%.%d+[eE][+-]?%d+$" or rest:find "^[eE][+-]?%d+$" then
+  elseif is_float then
     number = tonumber(text) + 0.0
   else
     self:fail "a number is malformed"
@@ -260,12 +266,14 @@ end
 ---The value of a JSON text: objects keep the order of their keys, [] and {} differ, null is json.null, and numbers are
 ---integers or floats as they are written.
 ---@param text string
+---@param options? { number?: fun(text: string): any }  what makes a value of a number's text instead; nil: out of range
 ---@return any value
 ---@return string? message   names the place; the value is nil then
 ---@return integer? code     kigo.err.FORMAT
-function json.decode(text)
+function json.decode(text, options)
   if type(text) ~= "string" then error("text: string expected, got " .. type(text), 2) end
-  local reader = setmetatable({ text = json.valid_utf8(text), at = 1 }, Reader)
+  local to_number = check.options(options, { number = "function" }).number
+  local reader = setmetatable({ text = json.valid_utf8(text), at = 1, to_number = to_number }, Reader)
   local good, value = pcall(function()
     local whole = reader:value(1)
     reader:skip_blanks()
