@@ -107,6 +107,14 @@ static kg_node read_repeat(lua_State *L, reader *r, int index, kg_node_kind kind
   return finished(r, kg_grammar_add_repeat(r->grammar, child, min, max, &made, &r->err), &made);
 }
 
+static kg_node read_multiple(lua_State *L, reader *r, int index, kg_node_kind kind)
+{
+  (void)kind;
+  kg_node made = 0;
+  const uint32_t k = read_count(L, index, 2, "multiple: k", 0), places = read_count(L, index, 3, "multiple: places", 0);
+  return finished(r, kg_grammar_add_multiple(r->grammar, k, places, &made, &r->err), &made);
+}
+
 static kg_node read_rule(lua_State *L, reader *r, int index, kg_node_kind kind)
 {
   (void)kind;
@@ -198,6 +206,7 @@ typedef struct node_reader {
 
 static const node_reader node_readers[] = {{"class", KG_NODE_CLASS, read_ranges},
                                            {"bytes", KG_NODE_BYTES, read_ranges},
+                                           {"multiple", KG_NODE_MULTIPLE, read_multiple},
                                            {"seq", KG_NODE_SEQ, read_list},
                                            {"alt", KG_NODE_ALT, read_list},
                                            {"repeat", KG_NODE_REPEAT, read_repeat},

@@ -147,6 +147,14 @@ int kg_grammar_add_repeat(kg_grammar *g, kg_node child, uint32_t min, uint32_t m
   return add_node(g, (kg_grammar_node){.kind = KG_NODE_REPEAT, .child = child, .min = min, .max = max}, out, err);
 }
 
+int kg_grammar_add_multiple(kg_grammar *g, uint32_t k, uint32_t places, kg_node *out, kg_error *err)
+{
+  if (k < 1 || k > KG_MULTIPLE_MAX || places > KG_PLACES_MAX)
+    return kg_fail(err, KG_ERR_ARGUMENT, "multiples of %u at %u places: 1 to %d at 0 to %d are possible", k, places,
+                   KG_MULTIPLE_MAX, KG_PLACES_MAX);
+  return add_node(g, (kg_grammar_node){.kind = KG_NODE_MULTIPLE, .min = k, .max = places}, out, err);
+}
+
 /* The rule of this name, made where there is none. */
 static int find_rule(kg_grammar *g, const char *name, size_t n, uint32_t *out, kg_error *err)
 {

@@ -13,6 +13,7 @@ typedef enum kg_node_kind {
   KG_NODE_TEXT,    /* bytes */
   KG_NODE_CLASS,   /* one character of ranges */
   KG_NODE_BYTES,   /* one byte of ranges */
+  KG_NODE_MULTIPLE, /* decimal numbers that are multiples of one */
   KG_NODE_SEQ, KG_NODE_ALT,
   KG_NODE_REPEAT,
   KG_NODE_RULE,
@@ -53,6 +54,8 @@ int kg_grammar_add_list(kg_grammar *grammar, kg_node_kind kind, const kg_node *c
 int kg_grammar_add_unary(kg_grammar *grammar, kg_node_kind kind, kg_node child, bool all_escapes, kg_node *out,
                          kg_error *err);
 int kg_grammar_add_repeat(kg_grammar *grammar, kg_node child, uint32_t min, uint32_t max, kg_node *out, kg_error *err);
+/* Multiples of k x 10^-places: regular.h. */
+int kg_grammar_add_multiple(kg_grammar *grammar, uint32_t k, uint32_t places, kg_node *out, kg_error *err);
 /* A reference to a rule, which may be defined later. */
 int kg_grammar_add_rule(kg_grammar *grammar, const char *name, size_t n, kg_node *out, kg_error *err);
 int kg_grammar_add_point(kg_grammar *grammar, const char *name, size_t n, kg_node child, kg_node *out, kg_error *err);
@@ -103,7 +106,7 @@ typedef struct kg_grammar_node {
   kg_node child;     /* REPEAT, NOT, REGULAR, JSON, POINT; RULE: the rule's node */
   uint32_t at, n;    /* TEXT: in bytes; CLASS, BYTES: in ranges (pairs); lists: in children; RULE: number of the rule;
                         MEMBERS: number; POINT: number of the name */
-  uint32_t min, max; /* REPEAT */
+  uint32_t min, max; /* REPEAT; MULTIPLE: k, places */
   uint32_t size, loops, height; /* of regular ones: what tells whether they are fused */
   kg_re re[3];       /* as bytes; in JSON strings with all escapes; with those needed */
 } kg_grammar_node;

@@ -18,8 +18,8 @@ enum {
   TEXTS_DEPTH = 200
 };
 
-static const char *const KIND_NAMES[] = {"text", "class", "bytes",   "seq",  "alt",     "repeat", "rule",
-                                         "and",  "not",   "regular", "json", "members", "point"};
+static const char *const KIND_NAMES[] = {"text", "class", "bytes", "multiple", "seq",  "alt",     "repeat",
+                                         "rule", "and",   "not",   "regular",  "json", "members", "point"};
 
 /* ---- children, of all kinds of nodes alike ---- */
 
@@ -30,6 +30,7 @@ static size_t count_children(const kg_grammar *g, kg_node node)
   case KG_NODE_TEXT:
   case KG_NODE_CLASS:
   case KG_NODE_BYTES:
+  case KG_NODE_MULTIPLE:
     return 0;
   case KG_NODE_SEQ:
   case KG_NODE_ALT:
@@ -406,6 +407,10 @@ static int build(kg_grammar *g, kg_node node, spelling how, kg_error *err)
   case KG_NODE_BYTES:
     status = build_ranges(g, &x, how, &re, err);
     break;
+  case KG_NODE_MULTIPLE:
+    if (how != PLAIN) return kg_fail(err, KG_ERR_FORMAT, "json: a node of multiples is in it");
+    re = kg_re_multiple(g->regular, x.min, x.max);
+    break;
   case KG_NODE_SEQ:
   case KG_NODE_ALT:
   case KG_NODE_AND:
@@ -427,7 +432,7 @@ static int build(kg_grammar *g, kg_node node, spelling how, kg_error *err)
 
 static bool wants_lexeme(const kg_grammar_node *x)
 {
-  return x->kind <= KG_NODE_BYTES || (x->kind >= KG_NODE_AND && x->kind <= KG_NODE_JSON);
+  return x->kind <= KG_NODE_MULTIPLE || (x->kind >= KG_NODE_AND && x->kind <= KG_NODE_JSON);
 }
 
 /* Make lexemes of the regular nodes that are reached from the start without going into one. */

@@ -6,7 +6,7 @@
 #include "alloc.h"
 #include "error.h"
 
-typedef enum re_kind { RE_NONE, RE_EMPTY, RE_SET, RE_CAT, RE_ALT, RE_AND, RE_NOT, RE_REPEAT } re_kind;
+typedef enum re_kind { RE_NONE, RE_EMPTY, RE_SET, RE_CAT, RE_ALT, RE_AND, RE_NOT, RE_REPEAT, RE_MULTIPLE } re_kind;
 
 enum {
   DEPTH_MAX = 1000,    /* of expressions: what bounds recursion */
@@ -22,7 +22,8 @@ typedef struct byte_set {
 } byte_set;
 
 /* NONE, EMPTY; SET: a = number of the set; CAT: a, then b, where a is no CAT; ALT, AND: b sorted operands from lists[a]
- * on; NOT: a; REPEAT: b to c times a. */
+ * on; NOT: a; REPEAT: b to c times a; MULTIPLE: what may follow digits that leave the remainder b by a, c says how many
+ * of them stand behind the point. */
 typedef struct re_node {
   uint8_t kind;
   bool is_nullable;
@@ -407,6 +408,38 @@ kg_re kg_re_repeat(kg_regular *r, kg_re a, uint32_t min, uint32_t max)
                                   .c = max});
 }
 
+/* `read`: BEFORE_POINT, or one more than the digits behind it; `places` of these count. */
+enum { BEFORE_POINT = 0 };
+static kg_re make_multiple(kg_regular *r, uint32_t k, uint32_t rest, uint32_t read, uint32_t places)
+{
+  uint64_t filled = rest; /* with zeros for the digits that are missing */
+  for (uint32_t i = read == BEFORE_POINT ? 0 : read - 1; i < places; i++) filled = filled * 10 % k; /* bounded by k */
+  if (read == places + 1 && rest) return KG_RE_NONE; /* nothing but zeros may follow */
+  return intern_node(r, (re_node){.kind = RE_MULTIPLE,
+                                  .is_nullable = !filled,
+                                  .is_boolean = true,
+                                  .a = k,
+                                  .b = rest,
+                                  .c = read << 16 | places});
+}
+
+kg_re kg_re_multiple(kg_regular *r, uint32_t k, uint32_t places)
+{
+  for (unsigned char digit = '0'; digit <= '9'; digit++) make_byte(r, digit); /* bytes that are told apart */
+  make_byte(r, '.');
+  return make_multiple(r, k, 0, BEFORE_POINT, places);
+}
+
+static kg_re derive_multiple(kg_regular *r, const re_node *node, unsigned char byte)
+{
+  const uint32_t read = node->c >> 16, places = node->c & 0xFFFF;
+  if (byte == '.') return read == BEFORE_POINT ? make_multiple(r, node->a, node->b, 1, places) : KG_RE_NONE;
+  if (byte < '0' || byte > '9') return KG_RE_NONE;
+  if (read == places + 1) return byte == '0' ? make_multiple(r, node->a, node->b, read, places) : KG_RE_NONE;
+  const uint64_t rest = (uint64_t)node->b * 10 + (uint64_t)(byte - '0'); /* bounded: b < a <= KG_MULTIPLE_MAX */
+  return make_multiple(r, node->a, (uint32_t)(rest % node->a), read == BEFORE_POINT ? read : read + 1, places);
+}
+
 bool kg_re_is_nullable(const kg_regular *r, kg_re a) { return r->nodes[a].is_nullable; }
 
 /* ---- characters ---- */
@@ -626,6 +659,8 @@ static kg_re derive_once(kg_regular *r, kg_re a, uint32_t class)
     return kg_re_not(r, derive(r, node.a, class));
   case RE_REPEAT:
     return derive_repeat(r, a, class);
+  case RE_MULTIPLE:
+    return derive_multiple(r, &node, r->class_bytes[class]);
   default:
     return KG_RE_NONE;
   }

@@ -36,6 +36,10 @@ kg_re kg_re_alt(kg_regular *regular, const kg_re *items, size_t n);
 kg_re kg_re_and(kg_regular *regular, const kg_re *items, size_t n);
 kg_re kg_re_not(kg_regular *regular, kg_re a);
 kg_re kg_re_repeat(kg_regular *regular, kg_re a, uint32_t min, uint32_t max); /* KG_NO_LIMIT */
+/* Decimal numbers (digits, and perhaps a point and digits) that are whole multiples of k x 10^-places. How they are laid
+ * out is not asked: leading zeros are fine, and so is nothing in front of the point. */
+enum { KG_MULTIPLE_MAX = 1000000, KG_PLACES_MAX = 100 };
+kg_re kg_re_multiple(kg_regular *regular, uint32_t k, uint32_t places);
 bool kg_re_is_nullable(const kg_regular *regular, kg_re a);
 
 /* No more expressions by the caller from here on. */
