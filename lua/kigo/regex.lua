@@ -7,8 +7,8 @@
 --   ^ $                                        at the ends of alternatives; elsewhere nothing matches
 --   (?=X) (?!X)                                anywhere outside of repeats: what follows them must (not) begin with X
 --
--- "." is any character but \n; with `dotall` any. \d \w \s are ASCII, with `unicode` by Unicode. Refused by name:
--- backreferences, lookbehind, \b \B, modes.
+-- "." is any character but the ends of lines (\n \r U+2028 U+2029); with `dotall` any. \d \w \s are ASCII, with `unicode`
+-- by Unicode. Refused by name: backreferences, lookbehind, \b \B, modes.
 local core = require "kigo.core"
 
 local regex = {}
@@ -79,7 +79,7 @@ local UNICODE = { d = { "Nd" }, w = { "L", "M", "Nd", "Nl", "Pc" } }
 local LONG_NAMES = {
   Letter = "L", Lowercase_Letter = "Ll", Uppercase_Letter = "Lu", Titlecase_Letter = "Lt", Modifier_Letter = "Lm",
   Other_Letter = "Lo", Mark = "M", Nonspacing_Mark = "Mn", Spacing_Mark = "Mc", Enclosing_Mark = "Me", Number = "N",
-  Decimal_Number = "Nd", Letter_Number = "Nl", Other_Number = "No", Punctuation = "P", Symbol = "S", Separator = "Z",
+  Decimal_Number = "Nd", digit = "Nd", Letter_Number = "Nl", Other_Number = "No", Punctuation = "P", Symbol = "S", Separator = "Z",
   Other = "C", Control = "Cc",
 }
 
@@ -204,13 +204,14 @@ local function class(ranges) return { "class", table.unpack(ranges) } end
 
 local ANY = { "class", negate = true }
 local ALL = { "repeat", ANY, 0 }
+local LINE = { "class", 0x0A, 0x0A, 0x0D, 0x0D, 0x2028, 0x2029, negate = true }
 
 ---An item of a sequence; "^", "$" and lookaheads are { "begin" }, { "end" }, { "ahead", node, negate }.
 function Parser:atom()
   local at = self.at
   if self:take "%^" then return { "begin" } end
   if self:take "%$" then return { "end" } end
-  if self:take "%." then return self.dotall and ANY or { "class", 0x0A, 0x0A, negate = true } end
+  if self:take "%." then return self.dotall and ANY or LINE end
   if self:take "%[" then return class(self:class()) end
   if self:take "\\" then
     local character, ranges = self:escape()
@@ -336,7 +337,7 @@ local function plain(tree)
 end
 
 local NOTHING = { "alt" }
-local NOT_EMPTY = { "repeat", { "bytes", 0, 255 }, 1 }
+local NOT_EMPTY = { "repeat", ANY, 1 }
 
 local function has_begin(tree)
   if type(tree) == "string" then return false end
@@ -408,7 +409,7 @@ end
 ---@field anchored? boolean   the whole text must match; default true. False: a match somewhere in it will do, as for
 ---the `pattern` of JSON Schema
 ---@field unicode? boolean    \d \w by Unicode
----@field dotall? boolean     "." is also \n
+---@field dotall? boolean     "." is also the end of a line
 ---@field lenient? boolean    a single { } or ] stands for itself
 
 ---The node of a grammar (kigo.GrammarNode) for a pattern; regular.
