@@ -21,6 +21,7 @@ local sampler = require "kigo.sampler"
 local sandbox = require "kigo.sandbox"
 local speculate = require "kigo.speculate"
 local steering = require "kigo.steering"
+local schema = require "kigo.schema"
 local template = require "kigo.template"
 require "kigo.model"    -- the scripted methods of kigo.Model
 require "kigo.sequence" -- and of kigo.Sequence
@@ -41,6 +42,7 @@ local kigo = {
   perplexity = perplexity.measure,
   steering = steering,
   quantize = quantize,
+  json_schema = schema.grammar,
   -- tensors, text and time
   tensor = core.tensor,
   zeros = core.zeros,
