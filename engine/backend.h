@@ -67,7 +67,7 @@ typedef struct kg_batch {
   const kg_span *spans;   /* in row order, covering all rows */
   int32_t n_wanted;
   const kg_wanted *wanted;
-  int32_t n_traces;       /* tracing computes every operation for every row */
+  int32_t n_traces;       /* tracing computes what it shows for every row */
   const kg_trace *traces;   /* of what taps made of a value */
   int32_t n_taps;         /* fused stages that hide their values are split: the numbers stay the same, bit for bit */
   const kg_tap *taps;     /* those of one value are called in this order */

@@ -341,8 +341,8 @@ describe("a look inside:", function()
       assert.has_error(function() vector:apply(seq, 1, { block = 4 }) end)
     end)
 
-    -- The file of these directions, applied with llama.cpp's llama_set_adapter_cvec (llama-cpp-python 0.3.36) to the same
-    -- text: its four likeliest next tokens, and their logits.
+    -- The file of these directions, applied with llama.cpp's llama_set_adapter_cvec (llama-cpp-python 0.3.36) to the
+    -- same text: its four likeliest next tokens, and their logits.
     it("steers as llama.cpp does", function()
       for _, device in ipairs { "reference", "cpu" } do
         local model <close> = stories { device = device, threads = 1 }

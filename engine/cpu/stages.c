@@ -21,6 +21,7 @@ typedef struct run {
   stretch now;      /* where taps cut the run */
   int32_t n_blocks; /* of attention */
   int32_t n_tail;   /* rows that go through the tail */
+  size_t trace_end; /* behind the last stage that shows a traced value */
   int32_t n_splits; /* of the longest sequence here */
   bool is_split;    /* attention: splits are items of their own, joined by KG_ROW_COMBINE */
 } run;
@@ -674,6 +675,14 @@ static void run_stages(pass *p, size_t first, size_t end)
   }
 }
 
+/* Of a block of the tail whose logits nobody wants, only what traces show is computed. */
+static size_t tail_end(const run *r, const int32_t *wanted, int32_t n_rows)
+{
+  for (int32_t i = 0; i < n_rows; i++)
+    if (wanted[i] >= 0) return r->program->n_stages;
+  return r->trace_end;
+}
+
 static void run_job(void *arg, int32_t worker)
 {
   const run *r = arg;
@@ -689,7 +698,7 @@ static void run_job(void *arg, int32_t worker)
     p.n_rows = (int32_t)least(program->tail_rows, r->n_tail - row);
     p.source = exe->tail_source + row;
     p.wanted = exe->tail_wanted + row;
-    run_stages(&p, (size_t)program->n_body, program->n_stages);
+    run_stages(&p, (size_t)program->n_body, tail_end(r, p.wanted, p.n_rows));
   }
 }
 
@@ -806,6 +815,18 @@ static void prepare_rows(run *r)
   r->is_split = r->batch->n_rows <= KG_SPLIT_ROWS;
 }
 
+static size_t find_trace_end(const run *r)
+{
+  const kg_program *program = r->program;
+  size_t end = (size_t)program->n_body;
+  for (size_t s = end; s < program->n_stages; s++) {
+    const kg_cpu_stage *stage = &program->stages[s];
+    for (int32_t i = stage->first; stage->kind == KG_CPU_STAGE_ROWS && i < stage->end; i++)
+      if (program->rows[i].kind == KG_ROW_TRACE && r->exe->trace_of[program->rows[i].value]) end = s + 1;
+  }
+  return end;
+}
+
 static void prepare_tail(run *r)
 {
   kg_executable *exe = r->exe;
@@ -833,6 +854,7 @@ int kg_cpu_run(kg_executable *exe, const kg_program *program, const kg_batch *ba
   prepare_rows(&r);
   prepare_tail(&r);
   for (int32_t i = 0; i < batch->n_traces; i++) exe->trace_of[batch->traces[i].value] = &batch->traces[i];
+  r.trace_end = batch->n_traces ? find_trace_end(&r) : 0;
   if (program == &exe->fused || program == &exe->traced)
     kg_pool_run(exe->pool, run_job, &r);
   else

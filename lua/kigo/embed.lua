@@ -41,31 +41,65 @@ local function close_all(list)
   for _, handle in ipairs(list) do handle:close() end
 end
 
----Rows of `value` of all these texts, in shared passes: one tensor, text after text.
-local function rows_of(model, value, texts)
-  local sequences <close> = setmetatable({}, { __close = close_all })
+---A sequence for each text, with the text on it.
+local function fed_sequences(model, texts)
+  local sequences = setmetatable({}, { __close = close_all })
   for i, ids in ipairs(texts) do
     local seq, message, code = model:sequence {}
-    if not seq then return nil, message, code end
+    if not seq then
+      close_all(sequences)
+      return nil, message, code
+    end
     sequences[i] = seq
     local fed
     fed, message, code = seq:feed(ids)
-    if not fed then return nil, message, code end
+    if not fed then
+      close_all(sequences)
+      return nil, message, code
+    end
   end
-  return pass.alone(model, trace_rows, model, sequences, value)
+  return sequences
+end
+
+---All rows of `value`, a tensor a text.
+local function all_rows(model, value, sequences, texts)
+  local rows, message, code = pass.alone(model, trace_rows, model, sequences, value)
+  if not rows then return nil, message, code end
+  local list, at = {}, 0
+  for i, ids in ipairs(texts) do
+    list[i] = rows:rows(at, #ids)
+    at = at + #ids
+  end
+  rows:close() -- the parts hold what they show
+  return list
+end
+
+---The last row of `value`, likewise. Steps compute no more of it, nor of what comes behind: a large head for every row.
+local function last_rows(model, value, sequences)
+  local list = {}
+  for i, seq in ipairs(sequences) do
+    local hook, message, code = seq:hook(value, function(x) list[i] = x end)
+    if not hook then return nil, message, code end
+  end
+  local done, message, code = pass.steps(model, sequences)
+  if not done then return nil, message, code end
+  return list
 end
 
 ---Some texts that go through the model together, as a vector each.
 local function vectors_of(model, value, texts, pool, normalize)
-  local rows <close>, why, fault = rows_of(model, value, texts)
-  if not rows then return nil, why, fault end
-  local vectors, at = {}, 0
-  for i, ids in ipairs(texts) do
-    local vector, message, code = pool(rows:rows(at, #ids))
+  local sequences <close>, why, fault = fed_sequences(model, texts)
+  if not sequences then return nil, why, fault end
+  local list, message, code = (pool == pooling.kinds.last and last_rows or all_rows)(model, value, sequences, texts)
+  if not list then return nil, message, code end
+  local vectors = {}
+  for i, rows in ipairs(list) do
+    local vector
+    vector, message, code = pool(rows)
+    rows:close()
     if vector and normalize then vector, message, code = pooling.to_length_one(vector) end
     if not vector then return nil, message, code end
     vectors[i] = vector
-    at = at + #ids
   end
   return vectors
 end
