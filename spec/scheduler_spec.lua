@@ -476,6 +476,25 @@ describe("kigo.scheduler", function()
       end
     end)
 
+    it("in a hook is that of its sequence, and the hook is not called again", function()
+      local model <close> = tiny.model {}
+      local n_calls, said = 0, {}
+      local results, errors = model:batch({ errors = "collect" }, { 1, 2, 3, 4 }, function(seq, i)
+        seq:feed(tiny.ids(i, i))
+        local _ <close> = i == 3 and assert(seq:hook("blk.0.out", function()
+          n_calls = n_calls + 1
+          if n_calls == 1 then error "the first time" end
+        end)) or nil
+        if i % 2 == 0 then return drawn(seq) end
+        said[i] = seq.logits:bytes()
+        return i
+      end)
+      assert.same({ n_calls = 1, 1, nil, nil }, { n_calls = n_calls, results[1], results[3] })
+      assert.matches("the first time", errors[3])
+      assert.equal(tiny.reference(tiny.ids(1, 1))[1], said[1])
+      assert.is_true(results[2] ~= nil and results[4] ~= nil)
+    end)
+
     it("of the world is told to the body: a context and a pool that are too small", function()
       local model <close> = tiny.model { pool = 128 }
       local scheduler <close> = kigo.scheduler(model)
@@ -621,6 +640,36 @@ describe("kigo.scheduler", function()
       end
       assert.is_false(went_on and tasks[2].status == "cancelled")
       is_clean(model)
+    end)
+
+    it("closes sequences that the body has not heard of yet", function()
+      local model <close> = tiny.model { chunk = 4 }
+      local path = os.tmpname()
+      do
+        local seq <close> = model:sequence {}
+        seq:feed(tiny.ids(10))
+        assert(seq:step())
+        assert(seq:save(path))
+      end
+      collectgarbage()
+      collectgarbage "stop"
+      local scheduler <close> = kigo.scheduler(model)
+      local task = scheduler:spawn(function() return model:restore(path):pos() end)
+      local other = scheduler:spawn(function()
+        local seq = model:sequence {}
+        while task.status ~= "cancelled" do
+          seq:push(1)
+          assert(seq:step())
+          task:cancel()
+        end
+      end)
+      other:set_priority(1) -- goes on first when both have been served
+      assert.is_true(scheduler:run())
+      os.remove(path)
+      assert.equal("cancelled", task.status)
+      local stats = model:stats()
+      collectgarbage "restart"
+      assert.same({ 0, 0 }, { stats.n_sequences, stats.n_pages_used })
     end)
 
     it("reports an error of a <close> variable", function()

@@ -93,6 +93,14 @@ function Scheduler:_preempt(task, model, takes_part)
   return n > 0
 end
 
+---Have the collector free sequences that somebody forgot.
+---@return boolean   did they hold cache pages?
+local function collect(model)
+  local before = model:stats().n_pages_used
+  collectgarbage()
+  return model:stats().n_pages_used < before
+end
+
 ---Make cache pages free, or the pass smaller, for the sake of `top`: the lowest other task that has pages or a part in
 ---the pass gives both up; at last `top` itself gives up what the pass does not need.
 ---@return boolean   false: nothing is left to give up
@@ -110,10 +118,10 @@ function Scheduler:_make_room(model, items, top)
     end
     if gave_up or takes_part[task] then return true end
   end
-  return self:_preempt(top, model, takes_part)
+  return self:_preempt(top, model, takes_part) or collect(model)
 end
 
----Compute the items in one pass, and tell in each what became of it. Where they fail together, each is tried alone.
+---Compute the items in one pass, and tell in each what became of it.
 ---@return true?
 ---@return string? message  the model's progress function wants no more
 ---@return integer? code
@@ -136,16 +144,39 @@ function Scheduler:_compute(model, items, top)
   end
   if code == core.err.CANCELLED then return nil, message, code end
   if code == core.err.FULL and self:_make_room(model, items, top) then return self:_compute(model, items, top) end
-  if #items > 1 then
-    for _, item in ipairs(items) do
-      local done
-      done, message, code = self:_compute(model, { item }, top)
-      if not done then return nil, message, code end
+  if called then
+    return self:_compute_each(model, items, top, nil, message, code)
+  end
+  return self:_compute_each(model, items, top, Task.RAISE, ids)
+end
+
+---The item whose hook raised an error, so that it was left behind while others came along; it must not be called again.
+---@return kigo.PassItem?   nil: one cannot tell
+local function left_behind(items)
+  local behind, advanced = {}, false
+  for _, item in ipairs(items) do
+    local open, pending = pcall(item.seq.pending, item.seq)
+    if not open or pending == item.pending and pending > 0 then
+      local is_step = not item.chain -- steps come before draws that are made on a device
+      if not behind[1] or is_step == not behind[1].chain then behind[#behind + 1] = item
+      elseif is_step then behind = { item } end
+    elseif pending < item.pending then
+      advanced = true
     end
-  elseif called then
-    fail(items[1], nil, message, code)
-  else
-    fail(items[1], Task.RAISE, ids)
+  end
+  return advanced and #behind == 1 and behind[1] or nil
+end
+
+---After a failure: each is tried alone, but for who is known to have caused it.
+function Scheduler:_compute_each(model, items, top, outcome, message, code)
+  local culprit = items[1]
+  if #items > 1 then culprit = outcome == Task.RAISE and left_behind(items) or nil end
+  if culprit then fail(culprit, outcome, message, code) end
+  for _, item in ipairs(items) do
+    if item ~= culprit then
+      local done, why, kind = self:_compute(model, { item }, top)
+      if not done then return nil, why, kind end
+    end
   end
   return true
 end
@@ -161,6 +192,7 @@ function Scheduler:_call(item, top)
     item.is_blocked = true -- until its task is the highest
   elseif results[1] then
     item.results, item.done = table.pack(table.unpack(results, 2, results.n)), true
+    item.task:own_all(item.results) -- it may be cancelled before it hears of them
   else
     fail(item, Task.RAISE, results[2])
   end

@@ -77,6 +77,19 @@ function Task:own(seq) self._sequences[seq] = true end
 
 -- ---- for the scheduler ----
 
+local function is_sequence(value)
+  local meta = type(value) == "userdata" and getmetatable(value)
+  return meta and meta.__name == "kigo.Sequence"
+end
+
+---Own the sequences among packed values.
+---@param values table
+function Task:own_all(values)
+  for i = 1, values.n do
+    if is_sequence(values[i]) then self:own(values[i]) end
+  end
+end
+
 ---The task's sequences that hold cache pages of the model. Those that the body forgot may be closed by the collector at
 ---any time.
 ---@param model kigo.Model
@@ -91,11 +104,6 @@ function Task:holders(model)
     until not seq or (open and found)
     return seq
   end
-end
-
-local function is_sequence(value)
-  local meta = type(value) == "userdata" and getmetatable(value)
-  return meta and meta.__name == "kigo.Sequence"
 end
 
 ---The end: let go of everything that is the task's own, but for sequences that it returns.
@@ -204,9 +212,7 @@ function Task:wait()
   end
   if self.status == "cancelled" then return nil, "the task was cancelled", core.err.CANCELLED end
   if self.status == "failed" then error(self.error, 0) end
-  for i = 1, self.results.n do
-    if is_sequence(self.results[i]) then pass.made(self.results[i]) end -- the waiting body's own now
-  end
+  if waiter then waiter:own_all(self.results) end
   return table.unpack(self.results, 1, self.results.n)
 end
 
