@@ -32,6 +32,7 @@ static const kg_plugin_host host = {
     .batch_check = kg_batch_check,
     .kv_rows_check = kg_kv_rows_check,
     .host_buffer_new = kg_host_buffer_new,
+    .buffer_unref = kg_buffer_unref,
     .host_ops = &kg_host_tensor_ops,
 };
 

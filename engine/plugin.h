@@ -5,7 +5,7 @@
 
 #include "backend.h"
 
-enum { KG_PLUGIN_ABI = 4 }; /* raise it with every change of a structure that both sides see */
+enum { KG_PLUGIN_ABI = 5 }; /* raise it with every change of a structure that both sides see */
 
 /* What the plug-in needs of its host. The readers of plan.h, so that the plug-in has no copy of its structures. */
 typedef struct kg_plugin_host {
@@ -30,6 +30,7 @@ typedef struct kg_plugin_host {
   int (*batch_check)(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err);
   int (*kv_rows_check)(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err);
   int (*host_buffer_new)(int64_t n, kg_buffer **out, kg_error *err);
+  void (*buffer_unref)(kg_buffer *buffer);
   const kg_tensor_ops *host_ops;
 } kg_plugin_host;
 

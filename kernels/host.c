@@ -30,6 +30,8 @@ void kg_gguf_release_pages(const kg_gguf *gguf, const void *data, size_t n_bytes
   the_host->release_pages(gguf, data, n_bytes);
 }
 
+void kg_buffer_unref(kg_buffer *buffer) { the_host->buffer_unref(buffer); }
+
 int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err)
 {
   return the_host->batch_check(plan, batch, chunk, n_pages, err);
