@@ -266,7 +266,7 @@ describe("kigo.sandbox", function()
         local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
         for source, wanted in pairs { ["return function() while true do end end"] = err.LIMIT,
           ["return function() error 'x' end"] = err.SCRIPT, ["return function() end"] = err.SCRIPT } do
-          local s <close> = sandbox(source, { timeout = 0.05 })
+          local s <close> = sandbox(source, { instructions = 100000, timeout = 60 })
           local seq <close> = assert(model:sequence())
           assert(seq:feed { 1, 2, 3 })
           local result, _, code = seq:generate { sample = s:sampler(), max = 4 }
