@@ -85,6 +85,7 @@ describe("a sandbox's worker", function()
       assert.is_truthy(limits:find(name .. "%s+0%s+0"), name)
     end
     assert.equal("", support.read("/proc/" .. stats.pid .. "/environ"))
+    assert.equal("1000", support.read("/proc/" .. stats.pid .. "/oom_score_adj"):match "%d+")
     local files = {}
     for fd in shell("ls /proc/" .. stats.pid .. "/fd"):gmatch "%d+" do files[#files + 1] = tonumber(fd) end
     table.sort(files)

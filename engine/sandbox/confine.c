@@ -2,6 +2,7 @@
 #include "confine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -22,6 +23,18 @@ enum { SANITIZED = true };
 #else
 enum { SANITIZED = false };
 #endif
+
+enum { DATA_BYTES = 16 << 20 }; /* more than the program has before it reads a script */
+
+/* Where memory runs out, this process is the one to go. That it cannot say so is no reason not to work. */
+static void volunteer(void)
+{
+  const int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  const ssize_t n = write(fd, "1000", 4);
+  (void)n;
+  close(fd);
+}
 
 static void close_descriptors(int first)
 {
@@ -55,11 +68,14 @@ static int limit(int resource, rlim_t value)
 /* `now`: bytes of address space in use. */
 static int set_limits(size_t now, size_t memory, uint32_t *layers, kg_error *err)
 {
-  size_t addresses;
+  size_t addresses, data;
   if (!SANITIZED && now && kg_add_size(now, memory, &addresses)) {
     if (limit(RLIMIT_AS, addresses)) return kg_fail(err, KG_ERR_UNSUPPORTED, "RLIMIT_AS: %s", strerror(errno));
     *layers |= KG_LAYER_ADDRESSES;
   }
+  /* This one holds where nobody knows what is in use (no /proc), and for the heap alone. */
+  if (!SANITIZED && kg_add_size(memory, DATA_BYTES, &data) && limit(RLIMIT_DATA, data))
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "RLIMIT_DATA: %s", strerror(errno));
   /* Processor time is limited by the parent, call by call. */
   if (limit(RLIMIT_CORE, 0) || limit(RLIMIT_FSIZE, 0) || limit(RLIMIT_NPROC, 0) || limit(RLIMIT_MEMLOCK, 0) ||
       limit(RLIMIT_MSGQUEUE, 0) || limit(RLIMIT_NOFILE, SANITIZED ? 16 : 0))
@@ -194,7 +210,8 @@ int kg_confine(int socket, int first_fd, size_t memory, uint32_t *layers, kg_err
   (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "no_new_privs: %s", strerror(errno));
-  const size_t now = address_bytes(); /* from a file */
+  volunteer();
+  const size_t now = address_bytes();
   if (forbid_files()) *layers |= KG_LAYER_LANDLOCK;
   int status = set_limits(now, memory, layers, err);
   if (!status) status = forbid_calls(socket, err);
