@@ -94,14 +94,14 @@ static int philox(lua_State *L)
   return 4;
 }
 
-/* core.sha256(bytes) -> 64 hexadecimal digits */
+/* core.sha256(bytes, portably = false) -> 64 hexadecimal digits */
 static int sha256(lua_State *L)
 {
   size_t n;
   const char *bytes = luaL_checklstring(L, 1, &n);
   kg_sha256 sha;
   char hex[KG_SHA256_HEX];
-  kg_sha256_begin(&sha);
+  (lua_toboolean(L, 2) ? kg_sha256_begin_portably : kg_sha256_begin)(&sha);
   kg_sha256_add(&sha, bytes, n);
   kg_sha256_end(&sha, hex);
   lua_pushstring(L, hex);

@@ -36,7 +36,7 @@ static void schedule(uint32_t w[64], const uint8_t block[64])
 }
 
 /* One block into the state; letters as in the standard (6.2.2). */
-static void compress(uint32_t state[8], const uint8_t block[64])
+static void compress_one(uint32_t state[8], const uint8_t block[64])
 {
   uint32_t w[64];
   schedule(w, block);
@@ -54,25 +54,99 @@ static void compress(uint32_t state[8], const uint8_t block[64])
   state[4] += e, state[5] += f, state[6] += g, state[7] += h;
 }
 
+static void compress_portably(uint32_t state[8], const uint8_t *blocks, size_t n)
+{
+  for (size_t i = 0; i < n; i++) compress_one(state, blocks + 64 * i);
+}
+
+/* ---- the processor's own instructions ---- */
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+
+/* The same with the SHA extensions, which keep the state as (a, b, e, f) and (c, d, g, h), highest first, and do two rounds
+ * at once with two sums of words and constants. */
+__attribute__((target("sha,sse4.1"))) static void compress_by_extensions(uint32_t state[8], const uint8_t *blocks,
+                                                                         size_t n)
+{
+  const __m128i swap_bytes = _mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3);
+  const __m128i badc = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)state), 0xB1);
+  const __m128i hgfe = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)(state + 4)), 0x1B);
+  __m128i abef = _mm_alignr_epi8(badc, hgfe, 8), cdgh = _mm_blend_epi16(hgfe, badc, 0xF0);
+  for (; n; n--, blocks += 64) {
+    const __m128i abef_before = abef, cdgh_before = cdgh;
+    __m128i w[16]; /* four words each */
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+      if (i < 4)
+        w[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(blocks + 16 * i)), swap_bytes);
+      else
+        w[i] = _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(w[i - 4], w[i - 3]),
+                                                  _mm_alignr_epi8(w[i - 1], w[i - 2], 4)),
+                                    w[i - 1]);
+      const __m128i sums = _mm_add_epi32(w[i], _mm_loadu_si128((const __m128i *)(round_constants + 4 * i)));
+      cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sums);
+      abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sums, 0x0E));
+    }
+    abef = _mm_add_epi32(abef, abef_before);
+    cdgh = _mm_add_epi32(cdgh, cdgh_before);
+  }
+  const __m128i feba = _mm_shuffle_epi32(abef, 0x1B), dchg = _mm_shuffle_epi32(cdgh, 0xB1);
+  _mm_storeu_si128((__m128i *)state, _mm_blend_epi16(feba, dchg, 0xF0));
+  _mm_storeu_si128((__m128i *)(state + 4), _mm_alignr_epi8(dchg, feba, 8));
+}
+
+static bool has_extensions(void)
+{
+  unsigned a, b, c, d;
+  return __builtin_cpu_supports("sse4.1") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && b & 1u << 29;
+}
+#else
+static void compress_by_extensions(uint32_t state[8], const uint8_t *blocks, size_t n)
+{
+  compress_portably(state, blocks, n);
+}
+static bool has_extensions(void) { return false; }
+#endif
+
+/* ---- of bytes as they come ---- */
+
+void kg_sha256_begin_portably(kg_sha256 *sha)
+{
+  kg_sha256_begin(sha);
+  sha->is_portable = true;
+}
+
 void kg_sha256_begin(kg_sha256 *sha)
 {
   /* of the square roots of the first 8 primes (5.3.3) */
   *sha = (kg_sha256){
-      .state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19}};
+      .state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19},
+      .is_portable = !has_extensions()};
+}
+
+static void compress(kg_sha256 *sha, const uint8_t *blocks, size_t n)
+{
+  (sha->is_portable ? compress_portably : compress_by_extensions)(sha->state, blocks, n);
 }
 
 void kg_sha256_add(kg_sha256 *sha, const void *bytes, size_t n)
 {
   const uint8_t *at = bytes;
-  while (n) {
-    const size_t waiting = sha->n_bytes % 64;
-    const size_t room = 64 - waiting, taken = n < room ? n : room;
+  const size_t waiting = sha->n_bytes % 64, room = 64 - waiting;
+  if (!n) return;
+  sha->n_bytes += n;
+  if (waiting) {
+    const size_t taken = n < room ? n : room;
     memcpy(sha->block + waiting, at, taken);
-    sha->n_bytes += taken;
+    if (taken < room) return;
+    compress(sha, sha->block, 1);
     at += taken;
     n -= taken;
-    if (taken == room) compress(sha->state, sha->block);
   }
+  compress(sha, at, n / 64);
+  memcpy(sha->block, at + n / 64 * 64, n % 64);
 }
 
 void kg_sha256_end(kg_sha256 *sha, char hex[KG_SHA256_HEX])

@@ -9,11 +9,13 @@ typedef struct kg_sha256 {
   uint32_t state[8];
   uint64_t n_bytes;
   uint8_t block[64]; /* the first n_bytes % 64 are waiting */
+  bool is_portable;  /* without the processor's own instructions */
 } kg_sha256;
 
 enum { KG_SHA256_HEX = 65 }; /* bytes of the text form, with its NUL */
 
 void kg_sha256_begin(kg_sha256 *sha);
+void kg_sha256_begin_portably(kg_sha256 *sha); /* for specs: as where the processor has no instructions for it */
 void kg_sha256_add(kg_sha256 *sha, const void *bytes, size_t n);
 void kg_sha256_end(kg_sha256 *sha, char hex[KG_SHA256_HEX]);
 

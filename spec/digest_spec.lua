@@ -20,7 +20,21 @@ describe("SHA-256", function()
   }
 
   it("gives the published digests", function()
-    for bytes, digest in pairs(VECTORS) do assert.equal(digest, core.sha256(bytes)) end
+    for bytes, digest in pairs(VECTORS) do
+      assert.equal(digest, core.sha256(bytes))
+      assert.equal(digest, core.sha256(bytes, true)) -- without the processor's own instructions
+    end
+  end)
+
+  it("is the same with the processor's own instructions and without", function()
+    local bytes = {}
+    for i = 1, 1000 do
+      bytes[i] = string.char(math.floor(core.uniform(1, i, 0) * 256))
+      if i < 300 or i % 50 == 0 then
+        local text = table.concat(bytes)
+        if core.sha256(text) ~= core.sha256(text, true) then error("they differ at " .. i .. " bytes") end
+      end
+    end
   end)
 
   it("reads files in pieces", function()

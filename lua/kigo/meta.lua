@@ -1037,8 +1037,9 @@ function core.checksum(bytes) end
 
 ---SHA-256 (FIPS 180-4).
 ---@param bytes string
+---@param portably? boolean   without the processor's own instructions
 ---@return string   64 hexadecimal digits
-function core.sha256(bytes) end
+function core.sha256(bytes, portably) end
 
 ---@param path string
 ---@return string?   64 hexadecimal digits
