@@ -16,10 +16,11 @@ int kg_sequence_expect(kg_sequence *sequence, const int32_t *ids, size_t n, kg_e
   if (status) return status;
   for (size_t i = 0; i < n; i++)
     if (ids[i] < 0 || ids[i] >= vocab)
-      return kg_fail(err, KG_ERR_ARGUMENT, "draft: id %d, number %zu, is outside the vocabulary's 0 to %d", ids[i], i + 1,
-                     vocab - 1);
+      return kg_fail(err, KG_ERR_ARGUMENT, "draft: id %d, number %zu, is outside the vocabulary's 0 to %d", ids[i],
+                     i + 1, vocab - 1);
   kg_draft *draft = &sequence->draft;
-  const int32_t n_kept = n < KG_DRAFT_MAX ? (int32_t)n : KG_DRAFT_MAX;
+  int32_t n_kept = n < KG_DRAFT_MAX ? (int32_t)n : KG_DRAFT_MAX;
+  if (kg_plan_is_bidirectional(kg_model_plan(sequence->model))) n_kept = 0; /* rows before it would see the draft */
   if (!draft->ids && n_kept) {
     draft->ids = kg_alloc_array(KG_DRAFT_MAX, sizeof *draft->ids);
     if (!draft->ids) return kg_fail_memory(err, KG_DRAFT_MAX * sizeof *draft->ids, "a draft");

@@ -103,7 +103,8 @@ static int grow_by(kg_kv *kv, int32_t n, kg_error *err)
   return grow_to(kv, need, err);
 }
 
-/* Have at least `wanted` free pages: those that rest beyond the cache's share first, then new ones, then all that rest. */
+/* Have at least `wanted` free pages: those that rest beyond the cache's share first, then new ones, then all that rest.
+ * On failure there are as many as before, free or resting. */
 static int provide(kg_kv *kv, int32_t wanted, kg_error *err)
 {
   const int32_t used = kg_kv_pages_used(kv);
@@ -113,8 +114,8 @@ static int provide(kg_kv *kv, int32_t wanted, kg_error *err)
                    used, KG_PAGE, wanted, kv->max_pages);
   while (wanted > kv->n_free && kg_kv_pages_kept(kv) > kv->max_kept) evict(kv);
   if (wanted <= kv->n_free) return KG_OK;
-  const int32_t missing = wanted - kv->n_free, room = kv->max_pages - kv->n_pages, n_new = missing < room ? missing : room;
-  const int status = n_new ? grow_by(kv, n_new, err) : KG_OK;
+  const int32_t missing = wanted - kv->n_free, room = kv->max_pages - kv->n_pages;
+  const int status = room ? grow_by(kv, missing < room ? missing : room, err) : KG_OK;
   if (status && kg_kv_pages_kept(kv) < missing) return status;
   while (wanted > kv->n_free) evict(kv);
   return KG_OK;
@@ -184,7 +185,8 @@ int kg_kv_reserve(kg_kv *kv, kg_page_table *table, int32_t from, int32_t n_posit
   if (!n_new) return KG_OK;
 
   int status = grow_table(table, wanted, err);
-  if (!status) status = provide(kv, (int32_t)n_new, n_public ? NULL : err);
+  if (status) return status;
+  status = provide(kv, (int32_t)n_new, n_public ? NULL : err);
   if (status && n_public) { /* no room for copies */
     status = provide(kv, (int32_t)(n_new - n_public), err);
     if (!status) take_back(kv, table, first, end);

@@ -1,8 +1,9 @@
 -- The prefix cache: nothing but the clock and the counters may tell that rows were found instead of computed.
 describe("the prefix cache", function()
-  local core = require "kigo.core"
+  local kigo = require "kigo"
   local tiny = require "spec.tiny"
-  local err = core.err
+  local support = require "spec.support"
+  local err = kigo.err
 
   local PAGE, REST -- REST: of a prompt that ends within a page
   setup(function()
@@ -103,6 +104,45 @@ describe("the prefix cache", function()
       evaluated, reused = evaluate(model, other)
       assert.is_true(evaluated > PAGE and reused < PAGE)
       assert.has_error(function() model:sequence { prefix_cache = 1 } end)
+    end)
+
+    it("not from rows that more than their ids made", function()
+      local model <close> = tiny.model {}
+      local _, _, expected = evaluate(model, prompt, { prefix_cache = false })
+      local hooked <close> = model:sequence {}
+      local hook = hooked:hook({ "blk.0.out" }, function(x) x:mul_(1.5) end)
+      hooked:feed(prompt)
+      assert.not_equal(expected, hooked.logits:bytes())
+      hook:close()
+      local fork <close> = hooked:fork {}
+      fork:feed(tiny.ids(PAGE, 8))
+      assert(fork:step())
+      local evaluated, reused, bytes = evaluate(model, prompt)
+      assert.same({ #prompt, 0, expected }, { evaluated, reused, bytes })
+      hooked:rewind(PAGE) -- nor does it take any
+      hooked:feed(slice(prompt, PAGE + 1, #prompt))
+      assert(hooked:step())
+      assert.equal(0, hooked.stats.n_tokens_reused)
+    end)
+
+    it("not from files", function()
+      local path = os.tmpname()
+      local model <close> = assert(kigo.load(support.haiku_model, { threads = 1, device = "cpu" }))
+      local ids = {}
+      for i = 1, 2 * PAGE + 5 do ids[i] = i * 7 % 2000 end
+      local seq <close> = assert(model:sequence { prefix_cache = false })
+      seq:feed(ids)
+      assert(seq:step())
+      assert(seq:save(path))
+      local again <close> = assert(model:restore(path))
+      os.remove(path)
+      again:push(5)
+      assert(again:step())
+      local evaluated, reused = evaluate(model, ids)
+      assert.same({ #ids, 0 }, { evaluated, reused })
+      again:feed(tiny.ids(PAGE))
+      assert(again:step())
+      assert.equal(#ids // PAGE, model:stats().n_pages_kept)
     end)
 
     it("not where the weights have changed since", function()
@@ -207,7 +247,7 @@ describe("the prefix cache", function()
       elseif action <= 5 then -- few ways to go on, some of them long
         local way = dice(3)
         local more = tiny.ids(({ PAGE, PAGE // 2 + 3, 1 })[dice(3)], way)
-        if #one.ids + #more <= 3 * PAGE + 10 then
+        if #one.ids + #more <= 3 * PAGE + REST then -- which fits the smallest pool
           if dice(4) == 1 then one.seq:expect(more) end
           if dice(4) == 1 then one.seq:expect(slice(more, 1, dice(#more))) end
           assert(one.seq:feed(more))
