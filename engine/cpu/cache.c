@@ -103,8 +103,7 @@ kg_kv_type kg_cpu_cache_type(const kg_executable *exe) { return exe->half ? KG_K
 
 /* Where an element of one slot and kv head stands. In a page keys have their slots side by side, values their elements. */
 typedef struct place {
-  unsigned char *keys, *values; /* element 0 */
-  size_t key_stride;            /* bytes from element to element */
+  unsigned char *keys, *values; /* element 0; keys are KG_KEY_STRIDE elements apart */
 } place;
 
 static place find_place(const kg_executable *exe, const kg_kv_rows *rows, int32_t head_dim, int32_t i, int32_t head)
@@ -112,14 +111,16 @@ static place find_place(const kg_executable *exe, const kg_kv_rows *rows, int32_
   const kg_cache_layer *layer = &exe->layers[rows->layer];
   const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), slot = (size_t)(rows->slot + i);
   unsigned char *first = exe->pages[rows->page] + layer->offset + (size_t)head * layer->head_bytes;
-  return (place){first + slot * element, first + layer->key_bytes + slot * (size_t)kg_padded(head_dim) * element,
-                 KG_KEY_STRIDE * element};
+  return (place){first + slot * element, first + layer->key_bytes + slot * (size_t)kg_padded(head_dim) * element};
 }
 
-static void copy_keys(void *to, size_t to_stride, const void *from, size_t from_stride, int32_t n, size_t element)
+/* Strides in elements. */
+static void copy_keys(bool half, void *to, size_t to_stride, const void *from, size_t from_stride, int32_t n)
 {
-  for (int32_t d = 0; d < n; d++)
-    memcpy((char *)to + (size_t)d * to_stride, (const char *)from + (size_t)d * from_stride, element);
+  for (int32_t d = 0; half && d < n; d++)
+    ((uint16_t *)to)[(size_t)d * to_stride] = ((const uint16_t *)from)[(size_t)d * from_stride];
+  for (int32_t d = 0; !half && d < n; d++)
+    ((float *)to)[(size_t)d * to_stride] = ((const float *)from)[(size_t)d * from_stride];
 }
 
 int kg_cpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err)
@@ -132,7 +133,7 @@ int kg_cpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, vo
   for (int32_t i = 0; i < rows->n; i++)
     for (int32_t head = 0; head < a->n_kv_heads; head++, key += bytes, value += bytes) {
       const place at = find_place(exe, rows, a->head_dim, i, head);
-      copy_keys(key, element, at.keys, at.key_stride, a->head_dim, element);
+      copy_keys(exe->half, key, 1, at.keys, KG_KEY_STRIDE, a->head_dim);
       memcpy(value, at.values, bytes);
     }
   return KG_OK;
@@ -148,7 +149,7 @@ int kg_cpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *k
   for (int32_t i = 0; i < rows->n; i++)
     for (int32_t head = 0; head < a->n_kv_heads; head++, key += bytes, value += bytes) {
       const place at = find_place(exe, rows, a->head_dim, i, head);
-      copy_keys(at.keys, at.key_stride, key, element, a->head_dim, element);
+      copy_keys(exe->half, at.keys, KG_KEY_STRIDE, key, 1, a->head_dim);
       memcpy(at.values, value, bytes);
     }
   return KG_OK;
