@@ -14,6 +14,11 @@ hostile.hogs = {
   ["pcall in a loop"] = "while true do pcall(function() while true do end end) end",
   ["goto and pcall"] = "::again:: pcall(error) goto again",
   ["pcall of pcall"] = "local function f() pcall(pcall, f) return f() end f()",
+  ["pcall of pcall in a coroutine"] =
+    "coroutine.wrap(function() local function f() pcall(pcall, f) return f() end f() end)()",
+  ["pcall and recursion in a coroutine"] = [[
+    local function f(n) if n > 0 then return 1 + f(n - 1) end return (pcall(f, 1000)) and 1 end
+    coroutine.wrap(function() while true do pcall(f, 3000) end end)()]],
   ["xpcall with a handler that loops"] = "while true do xpcall(error, function() while true do end end) end",
   ["xpcall whose handler fails"] = "local function h() error(h) end while true do xpcall(error, h) end",
   ["a coroutine"] = "coroutine.wrap(function() while true do end end)()",
@@ -36,6 +41,18 @@ hostile.hogs = {
       local x <close> = setmetatable({}, { __close = function() f() end })
       while true do end
     end f()]],
+  ["__close in every frame"] = [[
+    local meta = { __close = function() while true do end end }
+    local function f() local x <close> = setmetatable({}, meta) return 1 + f() end
+    pcall(f) while true do end]],
+  ["__close in every frame of a coroutine"] = [[
+    local meta = { __close = function() while true do end end }
+    local function f(n) local x <close> = setmetatable({}, meta) if n == 0 then while true do end end return 1 + f(n - 1) end
+    local co = coroutine.create(f)
+    coroutine.resume(co, 15000)
+    coroutine.close(co)]],
+  ["pcall below many frames"] = [[
+    local function f(n) if n > 0 then return 1 + f(n - 1) end while true do pcall(error) end end f(60000)]],
   ["__close after an error"] = [[
     local meta = { __close = function() while true do end end }
     while true do pcall(function() local x <close> = setmetatable({}, meta) error "x" end) end]],

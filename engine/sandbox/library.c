@@ -12,6 +12,7 @@ enum {
   BYTES_PER_STEP = 16, /* of a string that a C function walks over */
   SOURCE_STEPS = 4,    /* to compile a byte */
   VALUES_MAX = 4096,   /* that one call of unpack, byte or codepoint may return: calls copy them */
+  PROTECTED_MAX = 150, /* protected calls in one another, in one thread */
   FORMAT_MAX = 4096    /* bytes of a format: each two may be a number of 400 digits */
 };
 
@@ -22,9 +23,23 @@ static int raise_too_many(lua_State *L, const char *what)
 
 /* ---- base ---- */
 
-/* After something was caught: an error must not outlive a spent budget. `n` results stay. */
+/* How many protected calls of this thread are open. In a coroutine they take none of the stack of C that limits them
+ * elsewhere, and Lua looks at all frames below whenever an error is caught: with many of them the end of a spent script
+ * would cost n squared. */
+static int *n_protected(lua_State *L) { return lua_getextraspace(L); }
+
+static void begin_protected(lua_State *L)
+{
+  kg_budget_check(L);
+  if (*n_protected(L) >= PROTECTED_MAX) luaL_error(L, "more than %d nested protected calls", (int)PROTECTED_MAX);
+  ++*n_protected(L);
+}
+
+/* After something was caught: an error must not outlive a spent budget. What is above the first n_below values stays.
+ */
 static int finish_protected(lua_State *L, int status, lua_KContext n_below)
 {
+  --*n_protected(L);
   kg_budget_check(L);
   if (status == LUA_OK || status == LUA_YIELD) return lua_gettop(L) - (int)n_below;
   lua_pushboolean(L, false);
@@ -36,7 +51,7 @@ static int finish_protected(lua_State *L, int status, lua_KContext n_below)
 static int protected_call(lua_State *L)
 {
   luaL_checkany(L, 1);
-  kg_budget_check(L);
+  begin_protected(L);
   lua_pushboolean(L, true);
   lua_insert(L, 1);
   return finish_protected(L, lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 0, 0, finish_protected), 0);
@@ -57,10 +72,10 @@ static int protected_call_handled(lua_State *L)
 {
   const int n = lua_gettop(L);
   luaL_checktype(L, 2, LUA_TFUNCTION);
-  kg_budget_check(L);
   lua_pushvalue(L, 2);
   lua_pushcclosure(L, handle_error, 1);
   lua_replace(L, 2);
+  begin_protected(L);
   lua_pushboolean(L, true);
   lua_pushvalue(L, 1);
   lua_rotate(L, 3, 2); /* f, handler, true, f, arguments */
@@ -156,6 +171,7 @@ static int coroutine_create(lua_State *L)
   luaL_checktype(L, 1, LUA_TFUNCTION);
   kg_budget_charge(L, KG_BUDGET_PERIOD);
   lua_State *co = lua_newthread(L);
+  *n_protected(co) = 0;
   lua_pushvalue(L, 1);
   lua_xmove(L, co, 1);
   return 1;
@@ -535,6 +551,7 @@ static void lock_strings(lua_State *L)
 
 void kg_library_open(lua_State *L)
 {
+  *n_protected(L) = 0;
   lua_newtable(L); /* the environment */
   luaL_requiref(L, LUA_GNAME, luaopen_base, 0);
   copy_entries(L, base);
