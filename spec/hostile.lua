@@ -47,7 +47,11 @@ hostile.hogs = {
     pcall(f) while true do end]],
   ["__close in every frame of a coroutine"] = [[
     local meta = { __close = function() while true do end end }
-    local function f(n) local x <close> = setmetatable({}, meta) if n == 0 then while true do end end return 1 + f(n - 1) end
+    local function f(n)
+      local x <close> = setmetatable({}, meta)
+      if n == 0 then while true do end end
+      return 1 + f(n - 1)
+    end
     local co = coroutine.create(f)
     coroutine.resume(co, 15000)
     coroutine.close(co)]],
