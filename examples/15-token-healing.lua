@@ -11,7 +11,7 @@ local begun = "first fro"
 
 ---A sampler for a sequence whose last token was taken back: it begins with `text`, and goes on as `pick` says.
 local function beginning_with(text, pick)
-  local mask = kigo.zeros(model.vocab_size):fill_(-math.huge):fill_(0, tokenizer:with_prefix(text))
+  local mask = model:zeros(model.vocab_size):fill_(-math.huge):fill_(0, tokenizer:with_prefix(text))
   local first
   return function(logits, seq)
     first = first or seq:pos()

@@ -307,6 +307,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
         }
       }
       multiply_wait(weights, seen);
+      __syncwarp(); /* all lanes have read their weights */
       if (lane == 0) barrier_arrive(done);
       if ((block0 + KG_CHUNK) % shape.run == 0 || block0 + KG_CHUNK >= t.end) join_run(total, c);
     }
