@@ -1,14 +1,13 @@
 -- bench_scheduler.lua - what the scheduler costs: bodies that sample in Lua beside bodies that draw with a chain in C,
 -- and a step of bodies that do nothing else beside the plain model:step of the same sequences.
---   kigo scripts/bench_scheduler.lua [--model FILE | --like SHAPE] [--batch 32] [--tokens 24] [--repeats 3]
---     [--device D]   SHAPE: of kigo make-model; "tiny" unless given. Medians of all steps; the kinds take turns.
+--   kigo scripts/bench_scheduler.lua [--model FILE | --like SHAPE] [--batch 32] [--steps 200] [--device D]
+-- SHAPE: of kigo make-model; "tiny" unless given. The kinds take their steps in turn; all figures are medians.
 local kigo = require "kigo"
 local figures = require "kigo.bench.figures"
 
-local options = { batch = "32", tokens = "24", repeats = "3", like = "tiny" }
+local options = { batch = "32", steps = "200", like = "tiny" }
 for i = 1, #arg, 2 do options[arg[i]:match "^%-%-(%a+)$"] = arg[i + 1] end
-local BATCH, TOKENS = math.tointeger(options.batch), math.tointeger(options.tokens)
-local REPEATS, PROMPT = math.tointeger(options.repeats), 8
+local BATCH, STEPS, PROMPT = math.tointeger(options.batch), math.tointeger(options.steps), 8
 
 -- Temperature by entropy, the 64 best, one draw.
 local function cautious(logits, seq)
@@ -38,9 +37,9 @@ local function prompt_of(i)
   return ids
 end
 
--- Append the seconds of every step in which all bodies decode.
-local function run_bodies(model, pick, seconds)
-  local scheduler <close> = kigo.scheduler(model, { max = BATCH })
+-- Bodies that all decode, and a function that takes one step of them.
+local function bodies(model, pick)
+  local scheduler = kigo.scheduler(model, { max = BATCH })
   local n_decoding = 0
   for i = 1, BATCH do
     scheduler:spawn(function()
@@ -48,32 +47,25 @@ local function run_bodies(model, pick, seconds)
       assert(seq:feed(prompt_of(i)))
       assert(seq:step())
       n_decoding = n_decoding + 1
-      for _ = 1, TOKENS do assert(seq:push(pick(seq))) end
+      while true do assert(seq:push(pick(seq))) end
     end)
   end
-  local more = true
-  while more do
-    local counts, t0 = n_decoding == BATCH and scheduler.n_ended == 0, kigo.now()
-    more = assert(scheduler:step() ~= nil) and scheduler.n_ended < BATCH
-    if counts and scheduler.n_ended == 0 then seconds[#seconds + 1] = kigo.now() - t0 end
-  end
+  repeat assert(scheduler:step()) until n_decoding == BATCH
+  return function() assert(scheduler:step()) end, scheduler
 end
 
 -- The same for a loop without bodies.
-local function run_plain(model, seconds)
+local function plain(model)
   local seqs = {}
   for i = 1, BATCH do
     seqs[i] = assert(model:sequence { seed = i })
     assert(seqs[i]:feed(prompt_of(i)))
   end
   assert(model:step(seqs))
-  for _ = 1, TOKENS do
-    local t0 = kigo.now()
+  return function()
     for i = 1, BATCH do assert(seqs[i]:push(5)) end
     assert(model:step(seqs))
-    seconds[#seconds + 1] = kigo.now() - t0
   end
-  for i = 1, BATCH do seqs[i]:close() end
 end
 
 local function open()
@@ -89,21 +81,40 @@ end
 
 local model <close> = open()
 local stats = model:stats()
-print(("%s on %s (%s, %d threads), vocabulary %d: %d sequences, %d tokens, %d repeats"):format(
-  options.model or options.like, stats.device, stats.variant, stats.n_threads, model.vocab_size, BATCH, TOKENS,
-  REPEATS))
-local seconds = { chain = {}, lua = {}, nothing = {}, plain = {} }
-run_plain(model, {}) -- warm up
-for _ = 1, REPEATS do
-  for _, name in ipairs { "chain", "lua", "nothing" } do run_bodies(model, kinds[name], seconds[name]) end
-  run_plain(model, seconds.plain)
+print(("%s on %s (%s, %d threads), vocabulary %d: %d sequences, %d steps"):format(options.model or options.like,
+  stats.device, stats.variant, stats.n_threads, model.vocab_size, BATCH, STEPS))
+local ORDER = { "chain", "lua", "nothing", "plain" }
+local steps, seconds, schedulers = {}, {}, {}
+for _, name in ipairs(ORDER) do
+  if name == "plain" then steps.plain = plain(model) else steps[name], schedulers[name] = bodies(model, kinds[name]) end
+  seconds[name] = {}
 end
-local medians = {}
-for name, list in pairs(seconds) do medians[name] = figures.median(list) end
-local function show(what, s) print(("%-58s %10.1f us a step %10.1f tokens/s"):format(what, s * 1e6, BATCH / s)) end
-show("bodies that draw with a chain (top_k, top_p, min_p, temp)", medians.chain)
-show("bodies that sample in Lua (entropy, top-k 64, draw)", medians.lua)
-show("bodies that only step", medians.nothing)
-show("model:step of the same sequences, without a scheduler", medians.plain)
-print(("Lua sampling keeps %.3f of the chain's speed"):format(medians.chain / medians.lua))
-print(("the scheduler takes %.2f us per sequence and step"):format((medians.nothing - medians.plain) / BATCH * 1e6))
+for round = -1, STEPS do -- the first two warm up
+  for _, name in ipairs(ORDER) do
+    local t0 = kigo.now()
+    steps[name]()
+    if round > 0 then seconds[name][round] = kigo.now() - t0 end
+  end
+end
+for _, scheduler in pairs(schedulers) do scheduler:close() end
+
+-- Of each round, since its steps had the same weather.
+local function median_of(f)
+  local list = {}
+  for i = 1, STEPS do list[i] = f(i) end
+  return figures.median(list)
+end
+local function show(what, name)
+  local s = median_of(function(i) return seconds[name][i] end)
+  print(("%-58s %10.1f us a step %10.1f tokens/s"):format(what, s * 1e6, BATCH / s))
+end
+show("bodies that draw with a chain (top_k, top_p, min_p, temp)", "chain")
+show("bodies that sample in Lua (entropy, top-k 64, draw)", "lua")
+show("bodies that only step", "nothing")
+show("model:step of the same sequences, without a scheduler", "plain")
+print(("Lua sampling keeps %.3f of the chain's speed"):format(median_of(function(i)
+  return seconds.chain[i] / seconds.lua[i]
+end)))
+print(("the scheduler takes %.2f us per sequence and step"):format(median_of(function(i)
+  return (seconds.nothing[i] - seconds.plain[i]) / BATCH * 1e6
+end)))
