@@ -270,12 +270,13 @@ static int make_mark(lua_State *L)
   return 1;
 }
 
-static int rewind_to_mark(lua_State *L, const kg_mark *mark)
+static int rewind_to_mark(lua_State *L)
 {
   lua_getiuservalue(L, 1, MODEL);
   lua_getiuservalue(L, 2, MARK_MODEL);
-  if (!lua_rawequal(L, -1, -2)) return luaL_error(L, "the mark at %d is of another model's sequence", (int)mark->pos);
+  if (!lua_rawequal(L, -1, -2)) return luaL_error(L, "the mark is of another model's sequence");
   push_state_copy(L, 2, MARK_STATE); /* the mark stays good for another rewind */
+  const kg_mark *mark = kg_check_open(L, 2, CLASS_MARK);
   kg_sequence *sequence = kg_check_sequence(L, 1);
   kg_error err;
   if (kg_sequence_rewind_to(sequence, mark, &err)) return kg_push_error(L, &err);
@@ -289,7 +290,7 @@ static int rewind_sequence(lua_State *L)
 {
   kg_sequence *sequence = kg_check_sequence(L, 1);
   lua_settop(L, 2);
-  if (luaL_testudata(L, 2, CLASS_MARK)) return rewind_to_mark(L, kg_check_open(L, 2, CLASS_MARK));
+  if (luaL_testudata(L, 2, CLASS_MARK)) return rewind_to_mark(L);
   const int32_t target = (int32_t)kg_check_int(L, 2, "pos", 0, kg_sequence_pos(sequence));
   kg_error err;
   return kg_sequence_rewind(sequence, target, &err) ? kg_push_error(L, &err) : push_pos(L, sequence);

@@ -14,7 +14,7 @@
 
 #include "sequence.h"
 
-/* The first member of every companion. All of it is set by kg_sequence_attach_take and by copies, none by its owner. */
+/* The first member of every companion. Who makes one sets `ops`; the rest is set when it is attached, copied or loaded. */
 struct kg_companion {
   const kg_companion_ops *ops;
   int64_t serial;     /* names it, its copies in forks and in marks alike */
@@ -27,7 +27,7 @@ typedef struct kg_companion_source {
   kg_string bytes;               /* that save wrote, from a file that is not to be trusted */
   kg_tokenizer *tokenizer;       /* NULL: the model has none */
   const int32_t *ids;            /* tokens of the timeline, which are in the model's vocabulary */
-  int32_t n_ids, from; /* load ends in the state behind all of them: what depends on tokens alone is fed again */
+  int32_t n_ids, from;           /* load ends behind all of them: what depends on tokens alone is fed again */
 } kg_companion_source;
 
 /* Only feed, undo and what makes new ones may fail or allocate. */

@@ -239,8 +239,9 @@ static int get(reader *r, void *out, size_t n, kg_error *err)
   size_t got;
   const int status = kg_sys_read(r->path, r->fd, out, n, &got, err);
   if (status) return status;
+  if (got < n) return fail_cut(r, err);
   kg_checksum_add(&r->sum, out, n);
-  return got == n ? KG_OK : fail_cut(r, err);
+  return KG_OK;
 }
 
 static int open_file(reader *r, kg_error *err)
