@@ -1088,6 +1088,7 @@ function core.vector_digest(variant, float32) end
 ---    "text"                                    these bytes
 ---    { "class", lo, hi, ..., negate = true }   one character of these ranges of code points, as UTF-8
 ---    { "bytes", lo, hi, ... }                  one byte
+---    { "multiple", k, places }                 decimal numbers that are multiples of k x 10^-places, laid out anyhow
 ---    { "seq", A, B, ... }                      one after the other
 ---    { "alt", A, B, ... }                      any of them; of none: nothing matches
 ---    { "repeat", A, min, max }                 counted; without max: any number

@@ -7,10 +7,9 @@
 --   ^ $                                        at the ends of alternatives; elsewhere nothing matches
 --   (?=X) (?!X)                                anywhere outside of repeats: what follows them must (not) begin with X
 --
--- "." is any character but the ends of lines (\n \r U+2028 U+2029); with `dotall` any. \d \w \s are ASCII, with `unicode`
--- by Unicode. Refused by name: backreferences, lookbehind, \b \B, modes.
+-- "." is any character but the ends of lines (\n \r U+2028 U+2029); with `dotall` any. \d \w \s are ASCII, with
+-- `unicode` by Unicode. Refused by name: backreferences, lookbehind, \b \B, modes.
 local core = require "kigo.core"
-local check = require "kigo.check"
 
 local regex = {}
 
@@ -24,7 +23,7 @@ local Parser = {}
 Parser.__index = Parser
 
 local function fail(parser, code, message, at)
-  error({ code = code, message = ("regex: %s at %d"):format(check.printable(message), at or parser.at) }, 0)
+  error({ code = code, message = ("regex: %s at %d"):format(message, at or parser.at) }, 0)
 end
 
 local function malformed(parser, message, at) fail(parser, core.err.FORMAT, message, at) end
@@ -80,8 +79,8 @@ local UNICODE = { d = { "Nd" }, w = { "L", "M", "Nd", "Nl", "Pc" } }
 local LONG_NAMES = {
   Letter = "L", Lowercase_Letter = "Ll", Uppercase_Letter = "Lu", Titlecase_Letter = "Lt", Modifier_Letter = "Lm",
   Other_Letter = "Lo", Mark = "M", Nonspacing_Mark = "Mn", Spacing_Mark = "Mc", Enclosing_Mark = "Me", Number = "N",
-  Decimal_Number = "Nd", digit = "Nd", Letter_Number = "Nl", Other_Number = "No", Punctuation = "P", Symbol = "S", Separator = "Z",
-  Other = "C", Control = "Cc",
+  Decimal_Number = "Nd", digit = "Nd", Letter_Number = "Nl", Other_Number = "No", Punctuation = "P", Symbol = "S",
+  Separator = "Z", Other = "C", Control = "Cc",
 }
 
 local function property(self, negate)
