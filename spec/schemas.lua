@@ -15,7 +15,11 @@ local Number = {}
 ---@param text string
 ---@return any
 function schemas.read(text)
-  return assert(json.decode(text, { number = function(digits) return setmetatable({ text = digits }, Number) end }))
+  local value, message = json.decode(text, {
+    number = function(digits) return setmetatable({ text = digits }, Number) end,
+  })
+  if message then error(message) end
+  return value
 end
 
 ---@class spec.SchemaStyle

@@ -3,7 +3,7 @@
 -- by nothing. A oneOf whose alternatives exclude each other needs no negations; to exclude each other, two of them need
 -- a property that both ask for and whose schemas together are void.
 local array = require "kigo.schema.array"
-local language = require "kigo.language"
+local language = require "kigo.schema.language"
 local object = require "kigo.schema.object"
 local refuse = require "kigo.schema.refuse"
 local scalar = require "kigo.schema.scalar"

@@ -1,7 +1,7 @@
 -- formats.lua - what `format` means, as languages: the grammars of the RFCs that the standard names, calendars and leap
 -- seconds included. Stricter than those: hostname has no labels of the form xn-- (what they spell would have to be
 -- decoded), and years are 0001 to 9999. Formats that nobody knows are annotations.
-local language = require "kigo.language"
+local language = require "kigo.schema.language"
 local regex = require "kigo.regex"
 
 local seq, alt, both, times = language.seq, language.alt, language.both, language.times
@@ -28,12 +28,17 @@ local function clock(minutes) return ("%02d:%02d"):format(minutes // 60 % 24, mi
 -- A second 60 is the last one of a day in UTC: the clock shows 23:59 and the offset.
 local function leap_seconds()
   local middle = seq(":60", language.maybe(seq(".", times(language.digit, 1))))
-  local list = { seq("23:59", middle, alt { "Z", "z" }) }
-  for minutes = 0, 24 * 60 - 1 do
-    local ahead, behind = (minutes + 1) % 1440, (1439 - minutes) % 1440 -- offsets with which this is 23:59
-    list[#list + 1] = seq(clock(minutes), middle, alt { "+" .. clock(ahead), "-" .. clock(behind) })
+  local hours = { seq("23:59", middle, alt { "Z", "z" }) }
+  for hour = 0, 23 do
+    local list = {}
+    for minute = 0, 59 do
+      local now = hour * 60 + minute -- the offsets with which this is 23:59:
+      local ahead, behind = clock(now + 1), clock(1439 - now)
+      list[minute + 1] = seq(("%02d"):format(minute), middle, alt { "+" .. ahead, "-" .. behind })
+    end
+    hours[#hours + 1] = seq(("%02d:"):format(hour), alt(list))
   end
-  return alt(list)
+  return alt(hours)
 end
 
 local function time()

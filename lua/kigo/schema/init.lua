@@ -7,7 +7,7 @@
 --   - Between tokens at most `whitespace` blanks (spaces, tabs, line ends), in front of the value too, behind it none.
 --   - Strings are spelled with any escapes, or with `escapes = "needed"` with those that JSON asks for.
 --   - Numbers: any spelling where nothing is asked; with limits plainly or as 1.5e+20; integers and multiples plainly,
---     where 1.0 is an integer.
+--     where 1.0 is an integer. With `numbers = "plain"` there are no exponents, and 1.0 is written 1.
 -- What cannot be enforced is refused, with the keyword's JSON pointer: uniqueItems of infinitely many values,
 -- minProperties that only free names could fill, references to other documents, patterns that are not regular,
 -- negations that ask for a property of whatever name, combinations that would be too large. Keywords that the standard
@@ -33,15 +33,18 @@ local MAX_TEXT = 4 << 20
 ---@class kigo.json_schema.Options
 ---@field whitespace? integer  most blanks at one place, 0 to 1000; default 40
 ---@field escapes? string      "all" (default): characters of strings may be escaped where they need not be; "needed"
+---@field numbers? string      "any" (default); "plain": without exponents, and whole numbers without a point
 ---@field order? string        "any" (default) or "declared": members come in the order of the schema, which a JSON text
 ---has and a Lua table has not
 ---@field formats? boolean     false: `format` is an annotation; default true
 ---@field dialect? string      "2020-12": read it so, whatever $schema says
 local known_options = {
-  whitespace = "integer", escapes = "string", order = "string", formats = "boolean", dialect = "string",
+  whitespace = "integer", escapes = "string", numbers = "string", order = "string", formats = "boolean",
+  dialect = "string",
 }
 
-local CHOICES = { escapes = { all = true, needed = true }, order = { any = true, declared = true },
+local CHOICES = { escapes = { all = true, needed = true }, numbers = { any = true, plain = true },
+  order = { any = true, declared = true },
   dialect = { ["2020-12"] = true } }
 
 local function checked(options)
@@ -55,7 +58,8 @@ local function checked(options)
   if whitespace < 0 or whitespace > 1000 then error("option whitespace: 0 to 1000 expected, got " .. whitespace, 4) end
   return {
     whitespace = whitespace, escapes = options.escapes or "all", ordered = options.order == "declared",
-    formats = options.formats ~= false, any_dialect = options.dialect ~= nil,
+    plain_numbers = options.numbers == "plain", formats = options.formats ~= false,
+    any_dialect = options.dialect ~= nil,
   }
 end
 

@@ -2,7 +2,7 @@
 -- or, where only limits matter, also with an exponent behind one digit before the point ("1.25e+01", as serializers
 -- write it): in this form the order of values is the order of exponents, then of digits, which an automaton can tell.
 -- "12.5e0" is refused where there are limits; every value keeps a spelling.
-local language = require "kigo.language"
+local language = require "kigo.schema.language"
 local refuse = require "kigo.schema.refuse"
 
 local seq, alt, times, maybe = language.seq, language.alt, language.times, language.maybe
@@ -25,6 +25,9 @@ number.any = seq(SIGN, WHOLE, maybe(FRACTION), maybe(seq(E, maybe(alt { "+", "-"
 number.plain = seq(SIGN, WHOLE, maybe(FRACTION))
 ---Those of them that are integers: 5, 5.0.
 number.integer = seq(SIGN, WHOLE, maybe(ZERO_FRACTION))
+
+---Those of them where whole numbers have no point: 5, 5.25, but not 5.0.
+number.tidy = seq(SIGN, WHOLE, maybe(seq(".", DIGITS, NONZERO, DIGITS)))
 
 local EXPONENT_UP = seq(maybe "+", ZEROS) -- in front of the digits of an exponent that is not negative
 local EXPONENT_DOWN = seq("-", ZEROS)

@@ -1,7 +1,7 @@
 -- object.lua - a conjunction of statements about an object as the members that it may have: those with names that
 -- somebody mentions, each with the formula of its value, and the others, in cells of names that fall under the same
 -- patterns.
-local language = require "kigo.language"
+local language = require "kigo.schema.language"
 local refuse = require "kigo.schema.refuse"
 local scalar = require "kigo.schema.scalar"
 

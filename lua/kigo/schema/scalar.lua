@@ -1,6 +1,6 @@
 -- scalar.lua - what a formula says of strings and numbers, as a language: Boolean operations on formulas are operations
 -- on languages. Where only finitely many values can come into question, each is tried instead.
-local language = require "kigo.language"
+local language = require "kigo.schema.language"
 local number = require "kigo.schema.number"
 local refuse = require "kigo.schema.refuse"
 
@@ -209,7 +209,7 @@ function scalar.strings(f)
   return build(f, STRINGS)
 end
 
----The texts of the numbers that satisfy a formula.
+---The texts of the numbers that satisfy a formula, in any spelling.
 ---@param f kigo.schema.Formula   what a formula says of numbers
 ---@return table|string
 function scalar.numbers(f)
@@ -218,6 +218,14 @@ function scalar.numbers(f)
   if values then return NUMBERS.values_of { values = values } end
   if f.op == "integer" then return number.integer end
   return language.both { needs_plain(f) and number.plain or number.limited, build(f, NUMBERS) }
+end
+
+---The same, without exponents, and whole numbers without a point.
+---@param f kigo.schema.Formula
+---@return table|string
+function scalar.plain_numbers(f)
+  if f.op == "yes" then return number.tidy end
+  return language.both { number.tidy, scalar.numbers(f) }
 end
 
 return scalar

@@ -1,6 +1,6 @@
 -- writer.lua - formulas as rules of the grammar form: one rule for each formula that lists or objects may satisfy. What
 -- is white space between tokens, and how characters of strings may be spelled, is settled here.
-local language = require "kigo.language"
+local language = require "kigo.schema.language"
 local refuse = require "kigo.schema.refuse"
 local scalar = require "kigo.schema.scalar"
 
@@ -19,7 +19,7 @@ Writer.__index = Writer
 local function regular(...) return { "regular", seq(...) } end
 
 ---@param solver kigo.schema.Branches
----@param options { whitespace: integer, escapes: string, ordered: boolean }
+---@param options { whitespace: integer, escapes: string, ordered: boolean, plain_numbers: boolean }
 ---@return kigo.schema.Writer
 function writer.new(solver, options)
   local blanks = times({ "bytes", 0x09, 0x0A, 0x0D, 0x0D, 0x20, 0x20 }, 0, options.whitespace)
@@ -281,7 +281,9 @@ function Writer:_scalars(f)
     if F:for_type(f, word) == F.yes then list[#list + 1] = word end
   end
   local numbers, strings = F:for_type(f, "number"), F:for_type(f, "string")
-  if numbers ~= F.no then list[#list + 1] = scalar.numbers(numbers) end
+  if numbers ~= F.no then
+    list[#list + 1] = self._options.plain_numbers and scalar.plain_numbers(numbers) or scalar.numbers(numbers)
+  end
   if strings ~= F.no then
     local content = scalar.strings(strings)
     if content ~= language.none then list[#list + 1] = self:_json(content) end

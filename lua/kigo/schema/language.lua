@@ -1,6 +1,7 @@
 -- language.lua - sets of texts as nodes of the grammar form (see grammar.lua): made with the obvious simplified away,
 -- and two questions about them: does a text belong, and is there any at all.
 local core = require "kigo.core"
+local refuse = require "kigo.schema.refuse"
 
 local language = {}
 
@@ -212,7 +213,8 @@ end
 function language.is_empty(node)
   if node == language.none then return true end
   if type(node) == "string" or (node[1] ~= "and" and node[1] ~= "not" and node[1] ~= "alt") then return false end
-  local grammar <close>, _, code = core.grammar { root = { "regular", node } }
+  local grammar <close>, message, code = core.grammar { root = { "regular", node } }
+  if code == core.err.MEMORY then refuse.failed(message, code) end
   return grammar == nil and code == core.err.FORMAT
 end
 
