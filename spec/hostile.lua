@@ -113,6 +113,9 @@ hostile.hogs = {
   ["utf8.codes of continuation bytes"] = [[
     local s = 'a' .. ('\x80'):rep(250000) while true do pcall(function() for _ in utf8.codes(s) do end end) end]],
   ["load in a loop"] = "local s = 'x = 1 ' local long = s:rep(30000) while true do load(long) end",
+  ["load of a text that takes n squared steps"] =
+    "while true do load('return ' .. ('a or '):rep(50000) .. 'a') load('return ' .. ('a and '):rep(40000) .. 'a') end",
+  ["load of many branches"] = "while true do load('if a then ' .. ('elseif a then '):rep(18000) .. 'end') end",
   ["load of what does not compile"] = "local s = ('('):rep(250000) while true do load(s) end",
   ["garbage"] = "while true do local t = { {}, {}, function() return t end } end",
   ["tensors"] = "local t = kigo.zeros(500000) while true do t:softmax() end",

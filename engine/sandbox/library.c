@@ -11,6 +11,7 @@
 enum {
   BYTES_PER_STEP = 16, /* of a string that a C function walks over */
   SOURCE_STEPS = 4,    /* to compile a byte */
+  PIECE_BYTES = 128,   /* of source, between two looks at the budget */
   VALUES_MAX = 4096,   /* that one call of unpack, byte or codepoint may return: calls copy them */
   PROTECTED_MAX = 150, /* protected calls in one another, in one thread */
   FORMAT_MAX = 4096    /* bytes of a format: each two may be a number of 400 digits */
@@ -82,6 +83,32 @@ static int protected_call_handled(lua_State *L)
   return finish_protected(L, lua_pcallk(L, n - 2, LUA_MULTRET, 2, 2, finish_protected), 2);
 }
 
+typedef struct source {
+  const char *text;
+  size_t n; /* that are left */
+} source;
+
+/* The next piece of a text, for Lua's compiler, which is watched by nobody else. */
+static const char *read_piece(lua_State *L, void *user, size_t *n)
+{
+  source *from = user;
+  const char *piece = from->text;
+  *n = from->n < PIECE_BYTES ? from->n : PIECE_BYTES;
+  from->text += *n;
+  from->n -= *n;
+  kg_budget_charge(L, *n * SOURCE_STEPS);
+  kg_budget_check(L);
+  return piece;
+}
+
+int kg_library_load(lua_State *L, const char *text, size_t n, const char *name)
+{
+  source from = {.text = text, .n = n};
+  const int status = lua_load(L, read_piece, &from, name, "t");
+  kg_budget_check(L);
+  return status;
+}
+
 /* load(text, name, mode, env): text only, and whole */
 static int load_text(lua_State *L)
 {
@@ -93,11 +120,8 @@ static int load_text(lua_State *L)
     lua_pushliteral(L, "load: only text is loaded here");
     return 2;
   }
-  kg_budget_charge(L, n * SOURCE_STEPS);
   const bool has_environment = !lua_isnone(L, 4);
-  const int status = luaL_loadbufferx(L, text, n, name, "t");
-  kg_budget_check(L);
-  if (status) {
+  if (kg_library_load(L, text, n, name)) {
     luaL_pushfail(L);
     lua_insert(L, -2);
     return 2;

@@ -10,4 +10,8 @@
  * reached but what it lists; strings have a metatable that scripts can neither see nor change. May raise (memory). */
 void kg_library_open(lua_State *L);
 
+/* Compile text, no bytecode, as lua_load does, and pay for it piece by piece: there are texts that take n squared steps.
+ * Raises when the budget is spent. */
+int kg_library_load(lua_State *L, const char *text, size_t n, const char *name);
+
 #endif

@@ -118,13 +118,11 @@ static void write_values(lua_State *L, call *c, int first)
 /* name, text */
 static void load(lua_State *L, call *c)
 {
-  enum { SOURCE_STEPS = 4 }; /* to compile a byte */
   size_t n;
   push_values(L, c, 2);
   const char *name = lua_tostring(L, 1), *text = lua_tolstring(L, 2, &n);
   lua_pushfstring(L, "=%s", name);
-  kg_budget_charge(L, n * SOURCE_STEPS);
-  const int status = luaL_loadbufferx(L, text, n, lua_tostring(L, -1), "t");
+  const int status = kg_library_load(L, text, n, lua_tostring(L, -1));
   if (status == LUA_ERRSYNTAX) c->answer->code = KG_ERR_FORMAT;
   if (status) lua_error(L);
   lua_call(L, 0, 1);
