@@ -1,14 +1,14 @@
-/* draft.h - ids that may follow a timeline, evaluated before anybody draws them. A draft is a guess of any origin that
- * the caller will feed these ids next. The next pass that the sequence needs anyway takes them along: their keys and
- * values go to the cache behind the timeline's, their logits to rows beside the sequence's. Feeding an id that the
- * draft has there costs no pass then; anything else drops the rest, which is no more than a shorter page table. So
- * nobody can tell, but by the clock, whether a draft was there, or whether it was right:
+/* draft.h - ids that may follow a timeline, evaluated before anybody draws them. A draft (kg_sequence_expect) is a guess
+ * of any origin that the caller will feed these ids next. The next pass that the sequence needs anyway takes them along:
+ * their keys and values go to the cache behind the timeline's, their logits to rows beside the sequence's. Feeding an id
+ * that the draft has there costs no pass then; anything else drops the rest, which is no more than a shorter page table.
+ * So nobody can tell, but by the clock, whether a draft was there, or whether it was right:
  * - Every id is drawn at its own position of the timeline, from its own logits, by whatever draws: history, random
  *   numbers, companions and errors are those of a timeline that grows token by token.
  * - Rows count as evaluated when the timeline reaches them (kg_model_stats.n_tokens_evaluated), and those that it never
  *   reaches apart (n_tokens_dropped).
- * - A draft never makes a step fail: where pages or memory are short, or positions, it is cut, and so it is at the first
- *   id that a companion of the sequence (companion.h) refuses.
+ * - A draft never makes a step fail: where pages, memory or positions are short it is cut, and so it is at the first id
+ *   that a companion of the sequence (companion.h) refuses.
  * Steps with logits of every position or with traces, and draws ahead (ahead.h), leave drafts alone or drop them. */
 #ifndef KG_DRAFT_H
 #define KG_DRAFT_H
@@ -17,10 +17,6 @@
 
 enum { KG_DRAFT_MAX = 64, /* ids of a draft: each has a row of logits */
        KG_LOOKUP_MAX = 16 /* ids of a pattern to look up */ };
-
-/* These ids may follow the timeline, instead of those of an earlier draft; n = 0: none. At most KG_DRAFT_MAX are kept.
- * KG_ERR_ARGUMENT for ids outside the vocabulary; on failure the earlier draft stays. */
-int kg_sequence_expect(kg_sequence *sequence, const int32_t *ids, size_t n, kg_error *err);
 
 /* What followed the last tokens of the timeline when they stood on it before: the longest run of `longest` to
  * `shortest` (1 to KG_LOOKUP_MAX) last tokens that is found, at its latest place, and up to `most` ids behind it, which

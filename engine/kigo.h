@@ -212,6 +212,11 @@ KG_API int kg_chain_pick(kg_chain *chain, const kg_tensor *logits, kg_sequence *
  * again gets them without waiting, and nobody else notices (ahead.h says more). 1: none. */
 KG_API int kg_sequence_draw(kg_sequence *sequence, kg_chain *chain, int32_t ahead, int32_t *id, kg_error *err);
 
+/* These ids may follow the timeline, instead of those of an earlier draft; n = 0: none, and at most 64 are kept. The next
+ * pass that the sequence needs takes them along, and feeding them costs no pass then; a wrong guess costs time and nothing
+ * else (draft.h). KG_ERR_ARGUMENT for ids outside the vocabulary; on failure the earlier draft stays. */
+KG_API int kg_sequence_expect(kg_sequence *sequence, const int32_t *ids, size_t n, kg_error *err);
+
 /* ---- Lua --------------------------------------------------------------------------------------------------- */
 
 struct lua_State;

@@ -305,6 +305,64 @@ static bool flatten(kg_regular *r, size_t base, re_kind kind)
   return true;
 }
 
+/* x{min,max} tail, of an operand. */
+typedef struct run {
+  kg_re item, x, tail;
+  uint32_t min, max;
+} run;
+
+static bool is_run(const kg_regular *r, kg_re item, run *out)
+{
+  const re_node *node = &r->nodes[item];
+  const kg_re head = node->kind == RE_CAT ? node->a : item;
+  const re_node *repeat = &r->nodes[head];
+  *out = (run){item, repeat->a, head == item ? KG_RE_EMPTY : node->b, repeat->b, repeat->c};
+  return repeat->kind == RE_REPEAT;
+}
+
+static int by_run(const void *a, const void *b)
+{
+  const run *x = a, *y = b;
+  if (x->x != y->x) return x->x < y->x ? -1 : 1;
+  if (x->tail != y->tail) return x->tail < y->tail ? -1 : 1;
+  return (x->min > y->min) - (x->min < y->min);
+}
+
+static bool same_run(const run *x, const run *y)
+{
+  return x->x == y->x && x->tail == y->tail && (x->max == KG_NO_LIMIT || y->min <= x->max + 1);
+}
+
+/* Operands x{a,b}T and x{c,d}T whose counts touch become one: else bounded repeats within each other make alternatives
+ * without end. Returns how many there are. */
+static size_t merge_runs(kg_regular *r, size_t base, size_t n)
+{
+  run few[8], *runs = few, one;
+  size_t n_runs = 0, kept = 0;
+  for (size_t i = 0; i < n; i++) n_runs += is_run(r, r->scratch[base + i], &one);
+  if (n_runs < 2) return n;
+  if (n_runs > sizeof few / sizeof few[0] && !(runs = kg_alloc_array(n_runs, sizeof *runs))) return n; /* no need to */
+  n_runs = 0;
+  for (size_t i = 0; i < n; i++) {
+    const kg_re item = r->scratch[base + i];
+    if (is_run(r, item, &one))
+      runs[n_runs++] = one;
+    else
+      r->scratch[base + kept++] = item;
+  }
+  qsort(runs, n_runs, sizeof *runs, by_run);
+  for (size_t i = 0, next; i < n_runs; i = next) {
+    run merged = runs[i];
+    for (next = i + 1; next < n_runs && same_run(&merged, &runs[next]); next++)
+      if (runs[next].max > merged.max) merged.max = runs[next].max; /* KG_NO_LIMIT is the largest */
+    const bool is_one = next == i + 1;
+    r->scratch[base + kept++] =
+        is_one ? merged.item : kg_re_cat(r, kg_re_repeat(r, merged.x, merged.min, merged.max), merged.tail);
+  }
+  if (runs != few) kg_free(runs);
+  return kept;
+}
+
 /* The union of the operands from scratch[base] on, which are dropped. */
 static kg_re close_alt(kg_regular *r, size_t base)
 {
@@ -319,7 +377,8 @@ static kg_re close_alt(kg_regular *r, size_t base)
     }
     if (item != KG_RE_NONE) r->scratch[base + kept++] = item;
   }
-  n = sort_unique(r, base, merge_sets(r, base, kept, RE_ALT));
+  n = merge_runs(r, base, merge_sets(r, base, kept, RE_ALT));
+  n = sort_unique(r, base, n);
   if (n == 2 && r->scratch[base] == KG_RE_EMPTY && r->nodes[r->scratch[base + 1]].is_nullable)
     made = r->scratch[base + 1];
   else
@@ -391,6 +450,31 @@ kg_re kg_re_not(kg_regular *r, kg_re a)
           .kind = RE_NOT, .is_nullable = !r->nodes[a].is_nullable, .is_boolean = true, .depth = deeper(r, a), .a = a});
 }
 
+/* A count times a count; false where it is too large to tell. */
+static bool multiply(uint32_t a, uint32_t b, uint32_t *out)
+{
+  if (a == KG_NO_LIMIT || b == KG_NO_LIMIT) {
+    *out = a && b ? KG_NO_LIMIT : 0;
+    return true;
+  }
+  const uint64_t product = (uint64_t)a * b;
+  *out = (uint32_t)product;
+  return product <= KG_REPEAT_MAX;
+}
+
+/* (a{b,c}){min,max} as a{..} of all counts that come out, if there are no gaps between them. */
+static bool merge_repeats(const re_node *inner, uint32_t *min, uint32_t *max)
+{
+  uint32_t least, most, reach;
+  if (inner->kind != RE_REPEAT || !multiply(inner->b, *min, &least) || !multiply(inner->c, *max, &most)) return false;
+  if (!multiply(inner->c, *min, &reach)) return false;
+  const uint64_t next = ((uint64_t)*min + 1) * inner->b; /* the least of one round more, which has the largest gap */
+  if (reach != KG_NO_LIMIT && (uint64_t)reach + 1 < next && *max > *min) return false;
+  *min = least;
+  *max = most;
+  return true;
+}
+
 kg_re kg_re_repeat(kg_regular *r, kg_re a, uint32_t min, uint32_t max)
 {
   const re_node *x = &r->nodes[a];
@@ -398,7 +482,11 @@ kg_re kg_re_repeat(kg_regular *r, kg_re a, uint32_t min, uint32_t max)
   if (max == 0 || a == KG_RE_EMPTY) return KG_RE_EMPTY;
   if (a == KG_RE_NONE) return min ? KG_RE_NONE : KG_RE_EMPTY;
   if (min == 1 && max == 1) return a;
-  if (x->kind == RE_REPEAT && x->b == 0 && x->c == KG_NO_LIMIT) return a; /* of any number: again any number */
+  if (merge_repeats(x, &min, &max)) {
+    a = x->a;
+    x = &r->nodes[a];
+    if (x->is_nullable) min = 0;
+  }
   return intern_node(r, (re_node){.kind = RE_REPEAT,
                                   .is_nullable = !min,
                                   .is_boolean = x->is_boolean,
@@ -774,7 +862,7 @@ static void decide(kg_regular *r, kg_state state)
 
 static kg_state decided(kg_regular *r, kg_state state)
 {
-  if (r->status) return KG_STATE_DEAD; /* there may be no state at all */
+  if (r->status) return KG_STATE_DEAD;
   if (r->states[state].liveness == UNDECIDED) decide(r, state);
   return r->status || r->states[state].liveness == DEAD ? KG_STATE_DEAD : state;
 }

@@ -4,6 +4,8 @@ local kigo = require "kigo"
 local arch = require "kigo.arch"
 local fuzz = require "spec.fuzz"
 local models = require "spec.fuzz_models"
+local random_grammar = require "spec.random_grammar"
+local regex = require "kigo.regex"
 local support = require "spec.support"
 local tiny = require "spec.tiny"
 local vocabulary = require "spec.fixtures.vocabulary"
@@ -1043,6 +1045,102 @@ targets.api = {
     try_program(source, "reference")
     try_program(source, "cpu")
     try_program(source, "cpu", true)
+    return true
+  end,
+}
+
+-- ---- gbnf, regex: what is taken must be walked under its own masks ----
+
+local constrained -- a tokenizer with texts of some bytes
+
+local function small_tokenizer()
+  if constrained then return constrained end
+  local gguf <close> = assert(core.parse_gguf(vocabulary.file(vocabulary.bpe { special = { { "<eos>", 3 } },
+    pieces = { "ab", "abc", '"a', "é", "a\xC3", "\xA9b", '{"', '": ', "}}", "\\n", " a", "true", "00", "\n\n", "éa" },
+    entries = { { "tokenizer.ggml.eos_token_id", "u32", 271 } } }), "fuzz"))
+  constrained = assert(core.tokenizer(gguf))
+  return constrained
+end
+
+---Twelve tokens at random, and back. Masks may run out of memory, and come to dead ends, but not lie.
+local function walk_grammar(grammar, seed)
+  local tokenizer = small_tokenizer()
+  local matcher <close> = fuzz.accepted(grammar:matcher(tokenizer))
+  if not matcher then return end
+  local dice = fuzz.dice(seed, 1)
+  for _ = 1, 12 do
+    local ids = fuzz.accepted(matcher:ids())
+    if not ids or #ids == 0 then break end
+    local id = dice:pick(ids)
+    if not matcher:allowed(id) then error(("token %d is in the mask behind %q"):format(id, matcher:text())) end
+    matcher:forced()
+    if tokenizer:is_end(id) then
+      if not matcher:is_complete() then error "an end token before the end" end
+      break
+    end
+    if not matcher:accept(id) then error(("token %d was allowed"):format(id)) end
+  end
+  if matcher:is_complete() and not grammar:accepts(matcher:text()) then error("not accepted: " .. matcher:text()) end
+  while matcher:text() ~= "" do matcher:rewind() end
+end
+
+local GRAMMAR_MEMORY = 1 << 22
+
+local GBNF_WORDS = { "root ::= ", "::=", "|", "(", ")", "[", "]", "[^", "*", "+", "?", "{1,3}", "{0,100}", "{", "}", "\"",
+  '"a"', "\\x41", "\\u00e9", "\\", "#", "\n", "a ::= ", " a ", " root ", ".", "[a-z]", "\r\n", "\xFF", "é" }
+
+targets.gbnf = {
+  seeds = {
+    'root ::= "a" | "b" root', 'root ::= item ("," item)* # list\nitem ::= [a-z]+ | "\\"" [^"\\n]* "\\""',
+    'root ::= "{" ws (pair ("," ws pair)*)? "}"\npair ::= "\\"" [a-z]{1,4} "\\":" ws root\nws ::= [ \\t\\n]{0,3}',
+    "root ::= .{2,5} (x | y)+\nx ::= [^a]\ny ::= (x x)?  \"z\"",
+  },
+  make = function(dice, seeds) return fuzz.mutate(dice, seeds, GBNF_WORDS) end,
+  try = function(text)
+    local grammar <close> = fuzz.accepted(kigo.gbnf(text, { memory = GRAMMAR_MEMORY }))
+    if not grammar then return false end
+    walk_grammar(grammar, #text)
+    return true
+  end,
+}
+
+local REGEX_WORDS = { "(", ")", "(?:", "(?=", "(?!", "(?<n>", "[", "[^", "]", "*", "+", "?", "|", "{2}", "{0,20}", "{3,}",
+  "^", "$", ".", "\\d", "\\w", "\\s", "\\D", "\\p{L}", "\\u00e9", "\\x41", "\\", "-", "a", "é", "\xFF", "\\1", "\\b" }
+
+targets.regex = {
+  seeds = { "[a-z]+(-[a-z]+)*", "^(?!the|a$).{1,8}$", "(\\d{1,3}\\.){3}\\d{1,3}", "(a|b)*c?[^\\s\\d]", "(^|,)x($|;)" },
+  make = function(dice, seeds) return fuzz.mutate(dice, seeds, REGEX_WORDS) end,
+  try = function(pattern)
+    local grammar <close> = fuzz.accepted(kigo.regex(pattern, { memory = GRAMMAR_MEMORY }))
+    if not grammar then return false end
+    walk_grammar(grammar, #pattern)
+    local node = fuzz.accepted(regex.parse(pattern, { anchored = false }))
+    local somewhere <close> = node and fuzz.accepted(kigo.grammar({ root = node }, { memory = GRAMMAR_MEMORY }))
+    if somewhere then walk_grammar(somewhere, #pattern) end
+    return true
+  end,
+}
+
+-- ---- grammar: nodes of any shape ----
+
+local NODE_WORDS = { '"seq"', '"alt"', '"rule"', '"members"', '"repeat"', '"not"', '"json"', "{", "}", "-1", "1e9" }
+
+targets.grammar = {
+  make = function(dice)
+    local rules = random_grammar.make(dice:roll(1 << 30))
+    local source = "return " .. fuzz.source(rules)
+    return dice:once_in(2) and source or fuzz.mutate(dice, { source }, NODE_WORDS)
+  end,
+  try = function(source)
+    local made = load(source, "fuzz", "t", {})
+    local is_table, rules = pcall(made or error)
+    if not is_table then return false end
+    local called, grammar, message, code = pcall(kigo.grammar, rules, { memory = GRAMMAR_MEMORY })
+    if not called then return false end
+    grammar = fuzz.accepted(grammar, message, code)
+    if not grammar then return false end
+    walk_grammar(grammar, #source)
+    grammar:close()
     return true
   end,
 }

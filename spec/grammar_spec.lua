@@ -247,4 +247,79 @@ describe("kigo.grammar", function()
       assert.is_true(tokenizer:is_end(matcher:ids()[1]))
     end)
   end)
+
+  describe("without memory", function()
+    local pcall = pcall -- looking a global up costs memory in a spec
+    local vocabulary = require "spec.fixtures.vocabulary"
+    local core = kigo.core
+
+    local function small_tokenizer()
+      local entries = vocabulary.bpe { pieces = { "ab", "b]", "{a" }, special = { { "<eos>", 3 } },
+        entries = { { "tokenizer.ggml.eos_token_id", "u32", 259 } } }
+      local gguf <close> = assert(core.parse_gguf(vocabulary.file(entries), "spec"))
+      return assert(core.tokenizer(gguf))
+    end
+
+    local LETTER = { "class", 0x61, 0x7A, 0xE9, 0xE9 }
+    local RULES = {
+      root = { "alt", { "seq", "[", { "rule", "root" }, "]" },
+        { "members", { { "ab", required = true }, { { "rule", "name" } } }, separator = ",", others = "z" } },
+      name = { "regular", { "seq", "{", { "and", { "json", { "repeat", LETTER, 0, 9 } }, { "not", "a" } }, "}" } },
+    }
+    local IDS = { 0x5B, 0x7B, 0x61, 0x62, 0x7D, 0x2C, 256, 0x5D }
+
+    ---All calls once, the n-th allocation failing: is that still reached?
+    local function attempt(tokenizer, n, for_ever)
+      local grammar, matcher, copy, ok, value, code, odd
+      -- no memory may be wanted here but by what is called
+      local function note(called, one, _, number)
+        ok, value, code = called, one, number
+        if not (called and (one ~= nil or number == err.MEMORY)) and odd == nil then odd = one or number end
+        return called and one
+      end
+      local function body()
+        grammar = note(pcall(kigo.grammar, RULES))
+        matcher = grammar and note(pcall(grammar.matcher, grammar, tokenizer))
+        for i = 1, matcher and #IDS or 0 do
+          note(pcall(matcher.count, matcher))
+          note(pcall(matcher.allowed, matcher, 256))
+          if not note(pcall(matcher.accept, matcher, IDS[i])) then note(pcall(matcher.accept, matcher, IDS[i])) end
+          copy = note(pcall(matcher.copy, matcher))
+          if copy then copy:close() end
+        end
+      end
+      local _, before = core.alloc_counts()
+      core.alloc_inject(n, for_ever)
+      body()
+      core.alloc_inject(0)
+      local _, after = core.alloc_counts()
+      if odd then assert.matches("memory", tostring(odd)) end
+      if matcher and not for_ever then
+        assert.equal("[{ab},ab]", matcher:text())
+        assert.is_true(matcher:is_over())
+      end
+      if matcher then matcher:close() end
+      if grammar then grammar:close() end
+      return after - before >= n, ok, value, code
+    end
+
+    it("says so, leaks nothing, and goes on where it was", function()
+      for _, for_ever in ipairs { false, true } do
+        local live = {}
+        for round = 1, 3 do -- the first ones make what stays
+          local n, is_hit = 1, true
+          while is_hit do
+            local tokenizer <close> = small_tokenizer() -- its trees are made, too
+            is_hit = attempt(tokenizer, n, for_ever)
+            n = n + (for_ever and 11 or 5)
+          end
+          collectgarbage()
+          collectgarbage()
+          live[round] = core.alloc_counts()
+          assert.is_true(n > 100)
+        end
+        assert.equal(live[2], live[3])
+      end
+    end)
+  end)
 end)

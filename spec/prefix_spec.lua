@@ -318,6 +318,29 @@ describe("the prefix cache", function()
     end)
   end
 
+  it("survives the failure of every allocation where a published page is written to and the table grows", function()
+    local long = tiny.ids(9 * PAGE)
+    local function make()
+      local model = tiny.model { device = "cpu", threads = 1 }
+      local seq = model:sequence {}
+      seq:feed(slice(long, 1, 2 * PAGE))
+      assert(seq:step())
+      seq:rewind(2 * PAGE - 1)
+      seq:feed(slice(long, 2 * PAGE, #long))
+      return { model = model, seq = seq }
+    end
+    local whole = make()
+    local expected = whole.seq.logits:bytes()
+    whole.seq:close()
+    whole.model:close()
+    local n = tiny.fail_each_allocation(make, function(o) return o.seq:step() end, function(o)
+      assert.equal(expected, o.seq.logits:bytes())
+      o.seq:close()
+      o.model:close()
+    end)
+    assert.is_true(n > 4)
+  end)
+
   it("survives the failure of every allocation", function()
     local prompt = tiny.ids(2 * PAGE + 9)
     local function make()

@@ -54,6 +54,13 @@ function check.quoted(text)
   return (("%q"):format(text:sub(1, 40)):gsub("\\\n", "\\n"))
 end
 
+---A message with parts of a stranger's text in it: bytes that are no printable ASCII are escaped.
+---@param message string
+---@return string
+function check.printable(message)
+  return (message:gsub("[^\x20-\x7E]", function(c) return ("\\x%02X"):format(c:byte()) end))
+end
+
 ---A name of strangers for a message: as it is where it is a plain one.
 ---@param name string
 ---@return string

@@ -8,6 +8,7 @@
 -- \UHHHHHHHH; "." is any character; groups ( ); quantifiers * + ? {n} {n,} {n,m}; alternatives |. A rule ends with its
 -- line, but goes on to the next one within groups and behind "|" and "::=".
 local core = require "kigo.core"
+local check = require "kigo.check"
 
 local gbnf = {}
 
@@ -27,7 +28,8 @@ local function fail(parser, message, at, code)
   local before = parser.text:sub(1, at - 1)
   local line = select(2, before:gsub("\n", "")) + 1
   local column = #before:match "[^\n]*$" + 1
-  error({ code = code or core.err.FORMAT, message = ("gbnf: line %d, column %d: %s"):format(line, column, message) }, 0)
+  message = ("gbnf: line %d, column %d: %s"):format(line, column, check.printable(message))
+  error({ code = code or core.err.FORMAT, message = message }, 0)
 end
 
 function Parser:take(pattern)

@@ -10,6 +10,7 @@
 -- "." is any character but the ends of lines (\n \r U+2028 U+2029); with `dotall` any. \d \w \s are ASCII, with
 -- `unicode` by Unicode. Refused by name: backreferences, lookbehind, \b \B, modes.
 local core = require "kigo.core"
+local check = require "kigo.check"
 
 local regex = {}
 
@@ -23,7 +24,7 @@ local Parser = {}
 Parser.__index = Parser
 
 local function fail(parser, code, message, at)
-  error({ code = code, message = ("regex: %s at %d"):format(message, at or parser.at) }, 0)
+  error({ code = code, message = ("regex: %s at %d"):format(check.printable(message), at or parser.at) }, 0)
 end
 
 local function malformed(parser, message, at) fail(parser, core.err.FORMAT, message, at) end

@@ -1,7 +1,7 @@
--- 21-json-extraction.lua - text in, data out: what the model says about a haiku must be JSON of a schema, whatever the
+-- 22-json-extraction.lua - text in, data out: what the model says about a haiku must be JSON of a schema, whatever the
 -- model would rather say. Any model will do; the bundled one knows nothing but haiku, and still every field is what it
 -- should be.
--- Run: build/kigo examples/21-json-extraction.lua [MODEL]
+-- Run: build/kigo examples/22-json-extraction.lua [MODEL]
 local kigo = require "kigo"
 local haiku = require "kigo.haiku"
 
