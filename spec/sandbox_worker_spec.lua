@@ -93,6 +93,22 @@ describe("a sandbox's worker", function()
     assert.is_truthy(shell("readlink /proc/" .. stats.pid .. "/fd/3"):find "socket")
   end)
 
+  it("is stopped when it breaks out of Lua", function()
+    local function try(call)
+      local _, how, code = os.execute(("exec %s/kigo-worker --try %s </dev/null 2>/dev/null"):format(folder, call))
+      return how .. " " .. code
+    end
+    assert.equal("exit 0", try "nothing")
+    local killed = sanitized and "exit 1" or "signal 31" -- SIGSYS; a sanitizer gets an error, so that it can report
+    for _, call in ipairs { "open", "socket", "fork", "exec", "kill", "code" } do
+      assert.equal(killed, try(call), call)
+    end
+    if not sanitized then
+      assert.equal("signal 31", try "write")
+      assert.equal("exit 1", try "memory")
+    end
+  end)
+
   it("has no more addresses than its memory asks for", function()
     if sanitized then return pending "sanitized builds have no RLIMIT_AS: AddressSanitizer reserves terabytes" end
     local s <close> = worker("return function() end", { memory = "8M" })

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "alloc.h"
@@ -95,8 +96,32 @@ static bool arrange_descriptors(int socket)
   return dup2(kept, SOCKET) == SOCKET;
 }
 
+/* For specs: `kigo-worker --try CALL` locks itself in and does what a script that had broken out of Lua would do next.
+ * Zero: it got through. */
+static int try_call(const char *name)
+{
+  enum { MEMORY = 8 << 20 };
+  uint32_t layers;
+  const pid_t parent = getppid();
+  if (!arrange_descriptors(STDIN_FILENO) || kg_confine(SOCKET, SOCKET + 1, MEMORY, &layers, NULL)) return EXIT_FAILURE;
+  bool through = false;
+  if (!strcmp(name, "nothing")) through = true;
+  if (!strcmp(name, "open")) through = open("/etc/hostname", O_RDONLY) >= 0;
+  if (!strcmp(name, "socket")) through = socket(AF_INET, SOCK_STREAM, 0) >= 0;
+  if (!strcmp(name, "fork")) through = fork() >= 0;
+  if (!strcmp(name, "exec")) through = execl("/bin/true", "true", (char *)NULL) == 0;
+  if (!strcmp(name, "kill")) through = kill(parent, 0) == 0;
+  if (!strcmp(name, "write")) through = write(STDIN_FILENO, "x", 1) == 1;
+  if (!strcmp(name, "code"))
+    through = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED;
+  if (!strcmp(name, "memory"))
+    through = mmap(NULL, 4 * MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED;
+  _exit(through ? EXIT_SUCCESS : EXIT_FAILURE);
+}
+
 int main(int argc, char **argv)
 {
+  if (argc == 3 && !strcmp(argv[1], "--try")) return try_call(argv[2]);
   long long numbers[5] = {0};
   for (int i = 0; i < 5; i++) numbers[i] = argc == 6 ? number(argv[i + 1]) : -1;
   for (int i = 0; i < 5; i++) {
