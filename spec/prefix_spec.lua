@@ -106,6 +106,23 @@ describe("the prefix cache", function()
       assert.has_error(function() model:sequence { prefix_cache = 1 } end)
     end)
 
+    it("not for the haiku check and receipts, which count the work", function()
+      local haiku = require "kigo.haiku"
+      local model <close> = assert(kigo.load(support.haiku_model, { threads = 1, device = "cpu" }))
+      local question = { topic = "the first drops", word = "nine", nonce = "0000002a", seed = 4, receipt = true }
+      local messages = haiku.messages(question.topic, question.word, question.nonce)
+      for _ = 1, 2 do assert(model:chat(messages, { seed = 4, max = 60, stop = {} })) end
+      local before = model:stats().n_tokens_reused
+      for _ = 1, 2 do
+        local answer = assert(haiku.ask(model, question))
+        assert.is_true((haiku.judge_work(answer, model.tokenizer)))
+        local evaluated = model:stats().n_tokens_evaluated
+        assert.is_true(assert(kigo.receipt.verify(model, answer.receipt)).passed)
+        assert.is_true(model:stats().n_tokens_evaluated - evaluated >= answer.prompt_tokens)
+      end
+      assert.equal(before, model:stats().n_tokens_reused)
+    end)
+
     it("not from rows that more than their ids made", function()
       local model <close> = tiny.model {}
       local _, _, expected = evaluate(model, prompt, { prefix_cache = false })
