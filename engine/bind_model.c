@@ -108,7 +108,8 @@ static int32_t prefix_cache_field(lua_State *L, int index)
 {
   if (lua_isnoneornil(L, index)) return 0;
   lua_getfield(L, index, "prefix_cache");
-  const bool is_off = lua_isboolean(L, -1) && !lua_toboolean(L, -1), is_default = lua_isnil(L, -1) || lua_isboolean(L, -1);
+  const bool is_off = lua_isboolean(L, -1) && !lua_toboolean(L, -1);
+  const bool is_default = lua_isnil(L, -1) || lua_isboolean(L, -1);
   lua_pop(L, 1);
   if (is_default) return is_off ? -1 : 0;
   return (int32_t)kg_opt_int_field(L, index, "prefix_cache", 0, 1, INT32_MAX);

@@ -26,8 +26,8 @@ int32_t kg_sequence_lookup(const kg_sequence *sequence, int32_t longest, int32_t
 
 /* ---- for sequence.c, step.c and ahead.c ---- */
 
-/* Rows that a step should evaluate behind the pending ones, with room for their logits. Rows of an earlier step that the
- * timeline has not reached are dropped and asked for again. */
+/* Rows that a step should evaluate behind the pending ones, with room for their logits. Rows of an earlier step that
+ * the timeline has not reached are dropped and asked for again. */
 int32_t kg_draft_begin(kg_sequence *sequence);
 int32_t kg_draft_id(const kg_sequence *sequence, int32_t pos); /* the expected id of a position behind the timeline */
 /* Where the logits of that position go. */

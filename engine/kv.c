@@ -103,8 +103,8 @@ static int grow_by(kg_kv *kv, int32_t n, kg_error *err)
   return grow_to(kv, need, err);
 }
 
-/* Have at least `wanted` free pages: those that rest beyond the cache's share first, then new ones, then all that rest.
- * On failure there are as many as before, free or resting. */
+/* Have at least `wanted` free pages: those that rest beyond the cache's share first, then new ones, then all that
+ * rest. On failure there are as many as before, free or resting. */
 static int provide(kg_kv *kv, int32_t wanted, kg_error *err)
 {
   const int32_t used = kg_kv_pages_used(kv);

@@ -1,11 +1,11 @@
 /* kv.h - page tables and reference counts of the paged key/value cache. The backend holds the pages' memory; this
  * module decides who may use which page. A page is KG_PAGE positions of all layers. Forks share pages; a shared page
  * is copied before somebody writes to it.
- * The prefix cache (prefix.h): whole pages whose rows are what their ids make of them, and nothing else, can be published.
- * Tables that need the same ids at the same positions share them; a page that no table holds any more rests, keeps its
- * rows and is used for something else when pages are wanted, the one that was left longest ago first. A published page is
- * never written to. Pages are not cleared: nobody reads a row of a page but behind ids that equal those it was written
- * for, as a table's rows are its own, a fork's, or found by ids. */
+ * The prefix cache (prefix.h): whole pages whose rows are what their ids make of them, and nothing else, can be
+ * published. Tables that need the same ids at the same positions share them; a page that no table holds any more rests,
+ * keeps its rows and is used for something else when pages are wanted, the one that was left longest ago first. A
+ * published page is never written to. Pages are not cleared: nobody reads a row of a page but behind ids that equal
+ * those it was written for, as a table's rows are its own, a fork's, or found by ids. */
 #ifndef KG_KV_H
 #define KG_KV_H
 
@@ -21,7 +21,7 @@ typedef struct kg_page_table {
   int64_t epoch;      /* of the cache when the first page came */
 } kg_page_table;
 
-/* max_kept: pages for whose sake the pool grows although only the prefix cache holds them; -1: there is no such cache. */
+/* max_kept: pages for whose sake the pool grows although only the prefix cache holds them; -1: no such cache. */
 int kg_kv_new(const kg_backend *backend, kg_executable *exe, int32_t max_pages, int32_t max_kept, kg_kv **out,
               kg_error *err);
 void kg_kv_free(kg_kv *kv);
@@ -40,8 +40,8 @@ void kg_kv_release(kg_kv *kv, kg_page_table *table); /* all pages and the table 
 /* The table's rows [0, n_positions) are those of the ids: let others find its whole pages. Where the cache knows such a
  * page already, it takes the place of the table's own. */
 void kg_kv_publish(kg_kv *kv, kg_page_table *table, const int32_t *ids, int32_t n_positions);
-/* Find pages for ids [n_positions, n) of a table that covers n_positions and all of whose rows are those of its ids. The
- * positions that it covers then; the last of them may be in the middle of a page. */
+/* Find pages for ids [n_positions, n) of a table that covers n_positions and all of whose rows are those of its ids.
+ * The positions that it covers then; the last of them may be in the middle of a page. */
 int32_t kg_kv_reuse(kg_kv *kv, kg_page_table *table, const int32_t *ids, int32_t n_positions, int32_t n);
 /* The weights have changed: rows that are there now are published to nobody any more. */
 void kg_kv_forget(kg_kv *kv);

@@ -12,8 +12,8 @@ typedef struct kg_model_options {
   int32_t context;          /* positions a sequence may hold; 0: what the file says, at most 4096 */
   int32_t pool;             /* positions of all sequences together; 0: no limit but memory */
   int32_t chunk;            /* most rows per forward pass; 0: 512 */
-  int32_t prefix_cache;     /* positions for whose sake the pool grows although no sequence holds them (kv.h); 0: as many as
-                               a sequence may hold; -1: no prefix cache */
+  int32_t prefix_cache;     /* positions for whose sake the pool grows although no sequence holds them (kv.h); 0: as many
+                               as a sequence may hold; -1: no prefix cache */
   const char *kv;           /* "f32", "f16"; NULL or "auto": f32 for models with float32 matrices, else f16 */
   kg_progress progress;     /* during the load; may be NULL */
   void *progress_user;

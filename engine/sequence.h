@@ -22,8 +22,8 @@ typedef struct kg_future {
   kg_passes *passes;       /* likewise */
 } kg_future;
 
-/* Ids that may follow the timeline (draft.h); none where n is 0. The first n_rows of them are in the cache, as those of the
- * timeline, with their logits in rows of `logits`. */
+/* Ids that may follow the timeline (draft.h); none where n is 0. The first n_rows of them are in the cache, as those of
+ * the timeline, with their logits in rows of `logits`. */
 typedef struct kg_draft {
   int32_t *ids;            /* [n], of KG_DRAFT_MAX */
   int32_t n, at;           /* ids [0, at) are the timeline's last tokens */
@@ -43,8 +43,8 @@ struct kg_sequence {
                               none may serve another sequence with the same ones, nor another's page this one */
   kg_tokens tokens;        /* the timeline */
   int32_t n_evaluated;     /* tokens whose keys and values are in the pages */
-  int32_t n_public;        /* leading ones whose rows were computed here from their ids alone, or found: others may have them
-                              (kv.h) */
+  int32_t n_public;        /* leading ones whose rows were computed here from their ids alone, or found: others may
+                              have them (kv.h) */
   bool is_apart;           /* takes nothing from the prefix cache and leaves nothing there */
   kg_page_table pages;
   uint64_t seed;
