@@ -228,6 +228,27 @@ describe("seq:constrain", function()
       assert.is_false(grammar:accepts("abc de.", { points = { word = function(text) return #text == 3 end } }))
     end)
 
+    it("tells the tokens that are sure from those that it asks about", function()
+      local function complete(text) return #text % 2 == 0 end
+      local matcher <close> = assert(grammar:matcher(tokenizer, { points = { word = complete } }))
+      assert(matcher:accept_bytes "ab cd efg") -- an odd one: only letters may follow
+      local possible, sure = matcher:ids()
+      local is_possible, is_sure = {}, {}
+      for _, id in ipairs(possible) do is_possible[id] = true end
+      for _, id in ipairs(sure) do is_sure[id] = true end
+      local logits = kigo.zeros(tokenizer.size)
+      assert.is_true(matcher:mask(logits) >= #sure)
+      for id = 0, tokenizer.size - 1 do
+        local fits = matcher:allowed(id)
+        if fits then assert.is_true(is_possible[id], tokenizer:piece(id)) end
+        if is_sure[id] then assert.is_true(fits, tokenizer:piece(id)) end
+        if logits[id] == 0 then assert.is_true(fits, tokenizer:piece(id)) end
+      end
+      assert.is_false(matcher:accept_bytes " ")
+      assert.equal(1, matcher:rewind(0))
+      assert.equal("ab cd efg", matcher:text())
+    end)
+
     it("asks about texts that go on", function()
       local seq <close> = sequence()
       local function complete(text) return #text == 4 end
@@ -260,6 +281,14 @@ describe("seq:constrain", function()
       assert.has_error(function() seq:constrain(grammar, { points = { word = 1 } }) end)
       assert.is_nil(seq:constraint())
     end)
+  end)
+
+  it("has no receipts", function()
+    local seq <close> = sequence()
+    seq:constrain(LINES)
+    local out, _, code = seq:generate { max = 4, receipt = true }
+    assert.is_nil(out)
+    assert.equal(kigo.err.UNSUPPORTED, code)
   end)
 
   it("refuses what is no grammar", function()

@@ -3,6 +3,12 @@
 describe("handles", function()
   local core = require "kigo.core"
   local tiny = require "spec.tiny"
+  local vocabulary = require "spec.fixtures.vocabulary"
+
+  local function tokenizer()
+    local gguf <close> = assert(core.parse_gguf(vocabulary.file(vocabulary.bpe { pieces = { "ab", "a " } }), "spec"))
+    return assert(core.tokenizer(gguf))
+  end
 
   -- Each makes a handle and says what to call while it is being closed.
   local numbers = {}
@@ -59,6 +65,20 @@ describe("handles", function()
       local s = model:sequence {}
       s:feed { 1 }
       return s, function() return s.logits end
+    end,
+    ["matcher:ids"] = function()
+      local grammar = assert(core.grammar { root = { "repeat", { "class", 0x61, 0x7A }, 0 } })
+      return assert(grammar:matcher(tokenizer())), function(m) m:ids() end
+    end,
+    ["matcher:forced"] = function()
+      local grammar = assert(core.grammar { root = { "seq", ("ab "):rep(9), { "bytes", 0x61, 0x62 } } })
+      return assert(grammar:matcher(tokenizer())), function(m) m:forced() end
+    end,
+    ["grammar:matcher"] = function()
+      return assert(core.grammar { root = "a" }), function(g) return g:matcher() end
+    end,
+    ["grammar:accepts"] = function()
+      return assert(core.grammar { root = "a" }), function(g) return g:accepts "a" end
     end,
     ["model:sequence"] = function() return tiny.model {}, function(m) m:sequence() end end,
     ["model:logits"] = function()

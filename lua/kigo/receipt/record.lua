@@ -72,6 +72,9 @@ Recorder.__index = Recorder
 ---@return integer? code
 function record.new(seq, pick)
   local model = seq.model
+  if seq:constraint() then
+    return nil, "receipt: the sequence is constrained, which a receipt does not tell", core.err.UNSUPPORTED
+  end
   local files, message, code = record.model_files(model)
   if not files then return nil, message, code end
   return setmetatable({ model = model, made = {
