@@ -78,14 +78,29 @@ static uint32_t count_required(const kg_grammar *g, const kg_grammar_members *m)
   return n;
 }
 
-/* Does it matter to the node whether its i-th child has the property? */
-static bool counts(const kg_grammar *g, kg_node node, size_t i, property p)
+/* How many members must come beside the required ones. */
+static uint32_t count_spare(const kg_grammar *g, kg_node node)
+{
+  const kg_grammar_node *x = &g->nodes[node];
+  if (x->kind != KG_NODE_MEMBERS) return 0;
+  const kg_grammar_members *m = &g->members[x->n];
+  const uint32_t n_required = count_required(g, m);
+  return m->min > n_required ? m->min - n_required : 0;
+}
+
+/* What it is worth to the node that its i-th child has the property. *spare: members that are still wanted beside the
+ * required ones; an item that may come is one of them, and `others` are as many as one likes. */
+static uint32_t worth(const kg_grammar *g, kg_node node, size_t i, property p, uint32_t *spare)
 {
   const kg_grammar_node *x = &g->nodes[node];
   if (x->kind != KG_NODE_MEMBERS) return !x->is_fused;
   const kg_grammar_members *m = &g->members[x->n];
-  if (p != POSSIBLE) return false;
-  return i < m->n_items ? is_required(g, m, i) : i == m->n_items && m->separator != KG_NO_NODE;
+  if (p != POSSIBLE) return 0;
+  if (i < m->n_items && is_required(g, m, i)) return 1;
+  if (i == m->n_items && m->separator != KG_NO_NODE) return 1;
+  const uint32_t found = i < m->n_items && *spare ? 1 : *spare;
+  *spare -= found;
+  return found;
 }
 
 /* How many of the children that count must have the property for the node to have it. */
@@ -98,7 +113,7 @@ static uint32_t threshold(const kg_grammar *g, kg_node node, property p)
     const kg_grammar_members *m = &g->members[x->n];
     const uint32_t n_required = count_required(g, m);
     if (p == REGULAR || (p == POSSIBLE && n_required > m->max)) return NEVER;
-    if (p == POSSIBLE) return n_required + (m->separator != KG_NO_NODE);
+    if (p == POSSIBLE) return n_required + (m->separator != KG_NO_NODE) + count_spare(g, node); /* bounded: <= 2^31 */
     return m->min || n_required ? NEVER : 0;
   }
   if (p == REGULAR) return x->kind == KG_NODE_POINT ? NEVER : (uint32_t)count_children(g, node);
@@ -183,12 +198,13 @@ static void gain(kg_grammar *g, kg_node node, property p)
 /* Find all nodes that have the property: the least set that the rules above close. */
 static int spread(kg_grammar *g, const parents *up, property p, kg_error *err)
 {
-  uint32_t *missing = kg_alloc_array(g->n_nodes, sizeof *missing);
+  uint32_t *missing = kg_alloc_array(g->n_nodes, sizeof *missing), *spare = kg_alloc_array(g->n_nodes, sizeof *spare);
   kg_node *queue = kg_alloc_array(g->n_nodes, sizeof *queue);
   size_t n = 0;
-  if (missing && queue) {
+  if (missing && spare && queue) {
     for (kg_node node = 0; node < g->n_nodes; node++) {
       missing[node] = threshold(g, node, p);
+      spare[node] = p == POSSIBLE ? count_spare(g, node) : 0;
       if (missing[node]) continue;
       gain(g, node, p);
       queue[n++] = node;
@@ -196,15 +212,17 @@ static int spread(kg_grammar *g, const parents *up, property p, kg_error *err)
     for (size_t at = 0; at < n; at++) {
       for (size_t e = up->starts[queue[at]]; e < up->starts[queue[at] + 1]; e++) {
         const struct edge edge = up->edges[e];
-        if (!missing[edge.parent] || missing[edge.parent] == NEVER || !counts(g, edge.parent, edge.i, p)) continue;
-        if (--missing[edge.parent]) continue;
+        if (!missing[edge.parent] || missing[edge.parent] == NEVER) continue;
+        missing[edge.parent] -= worth(g, edge.parent, edge.i, p, &spare[edge.parent]);
+        if (missing[edge.parent]) continue;
         gain(g, edge.parent, p);
         queue[n++] = edge.parent;
       }
     }
   }
-  const bool has_memory = missing && queue;
+  const bool has_memory = missing && spare && queue;
   kg_free(missing);
+  kg_free(spare);
   kg_free(queue);
   return has_memory ? KG_OK : kg_fail_memory(err, g->n_nodes, "a grammar");
 }
@@ -598,8 +616,10 @@ static int compile(kg_grammar *g, parents *up, kg_error *err)
   if (!status) status = spread(g, up, NULLABLE, err);
   if (status) return status;
   if (!g->nodes[g->start].is_possible) return kg_fail(err, KG_ERR_FORMAT, "the grammar matches nothing");
-  for (size_t i = 0; i < g->n_members; i++)
-    if ((status = settle_members(g, &g->members[i], err))) return status;
+  for (size_t i = 0; i < g->n_nodes; i++)
+    if (g->nodes[i].kind == KG_NODE_MEMBERS && g->nodes[i].is_possible &&
+        (status = settle_members(g, &g->members[g->nodes[i].n], err)))
+      return status;
   settle_repeats(g);
   return check_left_recursion(g, err);
 }

@@ -47,6 +47,21 @@ describe("kigo.grammar", function()
       refused(err.FORMAT, { root = { "json", { "multiple", 3 } } })
     end)
 
+    it("are members that can come at all", function()
+      local function list(...) return { "seq", "{", { "members", ... }, "}" } end
+      local void = { "and", "a", "b" }
+      local function with(...) return { "alt", "0", { "seq", "{", { "members", ... }, "}" } } end
+      local nothing = with({ { void } })
+      nothing[3][3].min, nothing[3][3].separator = 1, ","
+      check({ root = nothing }, { "0" }, { "{}", "{" })
+      local again = list { { { "rule", "root" } } }
+      again[3].min, again[3].separator = 1, ","
+      refused(err.FORMAT, { root = again }) -- never ends
+      local one = with({ { void }, { "b" } })
+      one[3][3].min, one[3][3].separator = 1, ","
+      check({ root = one }, { "0", "{b}" }, { "{}", "{a}" })
+    end)
+
     it("are repeats, counted", function()
       check({ root = { "repeat", "ab", 2, 3 } }, { "abab", "ababab" }, { "ab", "abababab", "aba" })
       check({ root = { "repeat", "a", 0 } }, { "", "a", ("a"):rep(5000) }, { "b", "ab" })

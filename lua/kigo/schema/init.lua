@@ -109,7 +109,7 @@ function schema.grammar(source, options)
   local grammar
   grammar, message, code = core.grammar(rules)
   if grammar then return grammar end
-  if code == core.err.FORMAT then return nil, "json schema: #: no value satisfies the schema", code end
+  if message:find("matches nothing", 1, true) then return nil, "json schema: #: no value satisfies the schema", code end
   if code == core.err.FULL then code = core.err.UNSUPPORTED end
   return nil, "json schema: #: " .. message, code
 end
