@@ -4,7 +4,10 @@
 --     the official test suite: every instance, spelled several ways, token by token through the mask; exit status 1
 --     where one is wrong
 --   build/kigo scripts/check_schemas.lua write VOCAB.gguf [SCHEMAS.jsonl [TEXTS [SEED]]]
---     compile every schema and write texts by chance under its mask: one JSON object a line for check_schemas.py
+--     compile every schema and write texts by chance under its mask: one JSON object a line
+--   build/kigo scripts/check_schemas.lua measure SCHEMA.json
+--   build/kigo scripts/check_schemas.lua judge CASES.jsonl
+--     what scripts/check_schemas.py asks for
 local kigo = require "kigo"
 local fuzz = require "spec.fuzz"
 local schemas = require "spec.schemas"
@@ -119,16 +122,42 @@ local function required_names(value, names)
   return names
 end
 
+-- Milliseconds and bytes that one schema takes in a program that has done nothing else, as JSON.
+local function measure(path)
+  local text = assert(io.open(path, "rb")):read "a"
+  assert(kigo.json_schema "{}"):close()
+  local before = resident()
+  local start = os.clock()
+  local grammar <close> = kigo.json_schema(text)
+  local ms = (os.clock() - start) * 1000
+  local _, peak = resident()
+  print((json.encode { ms = ms, bytes = math.max(0, peak - before), compiled = grammar ~= nil }:gsub("\n", " ")))
+  return true
+end
+
+-- Schemas with values, a line each: which values are accepted.
+local function judge(path)
+  for line in io.lines(path) do
+    local entry = schemas.read(line)
+    local grammar, message, code = kigo.json_schema(entry.schema)
+    local out = { refused = not grammar and not message:find("no value satisfies", 1, true) and message or nil }
+    if not out.refused then
+      out.accepted = json.array {}
+      for i, text in ipairs(entry.texts) do out.accepted[i] = grammar ~= nil and grammar:accepts(text) end
+    else
+      out.code = kigo.core.error_name(code)
+    end
+    if grammar then grammar:close() end
+    print((json.encode(out):gsub("\n", " ")))
+  end
+  return true
+end
+
 local function write(vocabulary, path, n_texts, seed)
   local writer = schemas.writer(tokenizer_of(vocabulary))
   for i, entry in ipairs(schemas.real_world(path or FOLDER .. "real-world.jsonl")) do
-    collectgarbage()
-    local before = resident()
-    local start = os.clock()
     local grammar, message, code = kigo.json_schema(entry.schema)
-    local ms = (os.clock() - start) * 1000
-    local _, peak = resident()
-    local out = { name = entry.name, schema = entry.schema, ms = ms, bytes = peak - before }
+    local out = { name = entry.name, schema = entry.schema }
     if grammar then
       local names = required_names(json.decode(entry.schema), {})
       out.texts, out.unfinished = json.array {}, 0
@@ -150,10 +179,10 @@ local function write(vocabulary, path, n_texts, seed)
   return true
 end
 
-local commands = { suite = suite, write = write }
+local commands = { suite = suite, write = write, measure = measure, judge = judge }
 local command = commands[arg[1] or ""]
 if not command or not arg[2] then
-  io.stderr:write "usage: check_schemas.lua suite|write VOCAB.gguf ...\n"
+  io.stderr:write "usage: check_schemas.lua suite|write VOCAB.gguf ... | measure|judge FILE\n"
   os.exit(2)
 end
 if not command(table.unpack(arg, 2)) then os.exit(1) end

@@ -1,6 +1,6 @@
 """Validate with jsonschema what kigo writes by chance under the masks of schemas of the real world.
 
-usage: check_schemas.py VOCAB.gguf [--schemas FILE.jsonl] [--texts 5] [--seed 1] [--kigo build/kigo]
+usage: check_schemas.py VOCAB.gguf [--schemas FILE.jsonl] [--texts 5] [--seed 1] [--random N] [--kigo build/kigo]
 Needs jsonschema (a development tool, never a dependency):
   python3 -m venv peer && peer/bin/pip install 'jsonschema[format]'
   peer/bin/python scripts/check_schemas.py ../shared/fixtures/vocab/qwen2.gguf
@@ -8,16 +8,18 @@ Every schema is read as draft 2020-12, with format checks. Differences of the va
 decimals (it divides doubles), patterns are ECMA 262's (it takes Python's), and where a schema uses the older forms of keywords
 (items as a list, exclusiveMinimum as a boolean) it is read as the draft that has them; leap seconds are checked here, because
 its checker knows none.
-Exit status 1 where a text is invalid, a schema takes more than 250 ms or 64 MiB, or fewer than 85 of 100 compile.
+With --random: random schemas with random values, judged by both. Exit status 1 where they differ, a text is invalid, a schema takes more than 250 ms or 64 MiB, or fewer than 85 of 100 compile.
 """
 
 import argparse
 import collections
 import decimal
 import json
+import random
 import re
 import subprocess
 import sys
+import tempfile
 
 import jsonschema
 from jsonschema import Draft4Validator, Draft7Validator, Draft202012Validator, FormatChecker, validators
@@ -164,21 +166,31 @@ def validate(entry, counts):
     return bad
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("vocabulary")
-    parser.add_argument("--schemas", default="../shared/fixtures/json-schema/real-world.jsonl")
-    parser.add_argument("--texts", default="5")
-    parser.add_argument("--seed", default="1")
-    parser.add_argument("--kigo", default="build/kigo")
-    options = parser.parse_args()
+def measure(options):
+    """How long each schema takes to compile and how much memory, in a process of its own."""
+    most = {"ms": (0, ""), "bytes": (0, "")}
+    with open(options.schemas) as file, tempfile.NamedTemporaryFile("w") as one:
+        for line in file:
+            entry = json.loads(line)
+            one.seek(0)
+            one.truncate()
+            json.dump(entry["schema"], one)
+            one.flush()
+            command = [options.kigo, "scripts/check_schemas.lua", "measure", one.name]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            for name in most:
+                most[name] = max(most[name], (found[name], entry["name"]))
+    print(f"slowest {most['ms'][0]:.1f} ms ({most['ms'][1]}), largest {most['bytes'][0] / 2**20:.1f} MiB ({most['bytes'][1]})")
+    return most["ms"][0] <= LIMIT_MS and most["bytes"][0] <= LIMIT_BYTES
+
+
+def texts_by_chance(options):
     command = [options.kigo, "scripts/check_schemas.lua", "write", options.vocabulary, options.schemas, options.texts, options.seed]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    counts, slow, total, compiled = collections.Counter(), [], 0, 0
+    counts, total, compiled = collections.Counter(), 0, 0
     for line in process.stdout:
         entry = json.loads(line)
         total += 1
-        slow.append((entry["ms"], entry["bytes"], entry["name"]))
         if "refused" in entry:
             print(f"refused {entry['name']}: {entry['refused']} ({entry['code']})")
             continue
@@ -187,12 +199,126 @@ def main():
         validate(entry, counts)
     if process.wait() != 0:
         sys.exit("kigo failed")
-    ms, size = max(slow), max(slow, key=lambda one: one[1])
-    print(f"{compiled} of {total} compiled; slowest {ms[0]:.1f} ms ({ms[2]}), largest {size[1] / 2**20:.1f} MiB ({size[2]})")
+    print(f"{compiled} of {total} compiled")
     for name, n in sorted(counts.items()):
         print(f"{n} {name}")
-    good = compiled >= 0.85 * total and ms[0] <= LIMIT_MS and size[1] <= LIMIT_BYTES and not counts["texts invalid"]
-    sys.exit(0 if good else 1)
+    return compiled >= 0.85 * total and not counts["texts invalid"]
+
+
+# ---- random schemas and values ----
+
+NAMES = ["a", "b", "c", "ab"]
+PATTERNS = ["^a", "b$", "^.$", "a.*b", "c"]
+TYPES = ["null", "boolean", "integer", "number", "string", "array", "object", ["object", "null"], ["array", "integer"]]
+INNER = ["items", "contains", "additionalProperties", "not", "propertyNames", "unevaluatedProperties", "unevaluatedItems"]
+LISTS = ["prefixItems", "anyOf", "oneOf", "allOf"]
+MAPS = {"properties": NAMES, "patternProperties": PATTERNS, "dependentSchemas": NAMES}
+BOUNDS = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]
+COUNTS = ["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"]
+OTHERS = ["type", "enum", "const", "multipleOf", "pattern", "required", "dependentRequired", "if", "$ref", "uniqueItems"]
+
+
+def random_value(r, depth):
+    kind = r.random()
+    if depth == 0 or kind < 0.45:
+        return r.choice([None, True, False, 0, 1, 2, 3, -1, 1.5, 2.0, 10, "", "a", "ab", "abc", "b"])
+    if kind < 0.7:
+        return [random_value(r, depth - 1) for _ in range(r.randint(0, 3))]
+    return {key: random_value(r, depth - 1) for key in r.sample(NAMES, r.randint(0, 3))}
+
+
+def random_keyword(r, key, schema, depth):
+    if key == "type":
+        schema[key] = r.choice(TYPES)
+    elif key in ("enum", "const"):
+        values = [random_value(r, 1) for _ in range(r.randint(1, 4))]
+        schema[key] = values if key == "enum" else values[0]
+    elif key in BOUNDS:
+        schema[key] = r.choice([0, 1, 2, 1.5, -1, 10])
+    elif key in COUNTS:
+        schema[key] = r.randint(0, 3)
+    elif key == "multipleOf":
+        schema[key] = r.choice([1, 2, 3, 0.5, 1.5, 7])
+    elif key == "pattern":
+        schema[key] = r.choice(PATTERNS)
+    elif key in INNER:
+        schema[key] = random_schema(r, depth - 1)
+        if key == "contains" and r.random() < 0.5:
+            schema[r.choice(["minContains", "maxContains"])] = r.randint(0, 2)
+    elif key in LISTS:
+        schema[key] = [random_schema(r, depth - 1) for _ in range(r.randint(1, 3))]
+    elif key in MAPS:
+        schema[key] = {name: random_schema(r, depth - 1) for name in r.sample(MAPS[key], r.randint(1, 3))}
+    elif key == "required":
+        schema[key] = r.sample(NAMES, r.randint(1, 2))
+    elif key == "dependentRequired":
+        schema[key] = {r.choice(NAMES): r.sample(NAMES, r.randint(0, 2))}
+    elif key == "if":
+        for part in ["if", "then", "else"]:
+            schema[part] = random_schema(r, depth - 1)
+    elif key == "$ref":
+        schema[key] = r.choice(["#/$defs/x", "#/$defs/y"])
+    else:
+        schema[key] = r.random() < 0.7
+
+
+def random_schema(r, depth):
+    if depth < 0 or (depth == 0 and r.random() < 0.3):
+        return r.random() < 0.7
+    schema = {}
+    for _ in range(r.choice([1, 1, 2, 2, 3])):
+        key = r.choice(OTHERS + BOUNDS + COUNTS + INNER + LISTS + list(MAPS) + ["properties", "type"])
+        random_keyword(r, key, schema, depth)
+    return schema
+
+
+def random_case(r):
+    schema = {"allOf": [random_schema(r, 2)], "$defs": {"x": random_schema(r, 1), "y": random_schema(r, 1)}}
+    texts = [json.dumps(random_value(r, 2)) for _ in range(25)]
+    validator = DRAFTS["2020-12"](json.loads(json.dumps(schema), parse_float=number))
+    valid = [validator.is_valid(json.loads(text, parse_float=number)) for text in texts]
+    return {"schema": json.dumps(schema), "texts": texts, "valid": valid}
+
+
+def random_schemas(options):
+    r, counts, cases = random.Random(options.seed), collections.Counter(), []
+    while len(cases) < options.random:
+        try:
+            cases.append(random_case(r))
+        except RecursionError:  # a $ref that leads back to itself
+            counts["references in circles"] += 1
+    with tempfile.NamedTemporaryFile("w") as file:
+        for case in cases:
+            file.write(json.dumps(case) + "\n")
+        file.flush()
+        command = [options.kigo, "scripts/check_schemas.lua", "judge", file.name]
+        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    for case, line in zip(cases, lines):
+        answer = json.loads(line)
+        counts["schemas refused" if "refused" in answer else "schemas compiled"] += 1
+        for text, valid, accepted in zip(case["texts"], case["valid"], answer.get("accepted", [])):
+            which = "wrong" if valid != accepted else "accepted" if accepted else "rejected"
+            counts["values " + which] += 1
+            if which == "wrong":
+                print(f"WRONG {case['schema']}: {text} is {'valid' if valid else 'invalid'}")
+    for name, n in sorted(counts.items()):
+        print(f"{n} {name}")
+    return not counts["values wrong"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("vocabulary")
+    parser.add_argument("--schemas", default="../shared/fixtures/json-schema/real-world.jsonl")
+    parser.add_argument("--texts", default="5")
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--random", type=int, default=0, help="so many random schemas with 25 values each instead")
+    parser.add_argument("--kigo", default="build/kigo")
+    options = parser.parse_args()
+    if options.random:
+        sys.exit(0 if random_schemas(options) else 1)
+    within = measure(options)
+    sys.exit(0 if texts_by_chance(options) and within else 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
--- language.lua - sets of texts as nodes of the grammar form (see grammar.lua): made with the obvious simplified away,
+-- language.lua - sets of texts as nodes of the grammar form (kigo.GrammarNode): made with the obvious simplified away,
 -- and two questions about them: does a text belong, and is there any at all.
 local core = require "kigo.core"
 local refuse = require "kigo.schema.refuse"
