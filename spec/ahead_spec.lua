@@ -44,7 +44,11 @@ describe("drawing ahead", function()
   for _, device in ipairs(tiny.devices) do
     describe("on " .. device.name, function()
       local model
-      setup(function() model = tiny.model(device.options) end)
+      setup(function()
+        local options = { prefix_cache = false } -- tokens are counted
+        for key, value in pairs(device.options) do options[key] = value end
+        model = tiny.model(options)
+      end)
       teardown(function() model:close() end)
 
       for name, stages in pairs(chains) do

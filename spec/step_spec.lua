@@ -470,16 +470,16 @@ describe("kigo.step", function()
     it("counts the copy of a shared page", function()
       local model <close> = tiny.model { pool = 1 } -- one page
       local a <close> = model:sequence {}
-      a:feed(prefix(5))
+      a:feed(prefix(3))
       assert.is_true(a:step())
       local b <close> = a:fork {}
-      a:push(long[6])
+      a:push(long[4])
       local ok, _, code = a:step()
       assert.is_nil(ok)
       assert.equal(err.FULL, code)
-      assert.equal(reference[5], b.logits:bytes())
+      assert.equal(reference[3], b.logits:bytes())
       b:close()
-      assert.equal(reference[6], a.logits:bytes())
+      assert.equal(reference[4], a.logits:bytes())
     end)
 
     it("shares pages between forks and copies only the one that is written to", function()
