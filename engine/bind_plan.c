@@ -274,12 +274,14 @@ static int plan_act(lua_State *L)
 }
 
 /* plan:moe(name, x, router, weights, params) -> value
- * weights: { gate =, up =, down =, gate_bias =, up_bias =, down_bias = }, the biases optional
- * params: { experts =, used =, gate = "softmax"|"softmax_used"|"sigmoid", normalize = false, scale = 1, act = } */
+ * weights: { gate =, up =, down =, gate_bias =, up_bias =, down_bias =, choice_bias = }, the biases optional
+ * params: { experts =, used =, gate = "softmax"|"softmax_used"|"sigmoid", normalize = false, scale = 1, act =,
+ * groups = 1, groups_used = groups, group_top = 1 } */
 static int plan_moe(lua_State *L)
 {
-  static const char *const roles[] = {"gate", "up", "down", "gate_bias", "up_bias", "down_bias", NULL};
-  static const char *const fields[] = {"experts", "used", "gate", "normalize", "scale", "act", NULL};
+  static const char *const roles[] = {"gate", "up", "down", "gate_bias", "up_bias", "down_bias", "choice_bias", NULL};
+  static const char *const fields[] = {"experts", "used",   "gate",        "normalize", "scale",
+                                       "act",     "groups", "groups_used", "group_top", NULL};
   check_plan(L);
   check_fields(L, 5, roles);
   check_fields(L, 6, fields);
@@ -293,7 +295,10 @@ static int plan_moe(lua_State *L)
       .n_used = need_int(L, 6, "used", 1, INT32_MAX),
       .gate = (kg_moe_gate)check_option(L, "gate", kg_opt_string_field(L, 6, "gate", NULL), gate_names),
       .normalize = kg_opt_bool_field(L, 6, "normalize", false),
-      .scale = opt_float(L, 6, "scale", 1)};
+      .scale = opt_float(L, 6, "scale", 1),
+      .n_groups = (int32_t)kg_opt_int_field(L, 6, "groups", 1, 1, INT32_MAX),
+      .group_top = (int32_t)kg_opt_int_field(L, 6, "group_top", 1, 1, 2)};
+  params.n_groups_used = (int32_t)kg_opt_int_field(L, 6, "groups_used", params.n_groups, 1, INT32_MAX);
   need_field(L, 6, "act");
   lua_getfield(L, 6, "act");
   params.act = check_act(L, lua_gettop(L));
@@ -408,6 +413,9 @@ static void set_moe(lua_State *L, const kg_moe_params *p)
   kg_set_string(L, "gate", gate_names[p->gate]);
   kg_set_boolean(L, "normalize", p->normalize);
   kg_set_number(L, "scale", p->scale);
+  kg_set_integer(L, "groups", p->n_groups);
+  kg_set_integer(L, "groups_used", p->n_groups_used);
+  kg_set_integer(L, "group_top", p->group_top);
   set_act(L, &p->act);
 }
 

@@ -476,6 +476,14 @@ static int check_moe_params(const char *name, const kg_moe_params *p, kg_error *
   int code = check_number(name, "experts", p->n_experts, 1, KG_PLAN_MAX_EXPERTS, err);
   if (!code) code = check_number(name, "used", p->n_used, 1, p->n_experts, err);
   if (!code) code = check_number(name, "scale", p->scale, -1e6, 1e6, err);
+  if (!code) code = check_number(name, "groups", p->n_groups, 1, p->n_experts, err);
+  if (!code) code = check_number(name, "groups_used", p->n_groups_used, 1, p->n_groups, err);
+  if (code) return code;
+  const int32_t in_group = p->n_experts / p->n_groups;
+  if (p->n_experts % p->n_groups)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: experts = %d have no %d equal groups", name, p->n_experts, p->n_groups);
+  code = check_number(name, "group_top", p->group_top, 1, in_group < 2 ? in_group : 2, err);
+  if (!code) code = check_number(name, "used", p->n_used, 1, p->n_groups_used * in_group, err); /* bounded: n_experts */
   return code ? code : check_act(name, &p->act, true, err);
 }
 
@@ -499,6 +507,7 @@ int kg_plan_moe(kg_plan *plan, const char *name, int32_t x, int32_t router, cons
   code = fit_optional(plan, name, "gate_bias", weights[3], gate->rows, n, gate->name, err);
   if (!code) code = fit_optional(plan, name, "up_bias", weights[4], gate->rows, n, gate->name, err);
   if (!code) code = fit_optional(plan, name, "down_bias", weights[5], down->rows, n, down->name, err);
+  if (!code) code = fit_optional(plan, name, "choice_bias", weights[6], n, 1, "one number per expert", err);
   if (code) return code;
   kg_op op = new_op(KG_OP_MOE, x, router, KG_NONE);
   memcpy(op.w, weights, sizeof op.w);

@@ -49,7 +49,8 @@ typedef enum kg_op_kind {
   KG_OP_ATTENTION, /* in = q, k, v; writes k, v of its rows to cache layer u.attention.layer, then attends causally */
   KG_OP_GLU,       /* out = act(in[0]) * in[1]; u.act */
   KG_OP_ACT,       /* out = act(in[0]); u.act */
-  KG_OP_MOE,       /* in = x, router logits; w[0..2] = gate, up, down experts; w[3..5] their biases or none; u.moe */
+  KG_OP_MOE,       /* in = x, router logits; w[0..2] = gate, up, down experts; w[3..5] their biases or none; w[6] one
+                      number per expert that is added to its score for the choice alone, or none; u.moe */
   KG_OP_ADD,       /* out = in[0] + in[1] */
   KG_OP_SCALE,     /* out = in[0] * u.scale */
   KG_OP_SOFTCAP,   /* out = u.scale * tanh(in[0] / u.scale) */
@@ -101,15 +102,20 @@ typedef enum kg_moe_gate {
   KG_MOE_SIGMOID
 } kg_moe_gate;
 
+/* Experts are ranked by their scores: logits for KG_MOE_SOFTMAX_USED, else what the gate makes of all of them; plus w[6].
+ * The best n_used are chosen, best first, ties to the lower index. With groups (equal parts of the experts, side by
+ * side) only those of the best n_groups_used groups can be, a group being as good as the sum of its best group_top. */
 typedef struct kg_moe_params {
   int32_t n_experts, n_used;
+  int32_t n_groups, n_groups_used; /* n_groups 1: none */
+  int32_t group_top;               /* 1 or 2 */
   kg_moe_gate gate;
   bool normalize;       /* divide the used weights by their sum */
   float scale;          /* multiplies the used weights */
   kg_act act;
 } kg_moe_params;
 
-enum { KG_OP_INPUTS = 3, KG_OP_WEIGHTS = 6 };
+enum { KG_OP_INPUTS = 3, KG_OP_WEIGHTS = 7 };
 
 typedef struct kg_op {
   kg_op_kind kind;

@@ -1,12 +1,71 @@
 #include "common.cuh"
 #include "moe.h"
 
-enum { EXPERTS_MAX = 1024, EACH = EXPERTS_MAX / 32 };
+enum { EXPERTS_MAX = 1024 };
+
+/* The best rank among those of the warp's lanes, ties to the lower index; EXPERTS_MAX: none. */
+static __device__ int best_of_warp(float best, int index)
+{
+  for (int step = 16; step; step >>= 1) {
+    const float x = __shfl_xor_sync(~0u, best, step);
+    const int at = __shfl_xor_sync(~0u, index, step);
+    if (index == EXPERTS_MAX || (at != EXPERTS_MAX && (x > best || (x == best && at < index)))) {
+      best = x;
+      index = at;
+    }
+  }
+  return index;
+}
+
+/* Of ranks that are not taken; bit i of `taken`: rank lane + 32 i. */
+static __device__ int take_best(const float *ranks, int n, uint32_t *taken)
+{
+  const int lane = threadIdx.x;
+  float best = -CUDART_INF_F;
+  int index = EXPERTS_MAX;
+  for (int i = 0; i * 32 + lane < n; i++) {
+    const float x = ranks[i * 32 + lane];
+    if (*taken >> i & 1 || (index != EXPERTS_MAX && !(x > best))) continue;
+    best = x == x ? x : -CUDART_INF_F; /* no number: last, but still an expert */
+    index = i * 32 + lane;
+  }
+  index = best_of_warp(best, index);
+  if (index % 32 == lane) *taken |= 1u << index / 32;
+  return index;
+}
+
+/* How good each group is, to `groups`; then the experts of all but the best count as taken. */
+static __device__ uint32_t take_other_groups(const kg_route_args &a, const float *ranks, float *groups, bool *is_used)
+{
+  const int lane = threadIdx.x, n = a.n_experts / a.n_groups;
+  for (int g = lane; g < a.n_groups; g += 32) {
+    float first = -CUDART_INF_F, second = -CUDART_INF_F;
+    for (int i = 0; i < n; i++) {
+      const float x = ranks[g * n + i];
+      second = fmaxf(second, fminf(first, x));
+      first = fmaxf(first, x);
+    }
+    groups[g] = a.group_top == 2 ? first + second : first;
+    is_used[g] = false;
+  }
+  __syncwarp();
+  uint32_t groups_taken = 0, taken = 0;
+  for (int i = 0; i < a.n_groups_used; i++) {
+    const int g = take_best(groups, a.n_groups, &groups_taken);
+    if (!lane) is_used[g] = true;
+  }
+  __syncwarp();
+  for (int i = 0; i * 32 + lane < a.n_experts; i++)
+    if (!is_used[(i * 32 + lane) / n]) taken |= 1u << i;
+  return taken;
+}
 
 /* route: grid (rows), one warp a row; ties to the lower index.
  * twin: choose_experts in cpu/reference.c. */
 static __global__ void __launch_bounds__(32) route(const __grid_constant__ kg_route_args a)
 {
+  __shared__ float ranks[EXPERTS_MAX], groups[EXPERTS_MAX];
+  __shared__ bool is_used[EXPERTS_MAX];
   wait_for_previous();
   const int lane = threadIdx.x, row = blockIdx.x;
   const float *logits = a.logits + (size_t)row * a.n_experts;
@@ -15,25 +74,16 @@ static __global__ void __launch_bounds__(32) route(const __grid_constant__ kg_ro
   max = warp_max(max);
   for (int e = lane; e < a.n_experts; e += 32) total += expf(logits[e] - max);
   total = warp_sum(total);
-  uint32_t taken = 0; /* bit i: expert lane + 32 i */
+  const bool by_logit = a.gate == 1 || (!a.bias && a.group_top == 1); /* gates keep the order of the logits */
+  for (int e = lane; e < a.n_experts; e += 32) {
+    const float x = logits[e];
+    const float score = by_logit ? x : a.gate == 2 ? 1 / (1 + expf(-x)) : expf(x - max) / total;
+    ranks[e] = score + (a.bias ? a.bias[e] : 0.0f);
+  }
+  __syncwarp();
+  uint32_t taken = a.n_groups_used < a.n_groups ? take_other_groups(a, ranks, groups, is_used) : 0;
   for (int u = 0; u < a.n_used; u++) {
-    float best = -CUDART_INF_F;
-    int index = EXPERTS_MAX;
-    for (int i = 0; i * 32 + lane < a.n_experts; i++) {
-      const float x = logits[i * 32 + lane];
-      if (taken >> i & 1 || (index != EXPERTS_MAX && !(x > best))) continue;
-      best = x == x ? x : -CUDART_INF_F; /* no number: last, but still an expert */
-      index = i * 32 + lane;
-    }
-    for (int step = 16; step; step >>= 1) {
-      const float x = __shfl_xor_sync(~0u, best, step);
-      const int at = __shfl_xor_sync(~0u, index, step);
-      if (index == EXPERTS_MAX || (at != EXPERTS_MAX && (x > best || (x == best && at < index)))) {
-        best = x;
-        index = at;
-      }
-    }
-    if (index % 32 == lane) taken |= 1u << index / 32;
+    const int index = take_best(ranks, a.n_experts, &taken);
     const float x = logits[index];
     const float weight = a.gate == 2 ? 1 / (1 + expf(-x)) : expf(x - max);
     sum += weight;
@@ -56,6 +106,8 @@ int kg_cuda_route(kg_stream *s, const kg_route_args *a, kg_error *err)
 {
   if (a->n_experts < 1 || a->n_experts > EXPERTS_MAX || a->n_used < 1 || a->n_used > a->n_experts)
     return kg_fail(err, KG_ERR_ARGUMENT, "%d of %d experts", a->n_used, a->n_experts);
+  if (a->n_groups < 1 || a->n_experts % a->n_groups || a->n_groups_used < 1 || a->n_groups_used > a->n_groups)
+    return kg_fail(err, KG_ERR_ARGUMENT, "%d of %d groups of %d experts", a->n_groups_used, a->n_groups, a->n_experts);
   return run_kernel(s, "route", route, dim3(a->n), 32, 0, err, *a);
 }
 

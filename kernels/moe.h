@@ -10,7 +10,9 @@ extern "C" {
 
 typedef struct kg_route_args {
   const float *logits;   /* [n][n_experts] */
+  const float *bias;     /* [n_experts], for the choice alone, or NULL */
   int32_t n, n_experts, n_used;
+  int32_t n_groups, n_groups_used, group_top; /* as in kg_moe_params */
   int32_t gate;          /* 0: softmax over all, 1: over the used ones, 2: sigmoid (kg_moe_gate) */
   bool normalize;
   float scale;

@@ -265,7 +265,9 @@ static int run_experts(const pass *p, const kg_gpu_stage *stage, int32_t first, 
   const kg_moe_scratch *at = &p->exe->moe;
   const kg_matrix *gate = &weight_of(p, op->w[0])->m, *up = &weight_of(p, op->w[1])->m, *down = &weight_of(p, op->w[2])->m;
   const kg_route_args route = {.logits = floats_of(p, stage->side, stage->in[1]) + (size_t)first * params->n_experts,
-                               .n = n, .n_experts = params->n_experts, .n_used = params->n_used,
+                               .bias = vector_of(p, op->w[6]), .n = n, .n_experts = params->n_experts,
+                               .n_used = params->n_used, .n_groups = params->n_groups,
+                               .n_groups_used = params->n_groups_used, .group_top = params->group_top,
                                .gate = params->gate == KG_MOE_SOFTMAX ? 0 : params->gate == KG_MOE_SOFTMAX_USED ? 1 : 2,
                                .normalize = params->normalize, .scale = params->scale,
                                .experts = in_arena(p, at->experts), .weights = in_arena(p, at->weights)};

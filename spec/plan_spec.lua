@@ -10,7 +10,7 @@ describe("kigo.core.plan", function()
     { name = "bias16", shape = { 16 } }, { name = "sinks", shape = { 4 } },
     { name = "router", shape = { 32, 4 } }, { name = "experts", shape = { 32, 24, 4 } },
     { name = "down", shape = { 24, 32, 4 } }, { name = "expert_bias", shape = { 24, 4 } },
-    { name = "down_bias", shape = { 32, 4 } }, { name = "deep", shape = { 4, 2, 2, 2 } },
+    { name = "down_bias", shape = { 32, 4 } }, { name = "choice_bias", shape = { 4 } }, { name = "deep", shape = { 4, 2, 2, 2 } },
     { name = "integers", shape = { 32 }, type = 26, bytes = ("\0"):rep(128) },
   }
   local file = gguf_build.random({ ["general.architecture"] = "none" }, tensors)
@@ -200,15 +200,24 @@ describe("kigo.core.plan", function()
       refused(FORMAT, { "square" }, moe({ gate = w.square }, {}))
       refused(FORMAT, { "down_bias" }, moe({ gate_bias = w.down_bias }, {}))
       refused(FORMAT, { "scale" }, moe({}, { scale = 1e30 }))
+      refused(FORMAT, { "choice_bias" }, moe({ choice_bias = w.head }, {}))
+      refused(FORMAT, { "3 equal groups" }, moe({}, { groups = 3 }))
+      refused(FORMAT, { "groups", "5" }, moe({}, { groups = 5 }))
+      refused(FORMAT, { "groups_used" }, moe({}, { groups = 2, groups_used = 3 }))
+      refused(FORMAT, { "group_top" }, moe({}, { groups = 4, group_top = 2 }))
+      refused(FORMAT, { "used" }, moe({}, { groups = 4, groups_used = 1 }))
+      assert.has_error(function() moe({}, { group_top = 3 }) end)
       assert.has_error(function() moe({ gate = false }, {}) end)
       assert.has_error(function() moe({}, { used = 0 }) end)
       assert.has_error(function() moe({ extra = 1 }, {}) end)
-      local biases = { gate_bias = w.expert_bias, up_bias = w.expert_bias, down_bias = w.down_bias }
-      assert(moe(biases, { gate = "sigmoid", normalize = true, scale = 2.5 }))
+      local biases = { gate_bias = w.expert_bias, up_bias = w.expert_bias, down_bias = w.down_bias,
+        choice_bias = w.choice_bias }
+      assert(moe(biases, { gate = "sigmoid", normalize = true, scale = 2.5, groups = 2, groups_used = 1,
+        group_top = 2 }))
       assert.same({
         kind = "moe", out = "y", width = 32, inputs = { "x", "router" }, experts = 4, used = 2, gate = "sigmoid",
-        normalize = true, scale = 2.5, act = "silu",
-        weights = { "experts", "experts", "down", "expert_bias", "expert_bias", "down_bias" },
+        normalize = true, scale = 2.5, act = "silu", groups = 2, groups_used = 1, group_top = 2,
+        weights = { "experts", "experts", "down", "expert_bias", "expert_bias", "down_bias", "choice_bias" },
       }, plan:ops()[3])
     end)
 

@@ -237,31 +237,54 @@ static float gated(const kg_act *act, double gate, double up)
   return (float)(gate * sigmoid(act->alpha * gate) * (up + 1));
 }
 
-/* The best n_used experts by logit, ties to the lower index, with their weights. Softmax and sigmoid keep the order of
- * the logits, so the choice is made on those. */
-static void choose_experts(const kg_moe_params *p, const float *logits, int32_t *used, double *weights)
+/* The index of the best of n numbers that is not taken yet, ties to the lower one; taken then. */
+static int32_t take_best(const double *numbers, int32_t n, bool *taken)
 {
-  double max = -INFINITY, total = 0, sum = 0;
-  for (int32_t u = 0; u < p->n_used; u++) {
-    int32_t best = KG_NONE;
-    for (int32_t e = 0; e < p->n_experts; e++) {
-      bool taken = false;
-      for (int32_t t = 0; t < u; t++) taken = taken || used[t] == e;
-      if (!taken && (best == KG_NONE || logits[e] > logits[best])) best = e;
-    }
-    used[u] = best;
+  int32_t best = KG_NONE;
+  for (int32_t i = 0; i < n; i++)
+    if (!taken[i] && (best == KG_NONE || numbers[i] > numbers[best])) best = i;
+  taken[best] = true;
+  return best;
+}
+
+/* Leave out the experts of all groups but the best. */
+static void limit_groups(const kg_moe_params *p, const double *ranks, bool *taken)
+{
+  const int32_t n = p->n_experts / p->n_groups;
+  double groups[KG_PLAN_MAX_EXPERTS];
+  bool group_taken[KG_PLAN_MAX_EXPERTS] = {false};
+  for (int32_t g = 0; g < p->n_groups; g++) {
+    bool seen[KG_PLAN_MAX_EXPERTS] = {false};
+    groups[g] = 0;
+    for (int32_t i = 0; i < p->group_top; i++) groups[g] += ranks[g * n + take_best(ranks + g * n, n, seen)];
   }
+  for (int32_t i = 0; i < p->n_groups_used; i++) take_best(groups, p->n_groups, group_taken);
+  for (int32_t e = 0; e < p->n_experts; e++) taken[e] = !group_taken[e / n];
+}
+
+/* The used experts and their weights; `bias` is added to the scores for the choice, or NULL. Softmax and sigmoid keep the
+ * order of the logits: where nothing is added to a score, the logits are compared. */
+static void choose_experts(const kg_moe_params *p, const float *logits, const float *bias, int32_t *used,
+                           double *weights)
+{
+  double max = -INFINITY, total = 0, sum = 0, scores[KG_PLAN_MAX_EXPERTS], ranks[KG_PLAN_MAX_EXPERTS];
+  bool taken[KG_PLAN_MAX_EXPERTS] = {false};
   for (int32_t e = 0; e < p->n_experts; e++) max = fmax(max, logits[e]);
   for (int32_t e = 0; e < p->n_experts; e++) total += exp(logits[e] - max);
+  for (int32_t e = 0; e < p->n_experts; e++) {
+    scores[e] = p->gate == KG_MOE_SIGMOID ? sigmoid(logits[e]) : exp(logits[e] - max);
+    if (p->gate == KG_MOE_SOFTMAX) scores[e] /= total;
+    ranks[e] = p->gate == KG_MOE_SOFTMAX_USED || (!bias && p->group_top == 1) ? logits[e] : scores[e];
+    if (bias) ranks[e] += bias[e];
+  }
+  if (p->n_groups_used < p->n_groups) limit_groups(p, ranks, taken);
   for (int32_t u = 0; u < p->n_used; u++) {
-    weights[u] = p->gate == KG_MOE_SIGMOID ? sigmoid(logits[used[u]]) : exp(logits[used[u]] - max);
+    used[u] = take_best(ranks, p->n_experts, taken);
+    weights[u] = scores[used[u]];
     sum += weights[u];
   }
   for (int32_t u = 0; u < p->n_used; u++) {
-    if (p->normalize || p->gate == KG_MOE_SOFTMAX_USED)
-      weights[u] /= sum;
-    else if (p->gate == KG_MOE_SOFTMAX)
-      weights[u] /= total;
+    if (p->normalize || p->gate == KG_MOE_SOFTMAX_USED) weights[u] /= sum;
     weights[u] *= p->scale;
   }
 }
@@ -293,7 +316,8 @@ static int moe(const run *r, const kg_op *op, kg_error *err)
   float *up = gate + n_hidden, *down = up + n_hidden;
   for (int32_t i = 0; i < r->n_rows; i++) {
     const float *x = row_of(r, op->in[0], i);
-    choose_experts(p, row_of(r, op->in[1], i), used, weights);
+    const float *bias = op->w[6] == KG_NONE ? NULL : weight_row(r->exe, op->w[6], 0, 0);
+    choose_experts(p, row_of(r, op->in[1], i), bias, used, weights);
     for (int32_t c = 0; c < width; c++) sum[c] = 0;
     for (int32_t u = 0; u < p->n_used; u++) {
       expert_linear(r->exe, op->w[0], op->w[3], used[u], x, gate);

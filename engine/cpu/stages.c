@@ -135,23 +135,66 @@ static void combine(const pass *p, const kg_row_op *op, int32_t row, float *out)
                          sinks ? sinks + h : NULL, a->head_dim, out + (int64_t)h * a->head_dim);
 }
 
-/* The best n_used experts of a row, ties to the lower id, and the shares of their results. */
+/* What experts are ranked by (kg_moe_params), to `ranks`. Softmax and sigmoid keep the order of the logits: where nothing
+ * is added to a score, the logits themselves serve. */
+static void rank_experts(const kg_moe_params *moe, const float *logits, const float *bias, float *ranks)
+{
+  if (moe->gate == KG_MOE_SOFTMAX_USED || (!bias && moe->group_top == 1)) {
+    for (int32_t e = 0; e < moe->n_experts; e++) ranks[e] = logits[e] + (bias ? bias[e] : 0.0f);
+    return;
+  }
+  float peak = -INFINITY, sum = 0;
+  for (int32_t e = 0; e < moe->n_experts; e++) peak = fmaxf(peak, logits[e]);
+  for (int32_t e = 0; e < moe->n_experts; e++) sum += expf(logits[e] - peak);
+  for (int32_t e = 0; e < moe->n_experts; e++) {
+    const float score = moe->gate == KG_MOE_SIGMOID ? 1.0f / (1.0f + expf(-logits[e])) : expf(logits[e] - peak) / sum;
+    ranks[e] = score + (bias ? bias[e] : 0.0f);
+  }
+}
+
+/* The best of n that is not taken yet, ties to the lower index; taken then. */
+static int32_t take_best(const float *ranks, int32_t n, bool *taken)
+{
+  int32_t best = -1;
+  for (int32_t i = 0; i < n; i++)
+    if (!taken[i] && (best < 0 || ranks[i] > ranks[best])) best = i;
+  taken[best] = true;
+  return best;
+}
+
+/* The experts of all groups but the best count as taken. */
+static void take_other_groups(const kg_moe_params *moe, const float *ranks, bool *taken)
+{
+  const int32_t n = moe->n_experts / moe->n_groups;
+  float groups[KG_PLAN_MAX_EXPERTS];
+  bool is_used[KG_PLAN_MAX_EXPERTS] = {false};
+  for (int32_t g = 0; g < moe->n_groups; g++) {
+    const float *in_group = ranks + g * n;
+    float first = -INFINITY, second = -INFINITY;
+    for (int32_t i = 0; i < n; i++) {
+      second = fmaxf(second, fminf(first, in_group[i]));
+      first = fmaxf(first, in_group[i]);
+    }
+    groups[g] = moe->group_top == 2 ? first + second : first;
+  }
+  for (int32_t i = 0; i < moe->n_groups_used; i++) take_best(groups, moe->n_groups, is_used);
+  for (int32_t e = 0; e < moe->n_experts; e++) taken[e] = !is_used[e / n];
+}
+
+/* The used experts of a row and the shares of their results. */
 static void route(const pass *p, const kg_mixture *m, int32_t row)
 {
   const kg_moe_params *moe = &m->op->u.moe;
   const float *logits = row_data(p, m->router, row);
   int32_t *chosen = (int32_t *)place_data(p, m->chosen) + (int64_t)row * moe->n_used;
   float *shares = (float *)place_data(p, m->shares) + (int64_t)row * moe->n_used;
-  for (int32_t rank = 0; rank < moe->n_used; rank++) {
-    int32_t best = -1;
-    for (int32_t e = 0; e < moe->n_experts; e++) {
-      bool taken = false;
-      for (int32_t i = 0; i < rank; i++) taken |= chosen[i] == e;
-      if (!taken && (best < 0 || logits[e] > logits[best])) best = e;
-    }
-    chosen[rank] = best;
-  }
-  float peak = logits[chosen[0]], sum = 0; /* the largest is chosen first */
+  float ranks[KG_PLAN_MAX_EXPERTS];
+  bool taken[KG_PLAN_MAX_EXPERTS] = {false};
+  rank_experts(moe, logits, vector_of(p, m->op->w[6]), ranks);
+  if (moe->n_groups_used < moe->n_groups) take_other_groups(moe, ranks, taken);
+  for (int32_t i = 0; i < moe->n_used; i++) chosen[i] = take_best(ranks, moe->n_experts, taken);
+  float peak = -INFINITY, sum = 0;
+  for (int32_t e = 0; e < moe->n_experts; e++) peak = fmaxf(peak, logits[e]);
   for (int32_t i = 0; i < moe->n_used; i++)
     shares[i] = moe->gate == KG_MOE_SIGMOID ? 1.0f / (1.0f + expf(-logits[chosen[i]])) : expf(logits[chosen[i]] - peak);
   if (moe->gate == KG_MOE_SOFTMAX)

@@ -232,10 +232,14 @@ end
 ---@field gate "softmax"|"softmax_used"|"sigmoid" how router logits become weights
 ---@field normalize? boolean divide the used weights by their sum
 ---@field scale? number of the used weights; default 1
+---@field groups? integer equal parts of the experts; default 1
+---@field groups_used? integer only experts of the best groups are used; default all
+---@field group_top? 1|2 a group is as good as the sum of its best one or two; default 1
 ---@field act kigo.Act
 
 ---A mixture of experts: router "ffn_gate_inp", experts "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", each with the
----bias that stands in the file. A shared expert whose weight comes from a gate is one more mixture, of one expert.
+---bias that stands in the file; "exp_probs_b.bias" is added to the experts' scores for the choice alone. A shared expert
+---whose weight comes from a gate is one more mixture, of one expert, with a suffix of its own.
 ---@param x kigo.Value
 ---@param params kigo.MoeParameters
 ---@param name? string default "ffn_moe"
@@ -249,6 +253,7 @@ function Graph:moe(x, params, name, router, suffix)
     local weight = "ffn_" .. role .. (suffix or "_exps")
     weights[role], weights[role .. "_bias"] = self:_weight(weight), self:_bias(weight)
   end
+  if not suffix then weights.choice_bias = self:_bias "exp_probs_b" end
   return self:_emit("moe", self._prefix .. (name or "ffn_moe"), id, routes.id, weights, params)
 end
 

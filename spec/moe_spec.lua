@@ -1,0 +1,116 @@
+-- Which experts a row uses and with what shares: every backend against the definition, written down once more here. The
+-- router is the identity, so the logits are the rows of the embedding table; expert e gives 1 in column e and 0 elsewhere.
+describe("experts", function()
+  local core = require "kigo.core"
+  local build = require "spec.gguf_build"
+  local tiny = require "spec.tiny"
+  local support = require "spec.support"
+
+  local N, ROWS = 24, 20
+  local dice = tiny.dice(3)
+
+  local function identity(i, j) return i == j and 1 or 0 end
+  local function matrix(rows, cols, at)
+    local list = {}
+    for r = 1, rows do
+      for c = 1, cols do list[#list + 1] = at(r, c) end
+    end
+    return list
+  end
+
+  -- few different numbers, so that there are ties; none of them the opposite of another, so that no two different sums
+  -- of two are equal but for rounding
+  local logits = matrix(ROWS, N, function() return ({ 0.1, 0.7, 1.3, 2.2, 3.4, 5.1 })[dice(6)] end)
+  local bias = matrix(1, N, function() return ({ 0, 0.11, 0.3 })[dice(3)] end)
+  local function tensor(name, shape, values)
+    return { name = name, shape = shape, bytes = support.pack_floats(values) }
+  end
+  local file = build.random({ ["general.architecture"] = "none" }, {
+    tensor("embd", { N, ROWS }, logits), tensor("router", { N, N }, matrix(N, N, identity)),
+    { name = "up", shape = { N, 32, N } }, tensor("down", { 32, N, N }, matrix(N * N, 32, function() return 0 end)),
+    tensor("down_bias", { N, N }, matrix(N, N, identity)), tensor("bias", { N }, bias),
+  })
+
+  local function sigmoid(x) return 1 / (1 + math.exp(-x)) end
+
+  -- Indices of the n largest of the list, best first, ties to the lower; `allowed(i)` leaves some out.
+  local function best(list, n, allowed)
+    local order = {}
+    for i = 1, #list do
+      if not allowed or allowed(i) then order[#order + 1] = i end
+    end
+    table.sort(order, function(a, b) return list[a] > list[b] or list[a] == list[b] and a < b end)
+    return table.move(order, 1, n, 1, {})
+  end
+
+  -- The shares of the experts, by expert.
+  local function expected(row, params, biased)
+    local scores, ranks, total = {}, {}, 0
+    for e = 1, N do total = total + math.exp(row[e]) end
+    for e = 1, N do
+      scores[e] = params.gate == "sigmoid" and sigmoid(row[e]) or math.exp(row[e]) / total
+      ranks[e] = (params.gate == "softmax_used" and row[e] or scores[e]) + (biased and bias[e] or 0)
+    end
+    local size, good = N // (params.groups or 1), {}
+    for g = 1, params.groups or 1 do
+      local part, sum = table.move(ranks, (g - 1) * size + 1, g * size, 1, {}), 0
+      for _, i in ipairs(best(part, params.group_top or 1)) do sum = sum + part[i] end
+      good[g] = sum
+    end
+    local is_good = {}
+    for _, g in ipairs(best(good, params.groups_used or params.groups or 1)) do is_good[g] = true end
+    local used = best(ranks, params.used, function(e) return is_good[(e - 1) // size + 1] end)
+    local shares, sum = {}, 0
+    for e = 1, N do shares[e] = 0 end
+    for _, e in ipairs(used) do sum = sum + scores[e] end
+    for _, e in ipairs(used) do
+      shares[e] = scores[e] * (params.scale or 1)
+      if params.normalize or params.gate == "softmax_used" then shares[e] = shares[e] / sum end
+    end
+    return shares
+  end
+
+  local function open(params, biased, options)
+    local gguf <close> = assert(core.parse_gguf(file, "spec"))
+    local plan <close> = assert(core.plan(gguf))
+    local x = plan:embed("x", plan:weight "embd")
+    local weights = { gate = plan:weight "up", up = plan:weight "up", down = plan:weight "down",
+      down_bias = plan:weight "down_bias", choice_bias = biased and plan:weight "bias" or nil }
+    local all = { experts = N, act = "silu" }
+    for key, value in pairs(params) do all[key] = value end
+    local y = assert(plan:moe("y", x, plan:linear("router", x, plan:weight "router"), weights, all))
+    assert(plan:finish(plan:linear("logits", y, plan:weight "embd"), 64))
+    return assert(core.model(plan, options))
+  end
+
+  local cases = {
+    { gate = "softmax", used = 3 }, { gate = "softmax_used", used = 4 }, { gate = "sigmoid", used = 1, scale = 2.5 },
+    { gate = "softmax", used = 3, normalize = true, groups = 4, groups_used = 2 },
+    { gate = "softmax", used = 6, groups = 6, groups_used = 2, scale = 16 },
+    { gate = "sigmoid", used = 4, normalize = true, groups = 4, groups_used = 2, group_top = 2, scale = 2.5 },
+    { gate = "sigmoid", used = 6, groups = 12, groups_used = 3, group_top = 2 },
+    { gate = "softmax_used", used = 2, groups = 24, groups_used = 5 }, { gate = "softmax", used = 24, groups = 3 },
+  }
+
+  for _, device in ipairs(tiny.devices) do
+    it("are chosen and weighed by definition: " .. device.name, function()
+      local ids = {}
+      for i = 1, ROWS do ids[i] = i - 1 end
+      for c, params in ipairs(cases) do
+        for _, biased in ipairs { false, true } do
+          local model <close> = open(params, biased, device.options)
+          local shares = assert(model:trace(ids, { "y" })).y
+          for i = 1, ROWS do
+            local row = table.move(logits, (i - 1) * N + 1, i * N, 1, {})
+            local wanted, got = expected(row, params, biased), shares:row(i - 1):totable()
+            for e = 1, N do
+              assert.is_true(math.abs(got[e] - wanted[e]) <= 1e-5 * (params.scale or 1),
+                ("case %d%s, row %d, expert %d: %g, %g wanted"):format(c, biased and " biased" or "", i, e, got[e],
+                  wanted[e]))
+            end
+          end
+        end
+      end
+    end)
+  end
+end)
