@@ -298,7 +298,7 @@ static int grammar_new(lua_State *L)
       .memory =
           (size_t)kg_opt_int_field(L, 2, "memory", (int64_t)kg_grammar_defaults.memory, 1 << 16, (int64_t)1 << 32),
       .nodes = (uint32_t)kg_opt_int_field(L, 2, "nodes", kg_grammar_defaults.nodes, 1, 10000000),
-      .depth = (uint32_t)kg_opt_int_field(L, 2, "depth", kg_grammar_defaults.depth, 1, 10000)};
+      .depth = (uint32_t)kg_opt_int_field(L, 2, "depth", kg_grammar_defaults.depth, 1, KG_STACK_MAX)};
   lua_settop(L, 2);
   kg_handle *handle = kg_push_handle(L, KG_CLASS_GRAMMAR, 0);
   reader r = {0};

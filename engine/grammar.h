@@ -27,7 +27,8 @@ typedef enum kg_node_kind {
 enum {
   KG_MEMBERS_MAX = 4096,   /* items of one MEMBERS */
   KG_POINTS_MAX = 256,
-  KG_RULE_NAME_MAX = 256
+  KG_RULE_NAME_MAX = 256,
+  KG_STACK_MAX = 4000      /* frames that may be asked for: recursion over them must fit a C stack */
 };
 
 typedef struct kg_grammar_options {

@@ -21,7 +21,7 @@ typedef struct saved_head {
 
 _Static_assert(sizeof(saved_node) == 20 && sizeof(saved_head) == 24, "no gaps: written as they stand in memory");
 
-enum { NODES_MAX = 10000000, STACK_MAX = 10000 }; /* what Lua may ask for */
+enum { NODES_MAX = 10000000 }; /* what Lua may ask for */
 #define MEMORY_MAX (UINT64_C(1) << 32)
 
 /* ---- saving ---- */
@@ -270,7 +270,7 @@ static int load_all(loader *l)
 {
   saved_head head;
   if (!kg_take_into(&l->left, &head, sizeof head) || head.memory > MEMORY_MAX || head.nodes > NODES_MAX ||
-      head.depth > STACK_MAX || head.n_nodes > l->left.size / sizeof(saved_node))
+      head.depth > KG_STACK_MAX || head.n_nodes > l->left.size / sizeof(saved_node))
     return fail_load(l);
   const kg_grammar_options options = {.memory = (size_t)head.memory, .nodes = head.nodes, .depth = head.depth};
   int status = kg_grammar_new(&options, &l->grammar, l->err);

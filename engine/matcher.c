@@ -88,14 +88,16 @@ static int follow(kg_matcher *m, kg_error *err)
   return read_again(m, err);
 }
 
-/* After KG_ERR_FULL: make room, once. Where the text takes most of it again, we would come back here for every few bytes. */
+/* After KG_ERR_FULL: make room, once. Where the text takes most of it again, we would come back here for every few
+ * bytes. */
 static int make_room(kg_matcher *m, kg_error *err)
 {
   const kg_budget *budget = &m->grammar->budget;
   kg_automaton_reset(m->automaton);
   const int status = follow(m, err);
   if (status || budget->used <= budget->limit / 2) return status;
-  return kg_fail(err, KG_ERR_FULL, "the automaton of the grammar needs most of its %zu bytes for one text", budget->limit);
+  return kg_fail(err, KG_ERR_FULL, "the automaton of the grammar needs most of its %zu bytes for one text",
+                 budget->limit);
 }
 
 #define WITH_ROOM(m, status, call, err)                                                                                \
