@@ -22,7 +22,8 @@ d ::= "d"]], { "axeefg", "abcbdxyzeeffggg" }, { "axefg", "axeefffg", "a" })
   end)
 
   it("reads escapes and classes", function()
-    check([[root ::= "\x41\u00e9\U0001F600\n\t\\\"" [\]\-a] [^\n"] .]], { "Aé\u{1F600}\n\t\\\"]é\n", "Aé\u{1F600}\n\t\\\"-ab" },
+    check([[root ::= "\x41\u00e9\U0001F600\n\t\\\"" [\]\-a] [^\n"] .]],
+      { "Aé\u{1F600}\n\t\\\"]é\n", "Aé\u{1F600}\n\t\\\"-ab" },
       { "Aé\u{1F600}\n\t\\\"b\n" })
     check('root ::= "日本" [ぁ-ん]+', { "日本ご" }, { "日本" })
     check("root ::= []\"a\"? | \"x\"", { "x" }, { "a" })
@@ -57,13 +58,16 @@ d ::= "d"]], { "axeefg", "abcbdxyzeeffggg" }, { "axefg", "axeefffg", "a" })
 
   it("says where a grammar is malformed", function()
     for text, place in pairs {
-      ['root ::= "a'] = "line 1, column 10", ['root ::= ("a"'] = "line 1, column 10", ['root ::= "a")'] = "line 1, column 13",
-      ['root ::= [a'] = "line 1, column 10", ['root ::= *'] = "line 1, column 10", ['root ::= "a" | +'] = "line 1, column 16",
+      ['root ::= "a'] = "line 1, column 10", ['root ::= ("a"'] = "line 1, column 10",
+      ['root ::= "a")'] = "line 1, column 13",
+      ['root ::= [a'] = "line 1, column 10", ['root ::= *'] = "line 1, column 10",
+      ['root ::= "a" | +'] = "line 1, column 16",
       ['root ::= "a"{2,1}'] = "line 1, column 13", ['root ::= "a"{x}'] = "line 1, column 13",
       ['root ::= "a"**'] = "line 1, column 13", ['root = "a"'] = "line 1, column 6", ["root"] = "line 1, column 5",
       ['root ::= "a"\nroot ::= "b"'] = "line 2, column 1", ['root ::= a\n\na ::= "x" nope'] = "line 3, column 11",
       ['root ::= "\\q"'] = "line 1, column 11", ['root ::= "\\ud800"'] = "line 1, column 11",
-      ['root ::= [z-a]'] = "line 1, column 11", ['root ::= "\xff"'] = "line 1, column 11", ['a ::= "x"'] = "line 1, column 1",
+      ['root ::= [z-a]'] = "line 1, column 11", ['root ::= "\xff"'] = "line 1, column 11",
+      ['a ::= "x"'] = "line 1, column 1",
       [""] = "line 1, column 1", ["1 ::= 2"] = "line 1, column 1", ['root ::= "\\U00110000"'] = "line 1, column 11",
     } do
       assert.is_truthy(refused(err.FORMAT, text):find(place, 1, true), text .. ": " .. refused(err.FORMAT, text))

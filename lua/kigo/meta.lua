@@ -1106,8 +1106,8 @@ function core.vector_digest(variant, float32) end
 ---@class kigo.GrammarOptions
 ---@field memory? integer   bytes for the automaton, which grows while it is used (64 MiB unless given)
 ---@field nodes? integer    most nodes (200,000 unless given)
----@field depth? integer    most frames on the stack while matching (2,000 unless given, at most 4,000): deeper nesting is
----not allowed
+---@field depth? integer    most frames on the stack while matching (2,000 unless given, at most 4,000): deeper
+---nesting is not allowed
 
 ---A compiled grammar. Matching is over bytes. It may be closed while matchers of it are open.
 ---@class kigo.Grammar
