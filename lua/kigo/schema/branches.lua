@@ -47,10 +47,7 @@ local function is_dependency(f)
   return true
 end
 
----Is it `if property a is there, so are others`?
-branches.is_dependency = is_dependency
-
--- Alternatives that others contain, and those that nothing satisfies, go.
+-- Alternatives that stand there twice, and those that nothing satisfies, go.
 function Branches:_tidy(list, kind, where)
   local out, seen = {}, {}
   for _, branch in ipairs(list) do

@@ -23,6 +23,7 @@ local decimal = require "kigo.schema.decimal"
 local document = require "kigo.schema.document"
 local formula = require "kigo.schema.formula"
 local keywords = require "kigo.schema.keywords"
+local language = require "kigo.schema.language"
 local refuse = require "kigo.schema.refuse"
 local writer = require "kigo.schema.writer"
 
@@ -109,7 +110,7 @@ function schema.grammar(source, options)
   local grammar
   grammar, message, code = core.grammar(rules)
   if grammar then return grammar end
-  if message:find("matches nothing", 1, true) then return nil, "json schema: #: no value satisfies the schema", code end
+  if language.says_nothing(message) then return nil, "json schema: #: no value satisfies the schema", code end
   if code == core.err.FULL then code = core.err.UNSUPPORTED end
   return nil, "json schema: #: " .. message, code
 end

@@ -207,6 +207,11 @@ function language.matches(node, text)
   return matcher:ends(node, 1)[#codes + 1] == true
 end
 
+---Does the message of core.grammar say that nothing matches?
+---@param message string
+---@return boolean
+function language.says_nothing(message) return message:find("matches nothing", 1, true) ~= nil end
+
 ---Is there no text at all that belongs? false where that takes too much work to find out.
 ---@param node table|string
 ---@return boolean
@@ -215,7 +220,7 @@ function language.is_empty(node)
   if type(node) == "string" or (node[1] ~= "and" and node[1] ~= "not" and node[1] ~= "alt") then return false end
   local grammar <close>, message, code = core.grammar { root = { "regular", node } }
   if code == core.err.MEMORY then refuse.failed(message, code) end
-  return grammar == nil and code == core.err.FORMAT
+  return grammar == nil and language.says_nothing(message)
 end
 
 return language
