@@ -244,6 +244,60 @@ describe("kigo.cli", function()
       end
     end)
 
+    it("writes what a constraint allows", function()
+      local function constrained(...)
+        local status, out, err = run { "run", support.haiku_model, "-p", "moon", "--seed", "1", ... }
+        assert.equal(0, status, err)
+        return out, err
+      end
+      local schema = support.temporary [[{ "type": "object", "required": ["season", "n"], "additionalProperties": false,
+        "properties": { "season": { "enum": ["spring", "winter"] }, "n": { "enum": [1, 2] } } }]]
+      local grammar = support.temporary 'root ::= "yes" | "no, " [a-z]{3,9}'
+      local written = cjson.decode((constrained("--json-schema", schema)))
+      assert.truthy(written.season == "spring" or written.season == "winter")
+      assert.truthy(written.n == 1 or written.n == 2)
+      local answer = constrained("--grammar", grammar)
+      assert.truthy(answer == "yes" or answer:find "^no, %l+$", answer)
+      assert.matches("^%d%d%d%d%-%d%d$", (constrained("--regex", "\\d{4}-\\d\\d")))
+      local out, err = constrained("--choice", "an early spring", "--choice", "late autumn")
+      assert.truthy(out == "an early spring" or out == "late autumn", out)
+      assert.truthy(err:find("ended by: end", 1, true), err)
+      assert.matches("^.+|%d$", (constrained("--regex", "\\d", "--after", "|", "--within", "5")))
+      assert.matches("^%d$", (select(2, run({ "chat", support.haiku_model, "--regex", "\\d" }, "moon\n"))):sub(1, 1))
+      for _, bad in ipairs { { 2, "--choice", "x", "--regex", "y" }, { 2, "--after", "x" }, { 1, "--regex", "(" },
+        { 2, "--regex", "x", "--within", "3" }, { 1, "--grammar", "/nonexistent" }, { 1, "--json-schema", grammar } } do
+        local status, text, message = run { "run", support.haiku_model, table.unpack(bad, 2) }
+        assert.equal(bad[1], status, message)
+        assert.equal("", text)
+        assert.matches("^kigo: [^\n]+\n$", message)
+      end
+      os.remove(schema)
+      os.remove(grammar)
+    end)
+
+    it("guesses, and says the same", function()
+      local function text(...)
+        local status, out, err = run { "run", support.haiku_model, "-p", "moon sun moon sun moon", "-n", "30", "--seed",
+          "3", ... }
+        assert.equal(0, status, err)
+        return out, err
+      end
+      local plain, about = text()
+      assert.is_nil(about:find("guessed", 1, true))
+      for _, how in ipairs { { "--speculate", "lookup" }, { "--speculate", "ngrams" },
+        { "--draft-model", support.haiku_model } } do
+        local out, err = text(table.unpack(how))
+        assert.equal(plain, out)
+        assert.matches("%d+ of %d+ guessed tokens were right: %d+ forward passes", err)
+      end
+      assert.equal(plain, (text("--speculate", "no")))
+      assert.equal(2, (run { "run", support.haiku_model, "--speculate", "maybe" }))
+      assert.equal(2, (run { "run", support.haiku_model, "--speculate", "no", "--draft-model", support.haiku_model }))
+      assert.equal(1, (run { "run", support.haiku_model, "--draft-model", "/nonexistent" }))
+      assert.equal("moon", (select(2, run({ "chat", support.haiku_model, "--speculate", "lookup", "--choice", "moon" },
+        "sun\n"))):sub(1, 4))
+    end)
+
     it("takes any bytes as prompt", function()
       assert.equal(0, (run { "run", stories(), "--prompt", "\xff\xfe \u{1f600} \1", "-n", "4" }))
     end)

@@ -103,6 +103,36 @@ describe("seq:constrain", function()
     assert.is_nil(earlier:constraint())
   end)
 
+  it("holds for one answer as an option of generate", function()
+    local digits = assert(kigo.regex "[0-9]{3}")
+    local seq <close> = sequence()
+    assert.matches("^%d%d%d$", assert(seq:generate { constrain = digits, max = 20 }).text)
+    assert.is_nil(seq:constraint())
+    assert(seq:feed " and words")
+    assert.matches("^x.-|%d%d%d$", "x" .. assert(seq:generate {
+      constrain = { digits, after = "|", within = 4 }, max = 30 }).text)
+    for i in seq:stream { constrain = digits, max = 20 } do
+      assert.is_table(seq:constraint())
+      if i == 2 then break end
+    end
+    assert.is_nil(seq:constraint())
+    local answer = assert(model:chat({ { role = "user", content = "moon" } }, { constrain = digits }))
+    assert.matches("^%d%d%d$", answer.text)
+    local chat <close> = assert(model:conversation { constrain = digits })
+    for _ = 1, 2 do assert.matches("^%d%d%d$", assert(chat:say "moon").text) end
+    -- what fails leaves no constraint behind
+    assert.has_error(function() seq:generate { constrain = digits, sample = function() error "no" end } end)
+    assert.is_nil(seq:constraint())
+    assert.equal(kigo.err.UNSUPPORTED, (select(3, seq:generate { constrain = digits, receipt = true })))
+    assert.is_nil(seq:constraint())
+    for _, bad in ipairs { { after = "x" }, { digits, afte = "x" }, "digits", model, { model } } do
+      assert.has_error(function() seq:generate { constrain = bad } end)
+    end
+    seq:constrain(digits)
+    assert.has_error(function() seq:generate { constrain = digits } end)
+    assert.is_table(seq:constraint())
+  end)
+
   it("gives the logits back that it banned", function()
     local seq <close> = sequence()
     local free = seq.logits:bytes()

@@ -139,6 +139,7 @@ end
 ---speed depends on it. Unless given: on a GPU 16, or 4 where somebody sees the text grow; elsewhere 1
 ---@field speculate? kigo.Speculator|boolean   guesses at what comes next (lua/kigo/speculate.lua); only the speed
 ---depends on it. true: what followed the same words before; unless given: what a constraint forces, where there is one
+---@field constrain? kigo.Grammar|kigo.AnswerConstraint  what this answer must obey; behind it the sequence is free
 ---@field on_text? fun(text: string, id: integer?): boolean?  called after every token with the text that may be shown
 ---now (maybe ""), and with what was held back at the end (id is nil); false ends the answer
 ---@field parser? kigo.Parser     takes the answer apart (model:parser); it is used up by one answer
@@ -146,8 +147,14 @@ end
 local generate_options = {
   max = "integer", stop = "string|table", logprobs = "boolean|integer", receipt = "boolean", on_text = "callable",
   parser = "table", on_delta = "callable", ahead = "integer", speculate = "callable|boolean",
+  constrain = "userdata|table",
 }
 for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
+
+---A grammar with options: { grammar, after = "</think>" }.
+---@class kigo.AnswerConstraint: kigo.ConstrainOptions
+---@field [1] kigo.Grammar
+local constrain_options = { [1] = "userdata", after = "string", within = "integer", points = "table" }
 
 ---@class kigo.Generated
 ---@field text string
@@ -170,6 +177,7 @@ local Generation = {}
 Generation.__index = Generation
 
 function Generation:__close()
+  if self.is_bound then pcall(self.seq.constrain, self.seq, nil) end -- the sequence may be closed
   self.out:close()
   if self.spelled then self.spelled:close() end
   if self.made_pick then self.pick:close() end
@@ -202,6 +210,20 @@ local function look_ahead(model, options, pick, is_seen)
   if options.ahead then return options.ahead end
   if model:stats().device ~= "cuda" then return 1 end
   return is_seen and AHEAD_SEEN or AHEAD
+end
+
+---Constrain what follows, for the time of an answer.
+local function bind(seq, wanted)
+  local grammar, options = wanted, nil
+  if type(wanted) == "table" then
+    check.options(wanted, constrain_options, 4)
+    grammar, options = wanted[1], { after = wanted.after, within = wanted.within, points = wanted.points }
+    if not grammar then error("constrain: no grammar is there: { grammar, after = ... } expected", 4) end
+  end
+  if seq:constraint() then
+    error("constrain: the sequence has a constraint already; seq:constrain(nil) ends it", 4)
+  end
+  return seq:constrain(grammar, options)
 end
 
 ---Start an answer; nil, message, code when the context cannot hold what is asked for.
@@ -237,21 +259,26 @@ local function start(seq, options, is_seen)
   local out = assert(core.stream(tokenizer, { stop = stop, after = last }))
   local spelled = options.parser and assert(core.stream(tokenizer, { stop = stop, after = last, control = true }))
   local pick, made_pick = sampler(options, model.tokenizer)
-  local recorder, message, code
-  if options.receipt then
-    recorder, message, code = receipt.recorder(seq, pick)
-    if not recorder then
-      out:close()
-      if spelled then spelled:close() end
-      return nil, message, code
-    end
-  end
-  return setmetatable({ recorder = recorder, parser = options.parser, spelled = spelled, on_delta = options.on_delta,
-    seq = seq, pick = pick, made_pick = made_pick, ahead = look_ahead(model, options, pick, is_seen),
-    max = options.max or room, out = out, pace = speculate.pace(options.speculate, seq),
-    n_top = n_top, result = { text = "", ids = {}, n_tokens = 0, logprobs = options.logprobs and {} or nil,
-      top_logprobs = n_top and {} or nil },
+  local generation = setmetatable({ seq = seq, out = out, spelled = spelled, parser = options.parser,
+    on_delta = options.on_delta, pick = pick, made_pick = made_pick, max = options.max or room, n_top = n_top,
+    ahead = look_ahead(model, options, pick, is_seen), result = { text = "", ids = {}, n_tokens = 0,
+      logprobs = options.logprobs and {} or nil, top_logprobs = n_top and {} or nil },
   }, Generation)
+  local done, message, code = true, nil, nil
+  if options.constrain then
+    done, message, code = bind(seq, options.constrain)
+    generation.is_bound = done ~= nil
+  end
+  if done and options.receipt then
+    done, message, code = receipt.recorder(seq, pick)
+    generation.recorder = done
+  end
+  if not done then
+    generation:__close()
+    return nil, message, code
+  end
+  generation.pace = speculate.pace(options.speculate, seq)
+  return generation
 end
 
 ---Have the sampler draw from the logits, which are there; an invalid id is its mistake and raises with the value.

@@ -185,6 +185,99 @@ common.sample_options = {
     help = "seed of the random numbers (default: another one each time)" },
 }
 
+-- ---- constraints and guesses ----
+
+common.constraint_options = {
+  { name = "json-schema", type = "string", argument = "FILE",
+    help = "write JSON that satisfies this JSON Schema, members in its order" },
+  { name = "grammar", type = "string", argument = "FILE", help = "write what this grammar (GBNF) allows" },
+  { name = "regex", type = "string", argument = "PATTERN", help = "write what this regular expression matches" },
+  { name = "choice", type = "string", argument = "TEXT", many = true,
+    help = "write one of these texts; may be repeated" },
+  { name = "after", type = "string", argument = "TEXT",
+    help = "the constraint begins behind this text, like </think>; until then anything goes" },
+  { name = "within", type = "integer", argument = "N", min = 0, max = common.MAX_TOKENS,
+    help = "after so many tokens without it, --after's text is written" },
+}
+
+common.speculate_options = {
+  { name = "speculate", type = "string", argument = "HOW",
+    help = "guess what comes next: lookup (what followed the same words), ngrams or no; the text is the same" },
+  { name = "draft-model", type = "string", argument = "FILE",
+    help = "guess with a smaller model of the same vocabulary; the text is the same" },
+}
+
+---All of a file.
+local function read_file(path)
+  local file = common.try(io.open(path, "rb"))
+  local text, message = file:read "a"
+  file:close()
+  return text or common.fail(("%s: %s"):format(path, message))
+end
+
+---A grammar from a file, or the end of the command with the file's name.
+local function grammar_of_file(path, compile, options)
+  local grammar, message = compile(read_file(path), options)
+  return grammar or common.fail(("%s: %s"):format(path, message))
+end
+
+-- Left to itself a small model may spend its tokens on blanks and needless escapes.
+local JSON = { order = "declared", whitespace = 1, escapes = "needed" }
+
+local GRAMMARS = {
+  json_schema = function(path) return grammar_of_file(path, kigo.json_schema, JSON) end,
+  grammar = function(path) return grammar_of_file(path, kigo.gbnf) end,
+  regex = function(pattern) return common.call(kigo.regex, pattern) end,
+  choice = function(texts) return common.call(kigo.choice, texts) end,
+}
+
+---The constraint that the command line asks for, as seq:generate takes it; nil: none.
+---@param options table
+---@return kigo.AnswerConstraint?
+function common.constraint(options)
+  local kind
+  for name in pairs(GRAMMARS) do
+    if options[name] then
+      if kind then common.fail("more than one of --json-schema, --grammar, --regex and --choice", 2) end
+      kind = name
+    end
+  end
+  if options.within and not options.after then common.fail("--within: it counts what comes before --after TEXT", 2) end
+  if options.after and not kind then common.fail("--after: there is no constraint to begin behind it", 2) end
+  return kind and { GRAMMARS[kind](options[kind]), after = options.after, within = options.within }
+end
+
+---Who guesses what comes next, as the command line has it; to be closed.
+---@class kigo.cli.Guesses
+---@field speculate kigo.Speculator|boolean|nil   as seq:generate takes it
+---@field model? kigo.Model                       the draft model
+local Guesses = {}
+Guesses.__index = Guesses
+
+function Guesses:__close()
+  if not self.model then return end
+  self.speculate:close()
+  self.model:close()
+end
+
+local SPECULATORS = { lookup = kigo.prompt_lookup, ngrams = kigo.ngrams, no = function() return false end }
+
+---@param options table
+---@return kigo.cli.Guesses
+function common.guesses(options)
+  local how = options.speculate
+  if how and options.draft_model then common.fail("--speculate and --draft-model: give one of them", 2) end
+  if how and not SPECULATORS[how] then
+    common.fail(("--speculate: lookup, ngrams or no expected, got %q"):format(how), 2)
+  end
+  local guesses = setmetatable({ speculate = how and SPECULATORS[how]() }, Guesses)
+  if options.draft_model then
+    guesses.model = common.call(kigo.load, options.draft_model, common.loading(options))
+    guesses.speculate = kigo.draft_model(guesses.model)
+  end
+  return guesses
+end
+
 local generate_names = { temp = true, top_k = true, top_p = true, min_p = true, typical = true, repeat_penalty = true,
   repeat_last = true, stop = true, ahead = true, top_n_sigma = true, xtc_probability = true, xtc_threshold = true,
   dynatemp_range = true, dynatemp_exponent = true, mirostat_tau = true, mirostat_eta = true, dry_multiplier = true,

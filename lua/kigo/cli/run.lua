@@ -21,7 +21,7 @@ local function write(text)
 end
 
 return {
-  name = "run", usage = "MODEL [--prompt TEXT] [--temp T] [-n N] [--seed S] [--device D] ...",
+  name = "run", usage = "MODEL [--prompt TEXT] [--temp T] [-n N] [--json-schema FILE] ...",
   summary = "complete raw text with a model",
   arguments = { min = 1, max = 1 },
   options = common.join({
@@ -30,22 +30,30 @@ return {
     { name = "tokens", short = "n", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
       help = "most tokens to generate (default 128, or what the context holds)" },
     common.receipt_option,
-  }, common.sample_options, common.load_options),
+  }, common.constraint_options, common.sample_options, common.speculate_options, common.load_options),
   notes = "Only the generated text goes to standard output; everything else goes to standard error.",
   run = function(options, arguments)
+    local constraint = common.constraint(options)
     local model <close> = common.load(arguments[1], options)
     local seq <close> = common.try(model:sequence { seed = common.seed(options) })
+    local guesses <close> = common.guesses(options)
     model:set_progress(progress.line())
     feed(seq, options.prompt or "")
     local generate = common.sampling(options)
+    generate.constrain, generate.speculate = constraint, guesses.speculate
     local room = model.context - seq:pos()
     generate.max = options.tokens or (room > 0 and math.min(DEFAULT_TOKENS, room) or nil)
     generate.on_text, generate.receipt = write, options.receipt ~= nil
     local t0 = kigo.now()
     local result = common.call(seq.generate, seq, generate)
     if kigo.core.is_terminal(1) then io.stderr:write "\n" end
+    local guessed = result.speculated
     io.stderr:write(("%d tokens after %d, %.2f s, seed %d, ended by: %s\n"):format(result.n_tokens,
       seq:pos() - result.n_tokens, kigo.now() - t0, seq:seed(), result.reason))
+    if guessed then
+      io.stderr:write(("%d of %d guessed tokens were right: %d forward passes\n"):format(guessed.n_accepted,
+        guessed.n_drafted, guessed.n_passes))
+    end
     if options.receipt then common.try(kigo.receipt.write(options.receipt, result.receipt)) end
     return 0
   end,
