@@ -50,7 +50,7 @@ static int constrain(lua_State *L)
   options.judge = judge.user ? &judge : NULL;
   const int status = kg_sequence_constrain(kg_check_sequence(L, 1), kg_check_grammar(L, 2), tokenizer, &options, &err);
   if (status && judge.user) kg_raise_judged(L, &judge);
-  kg_settle_judge(L, &judge);
+  kg_settle_judge(&judge);
   if (status) return kg_push_error(L, &err);
   lua_settop(L, 1);
   return 1;

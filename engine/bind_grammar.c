@@ -352,7 +352,7 @@ static int push_matcher(lua_State *L, kg_tokenizer *tokenizer, int options, kg_e
   kg_matcher *made = NULL;
   kg_push_judge(L, options, kg_check_grammar(L, 1), &judge);
   const int status = kg_matcher_new(kg_check_grammar(L, 1), tokenizer, judge.user ? &judge : NULL, &made, err);
-  kg_settle_judge(L, &judge);
+  kg_settle_judge(&judge);
   if (status) {
     if (judge.user) kg_raise_judged(L, &judge);
     return status;

@@ -65,11 +65,17 @@ static int ask(void *user, uint32_t point, bool partial, const char *text, size_
 
 static void ref(void *user) { ((judge_box *)user)->n_refs++; }
 
+/* Nobody needs it any more; the collector may take it. */
+static void let_go(judge_box *box)
+{
+  luaL_unref(box->main, LUA_REGISTRYINDEX, box->anchor);
+  box->anchor = LUA_NOREF;
+}
+
 static void unref(void *user)
 {
   judge_box *box = user;
-  if (--box->n_refs) return;
-  luaL_unref(box->main, LUA_REGISTRYINDEX, box->anchor);
+  if (!--box->n_refs) let_go(box);
 }
 
 /* Store the function at field `field` of the value on top (or, NULL, itself) in the table at `slot` of the thread. */
@@ -157,10 +163,10 @@ void kg_push_judge(lua_State *L, int index, const kg_grammar *grammar, kg_judge 
   *out = (kg_judge){.ask = ask, .ref = ref, .unref = unref, .asks_partial = out->asks_partial, .user = box};
 }
 
-void kg_settle_judge(lua_State *L, const kg_judge *judge)
+void kg_settle_judge(const kg_judge *judge)
 {
-  const judge_box *box = judge->user;
-  if (box && !box->n_refs) luaL_unref(L, LUA_REGISTRYINDEX, box->anchor);
+  judge_box *box = judge->user;
+  if (box && !box->n_refs) let_go(box);
 }
 
 void kg_raise_judged(lua_State *L, const kg_judge *judge)

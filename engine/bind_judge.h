@@ -12,7 +12,7 @@
  * Pushes a userdata that owns the functions, or nil for a grammar without points; *out refers to it. The caller makes
  * what keeps the judge and settles at once, whether that went well or not. */
 void kg_push_judge(lua_State *L, int index, const kg_grammar *grammar, kg_judge *out);
-void kg_settle_judge(lua_State *L, const kg_judge *judge);
+void kg_settle_judge(const kg_judge *judge);
 /* Finish a call that may have asked the judge (NULL: none): raise what a function raised. */
 void kg_raise_judged(lua_State *L, const kg_judge *judge);
 

@@ -74,8 +74,7 @@ describe("kigo.regex", function()
 
   it("says where a pattern is malformed", function()
     for pattern, at in pairs { ["(a"] = 1, ["a)"] = 2, ["[a"] = 1, ["*a"] = 1, ["a**"] = 3, ["a{2,1}"] = 2,
-      ["[b-a]"] = 3,
-      ["\\"] = 1, ["\\x1"] = 1, ["\\u12"] = 1, ["a{1"] = 2, ["\xFF"] = 1, ["\\p{"] = 3, ["}"] = 1 } do
+      ["[b-a]"] = 3, ["\\"] = 1, ["\\x1"] = 1, ["\\u12"] = 1, ["a{1"] = 2, ["\xFF"] = 1, ["\\p{"] = 3, ["}"] = 1 } do
       assert.matches(" at " .. at .. "$", refused(err.FORMAT, pattern), pattern)
     end
     refused(err.FORMAT, "a^b") -- nothing matches
@@ -93,9 +92,9 @@ describe("kigo.regex", function()
 
   it("takes patterns that make other engines slow", function()
     for _, pattern in ipairs { "(a*)*b", "(a|a)*b", "(a+)+b", "(.*)*x", "(a{0,1000}){0,1000}",
-      "((a{1,100}){1,100}){1,100}", "(x+x+)+y", "(a{0,1000}b?){0,1000}", ("a?"):rep(100) .. ("a"):rep(100), "(.*,){100}",
-      ("(a|b"):rep(50) .. (")*"):rep(50),
-      "[^x]{1000000}", "(\\p{L}|\\p{N}|\\p{P}){3,500}", "(?!" .. ("a"):rep(5000) .. ").*" } do
+      "((a{1,100}){1,100}){1,100}", "(x+x+)+y", "(a{0,1000}b?){0,1000}", ("a?"):rep(100) .. ("a"):rep(100),
+      "(.*,){100}", ("(a|b"):rep(50) .. (")*"):rep(50), "[^x]{1000000}", "(\\p{L}|\\p{N}|\\p{P}){3,500}",
+      "(?!" .. ("a"):rep(5000) .. ").*" } do
       local started = os.clock()
       local grammar <close>, message = kigo.regex(pattern)
       assert.is_truthy(grammar, message)
