@@ -800,8 +800,10 @@ static kg_state step_undecided(kg_regular *r, kg_state state, uint32_t class)
 {
   const size_t at = (size_t)state * r->n_classes + class;
   if (r->rows[at] != UNKNOWN) return r->rows[at] & ~KG_STATE_ASK;
-  const kg_state next = state_of(r, derive(r, r->states[state].re, class));
-  if (!r->status) r->rows[at] = r->states[next].liveness == UNDECIDED ? next | KG_STATE_ASK : next;
+  kg_state next = state_of(r, derive(r, r->states[state].re, class));
+  if (r->status) return KG_STATE_DEAD;
+  if (r->states[next].liveness == DEAD) next = KG_STATE_DEAD; /* rows are read without asking */
+  r->rows[at] = r->states[next].liveness == UNDECIDED ? next | KG_STATE_ASK : next;
   return next;
 }
 

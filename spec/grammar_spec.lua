@@ -62,6 +62,26 @@ describe("kigo.grammar", function()
       check({ root = one }, { "0", "{b}" }, { "{}", "{a}" })
     end)
 
+    it("are dead in masks too where another way found them dead", function()
+      local vocabulary = require "spec.fixtures.vocabulary"
+      local file = vocabulary.file(vocabulary.bpe { pieces = { "61", "62", "66" } })
+      local gguf <close> = assert(kigo.core.parse_gguf(file, "vocabulary"))
+      local tokenizer = assert(kigo.core.tokenizer(gguf))
+      local function with(text) return { "seq", any_number(ANY), text, any_number(ANY) } end
+      local function string(content) return { "regular", { "seq", '"', { "json", content }, '"' } } end
+      local no_b = { "not", with "b" }
+      local grammar <close> = assert(kigo.grammar { root = { "alt", { "seq", string { "and", with "f", no_b }, "x" },
+        { "seq", string { "and", { "not", with "f" }, no_b }, "y" } } })
+      local matcher <close> = assert(grammar:matcher(tokenizer))
+      local logits <close> = kigo.zeros(tokenizer.size)
+      assert(matcher:accept_bytes '"')
+      assert(matcher:mask(logits)) -- which finds out what is behind b
+      assert(matcher:accept_bytes "\\u00")
+      logits:fill_(0)
+      assert(matcher:mask(logits))
+      for id = 0, tokenizer.size - 1 do assert.equal(matcher:allowed(id), logits[id] == 0, tokenizer:decode { id }) end
+    end)
+
     it("are repeats, counted", function()
       check({ root = { "repeat", "ab", 2, 3 } }, { "abab", "ababab" }, { "ab", "abababab", "aba" })
       check({ root = { "repeat", "a", 0 } }, { "", "a", ("a"):rep(5000) }, { "b", "ab" })
