@@ -151,6 +151,17 @@ describe("kigo.cli", function()
       assert.equal(0, status)
       assert.equal(core.version .. " ab", out)
     end)
+
+    it("runs scripts with any number of arguments", function()
+      local script = support.temporary 'io.write(select("#", ...))'
+      assert(os.rename(script, script .. ".lua"))
+      local command = { script .. ".lua" }
+      for i = 1, 300 do command[i + 1] = tostring(i) end
+      local status, out = run(command)
+      os.remove(script .. ".lua")
+      assert.equal(0, status)
+      assert.equal("300", out)
+    end)
   end)
 
   describe("device auto", function()

@@ -31,6 +31,15 @@ describe("kigo.json", function()
     assert.equal(3, value.a)
   end)
 
+  it("makes of numbers what whoever reads them likes", function()
+    local function keep(text) return text ~= "3" and { text = text } or nil end
+    local value = assert(json.decode("[1e400, 123456789012345678901, -0.10]", { number = keep }))
+    assert.same({ "1e400", "123456789012345678901", "-0.10" }, { value[1].text, value[2].text, value[3].text })
+    assert.equal(core.err.FORMAT, select(3, json.decode("[3]", { number = keep })))
+    assert.equal(core.err.FORMAT, select(3, json.decode("[1.]", { number = keep })))
+    assert.has_error(function() json.decode("1", { numbers = keep }) end)
+  end)
+
   it("replaces what is no character", function()
     assert.equal("\u{fffd}", json.decode '"\\ud800"')
     assert.equal("\u{fffd}x", json.decode '"\\ud800x"')

@@ -51,7 +51,10 @@ describe("kigo.json_schema", function()
     "exclusiveMinimum", "format", "if-then-else", "infinite-loop-detection", "items", "maxContains", "maxItems",
     "maxLength", "maxProperties", "maximum", "minContains", "minItems", "minLength", "minProperties", "minimum",
     "multipleOf", "not", "oneOf", "pattern", "patternProperties", "prefixItems", "properties", "propertyNames", "ref",
-    "refRemote", "required", "type", "unevaluatedItems", "unevaluatedProperties", "uniqueItems", "vocabulary" }
+    "refRemote", "required", "type", "unevaluatedItems", "unevaluatedProperties", "uniqueItems", "vocabulary",
+    "optional/bignum", "optional/ecmascript-regex", "optional/format/date", "optional/format/duration",
+    "optional/format/email", "optional/format/ipv6", "optional/format/json-pointer", "optional/format/time",
+    "optional/format/uri", "optional/format/uuid" }
 
   describe("suite", function()
     local tok
