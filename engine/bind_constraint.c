@@ -39,7 +39,8 @@ static int constrain(lua_State *L)
   kg_check_sequence(L, 1);
   lua_settop(L, 3);
   if (lua_isnil(L, 2)) {
-    luaL_argcheck(L, lua_isnil(L, 3), 3, "no options expected without a grammar");
+    if (lua_type(L, 3) == LUA_TSTRING) luaL_error(L, "no grammar, but a message: %s", lua_tostring(L, 3));
+    if (!lua_isnil(L, 3)) luaL_error(L, "a grammar expected, got nil: what made it failed (see assert)");
     if (kg_sequence_constrain(kg_check_sequence(L, 1), NULL, NULL, NULL, &err)) return kg_push_error(L, &err);
     lua_settop(L, 1);
     return 1;

@@ -67,8 +67,8 @@ int kg_sequence_feed(kg_sequence *sequence, const int32_t *ids, size_t n, kg_err
       return kg_fail(err, KG_ERR_ARGUMENT, "token %zu of %zu: id %d is outside the vocabulary's 0 to %d", i + 1, n,
                      ids[i], vocab - 1);
   if (n > limit - there)
-    return kg_fail(err, KG_ERR_FULL, "the context is full: %zu tokens are there, %zu new ones, the limit is %zu", there,
-                   n, limit);
+    return kg_fail(err, KG_ERR_FULL, "the context of %zu tokens is full: %zu are there, %zu more do not fit; a larger "
+                   "ctx makes room", limit, there, n);
   if (!grow_tokens(&sequence->tokens, there + n)) return kg_fail_memory(err, (there + n) * sizeof *ids, "the timeline");
   if (!n) return KG_OK;
   status = kg_companions_feed(sequence->companions, (int32_t)there, ids, n, err);

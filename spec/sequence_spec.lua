@@ -53,7 +53,7 @@ describe("kigo.sequence", function()
       local pos, message, code = seq:feed { 1, 2, 3 }
       assert.is_nil(pos)
       assert.equal(err.FULL, code)
-      assert.matches("4 tokens.*3 new.*6", message)
+      assert.matches("6 tokens.*4 are.*3 more", message)
       assert.equal(4, seq:pos())
       assert.equal(reference[4], seq.logits:bytes())
       assert.equal(6, seq:feed { 1, 2 })

@@ -126,7 +126,7 @@ function kigo.load(path, options)
   options = check.options(options, load_options)
   local gguf, message, code = core.open_gguf(path)
   if not gguf then return nil, naming(path, message), code end
-  local plan, tokenizer, model
+  local plan, tokenizer, model, mistake
   plan, message, code = arch.build(gguf, options.ctx)
   if plan then
     tokenizer, message, code = open_tokenizer(gguf, options)
@@ -134,11 +134,14 @@ function kigo.load(path, options)
   if tokenizer ~= nil then
     local compile = check.pick(options, load_options)
     compile.tokenizer, compile.pre, compile.normalize = nil, nil, nil
-    model, message, code = core.model(plan, compile)
+    local called
+    called, model, message, code = pcall(core.model, plan, compile)
+    if not called then mistake, model = model, nil end
   end
   if not model then
     if plan then plan:close() end
     gguf:close()
+    if mistake then error(mistake, 2) end
     return nil, naming(path, message), code
   end
   model.path, model.gguf, model.tokenizer = path, gguf, tokenizer or nil

@@ -46,6 +46,19 @@ end
 ---@return boolean
 function overflow.has_policy(seq) return seq.on_overflow ~= nil and seq.on_overflow ~= "error" end
 
+-- A function of the user's, of a point in a grammar, has raised.
+local function has_place(fault) return type(fault) ~= "string" or fault:find "^[^\n]-:%d+:" end
+
+---What became of appending. A mistake is blamed on whoever called us: nothing but tail calls lies between.
+local function settle(append, seq, input, need, called, pos, message, code)
+  if not called then error(pos, has_place(pos) and 0 or 2) end
+  if pos or code ~= FULL or not overflow.has_policy(seq) then return pos, message, code end
+  local made, why, fault = check(seq.on_overflow)(seq, need)
+  if fault then return nil, why, fault end
+  if not made then return nil, message, code end
+  return append(seq, input)
+end
+
 ---Append tokens with `append`, which gives nil, message, FULL where they do not fit; then the policy may make room,
 ---once.
 ---@param append fun(seq: kigo.Sequence, input: any): integer?, string?, integer?
@@ -56,12 +69,7 @@ function overflow.has_policy(seq) return seq.on_overflow ~= nil and seq.on_overf
 ---@return string? message
 ---@return integer? code
 function overflow.append(append, seq, input, need)
-  local pos, message, code = append(seq, input)
-  if pos or code ~= FULL or not overflow.has_policy(seq) then return pos, message, code end
-  local made, why, fault = check(seq.on_overflow)(seq, need)
-  if fault then return nil, why, fault end
-  if not made then return nil, message, code end
-  return append(seq, input)
+  return settle(append, seq, input, need, pcall(append, seq, input))
 end
 
 return overflow
