@@ -5,7 +5,7 @@
 
 static int push_failure(lua_State *L, const kg_judge *judge, const kg_error *err)
 {
-  if (judge) kg_raise_judged(L, judge);
+  if (judge) kg_raise_judged(L, judge, err);
   return kg_push_error(L, err);
 }
 
@@ -47,11 +47,11 @@ static int constrain(lua_State *L)
   }
   read_options(L, &options);
   kg_tokenizer *tokenizer = check_model_tokenizer(L);
-  kg_push_judge(L, 3, kg_check_grammar(L, 2), &judge);
+  kg_push_judge(L, 3, kg_check_grammar(L, 2), kg_sequence_model(kg_check_sequence(L, 1)), &judge);
   options.judge = judge.user ? &judge : NULL;
   const int status = kg_sequence_constrain(kg_check_sequence(L, 1), kg_check_grammar(L, 2), tokenizer, &options, &err);
-  if (status && judge.user) kg_raise_judged(L, &judge);
   kg_settle_judge(&judge);
+  if (status && judge.user) kg_raise_judged(L, &judge, &err);
   if (status) return kg_push_error(L, &err);
   lua_settop(L, 1);
   return 1;

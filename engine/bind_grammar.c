@@ -340,7 +340,7 @@ static kg_matcher *check_matcher(lua_State *L, int index) { return kg_check_open
 /* Finish a call that failed: what a function of the user's raised, or the error. */
 static int push_failure(lua_State *L, const kg_matcher *matcher, const kg_error *err)
 {
-  kg_raise_judged(L, kg_matcher_judge(matcher));
+  kg_raise_judged(L, kg_matcher_judge(matcher), err);
   return kg_push_error(L, err);
 }
 
@@ -350,11 +350,11 @@ static int push_matcher(lua_State *L, kg_tokenizer *tokenizer, int options, kg_e
   kg_handle *handle = kg_push_handle(L, KG_CLASS_MATCHER, 1);
   kg_judge judge;
   kg_matcher *made = NULL;
-  kg_push_judge(L, options, kg_check_grammar(L, 1), &judge);
+  kg_push_judge(L, options, kg_check_grammar(L, 1), NULL, &judge);
   const int status = kg_matcher_new(kg_check_grammar(L, 1), tokenizer, judge.user ? &judge : NULL, &made, err);
   kg_settle_judge(&judge);
   if (status) {
-    if (judge.user) kg_raise_judged(L, &judge);
+    if (judge.user) kg_raise_judged(L, &judge, err);
     return status;
   }
   handle->object = made;
@@ -406,6 +406,20 @@ static int matcher_release(lua_State *L)
   handle->object = NULL;
   kg_matcher_free(matcher);
   return 0;
+}
+
+/* The matcher is amid its reading while the function of a point runs. */
+static kg_matcher *check_not_judging(lua_State *L, kg_matcher *matcher)
+{
+  if (matcher && kg_matcher_is_judging(matcher))
+    luaL_error(L, "%s is in use: the function of a point must leave it alone", KG_CLASS_MATCHER);
+  return matcher;
+}
+
+static int matcher_close(lua_State *L)
+{
+  check_not_judging(L, kg_check_handle(L, 1, KG_CLASS_MATCHER)->object);
+  return matcher_release(L);
 }
 
 static int matcher_to_string(lua_State *L)
@@ -520,8 +534,11 @@ static int matcher_mask(lua_State *L)
   kg_error err;
   kg_matcher *matcher = check_matcher(L, 1);
   const kg_tensor *logits = kg_check_tensor(L, 2);
-  if (kg_matcher_mask_buffer(matcher, logits->buffer, logits->at, kg_tensor_count(logits), &n_allowed, &err))
-    return push_failure(L, matcher, &err);
+  kg_buffer *buffer = logits->buffer;
+  kg_buffer_ref(buffer); /* the function of a point may close the tensor */
+  const int status = kg_matcher_mask_buffer(matcher, buffer, logits->at, kg_tensor_count(logits), &n_allowed, &err);
+  kg_buffer_unref(buffer);
+  if (status) return push_failure(L, matcher, &err);
   lua_pushinteger(L, (lua_Integer)n_allowed);
   return 1;
 }
@@ -529,7 +546,7 @@ static int matcher_mask(lua_State *L)
 /* matcher:rewind(n = 1) -> steps left: take back so many accepted tokens (or pieces of text) */
 static int matcher_rewind(lua_State *L)
 {
-  kg_matcher *matcher = check_matcher(L, 1);
+  kg_matcher *matcher = check_not_judging(L, check_matcher(L, 1));
   const int32_t there = kg_matcher_n_steps(matcher);
   const int32_t n = lua_isnoneornil(L, 2) ? 1 : (int32_t)kg_check_int(L, 2, "n", 0, there);
   if (n > there) return luaL_error(L, "n: nothing was accepted yet");
@@ -579,7 +596,7 @@ void kg_bind_grammar(lua_State *L)
       {"close", grammar_release}, {"matcher", grammar_matcher}, {"accepts", grammar_accepts}, {NULL, NULL}};
   static const luaL_Reg grammar_metamethods[] = {
       {"__tostring", grammar_to_string}, {"__close", grammar_release}, {"__gc", grammar_release}, {NULL, NULL}};
-  static const luaL_Reg matcher_methods[] = {{"close", matcher_release},
+  static const luaL_Reg matcher_methods[] = {{"close", matcher_close},
                                              {"accept", matcher_accept},
                                              {"accept_bytes", matcher_accept_bytes},
                                              {"allowed", matcher_allowed},
@@ -594,7 +611,7 @@ void kg_bind_grammar(lua_State *L)
                                              {"copy", matcher_copy},
                                              {NULL, NULL}};
   static const luaL_Reg matcher_metamethods[] = {
-      {"__tostring", matcher_to_string}, {"__close", matcher_release}, {"__gc", matcher_release}, {NULL, NULL}};
+      {"__tostring", matcher_to_string}, {"__close", matcher_close}, {"__gc", matcher_release}, {NULL, NULL}};
   static const luaL_Reg functions[] = {{"grammar", grammar_new}, {NULL, NULL}};
   kg_class(L, KG_CLASS_GRAMMAR, grammar_methods, grammar_metamethods);
   kg_class(L, KG_CLASS_MATCHER, matcher_methods, matcher_metamethods);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "model.h"
 
 #define CLASS_JUDGE "kigo.judge"
 
@@ -14,7 +15,8 @@ typedef struct judge_box {
   lua_State *thread; /* in the user value */
   int32_t n_refs;
   int anchor; /* in the registry, while n_refs is positive */
-  bool has_raised;
+  kg_model *model;   /* of the constrained sequence, or NULL */
+  kg_error raised;   /* what the last one that raised was told as; code KG_OK: none has */
 } judge_box;
 
 /* Errors that are no strings are left as they are. */
@@ -28,9 +30,10 @@ static int fail_raised(judge_box *box, kg_error *err)
 {
   lua_State *t = box->thread;
   lua_replace(t, RAISED);
-  box->has_raised = true;
-  return kg_fail(err, KG_ERR_ARGUMENT, "the function of a point raised an error: %s",
-                 lua_type(t, RAISED) == LUA_TSTRING ? lua_tostring(t, RAISED) : luaL_typename(t, RAISED));
+  const char *text = lua_type(t, RAISED) == LUA_TSTRING ? lua_tostring(t, RAISED) : luaL_typename(t, RAISED);
+  const int status = kg_fail(&box->raised, KG_ERR_ARGUMENT, "the function of a point raised an error: %s", text);
+  if (err) *err = box->raised;
+  return status;
 }
 
 /* Protected, because pushing the text takes memory: (functions, number, kg_string *) -> answer */
@@ -47,6 +50,16 @@ static int ask_function(lua_State *L)
   return 1;
 }
 
+/* Call the function below n_args arguments on the thread, with its model as in a step: it may only look at it. */
+static bool call_function(judge_box *box, int n_args)
+{
+  const bool is_stepping = box->model && kg_model_is_stepping(box->model);
+  if (box->model) kg_model_set_stepping(box->model, true);
+  const bool is_good = lua_pcall(box->thread, n_args, 1, HANDLER) == LUA_OK;
+  if (box->model) kg_model_set_stepping(box->model, is_stepping);
+  return is_good;
+}
+
 static int ask(void *user, uint32_t point, bool partial, const char *text, size_t size, bool *answer, kg_error *err)
 {
   judge_box *box = user;
@@ -57,7 +70,7 @@ static int ask(void *user, uint32_t point, bool partial, const char *text, size_
   lua_pushvalue(t, partial ? PARTIAL : COMPLETE);
   lua_pushinteger(t, (lua_Integer)point + 1);
   lua_pushlightuserdata(t, &given);
-  if (lua_pcall(t, 3, 1, HANDLER)) return fail_raised(box, err);
+  if (!call_function(box, 3)) return fail_raised(box, err);
   *answer = lua_toboolean(t, -1);
   lua_pop(t, 1);
   return KG_OK;
@@ -111,10 +124,10 @@ static void check_names(lua_State *L, int index, const kg_grammar *grammar)
   }
 }
 
-static judge_box *push_box(lua_State *L)
+static judge_box *push_box(lua_State *L, kg_model *model)
 {
   judge_box *box = lua_newuserdatauv(L, sizeof *box, 1);
-  *box = (judge_box){0};
+  *box = (judge_box){.model = model};
   luaL_newmetatable(L, CLASS_JUDGE);
   lua_setmetatable(L, -2);
   lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
@@ -129,7 +142,7 @@ static judge_box *push_box(lua_State *L)
   return box;
 }
 
-void kg_push_judge(lua_State *L, int index, const kg_grammar *grammar, kg_judge *out)
+void kg_push_judge(lua_State *L, int index, const kg_grammar *grammar, kg_model *model, kg_judge *out)
 {
   *out = (kg_judge){0};
   luaL_checkstack(L, 10, "points");
@@ -145,7 +158,7 @@ void kg_push_judge(lua_State *L, int index, const kg_grammar *grammar, kg_judge 
   luaL_checktype(L, -1, LUA_TTABLE);
   const int functions = lua_gettop(L);
   check_names(L, functions, grammar);
-  judge_box *box = push_box(L);
+  judge_box *box = push_box(L, model);
   for (uint32_t i = 0; i < grammar->n_points; i++) {
     const kg_string point = kg_grammar_point_name(grammar, i);
     const char *name = lua_pushlstring(L, point.data, point.size);
@@ -169,11 +182,11 @@ void kg_settle_judge(const kg_judge *judge)
   if (box && !box->n_refs) let_go(box);
 }
 
-void kg_raise_judged(lua_State *L, const kg_judge *judge)
+void kg_raise_judged(lua_State *L, const kg_judge *judge, const kg_error *err)
 {
   judge_box *box = judge->user;
-  if (!box || !box->has_raised) return;
-  box->has_raised = false;
+  if (!box || !box->raised.code || strcmp(box->raised.message, err->message) != 0) return; /* a draft may have asked */
+  box->raised.code = KG_OK;
   luaL_checkstack(L, 1, "points");
   lua_pushvalue(box->thread, RAISED);
   lua_xmove(box->thread, L, 1);

@@ -70,7 +70,7 @@ static int sequence_to_string(lua_State *L)
 static int push_failure(lua_State *L, const kg_sequence *sequence, const kg_error *err)
 {
   const kg_judge *judge = kg_sequence_judge(sequence);
-  if (judge) kg_raise_judged(L, judge);
+  if (judge) kg_raise_judged(L, judge, err);
   return kg_push_error(L, err);
 }
 

@@ -145,6 +145,7 @@ struct kg_grammar {
   kg_regular *regular;
   struct kg_automaton *automaton; /* made on first use */
   struct kg_masks *masks;         /* likewise, one per tokenizer */
+  bool is_judging;                /* a judge is being asked, amid a matcher's reading (matcher.h) */
 };
 
 kg_string kg_grammar_point_name(const kg_grammar *grammar, uint32_t point);

@@ -33,16 +33,29 @@ struct kg_matcher {
 
 /* ---- reading ---- */
 
+static int check_idle(const kg_grammar *grammar, kg_error *err)
+{
+  if (!grammar->is_judging) return KG_OK;
+  return kg_fail(err, KG_ERR_ARGUMENT, "the grammar is in use: the function of a point must leave it alone");
+}
+
+static int ask_judge(const kg_matcher *m, uint32_t point, bool partial, size_t begin, size_t end, bool *answer,
+                     kg_error *err)
+{
+  m->grammar->is_judging = true;
+  const int status = m->judge.ask(m->judge.user, point, partial, m->text.data + begin, end - begin, answer, err);
+  m->grammar->is_judging = false;
+  return status;
+}
+
 static int ask(void *user, uint32_t point, size_t begin, size_t end, bool *answer, kg_error *err)
 {
-  const kg_matcher *m = user;
-  return m->judge.ask(m->judge.user, point, false, m->text.data + begin, end - begin, answer, err);
+  return ask_judge(user, point, false, begin, end, answer, err);
 }
 
 static int ask_partial(void *user, uint32_t point, size_t begin, size_t end, bool *answer, kg_error *err)
 {
-  const kg_matcher *m = user;
-  return m->judge.ask(m->judge.user, point, true, m->text.data + begin, end - begin, answer, err);
+  return ask_judge(user, point, true, begin, end, answer, err);
 }
 
 /* The set behind text[from, to), by `set`. Stops at KG_SET_DEAD. */
@@ -81,8 +94,9 @@ static int read_again(kg_matcher *m, kg_error *err)
 /* The sets are those of the automaton as it is. Where its memory is full, it forgets what we do not need. */
 static int follow(kg_matcher *m, kg_error *err)
 {
-  if (m->is_ready && m->generation == kg_automaton_generation(m->automaton)) return KG_OK;
-  int status = read_again(m, err);
+  int status = check_idle(m->grammar, err);
+  if (status || (m->is_ready && m->generation == kg_automaton_generation(m->automaton))) return status;
+  status = read_again(m, err);
   if (status != KG_ERR_FULL) return status;
   kg_automaton_reset(m->automaton);
   return read_again(m, err);
@@ -190,7 +204,9 @@ int kg_matcher_accept(kg_matcher *m, int32_t id, bool *accepted, kg_error *err)
 int kg_matcher_fits(kg_matcher *m, int32_t id, bool *fits, kg_error *err)
 {
   step made;
-  const int status = try_token(m, id, &made, fits, err);
+  int status = check_idle(m->grammar, err);
+  if (status) return status;
+  status = try_token(m, id, &made, fits, err);
   m->text.size = m->steps[m->n_steps].text_size;
   return status;
 }
@@ -552,10 +568,14 @@ static void keep_judge(kg_matcher *m, const kg_judge *judge)
 
 const kg_judge *kg_matcher_judge(const kg_matcher *m) { return &m->judge; }
 
+bool kg_matcher_is_judging(const kg_matcher *m) { return m->grammar->is_judging; }
+
 kg_grammar *kg_matcher_grammar(const kg_matcher *m) { return m->grammar; }
 
 int kg_matcher_new(kg_grammar *grammar, kg_tokenizer *tokenizer, const kg_judge *judge, kg_matcher **out, kg_error *err)
 {
+  int status = check_idle(grammar, err);
+  if (status) return status;
   if (grammar->n_points && !judge)
     return kg_fail(err, KG_ERR_ARGUMENT, "the grammar has points, and nobody to decide at them");
   kg_matcher *m = kg_alloc_array(1, sizeof *m);
@@ -564,7 +584,7 @@ int kg_matcher_new(kg_grammar *grammar, kg_tokenizer *tokenizer, const kg_judge 
   m->classes = kg_regular_classes(grammar->regular);
   if (judge && grammar->n_points) keep_judge(m, judge);
   m->points = grammar->n_points ? KG_POINTS_ASK : KG_POINTS_PASS;
-  int status = kg_grammar_automaton(grammar, &m->automaton, err);
+  status = kg_grammar_automaton(grammar, &m->automaton, err);
   if (!status && tokenizer) {
     m->tokenizer = kg_tokenizer_ref(tokenizer);
     status = kg_grammar_masks(grammar, tokenizer, &m->masks, err);
@@ -584,6 +604,8 @@ int kg_matcher_new(kg_grammar *grammar, kg_tokenizer *tokenizer, const kg_judge 
 
 int kg_matcher_copy(const kg_matcher *from, kg_matcher **out, kg_error *err)
 {
+  const int status = check_idle(from->grammar, err);
+  if (status) return status;
   kg_matcher *m = kg_alloc_array(1, sizeof *m);
   if (!m) return kg_fail_memory(err, sizeof *m, "a matcher");
   *m = *from;

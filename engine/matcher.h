@@ -8,7 +8,8 @@
 typedef struct kg_matcher kg_matcher;
 
 /* Who decides at the points of a grammar. `partial`: the text is not complete; may it become one that will do? The answers
- * must depend on the text alone: texts are asked about again after going back. */
+ * must depend on the text alone: texts are asked about again after going back. Meanwhile all matchers of the grammar
+ * refuse (KG_ERR_ARGUMENT) what would read or change them, and must be neither freed nor rewound. */
 typedef struct kg_judge {
   int (*ask)(void *user, uint32_t point, bool partial, const char *text, size_t size, bool *answer, kg_error *err);
   void (*ref)(void *user); /* a matcher keeps the judge; NULL: it lives longer anyway */
@@ -30,6 +31,7 @@ const kg_judge *kg_matcher_judge(const kg_matcher *matcher);
 kg_grammar *kg_matcher_grammar(const kg_matcher *matcher); /* borrowed */
 int kg_matcher_copy(const kg_matcher *matcher, kg_matcher **out, kg_error *err);
 void kg_matcher_free(kg_matcher *matcher);
+bool kg_matcher_is_judging(const kg_matcher *matcher); /* is a judge being asked, by this one or another of its grammar? */
 /* Say, before the first token, that text begins here as behind a special token (SentencePiece leaves out a space there). */
 void kg_matcher_begin_text(kg_matcher *matcher, bool after_special);
 

@@ -423,5 +423,6 @@ void kg_model_set_stepping(kg_model *model, bool stepping)
 int kg_model_check_idle(const kg_model *model, kg_error *err)
 {
   if (!model->is_stepping) return KG_OK;
-  return kg_fail(err, KG_ERR_ARGUMENT, "the model is in the middle of a step: a progress callback or a hook may only look");
+  return kg_fail(err, KG_ERR_ARGUMENT, "the model is in the middle of a step: a progress callback, a hook or a point's "
+                 "function may only look");
 }

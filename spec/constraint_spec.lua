@@ -318,6 +318,73 @@ describe("seq:constrain", function()
       assert.equal(thrown, message)
     end)
 
+    -- What a function of a point may not do: it runs amid a feed, a ban or a mask.
+    local MEDDLING = {
+      function(seq) seq:close() end,
+      function(seq) seq:constrain(nil) end,
+      function(seq) seq:constrain(LINES) end,
+      function(seq) seq:rewind(0) end,
+      function(seq) seq:feed "ab" end,
+      function(seq) seq:fork() end,
+      function(seq) seq:mark() end,
+      function(seq) seq:save(os.tmpname()) end,
+      function(seq) return seq:constraint() end,
+      function(seq) seq.model:close() end,
+      function() return grammar:accepts("a.", { points = { word = function() return true end } }) end,
+    }
+
+    it("keeps sequence and grammar from their functions", function()
+      for i, meddle in ipairs(MEDDLING) do
+        local seq <close> = sequence()
+        local n_asked = 0
+        local function meddles()
+          n_asked = n_asked + 1
+          assert.is_false(pcall(meddle, seq), i)
+          if n_asked < 3 then collectgarbage() end
+          return true
+        end
+        seq:constrain(grammar, { points = { word = { complete = meddles, partial = meddles } } })
+        assert(seq:feed "ab cd")
+        assert.is_number(seq.logits:argmax())
+        assert.equal("ab cd", seq:constraint().text)
+        assert.is_true(n_asked > 3)
+        assert(seq:rewind(seq:mark()))
+        local fork <close> = assert(seq:fork()) -- the model is idle again
+        assert.equal("ab cd", fork:constraint().text)
+      end
+    end)
+
+    it("keeps matchers from their functions", function()
+      local matcher
+      local function meddles()
+        assert.is_false(pcall(matcher.close, matcher))
+        assert.is_false(pcall(matcher.rewind, matcher, 0))
+        assert.is_false(pcall(matcher.accept_bytes, matcher, "x"))
+        assert.is_false(pcall(matcher.allowed, matcher, 0))
+        assert.is_false(pcall(matcher.copy, matcher))
+        return true
+      end
+      matcher = assert(grammar:matcher(tokenizer, { points = { word = { complete = meddles, partial = meddles } } }))
+      assert.is_true(matcher:accept_bytes "ab cd")
+      local zeros = {}
+      for i = 1, tokenizer.size do zeros[i] = 0 end
+      local logits <close> = kigo.tensor(zeros)
+      assert.is_true(matcher:mask(logits) > 1)
+      assert.equal("ab cd", matcher:text())
+      matcher:close()
+    end)
+
+    it("raises what was raised in this call, not in a draft's", function()
+      local seq <close> = sequence()
+      local function unlucky(text) return #text < 3 or error "three is too many" end
+      seq:constrain(grammar, { points = { word = unlucky } })
+      assert(seq:expect(tokenizer:encode "abc d"))
+      assert(seq:step())
+      local ok, message = pcall(seq.push, seq, tokenizer:encode "A" [1])
+      assert.is_false(ok)
+      assert.not_matches("three is too many", message)
+    end)
+
     it("wants a function for each", function()
       local seq <close> = sequence()
       assert.has_error(function() seq:constrain(grammar) end)

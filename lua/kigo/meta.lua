@@ -1133,6 +1133,7 @@ function Grammar:accepts(text, options) end
 ---Says whether the text of a point will do. It must depend on the text alone, and may be asked often: about candidates,
 ---and again after going back. As a table also whether a text that goes on may become one that does, asked after every
 ---token within the point. An error in it reaches who asked for a mask or a token, with a traceback.
+---Meanwhile the grammar, its matchers, and the sequence that it constrains with its model, may only be looked at.
 ---@alias kigo.Point (fun(text: string): boolean)|kigo.PointFunctions
 
 ---@class kigo.PointFunctions
