@@ -213,6 +213,13 @@ describe("kigo.json_schema", function()
       assert.is_false(takes(source, '{"kind":"square","r":2}'))
     end)
 
+    it("look at items only where they apply", function()
+      local source = [[{ "dependentSchemas": { "a": { "items": true } }, "unevaluatedItems": false }]]
+      assert.is_true(takes(source, "[]"))
+      assert.is_false(takes(source, "[1]"))
+      assert.is_true(takes(source, '{"a":1}'))
+    end)
+
     it("of older drafts are read by the form of their keywords", function()
       assert.is_true(takes([[{ "items": [{ "type": "null" }], "additionalItems": false }]], "[null]"))
       assert.is_false(takes([[{ "items": [{ "type": "null" }], "additionalItems": false }]], "[null,1]"))

@@ -106,9 +106,11 @@ end
 
 function JOINED.dependentSchemas(self, place, value)
   if not document.is_object(value) then return end
+  local reader = self.reader
+  local is_object = reader:types({ "object" }, place.pointer)
   for _, key in ipairs(document.keys(value, place.pointer)) do
-    self:under(self.reader:required(key, place.pointer),
-      self.reader.document:inside(place, value[key], "dependentSchemas", key))
+    local is_there = reader.formulas:all { is_object, reader:required(key, place.pointer) }
+    self:under(is_there, reader.document:inside(place, value[key], "dependentSchemas", key))
   end
 end
 
