@@ -193,6 +193,16 @@ static int plan_linear(lua_State *L)
   return push_result(L, code, out, &err);
 }
 
+/* plan:linear_each(name, x, weight) -> value: a plane of the weight for each equal part of x */
+static int plan_linear_each(lua_State *L)
+{
+  kg_error err;
+  int32_t out = KG_NONE;
+  const int code = kg_plan_linear_each(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "x"),
+                                       check_id(L, 4, "weight"), &out, &err);
+  return push_result(L, code, out, &err);
+}
+
 /* Field inverse_freqs as a buffer of n floats that the collector owns, pushed on the stack. */
 static const float *push_freqs(lua_State *L, int index, int32_t n)
 {
@@ -230,12 +240,13 @@ static int plan_rope(lua_State *L)
   return push_result(L, code, out, &err);
 }
 
-/* plan:attention(name, q, k, v, sinks|nil, { heads =, kv_heads =, head_dim =, scale = 1 / sqrt(head_dim), softcap = 0,
- * window = 0 }) -> value */
+/* plan:attention(name, q, k, v|nil, sinks|nil, { heads =, kv_heads =, head_dim =, value_dim = head_dim,
+ * scale = 1 / sqrt(head_dim), softcap = 0, window = 0 }) -> value; without v the first value_dim channels of the keys
+ * are the values */
 static int plan_attention(lua_State *L)
 {
-  static const char *const fields[] = {"heads", "kv_heads", "head_dim", "scale", "softcap", "window", "bidirectional",
-                                       NULL};
+  static const char *const fields[] = {"heads",   "kv_heads", "head_dim",      "value_dim", "scale",
+                                       "softcap", "window",   "bidirectional", NULL};
   check_plan(L);
   check_fields(L, 7, fields);
   kg_attention_params params = {.n_heads = need_int(L, 7, "heads", 1, KG_PLAN_MAX_WIDTH),
@@ -244,11 +255,12 @@ static int plan_attention(lua_State *L)
                                 .softcap = opt_float(L, 7, "softcap", 0),
                                 .window = (int32_t)kg_opt_int_field(L, 7, "window", 0, 0, INT32_MAX),
                                 .is_bidirectional = kg_opt_bool_field(L, 7, "bidirectional", false)};
+  params.value_dim = (int32_t)kg_opt_int_field(L, 7, "value_dim", params.head_dim, 1, KG_PLAN_MAX_WIDTH);
   params.scale = opt_float(L, 7, "scale", 1 / sqrt(params.head_dim));
   kg_error err;
   int32_t out = KG_NONE;
   const int code = kg_plan_attention(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "q"), check_id(L, 4, "k"),
-                                     check_id(L, 5, "v"), opt_id(L, 6, "sinks"), &params, &out, &err);
+                                     opt_id(L, 5, "v"), opt_id(L, 6, "sinks"), &params, &out, &err);
   return push_result(L, code, out, &err);
 }
 
@@ -339,14 +351,30 @@ static int plan_softcap(lua_State *L)
   return push_result(L, code, out, &err);
 }
 
-/* plan:slice(name, x, first, width) -> value; first is a 0-based column */
+/* plan:slice(name, x, first, width, groups = 1) -> value; first is a 0-based column of each group */
 static int plan_slice(lua_State *L)
 {
   kg_error err;
   int32_t out = KG_NONE;
-  const int code = kg_plan_slice(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "x"),
-                                 (int32_t)kg_check_int(L, 4, "first", INT32_MIN, INT32_MAX),
-                                 (int32_t)kg_check_int(L, 5, "width", INT32_MIN, INT32_MAX), &out, &err);
+  const kg_slice_params params = {
+      .first = (int32_t)kg_check_int(L, 4, "first", INT32_MIN, INT32_MAX),
+      .width = (int32_t)kg_check_int(L, 5, "width", INT32_MIN, INT32_MAX),
+      .groups = lua_isnoneornil(L, 6) ? 1 : (int32_t)kg_check_int(L, 6, "groups", INT32_MIN, INT32_MAX)};
+  const int code =
+      kg_plan_slice(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "x"), &params, &out, &err);
+  return push_result(L, code, out, &err);
+}
+
+/* plan:concat(name, a, b, groups = 1, shared = false) -> value: the parts of a, each followed by b's, or by all of b */
+static int plan_concat(lua_State *L)
+{
+  kg_error err;
+  int32_t out = KG_NONE;
+  const kg_concat_params params = {
+      .groups = lua_isnoneornil(L, 5) ? 1 : (int32_t)kg_check_int(L, 5, "groups", INT32_MIN, INT32_MAX),
+      .is_shared = lua_toboolean(L, 6)};
+  const int code = kg_plan_concat(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "a"), check_id(L, 4, "b"),
+                                  &params, &out, &err);
   return push_result(L, code, out, &err);
 }
 
@@ -400,6 +428,7 @@ static void set_attention(lua_State *L, const kg_attention_params *p)
   kg_set_integer(L, "heads", p->n_heads);
   kg_set_integer(L, "kv_heads", p->n_kv_heads);
   kg_set_integer(L, "head_dim", p->head_dim);
+  kg_set_integer(L, "value_dim", p->value_dim);
   kg_set_number(L, "scale", p->scale);
   kg_set_number(L, "softcap", p->softcap);
   kg_set_integer(L, "window", p->window);
@@ -435,9 +464,17 @@ static void set_params(lua_State *L, const kg_op *op)
   case KG_OP_MOE: set_moe(L, &op->u.moe); break;
   case KG_OP_SCALE: kg_set_number(L, "factor", op->u.scale); break;
   case KG_OP_SOFTCAP: kg_set_number(L, "cap", op->u.scale); break;
-  case KG_OP_SLICE: kg_set_integer(L, "first", op->u.slice); break;
+  case KG_OP_SLICE:
+    kg_set_integer(L, "first", op->u.slice.first);
+    kg_set_integer(L, "groups", op->u.slice.groups);
+    break;
+  case KG_OP_CONCAT:
+    kg_set_integer(L, "groups", op->u.concat.groups);
+    kg_set_boolean(L, "shared", op->u.concat.is_shared);
+    break;
   case KG_OP_EMBED:
   case KG_OP_LINEAR:
+  case KG_OP_LINEAR_EACH:
   case KG_OP_ADD: break;
   }
 }
@@ -591,6 +628,7 @@ void kg_bind_plan(lua_State *L)
       {"linear", plan_linear},   {"rope", plan_rope},             {"attention", plan_attention},
       {"glu", plan_glu},         {"act", plan_act},               {"moe", plan_moe},       {"add", plan_add},
       {"scale", plan_scale},     {"softcap", plan_softcap},       {"slice", plan_slice},   {"rename", plan_rename},
+      {"concat", plan_concat},   {"linear_each", plan_linear_each},
       {"finish", plan_finish},   {"ops", plan_ops},               {"value_names", plan_value_names},
       {"value", plan_value},     {"weights", plan_weights},       {"info", plan_info},     {"close", plan_close},
       {NULL, NULL}};

@@ -49,11 +49,16 @@ static kg_kv_type kv_type(const kg_model *model)
   return kg_model_backend(model)->kv_type(kg_model_executable(model));
 }
 
-/* Bytes of one position's keys, or values, of one attention operation. */
-static size_t row_bytes(const kg_model *model, int32_t layer)
+/* Bytes of one position in one attention operation. */
+typedef struct row_bytes {
+  size_t keys, values;
+} row_bytes;
+
+static row_bytes row_bytes_of(const kg_model *model, int32_t layer)
 {
   const kg_attention_params *a = &kg_plan_layer(kg_model_plan(model), layer)->u.attention;
-  return (size_t)a->n_kv_heads * (size_t)a->head_dim * (kv_type(model) == KG_KV_F16 ? sizeof(uint16_t) : sizeof(float));
+  const size_t element = kv_type(model) == KG_KV_F16 ? sizeof(uint16_t) : sizeof(float);
+  return (row_bytes){(size_t)kg_key_width(a) * element, (size_t)kg_value_width(a) * element};
 }
 
 /* Bounded: a page has many positions, and its size was checked. */
@@ -62,9 +67,10 @@ static size_t position_bytes(const kg_model *model, size_t *widest)
   size_t sum = 0;
   *widest = 1;
   for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)); layer++) {
-    const size_t bytes = row_bytes(model, layer);
-    sum += 2 * bytes;
-    if (bytes > *widest) *widest = bytes;
+    const row_bytes bytes = row_bytes_of(model, layer);
+    sum += bytes.keys + bytes.values;
+    if (bytes.keys > *widest) *widest = bytes.keys;
+    if (bytes.values > *widest) *widest = bytes.values;
   }
   return sum;
 }
@@ -92,13 +98,13 @@ static int move_rows(const rows_of *r, int32_t layer, int32_t pos, int32_t n, kg
 {
   const kg_backend *backend = kg_model_backend(r->model);
   kg_executable *exe = kg_model_executable(r->model);
-  const size_t row = row_bytes(r->model, layer);
+  const row_bytes row = row_bytes_of(r->model, layer);
   int status = KG_OK;
   for (int32_t done = 0; done < n && !status;) {
     const int32_t slot = (pos + done) % KG_PAGE, room = KG_PAGE - slot;
     const kg_kv_rows rows = {.page = r->pages->ids[(pos + done) / KG_PAGE], .slot = slot,
                              .n = n - done < room ? n - done : room, .layer = layer};
-    unsigned char *keys = r->keys + (size_t)done * row, *values = r->values + (size_t)done * row;
+    unsigned char *keys = r->keys + (size_t)done * row.keys, *values = r->values + (size_t)done * row.values;
     status = r->writes ? backend->kv_write(exe, &rows, keys, values, err) : backend->kv_read(exe, &rows, keys, values, err);
     done += rows.n;
   }
@@ -155,8 +161,9 @@ static int put_cache(writer *w, const kg_sequence *sequence, kg_error *err)
     const int32_t left = sequence->n_evaluated - pos, n = left < BLOCK ? left : BLOCK;
     for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)) && !status; layer++) {
       status = move_rows(&r, layer, pos, n, err);
-      if (!status) status = put(w, r.keys, (size_t)n * row_bytes(model, layer), err);
-      if (!status) status = put(w, r.values, (size_t)n * row_bytes(model, layer), err);
+      const row_bytes row = row_bytes_of(model, layer);
+      if (!status) status = put(w, r.keys, (size_t)n * row.keys, err);
+      if (!status) status = put(w, r.values, (size_t)n * row.values, err);
     }
   }
   kg_free(r.keys);
@@ -339,8 +346,9 @@ static int get_cache(reader *r, kg_sequence *sequence, kg_error *err)
   for (int32_t pos = 0; pos < n_cached && !status; pos += BLOCK) {
     const int32_t n = n_cached - pos < BLOCK ? n_cached - pos : BLOCK;
     for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)) && !status; layer++) {
-      status = get(r, to.keys, (size_t)n * row_bytes(model, layer), err);
-      if (!status) status = get(r, to.values, (size_t)n * row_bytes(model, layer), err);
+      const row_bytes row = row_bytes_of(model, layer);
+      status = get(r, to.keys, (size_t)n * row.keys, err);
+      if (!status) status = get(r, to.values, (size_t)n * row.values, err);
       if (!status) status = move_rows(&to, layer, pos, n, err);
     }
   }

@@ -332,8 +332,11 @@ int kg_plan_norm(kg_plan *plan, const char *name, int32_t x, int32_t scale, int3
     return kg_fail(err, KG_ERR_FORMAT, "%s: value %s of width %d has no %d equal groups", name, value_name(plan, x),
                    width, params->groups);
   const int32_t part = width / params->groups;
-  code = fit_weight(plan, name, "scale", scale, part, 1, 1, value_name(plan, x), err);
-  if (!code) code = fit_optional(plan, name, "bias", bias, part, 1, value_name(plan, x), err);
+  code = fit_weight(plan, name, "scale", scale, part, 0, 1, value_name(plan, x), err);
+  if (code) return code;
+  const int64_t rows = plan->weights[scale].rows == 1 ? 1 : params->groups;
+  code = fit_weight(plan, name, "scale", scale, part, rows, 1, value_name(plan, x), err);
+  if (!code) code = fit_optional(plan, name, "bias", bias, part, rows, value_name(plan, x), err);
   if (code) return code;
   kg_op op = new_op(KG_OP_NORM, x, KG_NONE, KG_NONE);
   op.w[0] = scale;
@@ -358,15 +361,33 @@ int kg_plan_linear(kg_plan *plan, const char *name, int32_t x, int32_t weight, i
   return append(plan, name, &op, w->rows, out, err);
 }
 
+int kg_plan_linear_each(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t *out, kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (code) return code;
+  const kg_weight *w = get_weight(plan, name, "weight", weight, err);
+  if (!w) return KG_ERR_ARGUMENT;
+  const int32_t width = width_of(plan, x);
+  if (width % w->planes)
+    return kg_fail(err, KG_ERR_FORMAT, "tensor %s: %lld planes, but value %s of width %d has no so many equal parts",
+                   w->name, (long long)w->planes, value_name(plan, x), width);
+  code = fit_weight(plan, name, "weight", weight, width / w->planes, 0, w->planes, value_name(plan, x), err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_LINEAR_EACH, x, KG_NONE, KG_NONE);
+  op.w[0] = weight;
+  return append(plan, name, &op, w->rows * w->planes, out, err); /* bounded: of KG_PLAN_MAX_* each */
+}
+
 /* Heads and channels are bounded by the width that they must fill. */
 static int check_heads(const kg_plan *plan, const char *name, int32_t value, const char *field, int32_t n_heads,
-                       int32_t head_dim, kg_error *err)
+                       const char *size_field, int32_t head_dim, kg_error *err)
 {
   int code = check_number(name, field, n_heads, 1, KG_PLAN_MAX_WIDTH, err);
-  if (!code) code = check_number(name, "head_dim", head_dim, 1, KG_PLAN_MAX_WIDTH, err);
+  if (!code) code = check_number(name, size_field, head_dim, 1, KG_PLAN_MAX_WIDTH, err);
   if (code) return code;
   char reason[96];
-  snprintf(reason, sizeof reason, "%s = %d times head_dim = %d", field, n_heads, head_dim);
+  snprintf(reason, sizeof reason, "%s = %d times %s = %d", field, n_heads, size_field, head_dim);
   return check_width(plan, name, value, (int64_t)n_heads * head_dim, reason, err); /* bounded: two of 32 bits */
 }
 
@@ -374,7 +395,7 @@ int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_param
 {
   int code = check_open(plan, name, err);
   if (!code) code = check_value(plan, name, "x", x, err);
-  if (!code) code = check_heads(plan, name, x, "heads", params->n_heads, params->head_dim, err);
+  if (!code) code = check_heads(plan, name, x, "heads", params->n_heads, "head_dim", params->head_dim, err);
   if (!code) code = check_number(name, "dims", params->n_dims, 2, params->head_dim, err);
   if (!code) code = check_number(name, "magnitude", params->magnitude, 1e-6, 1e6, err);
   if (code) return code;
@@ -405,10 +426,12 @@ int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int
   int code = check_open(plan, name, err);
   if (!code) code = check_value(plan, name, "q", q, err);
   if (!code) code = check_value(plan, name, "k", k, err);
-  if (!code) code = check_value(plan, name, "v", v, err);
-  if (!code) code = check_heads(plan, name, q, "heads", p->n_heads, p->head_dim, err);
-  if (!code) code = check_heads(plan, name, k, "kv_heads", p->n_kv_heads, p->head_dim, err);
-  if (!code) code = check_heads(plan, name, v, "kv_heads", p->n_kv_heads, p->head_dim, err);
+  if (!code && v != KG_NONE) code = check_value(plan, name, "v", v, err);
+  if (!code) code = check_heads(plan, name, q, "heads", p->n_heads, "head_dim", p->head_dim, err);
+  if (!code) code = check_heads(plan, name, k, "kv_heads", p->n_kv_heads, "head_dim", p->head_dim, err);
+  if (!code && v != KG_NONE)
+    code = check_heads(plan, name, v, "kv_heads", p->n_kv_heads, "value_dim", p->value_dim, err);
+  if (!code) code = check_number(name, "value_dim", p->value_dim, 1, v == KG_NONE ? p->head_dim : KG_PLAN_MAX_WIDTH, err);
   if (!code) code = check_number(name, "scale", p->scale, 1e-9, 1e6, err);
   if (!code) code = check_number(name, "softcap", p->softcap, 0, 1e9, err);
   if (!code) code = check_number(name, "window", p->window, 0, KG_PLAN_MAX_CONTEXT, err);
@@ -429,7 +452,8 @@ int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int
   op.w[0] = sinks;
   op.u.attention = *p;
   op.u.attention.layer = (int32_t)plan->n_layers;
-  code = append(plan, name, &op, width_of(plan, q), out, err);
+  op.u.attention.values_in_keys = v == KG_NONE;
+  code = append(plan, name, &op, (int64_t)p->n_heads * p->value_dim, out, err); /* bounded: two of 32 bits */
   if (!code) plan->layers[plan->n_layers++] = (int32_t)plan->n_ops - 1;
   return code;
 }
@@ -548,17 +572,46 @@ int kg_plan_softcap(kg_plan *plan, const char *name, int32_t x, float cap, int32
   return append(plan, name, &op, width_of(plan, x), out, err);
 }
 
-int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, int32_t first, int32_t width, int32_t *out, kg_error *err)
+/* A value is cut into equal parts. */
+static int check_groups(const kg_plan *plan, const char *name, int32_t value, int32_t groups, kg_error *err)
 {
+  const int code = check_number(name, "groups", groups, 1, KG_PLAN_MAX_WIDTH, err);
+  if (code || width_of(plan, value) % groups == 0) return code;
+  return kg_fail(err, KG_ERR_FORMAT, "%s: value %s of width %d has no %d equal groups", name, value_name(plan, value),
+                 width_of(plan, value), groups);
+}
+
+int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, const kg_slice_params *params, int32_t *out,
+                  kg_error *err)
+{
+  const int32_t first = params->first, width = params->width;
   int code = check_open(plan, name, err);
   if (!code) code = check_value(plan, name, "x", x, err);
+  if (!code) code = check_groups(plan, name, x, params->groups, err);
   if (code) return code;
-  if (first < 0 || width < 1 || (int64_t)first + width > width_of(plan, x)) /* bounded: two of 32 bits */
-    return kg_fail(err, KG_ERR_FORMAT, "%s: columns %d to %lld are outside value %s of width %d", name, first,
-                   (long long)first + width, value_name(plan, x), width_of(plan, x)); /* bounded: two of 32 bits */
+  const int32_t part = width_of(plan, x) / params->groups;
+  if (first < 0 || width < 1 || (int64_t)first + width > part) /* bounded: two of 32 bits */
+    return kg_fail(err, KG_ERR_FORMAT, "%s: columns %d to %lld are outside %s %s of width %d", name, first,
+                   (long long)first + width, params->groups > 1 ? "a group of value" : "value", /* bounded: two of 32 bits */
+                   value_name(plan, x), part);
   kg_op op = new_op(KG_OP_SLICE, x, KG_NONE, KG_NONE);
-  op.u.slice = first;
-  return append(plan, name, &op, width, out, err);
+  op.u.slice = *params;
+  return append(plan, name, &op, (int64_t)params->groups * width, out, err); /* bounded: two of 32 bits */
+}
+
+int kg_plan_concat(kg_plan *plan, const char *name, int32_t a, int32_t b, const kg_concat_params *params, int32_t *out,
+                   kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "a", a, err);
+  if (!code) code = check_value(plan, name, "b", b, err);
+  if (!code) code = check_groups(plan, name, a, params->groups, err);
+  if (!code && !params->is_shared) code = check_groups(plan, name, b, params->groups, err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_CONCAT, a, b, KG_NONE);
+  op.u.concat = *params;
+  const int64_t times = params->is_shared ? params->groups : 1;
+  return append(plan, name, &op, width_of(plan, a) + times * width_of(plan, b), out, err); /* bounded: 2^49 */
 }
 
 int kg_plan_rename(kg_plan *plan, int32_t value, const char *name, kg_error *err)
@@ -746,7 +799,7 @@ int32_t kg_plan_residual(const kg_plan *plan)
 
 const char *kg_op_name(kg_op_kind kind)
 {
-  static const char *const names[] = {"embed", "norm", "linear", "rope",  "attention", "glu",
-                                      "act",   "moe",  "add",    "scale", "softcap",   "slice"};
+  static const char *const names[] = {"embed", "norm", "linear", "linear_each", "rope",    "attention", "glu",
+                                      "act",   "moe",  "add",    "scale",       "softcap", "slice",     "concat"};
   return (size_t)kind < sizeof names / sizeof names[0] ? names[kind] : "unknown";
 }

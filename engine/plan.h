@@ -45,8 +45,10 @@ typedef enum kg_op_kind {
                       (optional) its first row to all (the token types of bert: text that is no pair is of type 0) */
   KG_OP_NORM,      /* in[0]; w[0] scale, w[1] bias or none; u.norm */
   KG_OP_LINEAR,    /* out = in[0] * w[0]^T + w[1] (bias, optional) */
+  KG_OP_LINEAR_EACH, /* in[0] in as many equal parts as w[0] has planes: each times its plane, side by side (heads) */
   KG_OP_ROPE,      /* in[0] rotated by position; u.rope */
-  KG_OP_ATTENTION, /* in = q, k, v; writes k, v of its rows to cache layer u.attention.layer, then attends causally */
+  KG_OP_ATTENTION, /* in = q, k, v (or none: u.attention); writes k, v of its rows to cache layer u.attention.layer, then
+                      attends causally */
   KG_OP_GLU,       /* out = act(in[0]) * in[1]; u.act */
   KG_OP_ACT,       /* out = act(in[0]); u.act */
   KG_OP_MOE,       /* in = x, router logits; w[0..2] = gate, up, down experts; w[3..5] their biases or none; w[6] one
@@ -54,7 +56,8 @@ typedef enum kg_op_kind {
   KG_OP_ADD,       /* out = in[0] + in[1] */
   KG_OP_SCALE,     /* out = in[0] * u.scale */
   KG_OP_SOFTCAP,   /* out = u.scale * tanh(in[0] / u.scale) */
-  KG_OP_SLICE      /* out = columns [u.slice, u.slice + width) of in[0] (fused qkv of phi3, gpt2) */
+  KG_OP_SLICE,     /* some columns of in[0] (fused qkv of phi3, gpt2); u.slice */
+  KG_OP_CONCAT     /* in[0], in[1] side by side; u.concat */
 } kg_op_kind;
 
 typedef enum kg_act_kind {
@@ -71,7 +74,7 @@ typedef struct kg_act { kg_act_kind kind; float limit, alpha; } kg_act;
 typedef struct kg_norm_params {
   float epsilon;
   int32_t groups;     /* normalized independently in `groups` equal parts of the row (per-head norms); 1 = whole row.
-                         w[0] has width / groups elements */
+                         w[0] has width / groups elements, or a row of so many for each group; w[1] too */
   bool subtract_mean; /* LayerNorm; else RMSNorm */
 } kg_norm_params;
 
@@ -86,9 +89,12 @@ typedef struct kg_rope_params {
 } kg_rope_params;
 
 typedef struct kg_attention_params {
-  int32_t layer;               /* cache layer, 0-based, one per attention op */
+  int32_t layer;               /* cache layer, 0-based, one per attention op; set by kg_plan_attention */
   int32_t n_heads, n_kv_heads; /* n_heads a multiple of n_kv_heads; head h reads kv head h / (n_heads / n_kv_heads) */
-  int32_t head_dim;
+  int32_t head_dim;            /* of queries and keys */
+  int32_t value_dim;           /* of values and results */
+  bool values_in_keys;         /* there is no v: the first value_dim channels of each head's keys are its values, and the
+                                  cache holds the keys alone; set by kg_plan_attention */
   float scale;                 /* multiplies q.k */
   float softcap;               /* scores = softcap * tanh(scores / softcap); 0: none */
   int32_t window;              /* sees positions p - window < j <= p; 0: all j <= p */
@@ -115,6 +121,22 @@ typedef struct kg_moe_params {
   kg_act act;
 } kg_moe_params;
 
+/* Columns [first, first + width) of each of `groups` equal parts of the row, side by side. */
+typedef struct kg_slice_params { int32_t first, width, groups; } kg_slice_params;
+
+/* For each of `groups` equal parts of in[0]: that part, then the same part of in[1], or all of it. */
+typedef struct kg_concat_params {
+  int32_t groups;
+  bool is_shared; /* in[1] is the same for all groups */
+} kg_concat_params;
+
+/* Floats of a position in the cache of an attention operation: its keys, and its values. */
+static inline int32_t kg_key_width(const kg_attention_params *p) { return p->n_kv_heads * p->head_dim; }
+static inline int32_t kg_value_width(const kg_attention_params *p)
+{
+  return p->values_in_keys ? 0 : p->n_kv_heads * p->value_dim;
+}
+
 enum { KG_OP_INPUTS = 3, KG_OP_WEIGHTS = 7 };
 
 typedef struct kg_op {
@@ -129,7 +151,8 @@ typedef struct kg_op {
     kg_act act;
     kg_moe_params moe;
     float scale;
-    int32_t slice;
+    kg_slice_params slice;
+    kg_concat_params concat;
   } u;
 } kg_op;
 
@@ -154,15 +177,17 @@ bool kg_plan_has_weight(const kg_plan *plan, const char *name);
 int kg_plan_embed(kg_plan *plan, const char *name, int32_t table, int32_t positions, int32_t types, int32_t *out, kg_error *err);
 int kg_plan_norm(kg_plan *plan, const char *name, int32_t x, int32_t scale, int32_t bias, const kg_norm_params *params, int32_t *out, kg_error *err);
 int kg_plan_linear(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, int32_t *out, kg_error *err);
+int kg_plan_linear_each(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t *out, kg_error *err);
 int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_params *params, int32_t *out, kg_error *err); /* copies inverse_freqs */
-int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int32_t v, int32_t sinks, const kg_attention_params *params, int32_t *out, kg_error *err); /* sets params.layer itself */
+int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int32_t v, int32_t sinks, const kg_attention_params *params, int32_t *out, kg_error *err); /* v KG_NONE: values in keys */
 int kg_plan_glu(kg_plan *plan, const char *name, int32_t gate, int32_t up, const kg_act *act, int32_t *out, kg_error *err);
 int kg_plan_act(kg_plan *plan, const char *name, int32_t x, const kg_act *act, int32_t *out, kg_error *err);
 int kg_plan_moe(kg_plan *plan, const char *name, int32_t x, int32_t router, const int32_t weights[KG_OP_WEIGHTS], const kg_moe_params *params, int32_t *out, kg_error *err);
 int kg_plan_add(kg_plan *plan, const char *name, int32_t a, int32_t b, int32_t *out, kg_error *err);
 int kg_plan_scale(kg_plan *plan, const char *name, int32_t x, float factor, int32_t *out, kg_error *err);
 int kg_plan_softcap(kg_plan *plan, const char *name, int32_t x, float cap, int32_t *out, kg_error *err);
-int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, int32_t first, int32_t width, int32_t *out, kg_error *err);
+int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, const kg_slice_params *params, int32_t *out, kg_error *err);
+int kg_plan_concat(kg_plan *plan, const char *name, int32_t a, int32_t b, const kg_concat_params *params, int32_t *out, kg_error *err);
 /* Give a value another name, which must be free. */
 int kg_plan_rename(kg_plan *plan, int32_t value, const char *name, kg_error *err);
 /* Name the value that holds the logits and close the plan: no operation may follow. Without a head it is not logits but
@@ -198,5 +223,17 @@ int32_t kg_plan_residual(const kg_plan *plan);
  * there is none, the last value. */
 int32_t kg_plan_hidden(const kg_plan *plan);
 const char *kg_op_name(kg_op_kind kind);
+
+/* The first so many of an operation's weights are matrices, the others vectors. */
+static inline int kg_op_matrices(kg_op_kind kind)
+{
+  switch (kind) {
+  case KG_OP_EMBED:
+  case KG_OP_MOE: return 3;
+  case KG_OP_LINEAR:
+  case KG_OP_LINEAR_EACH: return 1;
+  default: return 0;
+  }
+}
 
 #endif

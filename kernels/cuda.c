@@ -116,6 +116,23 @@ static int name_device(kg_executable *exe, kg_error *err)
   return code;
 }
 
+/* Some operations are there on the cpu alone. */
+static int check_operations(const kg_plan *plan, kg_error *err)
+{
+  for (int32_t i = 0; i < kg_plan_op_count(plan); i++) {
+    const kg_op *op = kg_plan_op(plan, i);
+    const bool is_latent = op->kind == KG_OP_ATTENTION && op->u.attention.value_dim != op->u.attention.head_dim;
+    const bool is_grouped = op->kind == KG_OP_SLICE && op->u.slice.groups > 1;
+    if (op->kind == KG_OP_ATTENTION && (is_latent || op->u.attention.values_in_keys))
+      return kg_fail(err, KG_ERR_UNSUPPORTED, "the cuda backend has no attention whose values are parts of keys, or "
+                                              "narrower: use the cpu");
+    if (op->kind == KG_OP_LINEAR_EACH || op->kind == KG_OP_CONCAT || is_grouped)
+      return kg_fail(err, KG_ERR_UNSUPPORTED, "the cuda backend has no products and slices with a part for each "
+                                              "head: use the cpu");
+  }
+  return KG_OK;
+}
+
 static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err)
 {
   if (kg_plan_logits(plan) == KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "the plan is not finished");
@@ -127,6 +144,7 @@ static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, 
   exe->half = options->kv_type == KG_KV_F16;
   int code = kg_stream_new(options->device, &exe->stream, err);
   if (!code) code = name_device(exe, err);
+  if (!code) code = check_operations(plan, err);
   if (!code) code = kg_gpu_cache_open(exe, err);
   if (!code) code = kg_gpu_weights_open(exe, err);
   if (!code) code = kg_program_build(exe, false, &exe->fused, err);

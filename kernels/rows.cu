@@ -90,6 +90,7 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
   const int index = WARPS == 1 ? blockIdx.x * 4 + warp : blockIdx.x;
   if (index >= a.n * a.groups) return;
   const float *x = a.x + (size_t)index * part;
+  const int weights = a.is_wide ? index % a.groups * part : 0; /* where those of the part begin */
   float mean = 0, max = 0;
   auto deviation = [&](int i) { /* of a lane's four, zero beyond the row */
     const int c = i * SEGMENT + 4 * lane;
@@ -111,14 +112,14 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
   });
   const float factor = norm_factor(squares, part, a.epsilon);
   auto scaled = [&](int c, float4 v, float by) {
-    const float4 w = four_of(a.scale, part, c);
+    const float4 w = four_of(a.scale + weights, part, c);
     return make_float4(v.x * w.x * by, v.y * w.y * by, v.z * w.z * by, v.w * w.w * by);
   };
   auto value = [&](int i) {
     const int c = i * SEGMENT + 4 * lane;
     float4 v = scaled(c, deviation(i), factor);
     if (!a.bias) return v;
-    const float4 b = four_of(a.bias, part, c);
+    const float4 b = four_of(a.bias + weights, part, c);
     return make_float4(v.x + b.x, v.y + b.y, v.z + b.z, v.w + b.w);
   };
   const bool is_plain = !a.subtract_mean && !a.bias; /* products can do this themselves, to the same bits */

@@ -20,7 +20,8 @@ typedef struct kg_norm_args {
   bool normalize;     /* else only the f16 form of x is made */
   bool subtract_mean;
   float epsilon;
-  const float *scale; /* [width / groups] */
+  const float *scale; /* [width / groups], or with is_wide [width]: each group its own */
+  bool is_wide;       /* the bias is, too */
   float scale_max;    /* its largest magnitude */
   const float *bias;  /* or NULL */
   float *out;         /* [n][width], or NULL */

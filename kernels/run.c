@@ -134,6 +134,7 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     a.epsilon = norm->epsilon;
     a.scale = vector_of(p, stage->op->w[0]);
     a.scale_max = weight_of(p, stage->op->w[0])->vector_max;
+    a.is_wide = kg_plan_weight_at(p->exe->plan, stage->op->w[0])->rows > 1;
     a.bias = vector_of(p, stage->op->w[1]);
     a.out = in_arena(p, place->at);
   }
@@ -224,7 +225,7 @@ static int run_columns(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     a.limit = op->u.act.limit;
     a.alpha = op->u.act.alpha;
   } else if (op->kind == KG_OP_SLICE)
-    a.slice = op->u.slice;
+    a.slice = op->u.slice.first;
   else if (op->kind != KG_OP_ADD)
     a.scale = op->u.scale;
   return kg_cuda_columns(p->exe->stream, &a, err);

@@ -37,7 +37,7 @@ int kg_gpu_weights_open(kg_executable *exe, kg_error *err)
   if (!exe->weights) return kg_fail_memory(err, (size_t)exe->n_weights * sizeof *exe->weights, "the table of weights");
   for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
     const kg_op *op = kg_plan_op(exe->plan, i);
-    const int n_matrices = op->kind == KG_OP_EMBED ? 3 : op->kind == KG_OP_LINEAR ? 1 : op->kind == KG_OP_MOE ? 3 : 0;
+    const int n_matrices = kg_op_matrices(op->kind);
     for (int j = 0; j < KG_OP_WEIGHTS; j++) mark(exe, op->w[j], j < n_matrices);
   }
   int code = KG_OK;

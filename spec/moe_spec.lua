@@ -1,5 +1,5 @@
 -- Which experts a row uses and with what shares: every backend against the definition, written down once more here. The
--- router is the identity, so the logits are the rows of the embedding table; expert e gives 1 in column e and 0 elsewhere.
+-- router is the identity, so the logits are the rows of the embedding table; expert e gives 1 in column e, else 0.
 describe("experts", function()
   local core = require "kigo.core"
   local build = require "spec.gguf_build"

@@ -10,7 +10,9 @@ describe("kigo.core.plan", function()
     { name = "bias16", shape = { 16 } }, { name = "sinks", shape = { 4 } },
     { name = "router", shape = { 32, 4 } }, { name = "experts", shape = { 32, 24, 4 } },
     { name = "down", shape = { 24, 32, 4 } }, { name = "expert_bias", shape = { 24, 4 } },
-    { name = "down_bias", shape = { 32, 4 } }, { name = "choice_bias", shape = { 4 } }, { name = "deep", shape = { 4, 2, 2, 2 } },
+    { name = "down_bias", shape = { 32, 4 } }, { name = "choice_bias", shape = { 4 } },
+    { name = "deep", shape = { 4, 2, 2, 2 } },
+    { name = "heads", shape = { 8, 6, 4 } }, { name = "head_norms", shape = { 8, 4 } },
     { name = "integers", shape = { 32 }, type = 26, bytes = ("\0"):rep(128) },
   }
   local file = gguf_build.random({ ["general.architecture"] = "none" }, tensors)
@@ -146,6 +148,50 @@ describe("kigo.core.plan", function()
       refused(FORMAT, { "x" }, plan:slice("y", x, 2147483647, 2147483647))
     end)
 
+    it("check parts, planes and groups", function()
+      local narrow = assert(plan:linear("narrow", x, w.narrow))
+      refused(FORMAT, { "x", "30", "a group" }, plan:slice("y", x, 30, 1, 2))
+      refused(FORMAT, { "x", "3 equal groups" }, plan:slice("y", x, 0, 1, 3))
+      refused(FORMAT, { "groups" }, plan:slice("y", x, 0, 1, 0))
+      refused(FORMAT, { "x", "3 equal groups" }, plan:concat("y", x, narrow, 3))
+      refused(FORMAT, { "narrow", "32 equal groups" }, plan:concat("y", x, narrow, 32))
+      refused(FORMAT, { "groups" }, plan:concat("y", x, narrow, -1))
+      refused(FORMAT, { "heads", "[8, 6, 4]", "[4, any, 4]", "narrow" }, plan:linear_each("y", narrow, w.heads))
+      local odd = assert(plan:slice("odd", x, 0, 31))
+      refused(FORMAT, { "heads", "odd", "4 planes" }, plan:linear_each("y", odd, w.heads))
+      refused(FORMAT, { "head_norms" }, plan:norm("y", x, w.head_norms, nil, { epsilon = 1, groups = 2 }))
+      refused(FORMAT, { "head", "[8, 4]" }, plan:norm("y", x, w.head_norms, w.head, { epsilon = 1, groups = 4 }))
+      raises("no value", "concat", "y", x, 99)
+      raises("no weight", "linear_each", "y", x, 99)
+      raises("v: integer", "attention", "y", x, x, "x", nil, attention)
+      assert(plan:norm("n", x, w.head_norms, w.head_norms, { epsilon = 1, groups = 4 }))
+      assert.equal(24, plan:value(plan:linear_each("each", x, w.heads)).width)
+      assert.equal(4 * (8 + 16), plan:value(plan:concat("shared", x, narrow, 4, true)).width)
+      assert.equal(32 + 16, plan:value(plan:concat("sums", x, narrow, 4)).width)
+      assert.equal(6, plan:value(plan:slice("columns", x, 5, 3, 2)).width)
+      local ops = plan:ops()
+      assert.same({ kind = "linear_each", out = "each", width = 24, inputs = { "x" }, weights = { "heads" } },
+        ops[#ops - 3])
+      assert.same({ kind = "concat", out = "shared", width = 96, inputs = { "x", "narrow" }, weights = {}, groups = 4,
+        shared = true }, ops[#ops - 2])
+      assert.same({ kind = "slice", out = "columns", width = 6, inputs = { "x" }, weights = {}, first = 5,
+        groups = 2 }, ops[#ops])
+    end)
+
+    it("take values that are narrower than keys, or parts of them", function()
+      local k, v = assert(plan:linear("k", x, w.narrow)), assert(plan:slice("v", x, 0, 6))
+      local narrow = with(attention, { value_dim = 3 })
+      refused(FORMAT, { "v", "value_dim = 8" }, plan:attention("y", x, k, v, nil, attention))
+      refused(FORMAT, { "value_dim" }, plan:attention("y", x, k, nil, nil, with(attention, { value_dim = 9 })))
+      raises("value_dim", "attention", "y", x, k, nil, nil, with(attention, { value_dim = 0 }))
+      assert.equal(12, plan:value(plan:attention("y", x, k, v, nil, narrow)).width)
+      assert.equal(12, plan:value(plan:attention("z", x, k, nil, nil, narrow)).width)
+      local ops = plan:ops()
+      assert.same({ "x", "k", "v" }, ops[#ops - 1].inputs)
+      assert.same({ "x", "k" }, ops[#ops].inputs)
+      assert.equal(3, ops[#ops].value_dim)
+    end)
+
     it("check parameters, naming the field", function()
       refused(FORMAT, { "epsilon" }, plan:norm("y", x, w.vector, nil, { epsilon = -1 }))
       refused(FORMAT, { "5 equal groups" }, plan:norm("y", x, w.vector, nil, { epsilon = 0, groups = 5 }))
@@ -236,11 +282,12 @@ describe("kigo.core.plan", function()
       assert.near(8 ^ -0.5, ops[4].scale, 1e-7)
       ops[4].scale = nil
       assert.same({ kind = "attention", out = "a", width = 32, inputs = { "q", "k", "k" }, weights = { "sinks" },
-        layer = 0, heads = 4, kv_heads = 2, head_dim = 8, softcap = 8, window = 5, bidirectional = false },
-        ops[4])
+        layer = 0, heads = 4, kv_heads = 2, head_dim = 8, value_dim = 8, softcap = 8, window = 5,
+        bidirectional = false }, ops[4])
       assert.same({ kind = "norm", out = "n", width = 32, inputs = { "x" }, weights = { "head" }, epsilon = 0.5,
         groups = 4, subtract_mean = true }, ops[5])
-      assert.same({ kind = "slice", out = "s", width = 4, inputs = { "x" }, weights = {}, first = 3 }, ops[6])
+      assert.same({ kind = "slice", out = "s", width = 4, inputs = { "x" }, weights = {}, first = 3, groups = 1 },
+        ops[6])
     end)
   end)
 

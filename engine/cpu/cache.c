@@ -23,12 +23,13 @@ int kg_cpu_cache_open(kg_executable *exe, kg_error *err)
     kg_cache_layer *layer = &exe->layers[i];
     layer->offset = exe->page_bytes;
     layer->key_bytes = (size_t)a->head_dim * KG_KEY_STRIDE * element;
-    layer->head_bytes = layer->key_bytes + (size_t)kg_padded(a->head_dim) * KG_PAGE * element;
+    layer->head_bytes = layer->key_bytes;
+    if (!a->values_in_keys) layer->head_bytes += (size_t)kg_padded(a->value_dim) * KG_PAGE * element;
     size_t bytes;
     if (!kg_mul_size(layer->head_bytes, (size_t)a->n_kv_heads, &bytes) || !kg_align_size(bytes, KG_ALIGNMENT, &bytes) ||
         !kg_add_size(exe->page_bytes, bytes, &exe->page_bytes))
       return kg_fail_memory(err, SIZE_MAX, "a cache page");
-    const int64_t floats = (int64_t)a->n_heads * kg_partial_floats(a->head_dim);
+    const int64_t floats = (int64_t)a->n_heads * kg_partial_floats(a->value_dim);
     if (floats > exe->partial_row_floats) exe->partial_row_floats = floats;
     if (a->n_heads / a->n_kv_heads > most_heads) most_heads = a->n_heads / a->n_kv_heads;
   }
@@ -106,12 +107,12 @@ typedef struct place {
   unsigned char *keys, *values; /* element 0; keys are KG_KEY_STRIDE elements apart */
 } place;
 
-static place find_place(const kg_executable *exe, const kg_kv_rows *rows, int32_t head_dim, int32_t i, int32_t head)
+static place find_place(const kg_executable *exe, const kg_kv_rows *rows, int32_t value_dim, int32_t i, int32_t head)
 {
   const kg_cache_layer *layer = &exe->layers[rows->layer];
   const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), slot = (size_t)(rows->slot + i);
   unsigned char *first = exe->pages[rows->page] + layer->offset + (size_t)head * layer->head_bytes;
-  return (place){first + slot * element, first + layer->key_bytes + slot * (size_t)kg_padded(head_dim) * element};
+  return (place){first + slot * element, first + layer->key_bytes + slot * (size_t)kg_padded(value_dim) * element};
 }
 
 /* Strides in elements. */
@@ -128,13 +129,14 @@ int kg_cpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, vo
   const int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
   if (code) return code;
   const kg_attention_params *a = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
-  const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), bytes = (size_t)a->head_dim * element;
+  const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), key_bytes = (size_t)a->head_dim * element;
+  const size_t value_bytes = a->values_in_keys ? 0 : (size_t)a->value_dim * element;
   char *key = keys, *value = values;
   for (int32_t i = 0; i < rows->n; i++)
-    for (int32_t head = 0; head < a->n_kv_heads; head++, key += bytes, value += bytes) {
-      const place at = find_place(exe, rows, a->head_dim, i, head);
+    for (int32_t head = 0; head < a->n_kv_heads; head++, key += key_bytes, value += value_bytes) {
+      const place at = find_place(exe, rows, a->value_dim, i, head);
       copy_keys(exe->half, key, 1, at.keys, KG_KEY_STRIDE, a->head_dim);
-      memcpy(value, at.values, bytes);
+      if (value_bytes) memcpy(value, at.values, value_bytes);
     }
   return KG_OK;
 }
@@ -144,13 +146,14 @@ int kg_cpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *k
   const int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
   if (code) return code;
   const kg_attention_params *a = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
-  const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), bytes = (size_t)a->head_dim * element;
+  const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), key_bytes = (size_t)a->head_dim * element;
+  const size_t value_bytes = a->values_in_keys ? 0 : (size_t)a->value_dim * element;
   const char *key = keys, *value = values;
   for (int32_t i = 0; i < rows->n; i++)
-    for (int32_t head = 0; head < a->n_kv_heads; head++, key += bytes, value += bytes) {
-      const place at = find_place(exe, rows, a->head_dim, i, head);
+    for (int32_t head = 0; head < a->n_kv_heads; head++, key += key_bytes, value += value_bytes) {
+      const place at = find_place(exe, rows, a->value_dim, i, head);
       copy_keys(exe->half, at.keys, KG_KEY_STRIDE, key, 1, a->head_dim);
-      memcpy(at.values, value, bytes);
+      if (value_bytes) memcpy(at.values, value, value_bytes);
     }
   return KG_OK;
 }

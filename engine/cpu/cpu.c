@@ -86,8 +86,8 @@ static size_t worker_bytes(const kg_executable *exe, const kg_program *program)
 {
   size_t most = program->local_bytes;
   for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
-    const int32_t head_dim = kg_plan_layer(exe->plan, i)->u.attention.head_dim;
-    const size_t bytes = (size_t)kg_attention_scratch(head_dim) * sizeof(float);
+    const kg_attention_params *a = &kg_plan_layer(exe->plan, i)->u.attention;
+    const size_t bytes = (size_t)kg_attention_scratch(a->head_dim, a->value_dim, a->values_in_keys) * sizeof(float);
     if (bytes > most) most = bytes;
   }
   const size_t tiles = KG_TILE_FLOATS + (size_t)exe->fused.tail_rows * KG_HEAD_GROUPS * KG_GROUP;

@@ -112,21 +112,28 @@ static int value_place(builder *b, int32_t value, int32_t *out)
   return KG_OK;
 }
 
-/* The packed activations of a place in the format that a weight wants, made once. */
-static int packed_place(builder *b, int32_t place, int64_t cols, int32_t weight, int32_t *out)
+/* The packed activations of a place in the format that a weight wants, a part for each of its planes, made once. */
+static int packed_place(builder *b, int32_t place, const kg_packed *weight, int32_t *out)
 {
   kg_program *p = b->program;
-  const kg_activation_format format = b->in->kernels->format(b->in->weights[weight]->type);
+  const kg_activation_format format = b->in->kernels->format(weight->type);
+  const int32_t parts = (int32_t)weight->planes;
   for (size_t i = 0; i < p->n_places; i++)
-    if (p->places[i].of == place && p->places[i].format == format) {
+    if (p->places[i].of == place && p->places[i].format == format && p->places[i].parts == parts) {
       *out = (int32_t)i;
       return KG_OK;
     }
-  int code = new_place(b, kg_terms_bytes(format, b->max_rows, cols), out);
+  size_t n_bytes, part_bytes = kg_terms_bytes(format, b->max_rows, weight->cols);
+  part_bytes = (part_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  if (!kg_mul_size(part_bytes, (size_t)parts, &n_bytes))
+    return kg_fail_memory(b->err, SIZE_MAX, "intermediate results");
+  int code = new_place(b, n_bytes, out);
   if (code) return code;
   p->places[*out].of = place;
   p->places[*out].format = format;
-  return new_row(b, KG_ROW_QUANTIZE, NULL, place, KG_NONE, *out, cols, NULL);
+  p->places[*out].parts = parts;
+  p->places[*out].part_bytes = part_bytes;
+  return new_row(b, KG_ROW_QUANTIZE, NULL, place, KG_NONE, *out, weight->cols, NULL);
 }
 
 /* ---- from operations to nodes ---- */
@@ -139,7 +146,7 @@ static int add_product(builder *b, int32_t op_index)
   const bool is_head = b->n_head <= op_index;
   int32_t x, packed, out = KG_NONE, residual = KG_NONE;
   int code;
-  if ((code = value_place(b, op->in[0], &x)) || (code = packed_place(b, x, weight->cols, op->w[0], &packed)))
+  if ((code = value_place(b, op->in[0], &x)) || (code = packed_place(b, x, weight, &packed)))
     return code;
   if (adding != KG_NONE) {
     const kg_op *add = kg_plan_op(b->plan, adding);
@@ -155,7 +162,8 @@ static int add_product(builder *b, int32_t op_index)
                             .x = packed,
                             .residual = residual,
                             .out = out,
-                            .n_groups = weight->n_groups};
+                            .planes = weight->planes,
+                            .n_groups = weight->planes * weight->n_groups};
   n->reads[0] = packed;
   n->reads[1] = residual;
   n->makes = out;
@@ -165,10 +173,10 @@ static int add_product(builder *b, int32_t op_index)
 static int add_attention(builder *b, int32_t op_index)
 {
   const kg_op *op = kg_plan_op(b->plan, op_index);
-  int32_t q, k, v, out, written, attended;
+  int32_t q, k, v = KG_NONE, out, written, attended;
   int code;
   if ((code = value_place(b, op->in[0], &q)) || (code = value_place(b, op->in[1], &k)) ||
-      (code = value_place(b, op->in[2], &v)) || (code = value_place(b, op->out, &out)) ||
+      (op->in[2] != KG_NONE && (code = value_place(b, op->in[2], &v))) || (code = value_place(b, op->out, &out)) ||
       (code = new_place(b, 0, &written)) || (code = new_place(b, 0, &attended)))
     return code;
   if ((code = new_row(b, KG_ROW_CACHE, op, k, v, written, 0, NULL))) return code;
@@ -259,7 +267,8 @@ static int add_row(builder *b, const kg_op *op)
     int n_inputs;
   } kinds[] = {{KG_OP_EMBED, KG_ROW_EMBED, 0}, {KG_OP_NORM, KG_ROW_NORM, 1},       {KG_OP_ROPE, KG_ROW_ROPE, 1},
                {KG_OP_GLU, KG_ROW_ACT, 2},     {KG_OP_ACT, KG_ROW_ACT, 1},         {KG_OP_ADD, KG_ROW_ADD, 2},
-               {KG_OP_SCALE, KG_ROW_SCALE, 1}, {KG_OP_SOFTCAP, KG_ROW_SOFTCAP, 1}, {KG_OP_SLICE, KG_ROW_SLICE, 1}};
+               {KG_OP_SCALE, KG_ROW_SCALE, 1}, {KG_OP_SOFTCAP, KG_ROW_SOFTCAP, 1}, {KG_OP_SLICE, KG_ROW_SLICE, 1},
+               {KG_OP_CONCAT, KG_ROW_CONCAT, 2}};
   for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
     if (kinds[i].op != op->kind) continue;
     int32_t in[2] = {KG_NONE, KG_NONE}, out;
@@ -305,6 +314,7 @@ static int add_op(builder *b, int32_t index)
   }
   switch (op->kind) {
   case KG_OP_LINEAR:
+  case KG_OP_LINEAR_EACH:
     code = add_product(b, index);
     break;
   case KG_OP_ATTENTION:

@@ -25,6 +25,8 @@ typedef struct kg_place {
   bool ready;                  /* while scheduling: its producer has been placed */
   int32_t of;                  /* packed activations: of this place */
   kg_activation_format format; /* and in this format */
+  int32_t parts;               /* each of so many equal parts of its rows is packed by itself */
+  size_t part_bytes;           /* one of them */
 } kg_place;
 
 typedef enum kg_row_kind {
@@ -40,6 +42,7 @@ typedef enum kg_row_kind {
   KG_ROW_SCALE,
   KG_ROW_SOFTCAP,
   KG_ROW_SLICE,
+  KG_ROW_CONCAT,
   KG_ROW_QUANTIZE, /* to packed activations */
   KG_ROW_ROUTE,    /* choose experts */
   KG_ROW_MIX,      /* weighted sum of the experts' results */
@@ -60,7 +63,8 @@ typedef struct kg_row_op {
 typedef struct kg_product {
   int32_t weight, bias;        /* bias: KG_NONE for none */
   int32_t x, residual, out;    /* places; out KG_NONE: the wanted logits */
-  int64_t n_groups;
+  int64_t planes;              /* of the weight: each times its part of x, side by side */
+  int64_t n_groups;            /* of all of them */
 } kg_product;
 
 /* A mixture of experts; all of these are places. Pairs are (row, rank) with rank below n_used. */

@@ -14,7 +14,7 @@ struct kg_executable {
   const kg_plan *plan;
   int32_t chunk;
   void **copies;           /* [weights] a weight's bytes once somebody wrote to them, else NULL: the file's */
-  size_t *layer_at;        /* [layers] float offset of a layer in a page: keys [KG_PAGE][kv width], then values */
+  size_t *layer_at;        /* [layers] float offset of a layer in a page: keys [KG_PAGE][key width], then values */
   size_t page_floats;
   float **pages;           /* [n_pages] */
   int32_t n_pages;
@@ -113,13 +113,16 @@ static void norm(const run *r, const kg_op *op)
     for (int32_t g = 0; g < p->groups; g++)
       normalize(row_of(r, op->in[0], i) + g * part, part, p, row_of(r, op->out, i) + g * part);
 
-  const float *scale = weight_row(r->exe, op->w[0], 0, 0);
-  for (int32_t i = 0; i < r->n_rows; i++)
-    for (int32_t c = 0; c < width; c++) row_of(r, op->out, i)[c] *= scale[c % part];
-  if (op->w[1] == KG_NONE) return;
-  const float *bias = weight_row(r->exe, op->w[1], 0, 0);
-  for (int32_t i = 0; i < r->n_rows; i++)
-    for (int32_t c = 0; c < width; c++) row_of(r, op->out, i)[c] += bias[c % part];
+  for (int32_t g = 0; g < p->groups; g++) {
+    const int32_t weight_group = weight_at(r->exe, op->w[0])->rows > 1 ? g : 0;
+    const float *scale = weight_row(r->exe, op->w[0], 0, weight_group);
+    for (int32_t i = 0; i < r->n_rows; i++)
+      for (int32_t c = 0; c < part; c++) row_of(r, op->out, i)[g * part + c] *= scale[c];
+    if (op->w[1] == KG_NONE) continue;
+    const float *bias = weight_row(r->exe, op->w[1], 0, weight_group);
+    for (int32_t i = 0; i < r->n_rows; i++)
+      for (int32_t c = 0; c < part; c++) row_of(r, op->out, i)[g * part + c] += bias[c];
+  }
 }
 
 static void linear(const run *r, const kg_op *op)
@@ -134,6 +137,18 @@ static void linear(const run *r, const kg_op *op)
   const float *bias = weight_row(r->exe, op->w[1], 0, 0);
   for (int32_t i = 0; i < r->n_rows; i++)
     for (int64_t o = 0; o < w->rows; o++) row_of(r, op->out, i)[o] += bias[o];
+}
+
+static void linear_each(const run *r, const kg_op *op)
+{
+  const kg_weight *w = weight_at(r->exe, op->w[0]);
+  for (int64_t plane = 0; plane < w->planes; plane++)
+    for (int64_t o = 0; o < w->rows; o++) {
+      const float *weights = weight_row(r->exe, op->w[0], plane, o);
+      for (int32_t i = 0; i < r->n_rows; i++)
+        row_of(r, op->out, i)[plane * w->rows + o] =
+            (float)dot(weights, row_of(r, op->in[0], i) + plane * w->cols, w->cols);
+    }
 }
 
 static void rope(const run *r, const kg_op *op)
@@ -157,12 +172,19 @@ static void rope(const run *r, const kg_op *op)
   }
 }
 
-/* The keys (plane 0) or values (plane 1) of a layer at a position of a span's sequence: [kv width] floats. */
-static float *cache_row(const run *r, const kg_span *span, const kg_attention_params *p, int plane, int32_t pos)
+/* The keys of a layer at a position of a span's sequence: [kg_key_width] floats. */
+static float *key_row(const run *r, const kg_span *span, const kg_attention_params *p, int32_t pos)
 {
-  const size_t kv_width = (size_t)p->n_kv_heads * (size_t)p->head_dim;
   float *page = r->exe->pages[span->pages[pos / KG_PAGE]] + r->exe->layer_at[p->layer];
-  return page + ((size_t)plane * KG_PAGE + (size_t)(pos % KG_PAGE)) * kv_width;
+  return page + (size_t)(pos % KG_PAGE) * (size_t)kg_key_width(p);
+}
+
+/* The values: [kg_value_width] floats behind all keys of the page, or the keys themselves. */
+static float *value_row(const run *r, const kg_span *span, const kg_attention_params *p, int32_t pos)
+{
+  if (p->values_in_keys) return key_row(r, span, p, pos);
+  float *page = r->exe->pages[span->pages[pos / KG_PAGE]] + r->exe->layer_at[p->layer];
+  return page + (size_t)KG_PAGE * (size_t)kg_key_width(p) + (size_t)(pos % KG_PAGE) * (size_t)kg_value_width(p);
 }
 
 /* One head of one row: q [head_dim] against positions [first, last]; scores [last - first + 1] is scratch. */
@@ -172,10 +194,11 @@ static void attend(const run *r, const kg_op *op, const kg_span *span, int32_t p
   const kg_attention_params *p = &op->u.attention;
   const int32_t last = p->is_bidirectional ? span->pos + span->n_rows - 1 : pos;
   const int32_t first = p->window && pos >= p->window ? pos - p->window + 1 : 0, n = last - first + 1;
-  const size_t kv_at = (size_t)(head / (p->n_heads / p->n_kv_heads)) * (size_t)p->head_dim;
+  const size_t kv_head = (size_t)(head / (p->n_heads / p->n_kv_heads)), k_at = kv_head * (size_t)p->head_dim;
+  const size_t v_at = kv_head * (size_t)(p->values_in_keys ? p->head_dim : p->value_dim);
   double max = -INFINITY, total = 0;
   for (int32_t j = 0; j < n; j++) {
-    scores[j] = dot(q, cache_row(r, span, p, 0, first + j) + kv_at, p->head_dim) * p->scale;
+    scores[j] = dot(q, key_row(r, span, p, first + j) + k_at, p->head_dim) * p->scale;
     if (p->softcap > 0) scores[j] = p->softcap * tanh(scores[j] / p->softcap);
     if (scores[j] > max) max = scores[j];
   }
@@ -185,9 +208,9 @@ static void attend(const run *r, const kg_op *op, const kg_span *span, int32_t p
     total = exp(sink - max);
   }
   for (int32_t j = 0; j < n; j++) total += scores[j] = exp(scores[j] - max);
-  for (int32_t c = 0; c < p->head_dim; c++) {
+  for (int32_t c = 0; c < p->value_dim; c++) {
     double sum = 0;
-    for (int32_t j = 0; j < n; j++) sum += scores[j] * cache_row(r, span, p, 1, first + j)[kv_at + (size_t)c];
+    for (int32_t j = 0; j < n; j++) sum += scores[j] * value_row(r, span, p, first + j)[v_at + (size_t)c];
     out[c] = (float)(sum / total);
   }
 }
@@ -195,20 +218,22 @@ static void attend(const run *r, const kg_op *op, const kg_span *span, int32_t p
 static int attention(const run *r, const kg_op *op, kg_error *err)
 {
   const kg_attention_params *p = &op->u.attention;
-  const size_t kv_bytes = (size_t)p->n_kv_heads * (size_t)p->head_dim * sizeof(float);
+  const size_t key_bytes = (size_t)kg_key_width(p) * sizeof(float);
+  const size_t value_bytes = (size_t)kg_value_width(p) * sizeof(float);
   for (int32_t s = 0; s < r->batch->n_spans; s++) {
     const kg_span *span = &r->batch->spans[s];
     const size_t n_positions = (size_t)span->pos + (size_t)span->n_rows;
     double *scores = kg_alloc(n_positions * sizeof *scores);
     if (!scores) return kg_fail_memory(err, n_positions * sizeof *scores, "attention scores");
     for (int32_t i = 0; i < span->n_rows; i++) {
-      memcpy(cache_row(r, span, p, 0, span->pos + i), row_of(r, op->in[1], span->row + i), kv_bytes);
-      memcpy(cache_row(r, span, p, 1, span->pos + i), row_of(r, op->in[2], span->row + i), kv_bytes);
+      memcpy(key_row(r, span, p, span->pos + i), row_of(r, op->in[1], span->row + i), key_bytes);
+      if (!p->values_in_keys)
+        memcpy(value_row(r, span, p, span->pos + i), row_of(r, op->in[2], span->row + i), value_bytes);
     }
     for (int32_t i = 0; i < span->n_rows; i++)
       for (int32_t h = 0; h < p->n_heads; h++)
         attend(r, op, span, span->pos + i, h, row_of(r, op->in[0], span->row + i) + h * p->head_dim, scores,
-               row_of(r, op->out, span->row + i) + h * p->head_dim);
+               row_of(r, op->out, span->row + i) + h * p->value_dim);
     kg_free(scores);
   }
   return KG_OK;
@@ -345,10 +370,29 @@ static void columns(const run *r, const kg_op *op)
       case KG_OP_ACT: out[c] = (float)activate(op->u.act.kind, a[c]); break;
       case KG_OP_ADD: out[c] = a[c] + b[c]; break;
       case KG_OP_SCALE: out[c] = a[c] * op->u.scale; break;
-      case KG_OP_SOFTCAP: out[c] = (float)(op->u.scale * tanh((double)a[c] / op->u.scale)); break;
-      default: out[c] = a[op->u.slice + c]; break; /* KG_OP_SLICE */
+      default: out[c] = (float)(op->u.scale * tanh((double)a[c] / op->u.scale)); break; /* KG_OP_SOFTCAP */
       }
   }
+}
+
+static void slice(const run *r, const kg_op *op)
+{
+  const kg_slice_params *p = &op->u.slice;
+  const int32_t part = width_of(r, op->in[0]) / p->groups;
+  for (int32_t i = 0; i < r->n_rows; i++)
+    for (int32_t c = 0; c < width_of(r, op->out); c++)
+      row_of(r, op->out, i)[c] = row_of(r, op->in[0], i)[c / p->width * part + p->first + c % p->width];
+}
+
+static void concat(const run *r, const kg_op *op)
+{
+  const kg_concat_params *p = &op->u.concat;
+  const int32_t n_a = width_of(r, op->in[0]) / p->groups, n = width_of(r, op->out) / p->groups, n_b = n - n_a;
+  for (int32_t i = 0; i < r->n_rows; i++)
+    for (int32_t c = 0; c < width_of(r, op->out); c++) {
+      const int32_t group = c / n, at = c % n, b_at = p->is_shared ? at - n_a : group * n_b + at - n_a;
+      row_of(r, op->out, i)[c] = at < n_a ? row_of(r, op->in[0], i)[group * n_a + at] : row_of(r, op->in[1], i)[b_at];
+    }
 }
 
 static int compute(const run *r, const kg_op *op, kg_error *err)
@@ -357,6 +401,9 @@ static int compute(const run *r, const kg_op *op, kg_error *err)
   case KG_OP_EMBED: embed(r, op); return KG_OK;
   case KG_OP_NORM: norm(r, op); return KG_OK;
   case KG_OP_LINEAR: linear(r, op); return KG_OK;
+  case KG_OP_LINEAR_EACH: linear_each(r, op); return KG_OK;
+  case KG_OP_SLICE: slice(r, op); return KG_OK;
+  case KG_OP_CONCAT: concat(r, op); return KG_OK;
   case KG_OP_ROPE: rope(r, op); return KG_OK;
   case KG_OP_ATTENTION: return attention(r, op, err);
   case KG_OP_MOE: return moe(r, op, err);
@@ -552,7 +599,7 @@ static void lay_out_pages(kg_executable *exe)
   for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
     const kg_attention_params *p = &kg_plan_layer(exe->plan, i)->u.attention;
     exe->layer_at[i] = exe->page_floats;
-    exe->page_floats += (size_t)2 * KG_PAGE * (size_t)p->n_kv_heads * (size_t)p->head_dim;
+    exe->page_floats += (size_t)KG_PAGE * ((size_t)kg_key_width(p) + (size_t)kg_value_width(p));
   }
 }
 
@@ -608,11 +655,10 @@ static int reference_kv_copy(kg_executable *exe, int32_t to, int32_t from, int32
                    exe->n_pages);
   for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
     const kg_attention_params *p = &kg_plan_layer(exe->plan, i)->u.attention;
-    const size_t kv_width = (size_t)p->n_kv_heads * (size_t)p->head_dim;
-    for (size_t plane = 0; plane < 2; plane++) {
-      const size_t at = exe->layer_at[i] + plane * KG_PAGE * kv_width;
-      memmove(exe->pages[to] + at, exe->pages[from] + at, (size_t)n_positions * kv_width * sizeof(float));
-    }
+    const size_t widths[] = {(size_t)kg_key_width(p), (size_t)kg_value_width(p)};
+    size_t at = exe->layer_at[i];
+    for (int part = 0; part < 2; at += KG_PAGE * widths[part++])
+      memmove(exe->pages[to] + at, exe->pages[from] + at, (size_t)n_positions * widths[part] * sizeof(float));
   }
   return KG_OK;
 }
@@ -623,22 +669,28 @@ static kg_kv_type reference_kv_type(const kg_executable *exe)
   return KG_KV_F32;
 }
 
-/* Floats of one slot, and where the first of the rows' slots is; its values are a plane further. */
-static float *find_rows(const kg_executable *exe, const kg_kv_rows *rows, size_t *width)
+/* The first of the rows' slots: keys and values, and their floats in one slot. */
+typedef struct kv_place {
+  float *keys, *values;
+  size_t key_width, value_width;
+} kv_place;
+
+static kv_place find_rows(const kg_executable *exe, const kg_kv_rows *rows)
 {
   const kg_attention_params *p = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
-  *width = (size_t)p->n_kv_heads * (size_t)p->head_dim;
-  return exe->pages[rows->page] + exe->layer_at[rows->layer] + (size_t)rows->slot * *width;
+  const size_t key_width = (size_t)kg_key_width(p), value_width = (size_t)kg_value_width(p);
+  float *keys = exe->pages[rows->page] + exe->layer_at[rows->layer], *values = keys + KG_PAGE * key_width;
+  const size_t slot = (size_t)rows->slot;
+  return (kv_place){keys + slot * key_width, values + slot * value_width, key_width, value_width};
 }
 
 static int reference_kv_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err)
 {
   const int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
   if (code) return code;
-  size_t width;
-  const float *first = find_rows(exe, rows, &width);
-  memcpy(keys, first, (size_t)rows->n * width * sizeof *first);
-  memcpy(values, first + KG_PAGE * width, (size_t)rows->n * width * sizeof *first);
+  const kv_place at = find_rows(exe, rows);
+  memcpy(keys, at.keys, (size_t)rows->n * at.key_width * sizeof(float));
+  memcpy(values, at.values, (size_t)rows->n * at.value_width * sizeof(float));
   return KG_OK;
 }
 
@@ -647,10 +699,9 @@ static int reference_kv_write(kg_executable *exe, const kg_kv_rows *rows, const 
 {
   const int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
   if (code) return code;
-  size_t width;
-  float *first = find_rows(exe, rows, &width);
-  memcpy(first, keys, (size_t)rows->n * width * sizeof *first);
-  memcpy(first + KG_PAGE * width, values, (size_t)rows->n * width * sizeof *first);
+  const kv_place at = find_rows(exe, rows);
+  memcpy(at.keys, keys, (size_t)rows->n * at.key_width * sizeof(float));
+  memcpy(at.values, values, (size_t)rows->n * at.value_width * sizeof(float));
   return KG_OK;
 }
 

@@ -107,12 +107,13 @@ static void write_cache(const pass *p, const kg_row_op *op, int32_t row)
   const kg_attention_params *a = &op->op->u.attention;
   const kg_cache_layer *layer = &exe->layers[a->layer];
   unsigned char *keys = exe->row_page[p->source[row]] + layer->offset;
-  exe->vector->cache_write(row_data(p, op->in[0], row), row_data(p, op->in[1], row), a->n_kv_heads, a->head_dim,
-                           exe->row_slot[p->source[row]], exe->half, keys, keys + layer->key_bytes, layer->head_bytes);
+  const float *values = a->values_in_keys ? NULL : row_data(p, op->in[1], row);
+  exe->vector->cache_write(a, row_data(p, op->in[0], row), values, exe->row_slot[p->source[row]], exe->half, keys,
+                           keys + layer->key_bytes, layer->head_bytes);
 }
 
 /* Floats between the rows and between the splits of exe->partials in this run. */
-static int64_t split_stride(const kg_attention_params *a) { return a->n_heads * kg_partial_floats(a->head_dim); }
+static int64_t split_stride(const kg_attention_params *a) { return a->n_heads * kg_partial_floats(a->value_dim); }
 
 static int64_t row_stride(const run *r, const kg_attention_params *a) { return r->n_splits * split_stride(a); }
 
@@ -131,8 +132,8 @@ static void combine(const pass *p, const kg_row_op *op, int32_t row, float *out)
   const int32_t last = a->is_bidirectional ? exe->row_last[p->source[row]] : pos;
   float *partials = exe->partials + row * row_stride(p->run, a) + first * split_stride(a);
   for (int32_t h = 0; h < a->n_heads; h++)
-    exe->vector->combine(partials + h * kg_partial_floats(a->head_dim), split_stride(a), last / KG_SPLIT + 1 - first,
-                         sinks ? sinks + h : NULL, a->head_dim, out + (int64_t)h * a->head_dim);
+    exe->vector->combine(partials + h * kg_partial_floats(a->value_dim), split_stride(a), last / KG_SPLIT + 1 - first,
+                         sinks ? sinks + h : NULL, a->value_dim, out + (int64_t)h * a->value_dim);
 }
 
 /* What experts are ranked by (kg_moe_params), to `ranks`. Softmax and sigmoid keep the order of the logits: where nothing
@@ -240,6 +241,25 @@ static void pack_row(const pass *p, kg_activation_format format, const float *x,
   exe->kernels->quantize(format, second, 0, 2 * n_rows, cols, at + in_panel, at + in_panel + 1, packed);
 }
 
+static void slice(const kg_slice_params *params, int32_t width, const float *x, float *out)
+{
+  const int32_t part = width / params->groups;
+  for (int32_t g = 0; g < params->groups; g++, x += part, out += params->width)
+    memcpy(out, x + params->first, (size_t)params->width * sizeof *out);
+}
+
+static void concat(const pass *p, const kg_op *op, const float *a, const float *b, float *out)
+{
+  const kg_concat_params *params = &op->u.concat;
+  const kg_plan *plan = p->run->exe->plan;
+  const size_t n_a = (size_t)(kg_plan_value(plan, op->in[0])->width / params->groups);
+  const size_t n_b = (size_t)(kg_plan_value(plan, op->in[1])->width / (params->is_shared ? 1 : params->groups));
+  for (int32_t g = 0; g < params->groups; g++, a += n_a, b += params->is_shared ? 0 : n_b, out += n_a + n_b) {
+    memcpy(out, a, n_a * sizeof *out);
+    memcpy(out + n_a, b, n_b * sizeof *out);
+  }
+}
+
 static float *wanted_logits(const pass *p, int32_t row)
 {
   if (p->wanted[row] < 0) return NULL;
@@ -266,7 +286,8 @@ static void run_row_op(const pass *p, const kg_row_op *op, int32_t row)
     memcpy(out, row_data(p, op->in[0], batch_row), (size_t)op->width * sizeof *out);
     break;
   case KG_ROW_NORM:
-    vector->norm(&op->op->u.norm, a, vector_of(p, op->op->w[0]), vector_of(p, op->op->w[1]), out, op->width);
+    vector->norm(&op->op->u.norm, a, vector_of(p, op->op->w[0]), vector_of(p, op->op->w[1]),
+                 kg_plan_weight_at(exe->plan, op->op->w[0])->rows > 1, out, op->width);
     break;
   case KG_ROW_ROPE: {
     const float *cosines = angles_of(exe, p->run->program, op->index, batch_row);
@@ -292,11 +313,18 @@ static void run_row_op(const pass *p, const kg_row_op *op, int32_t row)
     vector->softcap(a, op->op->u.scale, out, op->width);
     break;
   case KG_ROW_SLICE:
-    memcpy(out, a + op->op->u.slice, (size_t)op->width * sizeof *out);
+    slice(&op->op->u.slice, kg_plan_value(exe->plan, op->op->in[0])->width, a, out);
     break;
-  case KG_ROW_QUANTIZE:
-    pack_row(p, place_at(p, op->out)->format, a, p->n_rows, op->width, row, place_data(p, op->out));
+  case KG_ROW_CONCAT:
+    concat(p, op->op, a, row_data(p, op->in[1], row), out);
     break;
+  case KG_ROW_QUANTIZE: {
+    const kg_place *packed = place_at(p, op->out);
+    for (int32_t i = 0; i < packed->parts; i++)
+      pack_row(p, packed->format, a + i * op->width, p->n_rows, op->width, row,
+               (unsigned char *)place_data(p, op->out) + (size_t)i * packed->part_bytes);
+    break;
+  }
   case KG_ROW_ROUTE:
     route(p, &p->run->program->mixtures[op->index], row);
     break;
@@ -377,6 +405,25 @@ static void multiply(const pass *p, const kg_matmul *m, int64_t group0, int64_t 
     kernels->matmul(m, group0, group1);
 }
 
+/* Groups [group0, group1), counted through the planes, of a product that has a plane for each part of x. */
+static void multiply_each(const pass *p, const kg_product *product, int64_t group0, int64_t group1)
+{
+  const kg_packed *weight = &p->run->exe->weights[product->weight].packed;
+  while (group0 < group1) {
+    const int64_t plane = group0 / weight->n_groups, first = group0 % weight->n_groups;
+    const int64_t left = weight->n_groups - first, n = group1 - group0 < left ? group1 - group0 : left;
+    const size_t x_at = (size_t)plane * place_at(p, product->x)->part_bytes;
+    const kg_matmul m = {.weight = weight,
+                         .plane = plane,
+                         .x = (const unsigned char *)place_data(p, product->x) + x_at,
+                         .n_rows = p->n_rows,
+                         .out = row_data(p, product->out, 0) + plane * weight->rows,
+                         .out_stride = place_at(p, product->out)->stride};
+    multiply(p, &m, first, first + n);
+    group0 += n;
+  }
+}
+
 static void run_products(const pass *p, const kg_cpu_stage *stage, int64_t item, int64_t end)
 {
   const kg_executable *exe = p->run->exe;
@@ -387,6 +434,10 @@ static void run_products(const pass *p, const kg_cpu_stage *stage, int64_t item,
     const int64_t group1 = end - before < product->n_groups ? end - before : product->n_groups;
     before += product->n_groups;
     if (group0 >= group1) continue;
+    if (product->planes > 1) {
+      multiply_each(p, product, group0, group1);
+      continue;
+    }
     kg_matmul m = {.weight = &exe->weights[product->weight].packed,
                    .x = place_data(p, product->x),
                    .n_rows = p->n_rows,
@@ -471,12 +522,14 @@ static void run_attention(const pass *p, const kg_cpu_stage *stage, int64_t item
     const size_t keys = layer->offset + (size_t)kv_head * layer->head_bytes;
     const int32_t last = a->is_bidirectional ? exe->row_last[block->row] : block->pos + block->n_rows - 1;
     const kg_attention_block b = {.q = row_data(p, stage->in, block->row) + (int64_t)first_head * a->head_dim,
-                                  .out = row_data(p, stage->out, block->row) + (int64_t)first_head * a->head_dim,
+                                  .out = row_data(p, stage->out, block->row) + (int64_t)first_head * a->value_dim,
                                   .q_stride = place_at(p, stage->in)->stride,
                                   .out_stride = place_at(p, stage->out)->stride,
                                   .n_rows = block->n_rows,
                                   .n_heads = left < KG_ATTENTION_PAIRS ? left : KG_ATTENTION_PAIRS,
                                   .head_dim = a->head_dim,
+                                  .value_dim = a->value_dim,
+                                  .values_in_keys = a->values_in_keys,
                                   .pos = block->pos,
                                   .end = a->is_bidirectional ? last + 1 : 0,
                                   .window = a->window,
@@ -493,7 +546,7 @@ static void run_attention(const pass *p, const kg_cpu_stage *stage, int64_t item
       exe->vector->attend(&b);
     } else if (split >= first_split(a, block->pos) && split <= last / KG_SPLIT) {
       float *partials = exe->partials + block->row * row_stride(r, a) + split * split_stride(a);
-      exe->vector->attend_split(&b, split, partials + first_head * kg_partial_floats(a->head_dim), row_stride(r, a));
+      exe->vector->attend_split(&b, split, partials + first_head * kg_partial_floats(a->value_dim), row_stride(r, a));
     }
   }
 }
@@ -654,7 +707,7 @@ static kg_ahead weights_ahead(const pass *p, const kg_cpu_stage *stage)
   const kg_product *product = &p->run->program->products[stage->first];
   while (group >= product->n_groups) group -= product++->n_groups;
   const kg_packed *weight = &exe->weights[product->weight].packed;
-  const size_t left = (size_t)(weight->n_groups - group) * weight->group_bytes;
+  const size_t left = (size_t)(product->n_groups - group) * weight->group_bytes; /* planes stand one after the other */
   const char *at = (const char *)weight->data + (size_t)group * weight->group_bytes;
   return (kg_ahead){at, at + (left < KG_AHEAD_BYTES ? left : KG_AHEAD_BYTES)};
 }

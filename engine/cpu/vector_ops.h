@@ -16,13 +16,14 @@ enum {
 };
 
 /* Some query rows of one sequence against the cache of one kv head, for heads that read that kv head.
- * In a page: keys [head_dim][KG_KEY_STRIDE] at k_offset, values [KG_PAGE][kg_padded(head_dim)] at v_offset. */
+ * In a page: keys [head_dim][KG_KEY_STRIDE] at k_offset, values [KG_PAGE][kg_padded(value_dim)] at v_offset. */
 typedef struct kg_attention_block {
   const float *q; /* first row, first head; a row has the heads side by side */
   float *out;
   int64_t q_stride, out_stride; /* floats between rows */
   int32_t n_rows, n_heads;      /* n_rows * n_heads <= KG_ATTENTION_PAIRS */
-  int32_t head_dim;
+  int32_t head_dim, value_dim;
+  bool values_in_keys; /* the first value_dim channels of the keys are the values: no v_offset */
   int32_t pos;        /* of the first row */
   int32_t end;        /* all rows see the positions before it; 0: each sees those up to its own */
   int32_t window;     /* 0: none */
@@ -41,21 +42,29 @@ static inline int64_t kg_padded(int64_t n) /* floats of a row that is stored in 
 }
 
 /* One partial result: peak of the scores, sum of exponentials, padding, then the weighted sum of the values. */
-static inline int64_t kg_partial_floats(int32_t head_dim)
+static inline int64_t kg_partial_floats(int32_t value_dim)
 {
-  return KG_PARTIAL_HEAD + kg_padded(head_dim);
+  return KG_PARTIAL_HEAD + kg_padded(value_dim);
 }
 
-static inline int64_t kg_attention_scratch(int32_t head_dim)
+/* Floats for a page of keys or of values; of both where values are made from keys. */
+static inline int64_t kg_attention_page(int32_t head_dim, int32_t value_dim, bool values_in_keys)
 {
-  return KG_KEY_STRIDE * kg_padded(head_dim) + (int64_t)KG_ATTENTION_PAIRS * KG_SCORES +
-         2 * KG_ATTENTION_PAIRS * kg_partial_floats(head_dim);
+  const int64_t keys = kg_padded(head_dim), values = kg_padded(value_dim);
+  return KG_KEY_STRIDE * (values_in_keys ? keys + values : keys > values ? keys : values);
+}
+
+static inline int64_t kg_attention_scratch(int32_t head_dim, int32_t value_dim, bool values_in_keys)
+{
+  return kg_attention_page(head_dim, value_dim, values_in_keys) + (int64_t)KG_ATTENTION_PAIRS * KG_SCORES +
+         2 * KG_ATTENTION_PAIRS * kg_partial_floats(value_dim);
 }
 
 typedef struct kg_vector_ops {
-  /* (x - mean) / sqrt(variance + epsilon) * scale + bias, per group; bias may be NULL */
-  void (*norm)(const kg_norm_params *params, const float *x, const float *scale, const float *bias, float *out,
-               int64_t n);
+  /* (x - mean) / sqrt(variance + epsilon) * scale + bias, per group; bias may be NULL. Groups have the same scale and
+   * bias, or each its own behind the one before: then is_wide. */
+  void (*norm)(const kg_norm_params *params, const float *x, const float *scale, const float *bias, bool is_wide,
+               float *out, int64_t n);
   /* act(gate) * up; up NULL: act(gate) */
   void (*act)(const kg_act *act, const float *gate, const float *up, float *out, int64_t n);
   void (*add)(const float *a, const float *b, float *out, int64_t n);
@@ -69,8 +78,9 @@ typedef struct kg_vector_ops {
   void (*softcap)(const float *x, float cap, float *out, int64_t n);
   /* `cosines` and `sines`: [n_dims] for each rotated channel, the sign of the rotation in the sines */
   void (*rope)(const kg_rope_params *params, const float *x, const float *cosines, const float *sines, float *out);
-  /* Write a row of keys and values, [n_kv_heads][head_dim] each, to its slot of a page; heads are head_bytes apart. */
-  void (*cache_write)(const float *k, const float *v, int32_t n_kv_heads, int32_t head_dim, int32_t slot, bool half,
+  /* Write a row of keys [n_kv_heads][head_dim] and of values [n_kv_heads][value_dim], unless they are in the keys, to its
+   * slot of a page; heads are head_bytes apart. */
+  void (*cache_write)(const kg_attention_params *params, const float *k, const float *v, int32_t slot, bool half,
                       unsigned char *keys, unsigned char *values, size_t head_bytes);
   /* Everything the rows may see, normalized, to block->out. */
   void (*attend)(const kg_attention_block *block);
@@ -78,7 +88,7 @@ typedef struct kg_vector_ops {
    * partials + row * row_stride + head * kg_partial_floats. Then, per row and head, the splits that the row sees, which
    * lie split_stride floats apart in position order; the first of them is overwritten. */
   void (*attend_split)(const kg_attention_block *block, int32_t split, float *partials, int64_t row_stride);
-  void (*combine)(float *partials, int64_t split_stride, int32_t n_splits, const float *sink, int32_t head_dim,
+  void (*combine)(float *partials, int64_t split_stride, int32_t n_splits, const float *sink, int32_t value_dim,
                   float *out);
 } kg_vector_ops;
 

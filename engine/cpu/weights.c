@@ -20,7 +20,7 @@ static void mark_uses(kg_executable *exe)
 {
   for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
     const kg_op *op = kg_plan_op(exe->plan, i);
-    const int n_matrices = op->kind == KG_OP_EMBED ? 3 : op->kind == KG_OP_LINEAR ? 1 : op->kind == KG_OP_MOE ? 3 : 0;
+    const int n_matrices = kg_op_matrices(op->kind);
     for (int j = 0; j < KG_OP_WEIGHTS; j++) mark(exe, op->w[j], j < n_matrices);
   }
 }

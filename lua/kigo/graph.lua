@@ -156,6 +156,15 @@ function Graph:linear(x, name, as)
   return self:_emit("linear", self._prefix .. (as or name), id, weight, bias)
 end
 
+---Each of as many equal parts of x as the weight has planes times its plane, transposed: a weight for each head.
+---@param x kigo.Value
+---@param name string
+---@return kigo.Value
+function Graph:linear_each(x, name)
+  local id = id_of(self._plan, x, "x")
+  return self:_emit("linear_each", self._prefix .. name, id, self:_weight(name))
+end
+
 ---@class kigo.RopeParameters
 ---@field style "halves"|"pairs"
 ---@field head_dim integer
@@ -182,22 +191,24 @@ end
 ---@class kigo.AttentionParameters
 ---@field heads integer
 ---@field kv_heads integer
----@field head_dim integer
+---@field head_dim integer of queries and keys
+---@field value_dim? integer of values and results; default head_dim
 ---@field scale? number of q.k; default 1 / sqrt(head_dim)
 ---@field softcap? number 0: none
 ---@field window? integer positions seen, this one counts; 0: all
 ---@field bidirectional? boolean every token sees the whole sequence; then all blocks do
 
----Attention over the sequence's cache. A tensor "attn_sinks.weight" of the block gives each head's sink.
+---Attention over the sequence's cache. A tensor "attn_sinks.weight" of the block gives each head's sink. Without v the
+---first value_dim channels of the keys are the values too, and the cache holds the keys alone.
 ---@param q kigo.Value
 ---@param k kigo.Value
----@param v kigo.Value
+---@param v kigo.Value?
 ---@param params kigo.AttentionParameters
 ---@param name? string default "attn_out"
 ---@return kigo.Value
 function Graph:attention(q, k, v, params, name)
   local plan = self._plan
-  local q_id, k_id, v_id = id_of(plan, q, "q"), id_of(plan, k, "k"), id_of(plan, v, "v")
+  local q_id, k_id, v_id = id_of(plan, q, "q"), id_of(plan, k, "k"), v and id_of(plan, v, "v")
   local sinks = self:has("attn_sinks") and self:_weight("attn_sinks") or nil
   return self:_emit("attention", self._prefix .. (name or "attn_out"), q_id, k_id, v_id, sinks, params)
 end
@@ -238,8 +249,8 @@ end
 ---@field act kigo.Act
 
 ---A mixture of experts: router "ffn_gate_inp", experts "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", each with the
----bias that stands in the file; "exp_probs_b.bias" is added to the experts' scores for the choice alone. A shared expert
----whose weight comes from a gate is one more mixture, of one expert, with a suffix of its own.
+---bias that stands in the file; "exp_probs_b.bias" is added to the experts' scores for the choice alone. A shared
+---expert whose weight comes from a gate is one more mixture, of one expert, with a suffix of its own.
 ---@param x kigo.Value
 ---@param params kigo.MoeParameters
 ---@param name? string default "ffn_moe"
@@ -279,15 +290,28 @@ function Graph:softcap(x, cap, name)
   return self:_emit("softcap", name, id, cap)
 end
 
----Columns [first, first + width) of x: parts of a fused projection.
+---Columns [first, first + width) of x, or of each of some equal parts of it: parts of a fused projection.
 ---@param x kigo.Value
 ---@param first integer 0-based
 ---@param width integer
 ---@param name string
+---@param groups? integer default 1
 ---@return kigo.Value
-function Graph:slice(x, first, width, name)
+function Graph:slice(x, first, width, name, groups)
   local id = id_of(self._plan, x, "x")
-  return self:_emit("slice", self._prefix .. name, id, first, width)
+  return self:_emit("slice", self._prefix .. name, id, first, width, groups)
+end
+
+---Each of some equal parts of a, followed by the same part of b, or by all of b.
+---@param a kigo.Value
+---@param b kigo.Value
+---@param name string
+---@param groups? integer default 1
+---@param shared? boolean
+---@return kigo.Value
+function Graph:concat(a, b, name, groups, shared)
+  local a_id, b_id = id_of(self._plan, a, "a"), id_of(self._plan, b, "b")
+  return self:_emit("concat", self._prefix .. name, a_id, b_id, groups, shared)
 end
 
 ---Name the result of a block "blk.i.out".

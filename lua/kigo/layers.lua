@@ -33,7 +33,7 @@ end
 ---@class kigo.SelfAttention
 ---@field rope? kigo.RopeParameters|false   default hp.rope; false: no rotation
 ---@field attention? kigo.AttentionParameters   default hp.attention
----@field head_norm? boolean   normalize the heads of q and k (layers.head_norms)
+---@field head_norm? boolean|kigo.NormParameters   normalize the heads of q and k (layers.head_norms)
 
 ---Attention of normalized rows h over their own sequence, projected back.
 ---@param b kigo.Graph
@@ -43,7 +43,8 @@ end
 function layers.self_attention(b, h, options)
   options = options or {}
   local q, k, v = layers.qkv(b, h)
-  if options.head_norm then q, k = layers.head_norms(b, q, k) end
+  local head_norm = options.head_norm
+  if head_norm then q, k = layers.head_norms(b, q, k, head_norm ~= true and head_norm or nil) end
   local rope = options.rope
   if rope == nil then rope = b.hp.rope end
   if rope then q, k = b:rope(q, rope), b:rope(k, rope) end

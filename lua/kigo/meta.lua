@@ -565,6 +565,12 @@ function Plan:norm(name, x, scale, bias, parameters) end
 ---@param bias? integer
 ---@return integer? value
 function Plan:linear(name, x, weight, bias) end
+---Each of as many equal parts of x as the weight has planes times its plane.
+---@param name string
+---@param x integer
+---@param weight integer
+---@return integer? value
+function Plan:linear_each(name, x, weight) end
 ---@param name string
 ---@param x integer
 ---@param parameters table   kigo.RopeParameters and heads
@@ -573,7 +579,7 @@ function Plan:rope(name, x, parameters) end
 ---@param name string
 ---@param q integer
 ---@param k integer
----@param v integer
+---@param v integer?   none: the first value_dim channels of the keys
 ---@param sinks integer?
 ---@param parameters kigo.AttentionParameters
 ---@return integer? value
@@ -613,10 +619,19 @@ function Plan:scale(name, x, factor) end
 function Plan:softcap(name, x, cap) end
 ---@param name string
 ---@param x integer
----@param first integer   column
+---@param first integer   column of each group
 ---@param width integer
+---@param groups? integer   equal parts of x; default 1
 ---@return integer? value
-function Plan:slice(name, x, first, width) end
+function Plan:slice(name, x, first, width, groups) end
+---Each of some equal parts of a, then the same part of b, or all of b.
+---@param name string
+---@param a integer
+---@param b integer
+---@param groups? integer   default 1
+---@param shared? boolean
+---@return integer? value
+function Plan:concat(name, a, b, groups, shared) end
 ---@param value integer
 ---@param name string
 ---@return integer? value

@@ -29,6 +29,7 @@ Family.__tostring = function(self) return "kigo.Family " .. self.name end
 ---@type table<string, kigo.Family|string>
 arch.families = {
   bert = "BERT, BGE, GTE, E5, MiniLM: embeddings",
+  deepseek2 = "DeepSeek V2, V2 Lite, V3 and R1, Kimi K2",
   falcon = "Falcon 7B and 40B",
   gemma = "Gemma 1",
   gemma2 = "Gemma 2",
@@ -47,7 +48,7 @@ arch.families = {
   qwen3 = "Qwen 3",
   qwen3moe = "Qwen 3 with experts",
   smollm3 = "SmolLM 3",
-  stablelm = "StableLM 3B and 2 1.6B",
+  stablelm = "StableLM 3B, 2 1.6B and 2 12B",
   starcoder2 = "StarCoder 2",
 }
 

@@ -1,0 +1,94 @@
+-- deepseek2.lua - DeepSeek V2, V2 Lite, V3, R1 and what is built like them. Keys and values of all heads come from one
+-- short row per token, which is what the cache holds: queries are brought to where that row is ("attn_k_b", a plane per
+-- head), and results are brought back ("attn_v_b"). Older files have the two as one weight, "attn_kv_b": keys and values
+-- are made with it for each head then. Experts in groups, and one that all tokens share.
+local arch = require "kigo.arch"
+local layers = require "kigo.layers"
+
+local DIM = 1 << 16
+
+local rows = {
+  { key = "attention.value_length", name = "value_dim", type = "integer", min = 1, max = DIM,
+    default = function(hp) return hp.head_dim end },
+  { key = "rope.dimension_count", name = "rope_dims", type = "integer", min = 2, max = DIM,
+    relation = function(hp) if hp.rope_dims % 2 ~= 0 then return "is not even" end end },
+  { key = "attention.kv_lora_rank", name = "kv_rank", type = "integer", min = 1, max = DIM },
+  -- of a head as the projections make it; in newer files the keys without "_mla" say what is cached
+  { key = "attention.key_length_mla", name = "key_dim_mla", type = "integer", min = 1, max = DIM,
+    default = function(hp) return hp.head_dim end,
+    relation = function(hp)
+      if hp.key_dim_mla <= hp.rope_dims then return "is not more than rope.dimension_count" end
+    end },
+  { key = "attention.value_length_mla", name = "value_dim_mla", type = "integer", min = 1, max = DIM,
+    default = function(hp) return hp.value_dim end },
+  { key = "rope.scaling.yarn_log_multiplier", name = "yarn_log_multiplier", type = "number", min = 0, max = 100,
+    default = 0 },
+  { key = "leading_dense_block_count", name = "dense_blocks", type = "integer", min = 0, max = 1024, default = 0 },
+  { key = "expert_gating_func", name = "gate", type = "integer", one_of = { true, true }, default = 1 },
+  { key = "expert_weights_scale", name = "experts_scale", type = "number", min = 0, max = 1e6, default = 1 },
+  { key = "expert_weights_norm", name = "experts_normalize", type = "boolean", default = false },
+  { key = "expert_group_count", name = "expert_groups", type = "integer", min = 1, max = 1024, default = 1 },
+  { key = "expert_group_used_count", name = "expert_groups_used", type = "integer", min = 1, max = 1024,
+    default = function(hp) return hp.expert_groups end },
+}
+
+-- The queries of all heads, without and with rotation.
+local function queries(b, h, rope)
+  local hp = b.hp
+  local q
+  if b:has "attn_q_a" then
+    q = b:linear(b:norm(b:linear(h, "attn_q_a"), "attn_q_a_norm"), "attn_q_b")
+  else
+    q = b:linear(h, "attn_q")
+  end
+  local plain = hp.key_dim_mla - hp.rope_dims
+  return b:slice(q, 0, plain, "attn_q_plain", hp.head_count),
+    b:rope(b:slice(q, plain, hp.rope_dims, "attn_q_turning", hp.head_count), rope)
+end
+
+local function attention(b, h, rope, scale)
+  local hp = b.hp
+  local n, plain = hp.head_count, hp.key_dim_mla - hp.rope_dims
+  local q, q_turned = queries(b, h, rope)
+  local compressed = b:linear(h, "attn_kv_a_mqa")
+  local kv = b:norm(b:slice(compressed, 0, hp.kv_rank, "attn_kv"), "attn_kv_a_norm")
+  local k_turned = b:rope(b:slice(compressed, hp.kv_rank, hp.rope_dims, "attn_k_turning"), rope)
+  if b:has "attn_kv_b" then
+    local both = b:linear(kv, "attn_kv_b")
+    local k = b:slice(both, 0, plain, "attn_k_plain", n)
+    local v = b:slice(both, plain, hp.value_dim_mla, "attn_v", n)
+    local out = b:attention(b:concat(q, q_turned, "attn_q_all", n), b:concat(k, k_turned, "attn_k_all", n, true), v,
+      { heads = n, kv_heads = n, head_dim = hp.key_dim_mla, value_dim = hp.value_dim_mla, scale = scale })
+    return b:linear(out, "attn_output")
+  end
+  local q_all = b:concat(b:linear_each(q, "attn_k_b"), q_turned, "attn_q_all", n)
+  local out = b:attention(q_all, b:concat(kv, k_turned, "attn_k_all"), nil,
+    { heads = n, kv_heads = 1, head_dim = hp.kv_rank + hp.rope_dims, value_dim = hp.kv_rank, scale = scale })
+  return b:linear(b:linear_each(out, "attn_v_b"), "attn_output")
+end
+
+local function feed_forward(b, h, i)
+  local hp = b.hp
+  if i < hp.dense_blocks or hp.expert_count == 0 then return layers.gated(b, "silu", h) end
+  local chosen = b:moe(h, { experts = hp.expert_count, used = hp.expert_used_count, act = "silu",
+    gate = hp.gate == 2 and "sigmoid" or "softmax", normalize = hp.experts_normalize, scale = hp.experts_scale,
+    groups = hp.expert_groups, groups_used = hp.expert_groups_used,
+    group_top = b:has("exp_probs_b", "bias") and 2 or 1 })
+  if not b:has "ffn_gate_shexp" then return chosen end
+  local shared = b:glu("silu", b:linear(h, "ffn_gate_shexp"), b:linear(h, "ffn_up_shexp"))
+  return chosen + b:linear(shared, "ffn_down_shexp")
+end
+
+return arch.family("deepseek2", { rope = "pairs", rows = rows }, function(g, hp)
+  local rope = layers.with(hp.rope, { head_dim = hp.rope_dims, magnitude = 1 })
+  -- what yarn elsewhere does to queries and keys is done to the scores here
+  local stretched = hp.rope_scaling == "yarn" and 1 + hp.yarn_log_multiplier * math.log(hp.rope_scale) or 1
+  local scale = stretched ^ 2 / hp.key_dim_mla ^ 0.5
+  local x = g:embed "token_embd"
+  for i = 0, hp.block_count - 1 do
+    local b = g:block(i)
+    x = x + attention(b, b:norm(x, "attn_norm"), rope, scale)
+    x = b:out(x + feed_forward(b, b:norm(x, "ffn_norm"), i))
+  end
+  return g:logits(g:norm(x, "output_norm"), "output", "token_embd")
+end)
