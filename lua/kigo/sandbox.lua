@@ -1,6 +1,14 @@
--- sandbox.lua - scripts that nobody trusts: kigo.sandbox(source, options). The class is made by
--- engine/bind_sandbox.c; README.md,
--- "Scripts you do not trust", says what each strength holds back and what it does not.
+-- sandbox.lua - scripts that nobody trusts: kigo.sandbox(source, options). The class is made by engine/bind_sandbox.c;
+-- README.md, "Scripts you do not trust", says what each strength holds back and what it does not.
+--
+-- The script's Lua differs from stock Lua:
+--   there is no io, os, package, require, debug, print, collectgarbage, dofile, loadfile, string.dump and string.pack
+--   load takes text, as a string; setmetatable refuses __gc and weak keys
+--   strings are at most 256 KiB, have no arithmetic, and their metatable is locked; formats have at most 4,096 bytes
+--   functions of table are raw (no metamethods); unpack, byte and codepoint return at most 4,096 values
+--   protected calls nest 150 deep
+--   tensors have the methods that work on a row, but not apply_; kigo.zeros and kigo.tensor make rows
+--   math.random starts the same every time
 local core = require "kigo.core"
 local check = require "kigo.check"
 
