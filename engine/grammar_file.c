@@ -11,7 +11,7 @@ typedef struct saved_node {
   uint8_t kind, negate, all_escapes, unused;
   uint32_t n;        /* bytes, ranges, children, or members */
   uint32_t child;    /* as in kg_grammar_node; of MEMBERS: the separator */
-  uint32_t min, max; /* of REPEAT and MEMBERS */
+  uint32_t min, max; /* of REPEAT, MULTIPLE and MEMBERS */
 } saved_node;
 
 typedef struct saved_head {
@@ -227,6 +227,8 @@ static int load_node(loader *l)
     return load_list(l, &x);
   case KG_NODE_REPEAT:
     return kg_grammar_add_repeat(l->grammar, x.child, x.min, x.max, &made, l->err);
+  case KG_NODE_MULTIPLE:
+    return kg_grammar_add_multiple(l->grammar, x.min, x.max, &made, l->err);
   case KG_NODE_RULE:
     status = take_name(l, &text);
     return status ? status : kg_grammar_add_rule(l->grammar, text.data, text.size, &made, l->err);

@@ -214,6 +214,7 @@ describe("kigo.kv_file", function()
       assert(core.grammar { root = { "members", { { "!", required = true }, { "+", requires = { 1 } }, { "-" } },
         separator = ",", others = { "class", 35, 38 }, min = 1, max = 4 } }),
       assert(core.grammar { root = { "seq", { "not", "++" }, "." } }),
+      assert(core.grammar { root = { "multiple", 15, 1 } }),
     }
     for _, grammar in ipairs(grammars) do
       for _, options in ipairs { {}, { after = "(" }, { after = "((", within = 4 } } do
