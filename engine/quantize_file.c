@@ -40,11 +40,13 @@ static bool has_prefix(kg_string key, const char *prefix)
   return key.size >= n && !memcmp(key.data, prefix, n);
 }
 
-/* Keys that this file says for itself. */
+static bool is_key(kg_string key, const char *name) { return key.size == strlen(name) && has_prefix(key, name); }
+
+/* Keys that this file says for itself, or by leaving them out: its data is aligned as by default. */
 static bool is_ours(kg_string key)
 {
-  return has_prefix(key, "split.") || has_prefix(key, "general.file_type") ||
-         has_prefix(key, "general.quantization_version");
+  return has_prefix(key, "split.") || is_key(key, "general.alignment") || is_key(key, "general.file_type") ||
+         is_key(key, "general.quantization_version");
 }
 
 static void write_keys(job *j)

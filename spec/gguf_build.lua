@@ -116,16 +116,17 @@ end
 ---@return string
 function build.random(metadata, tensors)
   local entries, rows, data, offset, next_noise, keys = {}, {}, {}, 0, noise(), {}
+  local alignment = metadata["general.alignment"] or 32
   for key in pairs(metadata) do keys[#keys + 1] = key end
   table.sort(keys)
   for i, key in ipairs(keys) do entries[i] = plain_entry(key, metadata[key]) end
   for i, tensor in ipairs(tensors) do
     rows[i] = { name = tensor.name, dims = tensor.shape, type = tensor.type, offset = offset }
     local bytes = tensor.bytes or random_values(tensor.shape, next_noise)
-    data[i] = bytes .. ("\0"):rep(-#bytes % 32)
+    data[i] = bytes .. ("\0"):rep(-#bytes % alignment)
     offset = offset + #data[i]
   end
-  return build.file { entries = entries, tensors = rows, data = table.concat(data) }
+  return build.file { entries = entries, tensors = rows, data = table.concat(data), alignment = alignment }
 end
 
 return build

@@ -10,8 +10,8 @@ describe("kigo.quantize", function()
   local FIXTURE = "spec/fixtures/families/olmo2.gguf"
 
   -- A qwen2 model with rows of whole 256s, written to a file: 256 wide, 8 blocks so that mixtures show.
-  local function made()
-    local metadata = {
+  local function made(alignment)
+    local metadata = { ["general.alignment"] = alignment,
       ["general.architecture"] = "qwen2", ["general.file_type"] = 0, ["general.name"] = "made",
       ["qwen2.context_length"] = 64, ["qwen2.embedding_length"] = 256, ["qwen2.block_count"] = 8,
       ["qwen2.attention.head_count"] = 4, ["qwen2.attention.head_count_kv"] = 2,
@@ -118,6 +118,15 @@ describe("kigo.quantize", function()
     assert.equal("Q8_0", types["blk.2.ffn_up.weight"])
     assert.equal("F16", types["blk.3.ffn_up.weight"])
     assert.equal("Q4_0", types["blk.3.attn_q.weight"])
+  end)
+
+  it("lays tensors out in its own way, whatever the file did", function()
+    local wide <const> = made(4096)
+    assert(quantize.file(from, to, { type = "q8_0" }))
+    local expected = support.read(to)
+    assert(quantize.file(wide, to, { type = "q8_0" }))
+    assert.is_true(expected == support.read(to))
+    os.remove(wide)
   end)
 
   it("gives the same bytes with any number of threads", function()
