@@ -349,7 +349,21 @@ describe("timelines", function()
     lines[at] = fork
   end
 
+  ---One that changes nothing; from then on the sequence and its forks keep away from others' pages.
+  function acts.hook(line, dice)
+    line.hook = line.hook or assert(line.seq:hook(dice(2) == 1 and "blk.0.out" or "*", function(x, seq, pos)
+      assert(seq == line.seq and pos + x:shape() <= seq:pos() and not pcall(seq.feed, seq, { 1 }))
+    end))
+  end
+
+  local function unhook(line)
+    if line.hook then line.hook:close() end
+    line.hook = nil
+  end
+  acts.unhook = unhook
+
   function acts.save(line)
+    unhook(line)
     assert(line.seq:save(path))
     local again = assert(line.seq.model:restore(path))
     for _, mark in ipairs(line.marks) do assert(not pcall(again.rewind, again, mark.mark)) end
