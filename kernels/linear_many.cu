@@ -258,7 +258,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
   if (threadIdx.x == 0)
     for (int i = 0; i < n_stages<T, D>(); i++) {
       barrier_init(full + i, 4);
-      barrier_init(empty + i, 4 * GROUPS);
+      barrier_init(empty + i, CONSUMERS);
     }
   barriers_ready();
   __syncthreads();
@@ -307,8 +307,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
         }
       }
       multiply_wait(weights, seen);
-      __syncwarp(); /* all lanes have read their weights */
-      if (lane == 0) barrier_arrive(done);
+      barrier_arrive(done); /* every thread for what it has read itself */
       if ((block0 + KG_CHUNK) % shape.run == 0 || block0 + KG_CHUNK >= t.end) join_run(total, c);
     }
     if (++at == n_stages<T, D>()) {
