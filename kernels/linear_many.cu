@@ -77,7 +77,9 @@ static __device__ __forceinline__ void multiply(float (&c)[64], const uint32_t a
 }
 
 /* The sums are whole now, and the weights read. Until then neither may be touched, which the compiler does not know of
- * registers that the tensor cores read: `seen` uses them here, so that they are not given to others before. */
+ * registers that the tensor cores read: `seen` uses them here, so that they are not given to others before. Even so
+ * nothing is decoded meanwhile: copies of them, which the compiler makes to have four in a row, would be given away, and
+ * were (cuda_spec: the same bits every time). The other warp group decodes in that time. */
 static __device__ __forceinline__ void multiply_wait(const uint32_t (&a)[8], uint32_t &seen)
 {
   asm volatile("wgmma.wait_group.sync.aligned 0;\n"
@@ -277,42 +279,28 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
     float total[64], c[64];
 #pragma unroll
     for (int i = 0; i < 64; i++) c[i] = total[i] = 0; /* and of -0 and 0 becomes 0, as in linear_rows */
-    uint32_t weights[8] = {};
-    uint32_t next[8]; /* a block is decoded while the one before is multiplied */
-    barrier_wait(full + at, parity);
-    decode_chunk<T>(stages + at * stage_bytes<T, D>() + mine, t.first, 0, lane, next);
     for (int block0 = t.first; block0 < t.end; block0 += KG_CHUNK) {
       const unsigned char *stage = stages + at * stage_bytes<T, D>();
       const uint64_t b = descriptor(shared_address(stage));
       uint64_t *done = empty + at;
+      barrier_wait(full + at, parity);
 #pragma unroll
       for (int i = 0; i < KG_CHUNK; i++) {
         if (block0 + i >= t.end) break;
-        if (i) multiply_wait(weights, seen);
-#pragma unroll
-        for (int j = 0; j < 8; j++) weights[j] = next[j];
+        uint32_t weights[8];
+        decode_chunk<T>(stage + mine, block0, i, lane, weights);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
         multiply(c, weights, b + i * (512 >> 4), i || block0 % shape.run);
         multiply(c, weights + 4, b + i * (512 >> 4) + (256 >> 4), 1);
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        if (i + 1 < KG_CHUNK) {
-          if (block0 + i + 1 < t.end) decode_chunk<T>(stage + mine, block0, i + 1, lane, next);
-        } else if (block0 + KG_CHUNK < t.end) {
-          if (++at == n_stages<T, D>()) {
-            at = 0;
-            parity ^= 1;
-          }
-          barrier_wait(full + at, parity);
-          decode_chunk<T>(stages + at * stage_bytes<T, D>() + mine, block0 + KG_CHUNK, 0, lane, next);
-        }
+        multiply_wait(weights, seen);
       }
-      multiply_wait(weights, seen);
       barrier_arrive(done); /* every thread for what it has read itself */
+      if (++at == n_stages<T, D>()) {
+        at = 0;
+        parity ^= 1;
+      }
       if ((block0 + KG_CHUNK) % shape.run == 0 || block0 + KG_CHUNK >= t.end) join_run(total, c);
-    }
-    if (++at == n_stages<T, D>()) {
-      at = 0;
-      parity ^= 1;
     }
     store_all<D>(a, t, total, (float *)(stages + n_stages<T, D>() * stage_bytes<T, D>()), warp, lane);
   }

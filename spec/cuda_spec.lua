@@ -319,6 +319,30 @@ describe("the cuda backend", function()
       assert.is_true(math.abs(first:device_info().in_use - before.in_use) < bytes / 2)
     end)
 
+    it("gives the same bits every time, in shapes that keep all of it busy", function()
+      local path = os.tmpname()
+      finally(function() os.remove(path) end)
+      for _, name in ipairs { "q8_0", "f16" } do
+        assert(core.make_model(path, { like = "qwen2.5-0.5b", type = name }))
+        local model <close> = model_fixtures.open(path, { device = "cuda", ctx = 1024, prefix_cache = false })
+        local dice, ids = tiny.dice(5), {}
+        for i = 1, 600 do ids[i] = dice(model.vocab_size) - 1 end
+        for _, n in ipairs { 8, 9, 33, 129, 600 } do
+          local function bits(piece)
+            local seq <close> = model:sequence {}
+            for first = 1, n, piece do
+              assert(seq:feed(table.move(ids, first, math.min(n, first + piece - 1), 1, {})))
+              assert(seq:step())
+            end
+            return seq.logits:bytes()
+          end
+          local wanted = bits(n)
+          for _ = 1, 12 do assert.is_true(wanted == bits(n), name .. " " .. n) end
+          if n < 200 then assert.is_true(wanted == bits(7), name .. " by 7 of " .. n) end
+        end
+      end
+    end)
+
     it("times its passes where it is asked to", function()
       local model <close> = tiny.model { device = "cuda" }
       local seq <close> = model:sequence {}
