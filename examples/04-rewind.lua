@@ -4,7 +4,7 @@ local kigo = require "kigo"
 local haiku = require "kigo.haiku"
 
 local model <close> = assert(kigo.load(arg[1] or haiku.bundled_model()))
-local seq <close> = assert(model:sequence { seed = 7 })
+local seq <close> = assert(model:sequence { seed = 10 })
 local question = { { role = "user", content = "Write a haiku about the sea." } }
 assert(seq:feed(model:template():render(question, { generate = true })))
 

@@ -90,7 +90,9 @@ describe("kigo.cli", function()
         { { "template", "m.gguf" }, "--context" }, { { "chat", support.haiku_model, "--set", "x" }, "NAME=JSON" },
         { { "chat", support.haiku_model, "--set", "x={" }, "x" },
         { { "template", "x.jinja", "--context", "c", "--ids" }, "--vocab" },
-        { { "m.gguf" }, "kigo run m.gguf" }, { { "./m.gguf" }, "kigo run ./m.gguf" }, { { "--runn" }, "option --runn" },
+        { { "m.gguf" }, "kigo run m.gguf" }, { { "./m.gguf" }, "kigo run ./m.gguf" },
+        { { "chta" }, "did you mean chat?" }, { { "run", "m", "--topk", "3" }, "did you mean --top-k?" },
+        { { "--runn" }, "option --runn" },
       } do
         local status, out, err = run(case[1])
         assert.equal(2, status, table.concat(case[1], " ") .. "\n" .. err)

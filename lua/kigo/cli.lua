@@ -1,5 +1,6 @@
 -- cli.lua - the program's commands. Each stands in lua/kigo/cli/<command>.lua and uses the library as anybody would.
 -- Exit statuses: 0 done, 1 the world's fault (one line on standard error), 2 a mistake on the command line.
+local check = require "kigo.check"
 local core = require "kigo.core"
 local common = require "kigo.cli.common"
 local options = require "kigo.cli.options"
@@ -42,7 +43,8 @@ local function unknown_command(name)
       ("kigo run %s, kigo chat %s ...; kigo --help lists the commands"):format(name, name))
   end
   if name:sub(1, 1) == "-" then return usage_error("unknown option " .. name, "kigo --help tells more") end
-  return usage_error(("unknown command %q"):format(name), "kigo --help lists the commands")
+  local message = ("unknown command %q%s"):format(name, check.meant(name, COMMANDS))
+  return usage_error(message, "kigo --help lists the commands")
 end
 
 local function help(name)

@@ -1,5 +1,7 @@
 -- options.lua - declared command-line options: `--name VALUE`, `--name=VALUE`, `-x VALUE`, flags, and `--` before
 -- arguments that begin with a dash. The same declarations write the help text.
+local check = require "kigo.check"
+
 local options = {}
 
 ---@class kigo.cli.Option
@@ -55,6 +57,12 @@ local function store(result, option, value)
   table.insert(result[key], value)
 end
 
+local function meant(command, name)
+  local names = {}
+  for i, option in ipairs(command.options) do names[i] = "--" .. option.name end
+  return check.meant("--" .. name, names)
+end
+
 ---The option that an argument names and the value attached with "=", or nil and why not.
 local function match(command, argument)
   local name, attached = argument:match "^%-%-([^=]+)=?(.*)$"
@@ -65,7 +73,7 @@ local function match(command, argument)
   elseif #argument == 2 then
     option = find(command, "short", argument:sub(2))
   end
-  if not option then return nil, ("unknown option %s"):format(argument) end
+  if not option then return nil, "unknown option " .. argument .. (name and meant(command, name) or "") end
   if attached and not option.type then return nil, ("--%s takes no value"):format(option.name) end
   return option, attached
 end
