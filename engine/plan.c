@@ -431,7 +431,8 @@ int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int
   if (!code) code = check_heads(plan, name, k, "kv_heads", p->n_kv_heads, "head_dim", p->head_dim, err);
   if (!code && v != KG_NONE)
     code = check_heads(plan, name, v, "kv_heads", p->n_kv_heads, "value_dim", p->value_dim, err);
-  if (!code) code = check_number(name, "value_dim", p->value_dim, 1, v == KG_NONE ? p->head_dim : KG_PLAN_MAX_WIDTH, err);
+  const int32_t most = v == KG_NONE ? p->head_dim : KG_PLAN_MAX_WIDTH; /* channels of values */
+  if (!code) code = check_number(name, "value_dim", p->value_dim, 1, most, err);
   if (!code) code = check_number(name, "scale", p->scale, 1e-9, 1e6, err);
   if (!code) code = check_number(name, "softcap", p->softcap, 0, 1e9, err);
   if (!code) code = check_number(name, "window", p->window, 0, KG_PLAN_MAX_CONTEXT, err);
@@ -590,10 +591,10 @@ int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, const kg_slice_par
   if (!code) code = check_groups(plan, name, x, params->groups, err);
   if (code) return code;
   const int32_t part = width_of(plan, x) / params->groups;
-  if (first < 0 || width < 1 || (int64_t)first + width > part) /* bounded: two of 32 bits */
-    return kg_fail(err, KG_ERR_FORMAT, "%s: columns %d to %lld are outside %s %s of width %d", name, first,
-                   (long long)first + width, params->groups > 1 ? "a group of value" : "value", /* bounded: two of 32 bits */
-                   value_name(plan, x), part);
+  const long long end = (long long)first + width; /* bounded: two of 32 bits */
+  if (first < 0 || width < 1 || end > part)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: columns %d to %lld are outside %s %s of width %d", name, first, end,
+                   params->groups > 1 ? "a group of value" : "value", value_name(plan, x), part);
   kg_op op = new_op(KG_OP_SLICE, x, KG_NONE, KG_NONE);
   op.u.slice = *params;
   return append(plan, name, &op, (int64_t)params->groups * width, out, err); /* bounded: two of 32 bits */
