@@ -102,9 +102,11 @@ describe("the families", function()
       local bytes = support.read(FOLDER .. name .. ".gguf")
       local gguf <close> = assert(core.parse_gguf(bytes, "spec.gguf"))
       for _, tensor in ipairs(gguf:tensors()) do
+        if tensor.name:find "^blk%.[1-9]" then goto continue end -- as those of block 0
         refused(rename(bytes, tensor.name), tensor.name)
         local reshaped = reshape(bytes, tensor)
         if reshaped then refused(reshaped, tensor.name) end
+        ::continue::
       end
       for part = 0, 0.99, 0.09 do
         local cut, message, code = core.parse_gguf(bytes:sub(1, math.floor(#bytes * part)), "spec.gguf")
