@@ -2,6 +2,7 @@
 -- transformers in float32 (spec/fixtures/make_families.py).
 describe("the families", function()
   local arch = require "kigo.arch"
+  local build = require "spec.gguf_build"
   local core = require "kigo.core"
   local kigo = require "kigo"
   local model_fixtures = require "spec.model_fixtures"
@@ -96,6 +97,30 @@ describe("the families", function()
     assert.is_true(code == core.err.FORMAT or code == core.err.UNSUPPORTED, tensor)
     assert.truthy(message:find "^spec.gguf: " and message:find "tensor", message)
   end
+
+  it("deepseek2: is refused with numbers that do not fit, in words that name them", function()
+    local bytes = support.read(FOLDER .. "deepseek2_v3.gguf")
+    for _, case in ipairs {
+      { "expert_gating_func", 2, 3, "expert_gating_func = 3", core.err.UNSUPPORTED },
+      { "expert_group_count", 4, 3, "3 equal groups" }, { "expert_group_count", 4, 0, "expert_group_count = 0" },
+      { "expert_group_used_count", 2, 5, "groups_used = 5" }, { "expert_used_count", 3, 5, "used = 5" },
+      { "attention.kv_lora_rank", 24, 23, "attn_kv" }, { "rope.dimension_count", 8, 7, "rope.dimension_count = 7" },
+      { "attention.key_length_mla", 20, 8, "attention.key_length_mla = 8" },
+      { "attention.key_length_mla", 20, 24, "attn_q_b" }, { "attention.head_count", 4, 2, "attn_k_b" },
+      { "leading_dense_block_count", 1, 0, "blk.0.ffn_gate_inp" },
+      { "leading_dense_block_count", 1, 2, "blk.1.ffn_up" },
+    } do
+      local key = "deepseek2." .. case[1]
+      local old, new = build.entry(key, "u32", case[2]), build.entry(key, "u32", case[3])
+      local at = assert(bytes:find(old, 1, true), key)
+      local changed = bytes:sub(1, at - 1) .. new .. bytes:sub(at + #old)
+      local gguf <close> = assert(core.parse_gguf(changed, "spec.gguf"))
+      local plan, message, code = arch.build(gguf)
+      assert.is_nil(plan, key)
+      assert.equal(case[5] or core.err.FORMAT, code)
+      assert.truthy(message:find(case[4], 1, true), message)
+    end
+  end)
 
   for _, name in ipairs(NAMES) do
     it(("%s: is refused without any one of its tensors, or with another shape of it"):format(name), function()
