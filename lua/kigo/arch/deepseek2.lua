@@ -1,7 +1,7 @@
 -- deepseek2.lua - DeepSeek V2, V2 Lite, V3, R1 and what is built like them. Keys and values of all heads come from one
--- short row per token, which is what the cache holds: queries are brought to where that row is ("attn_k_b", a plane per
--- head), and results are brought back ("attn_v_b"). Older files have the two as one weight, "attn_kv_b": keys and values
--- are made with it for each head then. Experts in groups, and one that all tokens share.
+-- short row per token, which is what the cache holds: queries are brought to where that row is ("attn_k_b", a plane
+-- per head), and results are brought back ("attn_v_b"). Older files have the two as one weight, "attn_kv_b": keys and
+-- values are made with it for each head then. Experts in groups, and one that all tokens share.
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 

@@ -1,6 +1,6 @@
 -- stablelm.lua - StableLM 3B, 2 1.6B and 2 12B: LayerNorm with gated feed-forward, a part of each head turning. Where
--- there is no second norm, attention and feed-forward stand side by side; where heads are normalized, each has weights of
--- its own.
+-- there is no second norm, attention and feed-forward stand side by side; where heads are normalized, each has weights
+-- of its own.
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
