@@ -147,7 +147,7 @@ static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
   if (status) return status;
   g->scratch->tokens[i] = sequence->tokens.ids[pos - 1];
   g->scratch->positions[i] = pos - 1;
-  g->scratch->spans[i] = (kg_span){i, 1, pos - 1, sequence->pages.ids};
+  g->scratch->spans[i] = (kg_span){i, 1, pos - 1, sequence->pages.ids, sequence->n_adapters, sequence->adapters};
   g->scratch->wanted[i] = (kg_wanted){i, sequence->logits, 0};
   return KG_OK;
 }

@@ -224,7 +224,7 @@ int luaopen_kigo_core(lua_State *L)
                                                  kg_bind_evidence, kg_bind_sequence, kg_bind_tensor,
                                                  kg_bind_inside,   kg_bind_chain,    kg_bind_kernels,  kg_bind_cpu,
                                                  kg_bind_unicode, kg_bind_plain,  kg_bind_sandbox, kg_bind_grammar,
-                                                 kg_bind_constraint};
+                                                 kg_bind_constraint, kg_bind_adapter};
   for (size_t i = 0; i < sizeof binders / sizeof binders[0]; i++) binders[i](L);
   return 1;
 }

@@ -139,6 +139,7 @@ void kg_bind_plain(lua_State *L);
 void kg_bind_sandbox(lua_State *L);
 void kg_bind_grammar(lua_State *L);
 void kg_bind_constraint(lua_State *L); /* after the sequence */
+void kg_bind_adapter(lua_State *L); /* after model and sequence */
 
 /* A field of the table on top of the stack. */
 void kg_set_number(lua_State *L, const char *field, double value);

@@ -215,6 +215,9 @@ int kg_sequence_save(kg_sequence *sequence, const char *path, kg_string state, k
   int status = kg_model_check_idle(sequence->model, err);
   if (!status && sequence->hooks)
     status = kg_fail(err, KG_ERR_UNSUPPORTED, "the sequence has hooks, which cannot be saved: close them first");
+  if (!status && sequence->n_adapters)
+    status = kg_fail(err, KG_ERR_UNSUPPORTED, "the sequence has an adapter, %s, which is not saved: turn it off first",
+                     kg_adapter_path(sequence->adapters[0].adapter));
   for (const kg_companion *each = sequence->companions; each && !status; each = each->next)
     status = append_companion(each, &companions, err);
   if (!status) status = describe(sequence, companions.size, state.size, &header, err);

@@ -286,6 +286,13 @@ int kg_model_read_tensor(const kg_model *model, const kg_gguf_tensor *tensor, in
   return status;
 }
 
+int kg_model_adapter(const kg_model *model, const kg_gguf *gguf, kg_adapter **out, kg_error *err)
+{
+  if (model->backend->can_adapt) return kg_adapter_new(model->plan, gguf, out, err);
+  return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: the %s backend computes no adapters: load the model for the cpu",
+                 kg_gguf_path(gguf), model->backend->name);
+}
+
 /* ---- damage on purpose ---- */
 
 static void swap_pieces(char *a, char *b)

@@ -46,6 +46,9 @@ int kg_model_unembed(kg_model *model, const kg_tensor *x, kg_tensor *logits, kg_
 int kg_model_read_tensor(const kg_model *model, const kg_gguf_tensor *tensor, int64_t row, int64_t n_rows,
                          kg_buffer *out, kg_error *err);
 
+/* An adapter for this model from an open file (adapter.h). KG_ERR_UNSUPPORTED too where the backend takes none. */
+int kg_model_adapter(const kg_model *model, const kg_gguf *gguf, kg_adapter **out, kg_error *err);
+
 /* ---- for sequence.c and step.c ---- */
 
 /* Memory of the step, kept between steps so that decoding allocates nothing. The first four hold kg_model_chunk rows. */

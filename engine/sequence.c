@@ -1,6 +1,7 @@
 #include "sequence.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 #include "ahead.h"
@@ -39,6 +40,7 @@ void kg_sequence_free(kg_sequence *sequence)
   if (!sequence) return;
   kg_sequence_drop_ahead(sequence);
   kg_sequence_drop_hooks(sequence);
+  for (int32_t i = 0; i < sequence->n_adapters; i++) kg_adapter_unref(sequence->adapters[i].adapter);
   kg_companions_free(sequence->companions);
   kg_free(sequence->future.drawn);
   kg_draft_deinit(sequence);
@@ -206,6 +208,10 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   fork->n_evaluated = sequence->n_evaluated;
   fork->n_public = sequence->n_public;
   fork->is_apart = sequence->is_apart;
+  for (; fork->n_adapters < sequence->n_adapters; fork->n_adapters++) {
+    fork->adapters[fork->n_adapters] = sequence->adapters[fork->n_adapters];
+    kg_adapter_ref(fork->adapters[fork->n_adapters].adapter);
+  }
   if (logits_are_current(sequence) || kg_draft_holds_logits(sequence)) status = copy_logits(fork, sequence, err);
   if (!status) status = kg_companions_copy(sequence->companions, &fork->companions, err);
   if (status) goto fail;
@@ -245,6 +251,60 @@ int kg_sequence_release(kg_sequence *sequence, kg_error *err)
   return KG_OK;
 }
 
+/* ---- adapters ---- */
+
+static int32_t find_adapter(const kg_sequence *sequence, const kg_adapter *adapter)
+{
+  int32_t i = 0;
+  while (i < sequence->n_adapters && sequence->adapters[i].adapter != adapter) i++;
+  return i;
+}
+
+float kg_sequence_scale_of(const kg_sequence *sequence, const kg_adapter *adapter)
+{
+  const int32_t i = find_adapter(sequence, adapter);
+  return i < sequence->n_adapters ? sequence->adapters[i].scale : 0;
+}
+
+static void set_scale(kg_sequence *sequence, kg_adapter *adapter, float scale)
+{
+  const int32_t i = find_adapter(sequence, adapter);
+  kg_adapted *at = &sequence->adapters[i];
+  if (scale != 0) {
+    if (i == sequence->n_adapters) {
+      kg_adapter_ref(adapter);
+      sequence->n_adapters++;
+    }
+    *at = (kg_adapted){adapter, scale};
+    return;
+  }
+  sequence->n_adapters--;
+  memmove(at, at + 1, (size_t)(sequence->n_adapters - i) * sizeof *at);
+  kg_adapter_unref(adapter);
+}
+
+int kg_sequence_adapt(kg_sequence *sequence, kg_adapter *adapter, float scale, kg_error *err)
+{
+  const int status = kg_model_check_idle(sequence->model, err);
+  if (status) return status;
+  if (kg_adapter_plan(adapter) != kg_model_plan(sequence->model))
+    return kg_fail(err, KG_ERR_ARGUMENT, "%s: was opened for another model", kg_adapter_path(adapter));
+  if (!isfinite(scale)) return kg_fail(err, KG_ERR_ARGUMENT, "scale: %g is no finite number", (double)scale);
+  if (scale == kg_sequence_scale_of(sequence, adapter)) return KG_OK;
+  if (find_adapter(sequence, adapter) == KG_ADAPTERS_MAX)
+    return kg_fail(err, KG_ERR_ARGUMENT, "a sequence has at most %d adapters", KG_ADAPTERS_MAX);
+  if (sequence->is_private && sequence->n_evaluated)
+    return kg_fail(err, KG_ERR_UNSUPPORTED,
+                   "tokens that were evaluated under hooks or elsewhere cannot be evaluated again under an adapter");
+  kg_sequence_drop_ahead(sequence);
+  kg_draft_drop(sequence);
+  sequence->n_evaluated = sequence->n_public = 0;
+  sequence->logits_pos = sequence->banned_pos = -1;
+  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, 0);
+  set_scale(sequence, adapter, scale);
+  return KG_OK;
+}
+
 int32_t kg_sequence_cached_end(const kg_sequence *sequence)
 {
   const kg_draft *draft = &sequence->draft;
@@ -254,7 +314,8 @@ int32_t kg_sequence_cached_end(const kg_sequence *sequence)
 /* Are the sequence's rows what its ids make of them, and those to come? */
 static bool takes_part(const kg_sequence *sequence)
 {
-  return !sequence->is_private && !sequence->is_apart && sequence->n_public == sequence->n_evaluated;
+  return !sequence->n_adapters && !sequence->is_private && !sequence->is_apart &&
+         sequence->n_public == sequence->n_evaluated;
 }
 
 void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens)

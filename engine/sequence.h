@@ -45,6 +45,8 @@ struct kg_sequence {
   int32_t n_evaluated;     /* tokens whose keys and values are in the pages */
   int32_t n_public;        /* leading ones whose rows were computed here from their ids alone, or found: others may
                               have them (kv.h) */
+  kg_adapted adapters[KG_ADAPTERS_MAX]; /* all rows in the pages are theirs; each one reference */
+  int32_t n_adapters;
   bool is_apart;           /* takes nothing from the prefix cache and leaves nothing there */
   kg_page_table pages;
   uint64_t seed;
@@ -84,6 +86,15 @@ void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens);
 void kg_sequence_reuse(kg_sequence *sequence);
 /* Have nothing to do with the prefix cache from now on: all work is done here, and for this sequence alone. */
 void kg_sequence_stay_apart(kg_sequence *sequence);
+/* Have an adapter of the model take part at this scale, finite; 0: no more. All rows of a timeline are made under the
+ * same adapters: those that are there are given back and evaluated again when somebody asks for what lies behind them,
+ * as are the logits. New adapters come last, which is the order in which they are applied. Nothing happens where the
+ * scale is as it was. Forks have the same; rewinding changes nothing. KG_ERR_ARGUMENT: another model's, a scale that is
+ * no number, or one more than KG_ADAPTERS_MAX. KG_ERR_UNSUPPORTED: tokens were evaluated that cannot be again
+ * (is_private). */
+int kg_sequence_adapt(kg_sequence *sequence, kg_adapter *adapter, float scale, kg_error *err);
+/* The scale of an adapter; 0: it takes no part. */
+float kg_sequence_scale_of(const kg_sequence *sequence, const kg_adapter *adapter);
 /* Bring the logits up to date, as kg_sequence_logits does, without making a handle. */
 int kg_sequence_evaluate(kg_sequence *sequence, kg_error *err);
 int kg_sequence_ensure_logits(kg_sequence *sequence, kg_error *err); /* a buffer for them */

@@ -193,7 +193,8 @@ static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
     s->scratch->tokens[row0 + i] = is_drafted ? kg_draft_id(sequence, pos + i) : sequence->tokens.ids[pos + i];
     s->scratch->positions[row0 + i] = pos + i;
   }
-  s->scratch->spans[s->run.n_spans++] = (kg_span){row0, n, pos, sequence->pages.ids};
+  s->scratch->spans[s->run.n_spans++] =
+      (kg_span){row0, n, pos, sequence->pages.ids, sequence->n_adapters, sequence->adapters};
   s->run.n_rows += n;
   sequence->step.n_rows = n;
   want_logits(s, item, row0, pos, n);

@@ -1,4 +1,5 @@
 describe("kigo.cli", function()
+  local build = require "spec.gguf_build"
   local cjson = require "cjson"
   local core = require "kigo.core"
   local kigo = require "kigo"
@@ -309,6 +310,27 @@ describe("kigo.cli", function()
       assert.equal(1, (run { "run", support.haiku_model, "--draft-model", "/nonexistent" }))
       assert.equal("moon", (select(2, run({ "chat", support.haiku_model, "--speculate", "lookup", "--choice", "moon" },
         "sun\n"))):sub(1, 4))
+    end)
+
+    it("takes adapters, with their scales", function()
+      local gguf <close> = assert(require("kigo").open_gguf(stories()))
+      local cols, rows = table.unpack(gguf:tensor("blk.0.ffn_down.weight").shape)
+      local path = support.temporary(build.random({ ["general.type"] = "adapter", ["adapter.type"] = "lora",
+        ["general.architecture"] = "llama", ["adapter.lora.alpha"] = 8.0 }, {
+        { name = "blk.0.ffn_down.weight.lora_a", shape = { cols, 2 } },
+        { name = "blk.0.ffn_down.weight.lora_b", shape = { 2, rows } } }))
+      local function text(...)
+        local status, out, err = run { "run", stories(), "-n", "30", "--temp", "0", "--device", "cpu", ... }
+        assert.equal(0, status, err)
+        return out
+      end
+      assert.equal(STORY:sub(1, 40), text():sub(1, 40))
+      assert.not_equal(STORY:sub(1, 40), text("--adapter", path):sub(1, 40))
+      assert.equal(text(), text("--adapter", path .. "=0"))
+      for _, bad in ipairs { { path .. "=x", 2 }, { path .. "=nan", 2 }, { "/nowhere/a.gguf", 1 }, { stories(), 1 } } do
+        assert.equal(bad[2], (run { "run", stories(), "--device", "cpu", "--adapter", bad[1] }), bad[1])
+      end
+      os.remove(path)
     end)
 
     it("takes any bytes as prompt", function()

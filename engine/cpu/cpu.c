@@ -26,6 +26,7 @@ static void cpu_release(kg_executable *exe)
   kg_free(exe->row_page);
   kg_free(exe->row_slot);
   kg_free(exe->row_last);
+  kg_free(exe->row_span);
   kg_free(exe->blocks);
   kg_free(exe->spans);
   kg_free(exe->wanted);
@@ -149,8 +150,11 @@ static int allocate(kg_executable *exe, kg_error *err)
   exe->traces = kg_alloc_array(n_values, sizeof *exe->traces);
   exe->trace_of = kg_alloc_array(n_values, sizeof *exe->trace_of);
   if (exe->angle_offsets) exe->angles = kg_alloc_aligned(lay_out_angles(exe) * sizeof *exe->angles, KG_ALIGNMENT);
-  exe->tapped_key = kg_alloc_array(n_values + 1, sizeof *exe->tapped_key);
-  if (!exe->angles || !exe->tapped_key || !exe->identity || !exe->tail_source || !exe->tail_wanted ||
+  exe->tapped_key = kg_alloc_array(2 * n_values + 1, sizeof *exe->tapped_key);
+  exe->was_adapted = kg_alloc_array(n_values, sizeof *exe->was_adapted);
+  exe->row_span = kg_alloc_array(rows, sizeof *exe->row_span);
+  if (!exe->angles || !exe->tapped_key || !exe->was_adapted || !exe->row_span || !exe->identity ||
+      !exe->tail_source || !exe->tail_wanted ||
       !exe->row_page || !exe->row_slot || !exe->row_last || !exe->blocks || !exe->spans || !exe->wanted || !exe->traces || !exe->trace_of)
     return kg_fail_memory(err, n_values * sizeof *exe->traces, "the rows of a pass");
   for (int32_t i = 0; i < exe->pass_rows; i++) exe->identity[i] = i;
@@ -209,8 +213,11 @@ static kg_batch part_of(kg_executable *exe, const kg_batch *batch, int32_t row0,
     const int32_t first = span->row > row0 ? span->row : row0;
     const int32_t end = span->row + span->n_rows < row1 ? span->row + span->n_rows : row1;
     if (first >= end) continue;
-    exe->spans[part.n_spans++] = (kg_span){
-        .row = first - row0, .n_rows = end - first, .pos = span->pos + first - span->row, .pages = span->pages};
+    kg_span *own = &exe->spans[part.n_spans++];
+    *own = *span;
+    own->row = first - row0;
+    own->n_rows = end - first;
+    own->pos = span->pos + first - span->row;
   }
   for (int32_t i = 0; i < batch->n_wanted; i++) {
     if (batch->wanted[i].row < row0 || batch->wanted[i].row >= row1) continue;
@@ -237,7 +244,8 @@ static kg_batch part_of(kg_executable *exe, const kg_batch *batch, int32_t row0,
 static int run_parts(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
   const kg_program *program = batch->n_traces ? &exe->traced : &exe->fused;
-  int code = batch->n_taps ? kg_cpu_tapped_program(exe, batch, &program, err) : KG_OK;
+  const bool is_fused = !batch->n_taps && !kg_cpu_is_adapted(batch);
+  int code = is_fused ? KG_OK : kg_cpu_tapped_program(exe, batch, &program, err);
   for (int32_t row = 0; row < batch->n_rows && !code; row += exe->pass_rows) {
     const int32_t end = batch->n_rows - row < exe->pass_rows ? batch->n_rows : row + exe->pass_rows;
     const kg_batch part = part_of(exe, batch, row, end);
@@ -329,6 +337,7 @@ const kg_backend kg_backend_cpu = {.name = "cpu",
     .unembed = cpu_unembed,
                                    .kv_reserve = kg_cpu_cache_reserve,
                                    .kv_copy = kg_cpu_cache_copy,
+                                   .can_adapt = true,
                                    .kv_type = kg_cpu_cache_type,
                                    .kv_read = kg_cpu_cache_read,
                                    .kv_write = kg_cpu_cache_write,

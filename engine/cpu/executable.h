@@ -15,6 +15,8 @@ enum {
   KG_TILE_ROWS = 64,   /* rows whose products stand in a tile until their terms are added */
   KG_TILE_FLOATS = 32 << 10,
   KG_TAPPED_PROGRAMS = 4, /* that are kept: a script hooks the same values step after step */
+  KG_ADAPTED_RANKS = 4,   /* of A x that are one item of work */
+  KG_ADAPTED_COLUMNS = 512, /* and of B */
   KG_ALIGNMENT = 64
 };
 
@@ -38,10 +40,10 @@ typedef struct kg_row_block {
   int32_t span, row, n_rows, pos;
 } kg_row_block;
 
-/* A program that stops at some values. */
+/* A program that stops at some values, or has adapters added to some. */
 typedef struct kg_tapped_program {
   kg_program program;
-  bool *key;      /* [values + 1]: which are tapped, and is it traced too? NULL: free */
+  bool *key;      /* [2 * values + 1]: which are tapped, which adapted, and is it traced too? NULL: free */
   int64_t used;   /* when, by exe->n_tapped_runs */
 } kg_tapped_program;
 
@@ -60,7 +62,8 @@ struct kg_executable {
 
   kg_program fused, traced;
   kg_tapped_program tapped[KG_TAPPED_PROGRAMS];
-  bool *tapped_key;         /* [values + 1] of the next one */
+  bool *tapped_key;         /* [2 * values + 1] of the next one */
+  bool *was_adapted;        /* [values] by an adapter that some batch had: as few programs as can be */
   int64_t n_tapped_runs;
   kg_program unembedding;   /* made on first use; with an arena of its own, because taps may call for it */
   unsigned char *unembedding_arena;
@@ -71,6 +74,8 @@ struct kg_executable {
   unsigned char *worker_memory;
   size_t worker_bytes;      /* of each worker: for local rows, attention or tiles, whichever is largest; then spare */
   size_t spare_bytes;       /* rows for use within one operation */
+  float *adapted;           /* [pass row][adapted_stride]: A x of all adapters of the row, one after the other */
+  int64_t adapted_stride;   /* the ranks of all adapters of a row, at most */
 
   bool half;                /* cache elements are binary16 */
   kg_cache_layer *layers;
@@ -96,6 +101,7 @@ struct kg_executable {
   unsigned char **row_page;  /* page and slot of the row's position */
   int32_t *row_slot;
   int32_t *row_last;         /* the last position of the row's span */
+  int32_t *row_span;         /* index in batch->spans */
   kg_row_block *blocks;
   const kg_trace **trace_of; /* by value: the trace of it, or NULL */
 };
@@ -119,7 +125,8 @@ int kg_cpu_program_build(kg_executable *exe, kg_program_input *input, kg_program
 int kg_cpu_reserve(kg_executable *exe, const kg_program *program, kg_error *err);
 int kg_cpu_reserve_workers(kg_executable *exe, const kg_program *program, kg_error *err);
 
-/* taps.c: the program that stops at the values of these taps */
+/* taps.c: the program that stops at the values of the batch's taps and adds its adapters */
+bool kg_cpu_is_adapted(const kg_batch *batch);
 int kg_cpu_tapped_program(kg_executable *exe, const kg_batch *batch, const kg_program **out, kg_error *err);
 int kg_cpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
                    int64_t logits_at, kg_error *err);

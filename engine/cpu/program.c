@@ -14,7 +14,9 @@ enum {
 };
 
 /* Something to schedule: ready when its inputs are. */
-typedef enum node_kind { NODE_ROW, NODE_PRODUCT, NODE_HEAD, NODE_ATTENTION, NODE_MIXTURE, NODE_TAP } node_kind;
+typedef enum node_kind {
+  NODE_ROW, NODE_PRODUCT, NODE_HEAD, NODE_ATTENTION, NODE_MIXTURE, NODE_TAP, NODE_ADAPT
+} node_kind;
 
 enum { NODE_PLACES = 3 };
 
@@ -26,7 +28,7 @@ typedef struct node {
   int32_t touches;            /* is written to, but not ready afterwards, or KG_NONE */
   kg_row_op row;
   kg_product product;
-  int32_t index; /* op of an attention, mixture, tapped value */
+  int32_t index; /* op of an attention or of adapters, mixture, tapped value */
 } node;
 
 typedef struct builder {
@@ -286,6 +288,11 @@ static int add_row(builder *b, const kg_op *op)
 
 static bool is_tapped(const builder *b, int32_t value) { return b->in->tapped && b->in->tapped[value]; }
 
+static bool is_adapted(const builder *b, int32_t value) { return b->in->adapted && b->in->adapted[value]; }
+
+/* Must the value stand in memory as what makes it leaves it? */
+static bool is_stopped(const builder *b, int32_t value) { return is_tapped(b, value) || is_adapted(b, value); }
+
 /* From here on the value stands where the tap puts it. */
 static int add_tap(builder *b, int32_t value)
 {
@@ -297,6 +304,22 @@ static int add_tap(builder *b, int32_t value)
   n->reads[0] = value == b->in->given ? KG_NONE : b->place_of[value];
   n->reads[1] = b->last_tap;
   n->makes = b->place_of[value] = b->last_tap = out;
+  b->program->has_taps = true;
+  return KG_OK;
+}
+
+/* From here on the value stands where its adapters were added. */
+static int add_adapters(builder *b, int32_t op_index)
+{
+  const kg_op *op = kg_plan_op(b->plan, op_index);
+  int32_t out;
+  int code = new_rows(b, b->max_rows, kg_plan_value(b->plan, op->out)->width, &out);
+  node *n;
+  if (code || (code = new_node(b, NODE_ADAPT, &n))) return code;
+  n->index = op_index;
+  n->reads[0] = op->kind == KG_OP_EMBED ? KG_NONE : b->place_of[op->in[0]];
+  n->reads[1] = b->place_of[op->out];
+  n->makes = b->place_of[op->out] = out;
   return KG_OK;
 }
 
@@ -326,6 +349,7 @@ static int add_op(builder *b, int32_t index)
   default:
     code = add_row(b, op);
   }
+  if (!code && is_adapted(b, op->out)) code = add_adapters(b, index);
   if (!code && is_tapped(b, op->out)) code = add_tap(b, op->out);
   if (code || !b->in->traced) return code;
   node *n;
@@ -357,7 +381,7 @@ static void fuse_residuals(builder *b, int32_t tail)
       const int32_t value = add->in[j], other = add->in[1 - j];
       const int32_t producer = kg_plan_value(b->plan, value)->producer;
       if (kg_plan_op(b->plan, producer)->kind != KG_OP_LINEAR || b->n_uses[value] != 1 || value == logits ||
-          is_tapped(b, value))
+          is_stopped(b, value))
         continue;
       if (kg_plan_value(b->plan, other)->producer >= producer || (producer < tail) != (i < tail)) continue;
       b->fused[producer] = i;
@@ -371,7 +395,7 @@ static void fuse_residuals(builder *b, int32_t tail)
 static int32_t find_head(const builder *b, int32_t tail)
 {
   int32_t value = kg_plan_logits(b->plan), index = b->n_ops;
-  while (index > tail && !is_tapped(b, value)) {
+  while (index > tail && !is_stopped(b, value)) {
     const int32_t producer = kg_plan_value(b->plan, value)->producer;
     const kg_op *op = kg_plan_op(b->plan, producer);
     if (producer != index - 1 || b->n_uses[value] != (index < b->n_ops)) break;
@@ -494,6 +518,20 @@ static int schedule_mixture(builder *b, node *n)
   return KG_OK;
 }
 
+static int schedule_adapters(builder *b, node *n)
+{
+  kg_cpu_stage *stage;
+  int code = new_stage(b, KG_CPU_STAGE_ADAPT_IN, n->index, &stage);
+  if (code) return code;
+  stage->in = n->reads[0];
+  if ((code = new_stage(b, KG_CPU_STAGE_ADAPT_OUT, n->index, &stage))) return code;
+  stage->in = n->reads[1];
+  stage->out = n->makes;
+  place_node(b, n, (int32_t)b->program->n_stages - 1);
+  b->program->places[n->makes].ready = true;
+  return KG_OK;
+}
+
 static int schedule_other(builder *b, bool *progress)
 {
   kg_program *p = b->program;
@@ -502,6 +540,7 @@ static int schedule_other(builder *b, bool *progress)
     if (n->kind == NODE_ROW || n->kind == NODE_PRODUCT || n->kind == NODE_HEAD || !is_ready(b, n)) continue;
     *progress = true;
     if (n->kind == NODE_MIXTURE) return schedule_mixture(b, n);
+    if (n->kind == NODE_ADAPT) return schedule_adapters(b, n);
     const bool is_tap = n->kind == NODE_TAP;
     kg_cpu_stage *stage;
     const int code = new_stage(b, is_tap ? KG_CPU_STAGE_TAP : KG_CPU_STAGE_ATTENTION, n->index, &stage);

@@ -4,8 +4,8 @@
  * on the wanted rows alone, in blocks.
  *
  * There are several programs of a plan: the fused one; the traced one, in which every value of the plan stands in
- * memory for a moment and can be copied out; programs that stop at some values, for taps; and the one that leads from
- * the residual to the logits. All do the same arithmetic. */
+ * memory for a moment and can be copied out; programs that stop at some values, for taps, or add adapters to
+ * some; and the one that leads from the residual to the logits. All do the same arithmetic. */
 #ifndef KG_CPU_PROGRAM_H
 #define KG_CPU_PROGRAM_H
 
@@ -89,13 +89,16 @@ typedef enum kg_cpu_stage_kind {
   KG_CPU_STAGE_HEAD,      /* product `first` with out = the wanted logits; then the program's `post` */
   KG_CPU_STAGE_ATTENTION, /* first: op index */
   KG_CPU_STAGE_TAP,       /* first: value; on the caller's thread, between two jobs of the pool */
+  KG_CPU_STAGE_ADAPT_IN,  /* first: op index; A x of the rows' adapters, to exe->adapted */
+  KG_CPU_STAGE_ADAPT_OUT, /* first: op index; what the operation made, and B times that */
   KG_CPU_STAGE_SORT, KG_CPU_STAGE_PAIRS_IN, KG_CPU_STAGE_EXPERTS_UP, KG_CPU_STAGE_PAIRS_ACT, KG_CPU_STAGE_EXPERTS_DOWN /* first: mixture */
 } kg_cpu_stage_kind;
 
 typedef struct kg_cpu_stage {
   kg_cpu_stage_kind kind;
   int32_t first, end;
-  int32_t in, out; /* places. Attention: of q and of the result; tap: of the value before (KG_NONE: it is given), and after */
+  int32_t in, out; /* places. Attention: of q and of the result; tap: of the value before (KG_NONE: it is given), and
+                      after; adapters: of x (KG_NONE: tokens); of the value before, and after */
   int64_t n_groups; /* products: of all of them */
 } kg_cpu_stage;
 
@@ -113,6 +116,7 @@ typedef struct kg_program {
   int32_t n_body;             /* stages [0, n_body) run on all rows, the rest is the tail */
   int32_t body_rows, tail_rows; /* most rows of one pass */
   size_t arena_bytes, local_bytes;
+  bool has_taps;
 } kg_program;
 
 /* Activations of 8 bits come as two rows each, the rounded one and what rounding left over, whose products are added:
@@ -137,6 +141,7 @@ typedef struct kg_program_input {
   int32_t max_rows; /* of a pass */
   bool traced;
   const bool *tapped; /* by value: a tap stage stands between what makes it and all that read it; NULL: none */
+  const bool *adapted; /* by value: what makes it is followed by what adapters add; NULL: none */
   int32_t given;      /* a tapped value from which alone the logits are made; KG_NONE: the whole plan */
 } kg_program_input;
 

@@ -151,6 +151,51 @@ static void linear_each(const run *r, const kg_op *op)
     }
 }
 
+/* The span of a row of the run; NULL: it has none (what follows from a given residual). */
+static const kg_span *span_of(const run *r, int32_t row)
+{
+  const int32_t batch_row = r->source ? r->source[row] : row;
+  for (int32_t s = 0; s < r->batch->n_spans; s++) {
+    const kg_span *span = &r->batch->spans[s];
+    if (batch_row >= span->row && batch_row < span->row + span->n_rows) return span;
+  }
+  return NULL;
+}
+
+/* out += factor * B (A x), or of a table B a, a the token's row */
+static int adapt_row(const run *r, const kg_op *op, int32_t row, const kg_adapted *adapted, kg_error *err)
+{
+  const kg_adapter_part *part = kg_adapter_part_of(adapted->adapter, op);
+  if (!part) return KG_OK;
+  const int32_t rank = part->rank;
+  double *down = kg_alloc((size_t)rank * sizeof *down);
+  if (!down) return kg_fail_memory(err, (size_t)rank * sizeof *down, "an adapter");
+  for (int32_t k = 0; k < rank; k++)
+    if (part->is_table)
+      down[k] = part->a[(int64_t)r->batch->tokens[r->source ? r->source[row] : row] * rank + k];
+    else
+      down[k] = dot(part->a + (int64_t)k * part->cols, row_of(r, op->in[0], row), part->cols);
+  float *out = row_of(r, op->out, row);
+  for (int32_t c = 0; c < part->rows; c++) {
+    double sum = 0;
+    for (int32_t k = 0; k < rank; k++) sum += part->b[(int64_t)k * part->rows + c] * down[k];
+    out[c] = (float)(out[c] + (double)adapted->scale * (double)part->factor * sum);
+  }
+  kg_free(down);
+  return KG_OK;
+}
+
+static int adapt(const run *r, const kg_op *op, kg_error *err)
+{
+  int code = KG_OK;
+  for (int32_t row = 0; row < r->n_rows; row++) {
+    const kg_span *span = span_of(r, row);
+    for (int32_t i = 0; span && i < span->n_adapters && !code; i++)
+      code = adapt_row(r, op, row, &span->adapters[i], err);
+  }
+  return code;
+}
+
 static void rope(const run *r, const kg_op *op)
 {
   const kg_rope_params *p = &op->u.rope;
@@ -398,9 +443,9 @@ static void concat(const run *r, const kg_op *op)
 static int compute(const run *r, const kg_op *op, kg_error *err)
 {
   switch (op->kind) {
-  case KG_OP_EMBED: embed(r, op); return KG_OK;
+  case KG_OP_EMBED: embed(r, op); return adapt(r, op, err);
   case KG_OP_NORM: norm(r, op); return KG_OK;
-  case KG_OP_LINEAR: linear(r, op); return KG_OK;
+  case KG_OP_LINEAR: linear(r, op); return adapt(r, op, err);
   case KG_OP_LINEAR_EACH: linear_each(r, op); return KG_OK;
   case KG_OP_SLICE: slice(r, op); return KG_OK;
   case KG_OP_CONCAT: concat(r, op); return KG_OK;
@@ -770,6 +815,7 @@ const kg_backend kg_backend_reference = {
     .unembed = reference_unembed,
     .kv_reserve = reference_kv_reserve,
     .kv_copy = reference_kv_copy,
+    .can_adapt = true,
     .kv_type = reference_kv_type,
     .kv_read = reference_kv_read,
     .kv_write = reference_kv_write,

@@ -12,6 +12,9 @@ typedef struct stretch {
   const int32_t *source, *wanted; /* as in `pass` */
 } stretch;
 
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 /* What a run consists of; read by all workers. */
 typedef struct run {
   kg_executable *exe;
@@ -486,6 +489,71 @@ static void run_head(const pass *p, const kg_cpu_stage *stage, int64_t item, int
   }
 }
 
+/* ---- adapters ---- */
+
+/* Those of a row of the pass; NULL: it has none. */
+static const kg_span *adapted_span(const pass *p, int64_t row)
+{
+  const kg_span *span = &p->run->batch->spans[p->run->exe->row_span[p->source[row]]];
+  return span->n_adapters ? span : NULL;
+}
+
+/* Items of A x of one row: its ranks in parts of KG_ADAPTED_RANKS. */
+static int64_t adapted_parts(const run *r)
+{
+  return (r->exe->adapted_stride + KG_ADAPTED_RANKS - 1) / KG_ADAPTED_RANKS;
+}
+
+static int64_t adapted_blocks(const run *r, const kg_cpu_stage *stage)
+{
+  const int32_t value = kg_plan_op(r->exe->plan, stage->first)->out;
+  return (kg_plan_value(r->exe->plan, value)->width + KG_ADAPTED_COLUMNS - 1) / KG_ADAPTED_COLUMNS;
+}
+
+static void run_adapt_in(const pass *p, const kg_cpu_stage *stage, int64_t item, int64_t end)
+{
+  const kg_executable *exe = p->run->exe;
+  const kg_op *op = kg_plan_op(exe->plan, stage->first);
+  const int64_t n_parts = adapted_parts(p->run);
+  for (; item < end; item++) {
+    const int64_t row = item / n_parts, from = item % n_parts * KG_ADAPTED_RANKS;
+    const kg_span *span = adapted_span(p, row);
+    const float *x = span && stage->in != KG_NONE ? row_data(p, stage->in, row) : NULL;
+    float *out = exe->adapted + row * exe->adapted_stride;
+    int64_t at = 0; /* of the adapter's first rank in the row */
+    for (int32_t i = 0; span && i < span->n_adapters; i++) {
+      const kg_adapter_part *part = kg_adapter_part_of(span->adapters[i].adapter, op);
+      if (!part) continue;
+      for (int64_t k = most(from - at, 0); k < part->rank && at + k < from + KG_ADAPTED_RANKS; k++)
+        out[at + k] = part->is_table ? part->a[p->run->batch->tokens[p->source[row]] * (int64_t)part->rank + k]
+                                     : exe->vector->dot(part->a + k * part->cols, x, part->cols);
+      at += part->rank;
+    }
+  }
+}
+
+static void run_adapt_out(const pass *p, const kg_cpu_stage *stage, int64_t item, int64_t end)
+{
+  const kg_executable *exe = p->run->exe;
+  const kg_op *op = kg_plan_op(exe->plan, stage->first);
+  const int64_t n_blocks = adapted_blocks(p->run, stage), width = kg_plan_value(exe->plan, op->out)->width;
+  for (; item < end; item++) {
+    const int64_t row = item / n_blocks, first = item % n_blocks * KG_ADAPTED_COLUMNS;
+    const int64_t n = least(KG_ADAPTED_COLUMNS, width - first);
+    const kg_span *span = adapted_span(p, row);
+    float *out = row_data(p, stage->out, row) + first;
+    const float *down = exe->adapted + row * exe->adapted_stride;
+    memcpy(out, row_data(p, stage->in, row) + first, (size_t)n * sizeof *out);
+    for (int32_t i = 0; span && i < span->n_adapters; i++) {
+      const kg_adapter_part *part = kg_adapter_part_of(span->adapters[i].adapter, op);
+      if (!part) continue;
+      const float factor = span->adapters[i].scale * part->factor;
+      for (int32_t k = 0; k < part->rank; k++)
+        exe->vector->add_scaled(out, part->b + (int64_t)k * part->rows + first, factor * *down++, n);
+    }
+  }
+}
+
 /* ---- attention ---- */
 
 /* Heads of a kv head are taken in parts of at most KG_ATTENTION_PAIRS. */
@@ -636,9 +704,6 @@ static void expert_product(const pass *p, const kg_mixture *m, int which, int32_
   multiply(p, &product, group0, group1);
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* Items: the groups of gate and up of each expert in turn. */
 static void experts_up(const pass *p, const kg_mixture *m, int64_t item, int64_t end)
 {
@@ -672,6 +737,8 @@ static int64_t item_count(const pass *p, const kg_cpu_stage *stage)
   if (stage->kind == KG_CPU_STAGE_PRODUCTS || stage->kind == KG_CPU_STAGE_HEAD) return stage->n_groups;
   if (stage->kind == KG_CPU_STAGE_ATTENTION)
     return attention_items(p->run, &kg_plan_op(exe->plan, stage->first)->u.attention);
+  if (stage->kind == KG_CPU_STAGE_ADAPT_IN) return p->n_rows * adapted_parts(p->run);
+  if (stage->kind == KG_CPU_STAGE_ADAPT_OUT) return p->n_rows * adapted_blocks(p->run, stage);
   const kg_mixture *m = &p->run->program->mixtures[stage->first];
   const kg_moe_params *moe = &m->op->u.moe;
   switch (stage->kind) {
@@ -732,6 +799,12 @@ static void run_stage(pass *p, const kg_cpu_stage *stage)
       run_attention(p, stage, item, end);
       break;
     case KG_CPU_STAGE_TAP: /* never: run_between_taps stops before it */
+      break;
+    case KG_CPU_STAGE_ADAPT_IN:
+      run_adapt_in(p, stage, item, end);
+      break;
+    case KG_CPU_STAGE_ADAPT_OUT:
+      run_adapt_out(p, stage, item, end);
       break;
     case KG_CPU_STAGE_SORT:
       sort_pairs(p, m);
@@ -900,6 +973,7 @@ static void prepare_rows(run *r)
       exe->row_page[span->row + i] = exe->pages[span->pages[pos / KG_PAGE]];
       exe->row_slot[span->row + i] = pos % KG_PAGE;
       exe->row_last[span->row + i] = span->pos + span->n_rows - 1;
+      exe->row_span[span->row + i] = s;
     }
     for (int32_t i = 0; i < span->n_rows; i += exe->block_rows)
       exe->blocks[r->n_blocks++] = (kg_row_block){.span = s,
@@ -951,10 +1025,10 @@ int kg_cpu_run(kg_executable *exe, const kg_program *program, const kg_batch *ba
   prepare_tail(&r);
   for (int32_t i = 0; i < batch->n_traces; i++) exe->trace_of[batch->traces[i].value] = &batch->traces[i];
   r.trace_end = batch->n_traces ? find_trace_end(&r) : 0;
-  if (program == &exe->fused || program == &exe->traced)
-    kg_pool_run(exe->pool, run_job, &r);
-  else
+  if (program->has_taps)
     code = run_with_taps(&r, err);
+  else
+    kg_pool_run(exe->pool, run_job, &r);
   for (int32_t i = 0; i < batch->n_traces; i++) exe->trace_of[batch->traces[i].value] = NULL;
   return code;
 }

@@ -69,6 +69,7 @@ typedef struct kg_vector_ops {
   void (*act)(const kg_act *act, const float *gate, const float *up, float *out, int64_t n);
   void (*add)(const float *a, const float *b, float *out, int64_t n);
   void (*add_scaled)(float *sum, const float *x, float factor, int64_t n); /* sum += factor * x */
+  float (*dot)(const float *a, const float *b, int64_t n);
   void (*scale)(const float *x, float factor, float *out, int64_t n);
   /* x = first + second: first are multiples of max|x| / 127 per 32 numbers; n a multiple of 32 */
   void (*split_terms)(const float *x, int64_t n, float *first, float *second);

@@ -13,6 +13,7 @@ local conversation = {}
 ---@class kigo.ChatOptions: kigo.GenerateOptions, kigo.RenderOptions   generate and parser are chosen here
 ---@field seed? integer                    of the random numbers; default 0
 ---@field prefix_cache? boolean            false: evaluate every token of the prompt (Model:sequence)
+---@field adapters? (kigo.Adapter|kigo.Adapted)[]   of the timeline (Model:sequence)
 ---@field template? string|kigo.Template   instead of the file's: one by name, or any other
 ---@field format? string                   of the answers, by name (lua/kigo/parse/); default: what the template teaches
 conversation.options = { seed = "integer", prefix_cache = "boolean", template = "string|table", format = "string" }
@@ -51,7 +52,7 @@ local function render(tpl, messages, options)
 end
 
 local function new_sequence(model, options)
-  return model:sequence { seed = options.seed or 0, prefix_cache = options.prefix_cache }
+  return model:sequence { seed = options.seed or 0, prefix_cache = options.prefix_cache, adapters = options.adapters }
 end
 
 ---Feed what is due of a prompt and generate the answer.

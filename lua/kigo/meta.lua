@@ -838,6 +838,32 @@ function Model:set_progress(progress) end
 ---No new work; open sequences go on, and the model is released with the last of them.
 function Model:close() end
 
+---A low-rank adapter (LoRA) for this model, in the GGUF format that llama.cpp's convert_lora_to_gguf.py writes:
+---NAME.lora_a and NAME.lora_b for any matrix that the model multiplies with, and for its token embeddings. All of it is
+---checked and held in memory, 4 bytes a number; the model's weights stay as they are.
+---FORMAT: it does not fit the model or has numbers that are none; UNSUPPORTED: it is of another architecture or kind,
+---it adapts experts, or the model's device is a GPU.
+---@param file string|kigo.Gguf   its path, or the open file
+---@return kigo.Adapter?   a to-be-closed handle; sequences that have it keep it
+---@return string? message    names file and tensor
+---@return integer? code
+function Model:adapter(file) end
+
+---What is added to a model for the sequences that want it (Sequence:adapt).
+---@class kigo.Adapter
+---@field path string
+---@field alpha number        of the file: what it adds is multiplied by scale * alpha / rank
+---@field rank integer        the largest of its matrices
+---@field n_matrices integer  that it adapts
+---@field n_bytes integer     in memory
+local Adapter = {}
+
+function Adapter:close() end
+
+---@class kigo.Adapted
+---@field adapter kigo.Adapter
+---@field scale? number
+
 ---A timeline of tokens. feed and push append and check, the forward pass runs when logits are asked for.
 ---@class kigo.Sequence
 ---@field logits kigo.Tensor   after the last token; evaluates what is pending, and raises when that fails
@@ -906,6 +932,22 @@ function Sequence:lookup(longest, shortest, most) end
 ---@param other kigo.Sequence   of any model
 ---@return integer n            tokens that both timelines begin with
 function Sequence:common(other) end
+
+---Have an adapter of the model take part in this sequence, beside others that do (up to 8), in this order. Others in
+---the same forward pass see nothing of it. A timeline is made under the same adapters from end to end: where the scale
+---is another one than before, its cache is given back and all tokens are evaluated again with the next pass, so set it
+---first. Rewinding changes nothing about adapters, and forks inherit them. The prefix cache and receipts are not for
+---sequences with adapters, nor are files (Sequence:save). Code UNSUPPORTED where tokens cannot be evaluated again:
+---after hooks, or restored from another device's file.
+---@param adapter kigo.Adapter
+---@param scale? number   default 1; 0: no more
+---@return kigo.Sequence?
+---@return string? message
+---@return integer? code
+function Sequence:adapt(adapter, scale) end
+
+---@return kigo.Adapted[] adapters   that take part, in the order in which they are applied; new handles
+function Sequence:adapters() end
 
 ---@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds
 function Sequence:mark() end

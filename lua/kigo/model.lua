@@ -23,8 +23,23 @@ local restore_now = Model.restore
 ---@field on_overflow? "error"|"shift"|fun(seq: kigo.Sequence, need: integer): boolean?   what to do when the context is
 ---full: lua/kigo/overflow.lua; default "error"
 ---@field keep? integer           tokens at the beginning that "shift" keeps; default 0
+---@field adapters? (kigo.Adapter|kigo.Adapted)[]   at scale 1 unless they say so, as Sequence:adapt does; in this order
 local sequence_options = { seed = "number", prefix_cache = "boolean", on_overflow = "string|function",
-  keep = "integer" }
+  keep = "integer", adapters = "table" }
+
+---Turn the adapters of the options on.
+---@return true?
+---@return string? message
+---@return integer? code
+local function adapt(seq, adapters)
+  for _, each in ipairs(adapters) do
+    local adapter, scale = each, nil
+    if type(each) == "table" then adapter, scale = each.adapter, each.scale end
+    local done, message, code = seq:adapt(adapter, scale)
+    if not done then return nil, message, code end
+  end
+  return true
+end
 
 ---A new timeline.
 ---@param options? kigo.SequenceOptions
@@ -39,6 +54,14 @@ function Model:sequence(options)
   end
   local seq, message, code = pass.made(new_sequence(self, { seed = known.seed, prefix_cache = known.prefix_cache }))
   if seq and policy then seq.on_overflow, seq.keep = policy, known.keep end
+  if seq and known.adapters then
+    local done
+    done, message, code = adapt(seq, known.adapters)
+    if not done then
+      seq:close()
+      return nil, message, code
+    end
+  end
   return seq, message, code
 end
 

@@ -10,6 +10,7 @@ return {
     { name = "system", type = "string", argument = "TEXT", help = "the system message" },
     { name = "tokens", short = "n", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
       help = "most tokens of an answer (default: what the context holds)" },
+    common.adapter_option,
   }, common.template_options, common.constraint_options, common.sample_options, common.speculate_options,
     common.load_options),
   notes = "A constraint holds for every answer.\n"
@@ -22,6 +23,7 @@ return {
     wanted.speculate = guesses.speculate
     wanted.system, wanted.max, wanted.seed = options.system, options.tokens, common.seed(options)
     wanted.template, wanted.variables = common.template(model, options), common.variables(options)
+    wanted.adapters = common.adapters(model, options)
     local chat <close> = common.call(model.conversation, model, wanted)
     common.try(terminal.chat(chat))
     return 0

@@ -82,6 +82,27 @@ function common.load(path, options, extra)
   return model
 end
 
+-- ---- adapters ----
+
+common.adapter_option = { name = "adapter", type = "string", argument = "FILE[=SCALE]", many = true,
+  help = "a low-rank adapter (LoRA, GGUF) for the model, at this scale (default 1); may be repeated" }
+
+---The adapters that the command line names, open for as long as the model is.
+---@param model kigo.Model
+---@param options table
+---@return kigo.Adapted[]?
+function common.adapters(model, options)
+  if not options.adapter then return nil end
+  local list = {}
+  for i, text in ipairs(options.adapter) do
+    local path, number = text:match "^(.+)=([^=/]*)$"
+    local scale = tonumber(number)
+    if path and not scale then common.fail(("--adapter: FILE=NUMBER expected, got %q"):format(text), 2) end
+    list[i] = { adapter = common.call(model.adapter, model, path or text), scale = scale }
+  end
+  return list
+end
+
 -- ---- tokens and templates ----
 
 ---A token's bytes, readable: quotes, control bytes and halves of UTF-8 characters escaped.

@@ -29,13 +29,14 @@ return {
       help = "text to complete; without one: from BOS" },
     { name = "tokens", short = "n", type = "integer", argument = "N", min = 1, max = common.MAX_TOKENS,
       help = "most tokens to generate (default 128, or what the context holds)" },
-    common.receipt_option,
+    common.adapter_option, common.receipt_option,
   }, common.constraint_options, common.sample_options, common.speculate_options, common.load_options),
   notes = "Only the generated text goes to standard output; everything else goes to standard error.",
   run = function(options, arguments)
     local constraint = common.constraint(options)
     local model <close> = common.load(arguments[1], options)
-    local seq <close> = common.try(model:sequence { seed = common.seed(options) })
+    local adapters = common.adapters(model, options)
+    local seq <close> = common.call(model.sequence, model, { seed = common.seed(options), adapters = adapters })
     local guesses <close> = common.guesses(options)
     model:set_progress(progress.line())
     feed(seq, options.prompt or "")

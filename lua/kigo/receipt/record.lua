@@ -71,9 +71,13 @@ Recorder.__index = Recorder
 ---@return string? message
 ---@return integer? code
 function record.new(seq, pick)
-  local model = seq.model
+  local model, adapted = seq.model, seq:adapters()[1]
   if seq:constraint() then
     return nil, "receipt: the sequence is constrained, which a receipt does not tell", core.err.UNSUPPORTED
+  end
+  if adapted then
+    local path = adapted.adapter.path
+    return nil, "receipt: the model alone cannot compute an answer under adapters again: " .. path, core.err.UNSUPPORTED
   end
   local files, message, code = record.model_files(model)
   if not files then return nil, message, code end
