@@ -93,7 +93,7 @@ describe("kigo.cli", function()
         { { "template", "x.jinja", "--context", "c", "--ids" }, "--vocab" },
         { { "m.gguf" }, "kigo run m.gguf" }, { { "./m.gguf" }, "kigo run ./m.gguf" },
         { { "chta" }, "did you mean chat?" }, { { "run", "m", "--topk", "3" }, "did you mean --top-k?" },
-        { { "--runn" }, "option --runn" },
+        { { "run", "m", "--json", "f" }, "did you mean --json-schema?" }, { { "--runn" }, "option --runn" },
       } do
         local status, out, err = run(case[1])
         assert.equal(2, status, table.concat(case[1], " ") .. "\n" .. err)

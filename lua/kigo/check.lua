@@ -34,11 +34,14 @@ function check.nearest(name, names)
   return best
 end
 
----What may have been meant by a misspelt name, as a part of a message; "" where nothing is like it.
+---What may have been meant by a misspelt or shortened name, as a part of a message; "" where nothing is like it.
 ---@param name string
 ---@param names string[]
 ---@return string
 function check.meant(name, names)
+  for _, known in ipairs(names) do
+    if #name > 2 and known:sub(1, #name) == name then return ("; did you mean %s?"):format(known) end
+  end
   local best = check.nearest(name, names)
   if not best or edit_distance(name, best) > math.min(3, #name // 2) then return "" end
   return ("; did you mean %s?"):format(best)
