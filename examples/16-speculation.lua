@@ -7,8 +7,9 @@ local haiku = require "kigo.haiku"
 local model <close> = assert(kigo.load(arg[1] or haiku.bundled_model()))
 local question = { { role = "user", content = 'Write a haiku about the first drops that includes the word "nine".' } }
 local endless = {} -- no token may end the answer: a small model that goes on and on repeats itself
-for id = 0, model.vocab_size - 1 do
-  if model.tokenizer:is_end(id) then endless[id] = -math.huge end
+for _, name in ipairs { "eos", "eot", "eom" } do
+  local id = model.tokenizer[name]
+  if id then endless[id] = -math.huge end
 end
 
 local function ramble(speculator)

@@ -1,5 +1,5 @@
--- 19-ban-phrase.lua - ban phrases, however they are cut into tokens: write on, and where one stands, go back to where it
--- began and write something else there. A stream follows the sequence, so the text goes back with it.
+-- 19-ban-phrase.lua - ban phrases, however they are cut into tokens: write on, and where one stands, go back to where
+-- it began and write something else there. A stream follows the sequence, so the text goes back with it.
 -- Run: build/kigo examples/19-ban-phrase.lua [MODEL]
 local kigo = require "kigo"
 local haiku = require "kigo.haiku"

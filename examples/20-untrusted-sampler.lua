@@ -1,6 +1,6 @@
--- 20-untrusted-sampler.lua - a sampler from somebody you do not know, in a process of its own: it sees the logits,
--- its own
--- table and random numbers, and nothing else. Run: build/kigo examples/20-untrusted-sampler.lua [MODEL]
+-- 20-untrusted-sampler.lua - a sampler from somebody you do not know, in a process of its own: it sees the logits, a
+-- table of its own and random numbers, and nothing else.
+-- Run: build/kigo examples/20-untrusted-sampler.lua [MODEL]
 local kigo = require "kigo"
 local haiku = require "kigo.haiku"
 
@@ -24,7 +24,7 @@ assert(seq:feed(model:template():render(question, { generate = true })))
 print("Theirs:\n" .. assert(seq:generate { sample = box:sampler(), max = 64 }).text)
 print(("It was sure of itself %d times, and holds %d KiB.\n"):format(seq.state.sure, box:stats().memory // 1024))
 
--- Somebody else is not so kind. The process ends; the sequence is where it was, and goes on without him.
+-- Somebody else is not so kind. The process ends; the sequence is where it was, and goes on without it.
 local explosion = "return function() return ('a'):rep(60):find(('.-'):rep(18) .. 'b') end"
 local bomb <close> = assert(kigo.sandbox(explosion, limits))
 local answer, message = seq:generate { sample = bomb:sampler(), max = 64 }

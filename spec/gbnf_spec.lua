@@ -45,6 +45,7 @@ d ::= "d"]], { "axeefg", "abcbdxyzeeffggg" }, { "axefg", "axeefffg", "a" })
     assert.is_true(grammar:accepts("abc.", { points = { word = function(text) return text == "abc" end } }))
     assert.is_false(grammar:accepts("abd.", { points = { word = function(text) return text == "abc" end } }))
     assert.has_error(function() kigo.gbnf('root ::= "a"', { points = { "b" } }) end)
+    assert.has_error(function() kigo.gbnf('root ::= "a"', { points = { root = function() end } }) end)
   end)
 
   local function refused(code, text)

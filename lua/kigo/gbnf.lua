@@ -208,7 +208,13 @@ function gbnf.parse(text, options)
     if type(fault) ~= "table" then error(fault, 0) end
     return nil, fault.message, fault.code
   end
-  for _, name in ipairs(options and options.points or {}) do
+  local points = options and options.points or {}
+  for key in pairs(points) do
+    if math.type(key) ~= "integer" then
+      error(("points: names of rules expected, got a field %q; functions go to constrain"):format(tostring(key)), 3)
+    end
+  end
+  for _, name in ipairs(points) do
     local node = parser.rules[name]
     if not node then error(("points: the grammar has no rule %q"):format(tostring(name)), 3) end
     parser.rules[name] = { "point", node, name = name }
