@@ -68,8 +68,9 @@ static int constraint(lua_State *L)
   int status = matcher ? kg_matcher_is_complete(matcher, &is_complete, &err) : KG_OK;
   if (!status && matcher) status = kg_matcher_is_over(matcher, &is_over, &err);
   if (status) return push_failure(L, kg_sequence_judge(sequence), &err);
+  const bool is_waiting = kg_sequence_is_waiting(sequence);
   lua_createtable(L, 0, 4);
-  kg_set_boolean(L, "waiting", kg_sequence_is_waiting(sequence));
+  kg_set_boolean(L, "waiting", is_waiting);
   kg_set_boolean(L, "complete", is_complete);
   kg_set_boolean(L, "over", is_over);
   sequence = kg_check_sequence(L, 1);

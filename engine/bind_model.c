@@ -574,9 +574,7 @@ static int model_values(lua_State *L)
   return kg_call_at_rest(L, push_value_names);
 }
 
-/* model:stats() -> table with the fields of kg_model_stats, chunk, n_sequences, n_pages, n_pages_used, n_pages_kept,
- * n_pages_max, page */
-static int model_get_stats(lua_State *L)
+static int push_stats(lua_State *L)
 {
   const kg_model *model = check_model(L, 1);
   kg_model_stats stats;
@@ -612,6 +610,14 @@ static int model_get_stats(lua_State *L)
   kg_set_integer(L, "chunk", kg_model_chunk(model));
   kg_set_integer(L, "page", KG_PAGE);
   return 1;
+}
+
+/* model:stats() -> table with the fields of kg_model_stats, chunk, n_sequences, n_pages, n_pages_used, n_pages_kept,
+ * n_pages_max, page */
+static int model_get_stats(lua_State *L)
+{
+  check_model(L, 1);
+  return kg_call_at_rest(L, push_stats);
 }
 
 /* model:scramble(prefix, seed) -> number of weights whose bytes were permuted, or nil, message, code */

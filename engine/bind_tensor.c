@@ -229,12 +229,12 @@ static int shape(lua_State *L)
 /* t:argmax() -> id, value; of rows: a list of ids and one of values */
 static int argmax(lua_State *L)
 {
-  const kg_tensor *tensor = kg_check_tensor(L, 1);
-  const bool is_row = tensor->n_dims == 1;
-  const int64_t width = tensor->shape[tensor->n_dims - 1], n_rows = width ? kg_tensor_count(tensor) / width : 1;
+  const bool is_row = kg_check_tensor(L, 1)->n_dims == 1;
   lua_settop(L, 1);
   if (!is_row) lua_newtable(L);
   if (!is_row) lua_newtable(L);
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  const int64_t width = tensor->shape[tensor->n_dims - 1], n_rows = width ? kg_tensor_count(tensor) / width : 1;
   for (int64_t row = 0; row < n_rows; row++) {
     kg_error err;
     int64_t index;
