@@ -87,7 +87,8 @@ function check.options(options, known, level)
       error(unknown_name(tostring(name), known), level)
     end
     if not matches(value, wanted) then
-      error(("option %s: %s expected, got %s"):format(name, wanted:gsub("|", " or "), type(value)), level)
+      local got = type(value) == "number" and value or type(value)
+      error(("option %s: %s expected, got %s"):format(name, wanted:gsub("|", " or "), got), level)
     end
   end
   return options
