@@ -147,14 +147,14 @@ end
 local generate_options = {
   max = "integer", stop = "string|table", logprobs = "boolean|integer", receipt = "boolean", on_text = "callable",
   parser = "table", on_delta = "callable", ahead = "integer", speculate = "callable|boolean",
-  constrain = "userdata|table",
+  constrain = "any",
 }
 for name, wanted in pairs(sample_options) do generate_options[name] = wanted end
 
 ---A grammar with options: { grammar, after = "</think>" }.
 ---@class kigo.AnswerConstraint: kigo.ConstrainOptions
 ---@field [1] kigo.Grammar
-local constrain_options = { [1] = "userdata", after = "string", within = "integer", points = "table" }
+local constrain_options = { [1] = "any", after = "string", within = "integer", points = "table" }
 
 ---@class kigo.Generated
 ---@field text string
@@ -218,7 +218,11 @@ local function bind(seq, wanted)
   if type(wanted) == "table" then
     check.options(wanted, constrain_options, 4)
     grammar, options = wanted[1], { after = wanted.after, within = wanted.within, points = wanted.points }
-    if not grammar then error("constrain: no grammar is there: { grammar, after = ... } expected", 4) end
+  end
+  local meta = type(grammar) == "userdata" and getmetatable(grammar)
+  if not meta or meta.__name ~= "kigo.Grammar" then
+    error(("constrain: a grammar expected (of kigo.json_schema, gbnf, regex or choice), got %s")
+      :format(meta and meta.__name or type(grammar)), 4)
   end
   if seq:constraint() then
     error("constrain: the sequence has a constraint already; seq:constrain(nil) ends it", 4)
