@@ -109,7 +109,7 @@ static int release(lua_State *L)
 }
 
 /* The stop strings on top of the stack (an array, one string or nil) in userdata, pushed; what was there keeps the
- * strings alive. */
+ * strings alive, unless a finalizer changes it: until they are used nothing may be made. */
 static kg_string *check_stops(lua_State *L, size_t *n)
 {
   const int table = lua_gettop(L);
@@ -143,19 +143,20 @@ static int stream_new(lua_State *L)
   kg_check_fields(L, 2, fields);
   const int32_t after = (int32_t)kg_opt_int_field(L, 2, "after", -1, 0, INT32_MAX);
   const bool spell_control = kg_opt_bool_field(L, 2, "control", false);
+  kg_handle *handle = kg_push_handle(L, KG_CLASS_STREAM, 0);
   if (lua_istable(L, 2))
     lua_getfield(L, 2, "stop");
   else
     lua_pushnil(L);
   size_t n;
   const kg_string *stops = check_stops(L, &n);
-  kg_handle *handle = kg_push_handle(L, KG_CLASS_STREAM, 0);
   kg_stream *stream;
   kg_error err = {0};
   if (kg_stream_new(kg_check_tokenizer(L, 1), stops, n, &stream, &err)) return kg_push_error(L, &err);
   handle->object = stream;
   if (spell_control) kg_stream_spell_control(stream);
   if (after >= 0 && kg_stream_follow(stream, after, &err)) return kg_push_error(L, &err);
+  lua_settop(L, 3); /* the handle */
   return 1;
 }
 
