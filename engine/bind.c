@@ -23,6 +23,14 @@ void kg_class(lua_State *L, const char *name, const luaL_Reg *methods, const lua
   lua_settop(L, method_table - 1);
 }
 
+void kg_extend_class(lua_State *L, const char *name, const luaL_Reg *methods)
+{
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, "kigo.classes");
+  lua_getfield(L, -1, strchr(name, '.') + 1);
+  luaL_setfuncs(L, methods, 0);
+  lua_pop(L, 2);
+}
+
 kg_handle *kg_push_handle(lua_State *L, const char *name, int n_user_values)
 {
   kg_handle *handle = lua_newuserdatauv(L, sizeof *handle, n_user_values);

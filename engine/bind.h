@@ -33,6 +33,8 @@ typedef struct kg_handle {
  * extend (core.classes["Sequence"]). Leaves nothing on the stack. Every metamethod has the method table as upvalue 1: a
  * class with properties passes its own __index in `metamethods` and falls back to it. */
 void kg_class(lua_State *L, const char *name, const luaL_Reg *methods, const luaL_Reg *metamethods);
+/* More methods of a class that there is. */
+void kg_extend_class(lua_State *L, const char *name, const luaL_Reg *methods);
 
 /* Push a closed handle of the class with n user values. */
 kg_handle *kg_push_handle(lua_State *L, const char *name, int n_user_values);

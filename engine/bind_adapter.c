@@ -137,10 +137,6 @@ void kg_bind_adapter(lua_State *L)
   static const luaL_Reg of_models[] = {{"adapter", model_adapter}, {NULL, NULL}};
   static const luaL_Reg of_sequences[] = {{"adapt", adapt}, {"adapters", adapters}, {NULL, NULL}};
   kg_class(L, CLASS_ADAPTER, methods, metamethods);
-  luaL_getsubtable(L, LUA_REGISTRYINDEX, "kigo.classes");
-  lua_getfield(L, -1, "Model");
-  luaL_setfuncs(L, of_models, 0);
-  lua_getfield(L, -2, "Sequence");
-  luaL_setfuncs(L, of_sequences, 0);
-  lua_pop(L, 3);
+  kg_extend_class(L, KG_CLASS_MODEL, of_models);
+  kg_extend_class(L, KG_CLASS_SEQUENCE, of_sequences);
 }

@@ -112,8 +112,5 @@ void kg_bind_constraint(lua_State *L)
 {
   static const luaL_Reg methods[] = {
       {"constrain", constrain}, {"constraint", constraint}, {"is_over", is_over}, {"forced", forced}, {NULL, NULL}};
-  luaL_getsubtable(L, LUA_REGISTRYINDEX, "kigo.classes");
-  lua_getfield(L, -1, "Sequence");
-  luaL_setfuncs(L, methods, 0);
-  lua_pop(L, 2);
+  kg_extend_class(L, KG_CLASS_SEQUENCE, methods);
 }

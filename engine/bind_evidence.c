@@ -133,8 +133,5 @@ void kg_bind_evidence(lua_State *L)
                                      {"profile", profile},
                                      {"flip_weight", flip_weight},
                                      {NULL, NULL}};
-  luaL_getsubtable(L, LUA_REGISTRYINDEX, "kigo.classes");
-  lua_getfield(L, -1, "Model");
-  luaL_setfuncs(L, methods, 0);
-  lua_pop(L, 2);
+  kg_extend_class(L, KG_CLASS_MODEL, methods);
 }

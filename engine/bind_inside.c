@@ -321,14 +321,6 @@ static int trace_rows(lua_State *L)
   return 1;
 }
 
-static void add_methods(lua_State *L, const char *class, const luaL_Reg *methods)
-{
-  luaL_getsubtable(L, LUA_REGISTRYINDEX, "kigo.classes");
-  lua_getfield(L, -1, class);
-  luaL_setfuncs(L, methods, 0);
-  lua_pop(L, 2);
-}
-
 /* After the classes that it adds to. */
 void kg_bind_inside(lua_State *L)
 {
@@ -341,9 +333,9 @@ void kg_bind_inside(lua_State *L)
       {"zeros", model_zeros}, {"trace_rows", trace_rows}, {NULL, NULL}};
   static const luaL_Reg of_tensors[] = {{"to", tensor_to}, {NULL, NULL}};
   kg_class(L, CLASS_HOOK, methods, metamethods);
-  add_methods(L, "Sequence", of_sequences);
-  add_methods(L, "Model", of_models);
-  add_methods(L, "Tensor", of_tensors);
+  kg_extend_class(L, KG_CLASS_SEQUENCE, of_sequences);
+  kg_extend_class(L, KG_CLASS_MODEL, of_models);
+  kg_extend_class(L, KG_CLASS_TENSOR, of_tensors);
   lua_newtable(L);
   lua_newtable(L);
   lua_pushliteral(L, "v");

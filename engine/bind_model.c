@@ -583,14 +583,10 @@ static int push_stats(lua_State *L)
                 n_pages_used = kg_kv_pages_used(kg_model_kv(model)), n_pages_kept = kg_kv_pages_kept(kg_model_kv(model)),
                 n_pages_max = kg_kv_page_limit(kg_model_kv(model));
   lua_newtable(L);
-  lua_pushstring(L, stats.device);
-  lua_setfield(L, -2, "device");
-  lua_pushstring(L, stats.note);
-  lua_setfield(L, -2, "note");
-  lua_pushstring(L, stats.variant);
-  lua_setfield(L, -2, "variant");
-  lua_pushstring(L, stats.kv);
-  lua_setfield(L, -2, "kv");
+  kg_set_string(L, "device", stats.device);
+  kg_set_string(L, "note", stats.note);
+  kg_set_string(L, "variant", stats.variant);
+  kg_set_string(L, "kv", stats.kv);
   kg_set_integer(L, "weight_bytes", (int64_t)stats.weight_bytes);
   kg_set_integer(L, "kv_bytes", (int64_t)stats.kv_bytes);
   kg_set_integer(L, "n_threads", stats.n_threads);
@@ -600,8 +596,7 @@ static int push_stats(lua_State *L)
   kg_set_integer(L, "n_steps", stats.n_steps);
   kg_set_integer(L, "n_steps_dropped", stats.n_steps_dropped);
   kg_set_integer(L, "n_timed", stats.n_timed);
-  lua_pushnumber(L, stats.timed_s);
-  lua_setfield(L, -2, "timed_s");
+  kg_set_number(L, "timed_s", stats.timed_s);
   kg_set_integer(L, "n_sequences", n_sequences);
   kg_set_integer(L, "n_pages", n_pages);
   kg_set_integer(L, "n_pages_used", n_pages_used);
