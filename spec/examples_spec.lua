@@ -20,7 +20,7 @@ describe("examples", function()
   for _, name in ipairs { "01-chat", "02-sampler", "03-fork", "04-rewind", "05-look-inside", "07-tools",
     "08-template", "09-stream", "10-best-of-n", "11-self-consistency", "12-beam-search", "13-tree-of-thoughts",
     "14-guidance", "15-token-healing", "16-speculation", "17-logit-lens", "18-steering",
-    "19-ban-phrase", "20-untrusted-sampler", "21-haiku-by-constraint", "22-json-extraction" } do
+    "19-ban-phrase", "20-untrusted-sampler", "21-haiku-by-constraint", "22-json-extraction", "23-adapters" } do
     it("run: " .. name, function()
       assert.is_truthy(succeeds(kigo .. " examples/" .. name .. ".lua"):find "%a+ +%S")
     end)

@@ -2,6 +2,7 @@
 -- file: `make` writes one, `try` bears it or raises. Lua source stands for calls with arguments.
 local kigo = require "kigo"
 local arch = require "kigo.arch"
+local build = require "spec.gguf_build"
 local fuzz = require "spec.fuzz"
 local models = require "spec.fuzz_models"
 local random_grammar = require "spec.random_grammar"
@@ -96,6 +97,57 @@ targets.load = {
     local one, other = try_on(gguf, "reference"), try_on(gguf, "cpu")
     if one ~= other then error("only one of the devices takes it") end
     return one
+  end,
+}
+
+-- ---- adapters: whatever is taken must run, beside a sequence that notices nothing ----
+
+local adapted = {}
+for _, device in ipairs { "reference", "cpu" } do adapted[device] = tiny.model { device = device, threads = 1 } end
+
+local function adapter_file(alpha, ...)
+  local tensors = {}
+  for i, row in ipairs { ... } do tensors[i] = { name = row[1], shape = { row[2], row[3] } } end
+  return build.random({ ["general.type"] = "adapter", ["adapter.type"] = "lora", ["general.architecture"] = "tiny",
+    ["adapter.lora.alpha"] = alpha }, tensors)
+end
+
+local function run_beside(model, gguf)
+  local adapter <close> = fuzz.accepted(model:adapter(gguf))
+  if not adapter then return false end
+  local plain <close> = model:sequence {}
+  plain:feed { 1, 2, 3 }
+  local bytes = plain.logits:bytes()
+  local seq <close> = model:sequence {}
+  assert(seq:adapt(adapter, 0.5))
+  for _, one in ipairs { plain, seq } do
+    one:rewind(0)
+    one:feed { 1, 2, 3 }
+  end
+  assert(model:step { seq, plain })
+  if plain.logits:bytes() ~= bytes then error "another sequence's numbers changed" end
+  return true
+end
+
+targets.adapter = {
+  seeds = {
+    adapter_file(4.0, { "blk.0.attn_q.weight.lora_a", 32, 2 }, { "blk.0.attn_q.weight.lora_b", 2, 32 }),
+    adapter_file(0.0, { "token_embd.weight.lora_a", 3, 48 }, { "token_embd.weight.lora_b", 3, 32 },
+      { "blk.1.ffn_down.weight.lora_b", 1, 32 }, { "blk.1.ffn_down.weight.lora_a", 40, 1 }),
+  },
+  make = function(dice, seeds)
+    return fuzz.mutate(dice, seeds, { "lora", "adapter", ".lora_a", ".lora_b", "attn_k", "ffn_up", "output_norm",
+      string.pack("<I4", 0x7FC00000), string.pack("<j", -1), string.pack("<j", 1 << 62), string.pack("<j", 32) })
+  end,
+  try = function(bytes)
+    local gguf <close> = fuzz.accepted(core.parse_gguf(bytes, "fuzz"))
+    if not gguf then return false end
+    local one, other = run_beside(adapted.reference, gguf), run_beside(adapted.cpu, gguf)
+    if one ~= other then error("only one of the devices takes it") end
+    return one
+  end,
+  finish = function()
+    for _, model in pairs(adapted) do model:close() end
   end,
 }
 
