@@ -74,8 +74,11 @@ static use use_of(const kg_plan *plan, int32_t weight)
     for (int j = 0; j < KG_OP_WEIGHTS; j++) {
       if (op->w[j] != weight) continue;
       if (op->kind == KG_OP_EMBED && !j) return USE_TABLE; /* the head may read it too */
-      const bool is_matrix = j < kg_op_matrices(op->kind);
-      found = is_matrix && op->kind == KG_OP_LINEAR ? USE_LINEAR : is_matrix && op->kind == KG_OP_MOE ? USE_EXPERTS : USE_OTHER;
+      const use here = j >= kg_op_matrices(op->kind) ? USE_OTHER
+                       : op->kind == KG_OP_LINEAR    ? USE_LINEAR
+                       : op->kind == KG_OP_MOE       ? USE_EXPERTS
+                                                     : USE_OTHER;
+      found = found == USE_NONE || found == here ? here : USE_OTHER; /* all of its products, or none */
     }
   }
   return found;
