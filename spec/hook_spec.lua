@@ -348,7 +348,8 @@ describe("kigo.Sequence:hook", function()
 
   it("changes nothing by looking in any family, and unembeds to the same bits", function()
     for _, name in ipairs { "bert", "deepseek2", "deepseek2_v3", "falcon", "falcon_new", "gemma", "gptneox", "granite",
-      "llama_yarn", "nomic_bert", "olmo2", "phi2", "phi3_short", "qwen2moe", "qwen3moe", "smollm3", "stablelm_parallel" } do
+      "llama_yarn", "nomic_bert", "olmo2", "phi2", "phi3_short", "qwen2moe", "qwen3moe", "smollm3",
+      "stablelm_parallel" } do
       local prompt = support.read_json("spec/fixtures/families/" .. name .. ".json").prompt
       for _, device in ipairs { "reference", "cpu" } do
         local model <close> = assert(kigo.load("spec/fixtures/families/" .. name .. ".gguf",

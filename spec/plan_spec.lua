@@ -295,7 +295,8 @@ describe("kigo.core.plan", function()
     it("closes the plan", function()
       local k = plan:linear("k", x, w.narrow)
       local a = plan:attention("a", x, k, k, nil, attention)
-      assert.same({ vocab_size = 0, tokens = 0, has_head = false, context_length = 0, layers = 1, tail = 3 }, plan:info())
+      assert.same({ vocab_size = 0, tokens = 0, has_head = false, context_length = 0, layers = 1, tail = 3 },
+        plan:info())
       assert(plan:finish(plan:linear("logits", a, w.embd), 77))
       assert.same({ vocab_size = 40, tokens = 40, has_head = true, context_length = 77, layers = 1, tail = 3,
         logits = "logits" }, plan:info())

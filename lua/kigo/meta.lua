@@ -598,7 +598,7 @@ function Plan:act(name, x, act) end
 ---@param name string
 ---@param x integer
 ---@param router integer
----@param weights table<string, integer>   gate, up, down; gate_bias, up_bias, down_bias, choice_bias where there are some
+---@param weights table<string, integer>   gate, up, down; gate_bias, up_bias, down_bias, choice_bias where there are
 ---@param parameters kigo.MoeParameters
 ---@return integer? value
 function Plan:moe(name, x, router, weights, parameters) end
