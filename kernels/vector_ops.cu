@@ -305,7 +305,7 @@ static __global__ void __launch_bounds__(KG_DRAW_THREADS)
 {
   __shared__ kg_draw_shared shared;
   const kg_draw_row row = {x, room.best, {room.list_x, NULL}, {room.list_ids, NULL}, NULL, 0, 0};
-  kg_draw_run run = {NULL, &row, &shared, {x, NULL, NULL, n}, n, 0, 0, true};
+  kg_draw_run run = kg_draw_begin(NULL, &row, n, &shared);
   const kg_draw_order order = {false, true, 0, 0, 0};
   kg_draw_narrow(&run, k);
   kg_draw_fit fit = {-1, 0, ~(kg_rank)0, 0, (uint32_t)k};
