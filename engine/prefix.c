@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "checksum.h"
 
 enum { LIKE_MOST = 256 }; /* children that are looked at for a common beginning, the newest first */
 
@@ -47,12 +48,11 @@ void kg_prefix_free(kg_prefix *prefix)
 
 static uint64_t hash_of(int32_t parent, const int32_t *ids)
 {
-  uint64_t hash = 0x9E3779B97F4A7C15u ^ (uint32_t)parent;
-  for (int i = 0; i < KG_PAGE; i++) {
-    hash = (hash ^ (uint32_t)ids[i]) * 0xD6E8FEB86659FD93u;
-    hash ^= hash >> 32;
-  }
-  return hash;
+  kg_checksum sum;
+  kg_checksum_begin(&sum);
+  kg_checksum_add(&sum, &parent, sizeof parent);
+  kg_checksum_add(&sum, ids, KG_PAGE * sizeof *ids);
+  return kg_checksum_end(&sum);
 }
 
 static int32_t *bucket_of(const kg_prefix *prefix, uint64_t hash)

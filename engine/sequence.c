@@ -6,6 +6,7 @@
 
 #include "ahead.h"
 #include "alloc.h"
+#include "checksum.h"
 #include "companion.h"
 #include "constraint.h"
 #include "draft.h"
@@ -82,16 +83,13 @@ int kg_sequence_feed(kg_sequence *sequence, const int32_t *ids, size_t n, kg_err
   return KG_OK;
 }
 
-/* A number that tells timelines apart by their first n tokens. Ids are mixed in one after another: multiply and fold, so
- * that every bit of every id reaches the result. */
+/* A number that tells timelines apart by their first n tokens. */
 static uint64_t hash_tokens(const kg_sequence *sequence, int32_t n)
 {
-  uint64_t hash = 0x9E3779B97F4A7C15u ^ (uint64_t)n;
-  for (int32_t i = 0; i < n; i++) {
-    hash = (hash ^ (uint32_t)sequence->tokens.ids[i]) * 0xD6E8FEB86659FD93u;
-    hash ^= hash >> 32;
-  }
-  return hash;
+  kg_checksum sum;
+  kg_checksum_begin(&sum);
+  if (n) kg_checksum_add(&sum, sequence->tokens.ids, (size_t)n * sizeof *sequence->tokens.ids);
+  return kg_checksum_end(&sum);
 }
 
 /* Back to `pos`; the companions are left to the caller. */
