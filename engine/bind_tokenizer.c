@@ -166,31 +166,24 @@ static int is_control(lua_State *L)
   return 1;
 }
 
-/* tokenizer:control(text) -> id of the control token that spells it, or nil */
-static int control(lua_State *L)
+/* The id that `find` gives for the text at index 2, or nothing. */
+static int push_found(lua_State *L, int32_t (*find)(const kg_tokenizer *tokenizer, const char *text, size_t size))
 {
   const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
   size_t size;
   luaL_checktype(L, 2, LUA_TSTRING);
   const char *text = lua_tolstring(L, 2, &size);
-  const int32_t id = kg_tokenizer_control_find(tokenizer, text, size);
+  const int32_t id = find(tokenizer, text, size);
   if (id < 0) return 0;
   lua_pushinteger(L, id);
   return 1;
 }
 
+/* tokenizer:control(text) -> id of the control token that spells it, or nil */
+static int control(lua_State *L) { return push_found(L, kg_tokenizer_control_find); }
+
 /* tokenizer:token(text) -> id of the token of ordinary text that writes just this, or nil */
-static int token(lua_State *L)
-{
-  const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
-  size_t size;
-  luaL_checktype(L, 2, LUA_TSTRING);
-  const char *text = lua_tolstring(L, 2, &size);
-  const int32_t id = kg_tokenizer_find(tokenizer, text, size);
-  if (id < 0) return 0;
-  lua_pushinteger(L, id);
-  return 1;
-}
+static int token(lua_State *L) { return push_found(L, kg_tokenizer_find); }
 
 /* tokenizer:with_prefix(text) -> ids of the tokens of ordinary text that begin so */
 static int with_prefix(lua_State *L)
