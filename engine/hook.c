@@ -29,7 +29,8 @@ int kg_sequence_hook(kg_sequence *sequence, const int32_t *values, size_t n_valu
   if (status) return status;
   kg_hook *hook = kg_alloc(sizeof *hook + n_values * sizeof *values); /* different values: there are few */
   if (!hook) return kg_fail_memory(err, sizeof *hook + n_values * sizeof *values, "a hook");
-  *hook = (kg_hook){.sequence = sequence, .call = call, .user = user, .n_values = n_values};
+  *hook = (kg_hook){
+      .sequence = sequence, .from = sequence->n_evaluated, .call = call, .user = user, .n_values = n_values};
   memcpy(hook->values, values, n_values * sizeof *values);
   kg_sequence_drop_ahead(sequence); /* both were evaluated without the hook */
   kg_draft_drop(sequence);
@@ -49,6 +50,12 @@ void kg_hook_free(kg_hook *hook)
     *at = hook->next;
   }
   kg_free(hook);
+}
+
+void kg_hooks_go_back(kg_sequence *sequence, int32_t pos)
+{
+  for (kg_hook *hook = sequence->hooks; hook; hook = hook->next)
+    if (hook->from > pos) hook->from = pos;
 }
 
 void kg_sequence_drop_hooks(kg_sequence *sequence)

@@ -22,6 +22,8 @@ typedef int (*kg_hook_call)(void *user, int32_t value, int32_t pos, const kg_ten
 
 struct kg_hook {
   kg_sequence *sequence;   /* NULL: it is gone */
+  int32_t from;            /* rows before this position were made without it, and are when they are made again; but for
+                              the last one of the timeline, whose logits are wanted then */
   kg_hook *next;           /* in order of creation */
   kg_hook_call call;
   void *user;
@@ -37,5 +39,6 @@ void kg_hook_free(kg_hook *hook);
 
 /* For sequence.c: its hooks are hooks of nothing from now on. */
 void kg_sequence_drop_hooks(kg_sequence *sequence);
+void kg_hooks_go_back(kg_sequence *sequence, int32_t pos); /* other tokens may stand from there on */
 
 #endif

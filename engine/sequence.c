@@ -98,9 +98,8 @@ static void shorten(kg_sequence *sequence, int32_t pos)
   kg_sequence_drop_ahead(sequence);
   kg_draft_drop(sequence);
   sequence->tokens.n = (size_t)pos;
-  if (sequence->n_evaluated > pos) sequence->n_evaluated = pos;
-  if (sequence->n_public > pos) sequence->n_public = pos;
-  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, sequence->n_evaluated);
+  kg_sequence_go_back(sequence, pos);
+  kg_hooks_go_back(sequence, pos);
   sequence->logits_pos = sequence->banned_pos = -1; /* of another token, or a sampler may have written to them */
   sequence->n_draws = 0;
 }
@@ -226,10 +225,23 @@ fail:
 
 int32_t kg_sequence_pending(const kg_sequence *sequence)
 {
-  const int32_t n = kg_sequence_pos(sequence), n_new = n - sequence->n_evaluated;
+  const int32_t n = kg_sequence_pos(sequence);
   if (!n || logits_are_current(sequence) || kg_draft_holds_logits(sequence)) return 0;
-  if (kg_plan_is_bidirectional(kg_model_plan(sequence->model))) return n; /* each depends on all */
-  return n_new ? n_new : 1;
+  return n - kg_sequence_resume_point(sequence, n - 1);
+}
+
+int32_t kg_sequence_resume_point(const kg_sequence *sequence, int32_t pos)
+{
+  if (kg_plan_is_bidirectional(kg_model_plan(sequence->model))) return 0; /* each row depends on all */
+  return pos < sequence->n_evaluated ? pos : sequence->n_evaluated;
+}
+
+void kg_sequence_go_back(kg_sequence *sequence, int32_t pos)
+{
+  const int32_t to = kg_sequence_resume_point(sequence, pos);
+  sequence->n_evaluated = to;
+  if (sequence->n_public > to) sequence->n_public = to;
+  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, to);
 }
 
 bool kg_sequence_is_released(const kg_sequence *sequence)

@@ -1,4 +1,15 @@
-/* sequence.h - one timeline: tokens, cache pages, seed. Tokens [0, evaluated) are in the cache; the rest is pending. */
+/* sequence.h - one timeline: tokens, cache pages, seed. Rows [0, n_evaluated) were computed; the rest is pending.
+ *
+ * Resume points. What is left of earlier rows may be less than all of them: position c is a resume point while everything
+ * is there that a row at c, or one behind it, reads of rows before c. n_evaluated is one always, and 0 is one always.
+ * Whatever goes back to a position, or comes to one without computing it (rewind, fork, a found prefix, a file, and the
+ * last row once more when its logits are gone), goes to the largest resume point that is not behind it, and the rows from
+ * there on are pending again. They are rows like any others:
+ * - Ids stay, and everything that belongs to ids: companions were fed them, random numbers are a function of the
+ *   position, logits are wanted where they would have been (kg_step_item.from). Rows have the same bits as before.
+ * - They are evaluated, so they count as evaluated, in progress and in stats; they may be found in the prefix cache; steps
+ *   that trace all rows of a step trace these too.
+ * - A hook sees none of them that were made before its time (kg_hook.from). */
 #ifndef KG_SEQUENCE_H
 #define KG_SEQUENCE_H
 
@@ -42,7 +53,7 @@ struct kg_sequence {
   bool is_private;         /* from its first hook on, forks too: a page of it may depend on more than the tokens, so that
                               none may serve another sequence with the same ones, nor another's page this one */
   kg_tokens tokens;        /* the timeline */
-  int32_t n_evaluated;     /* tokens whose keys and values are in the pages */
+  int32_t n_evaluated;     /* tokens whose rows were computed, or found: a resume point */
   int32_t n_public;        /* leading ones whose rows were computed here from their ids alone, or found: others may
                               have them (kv.h) */
   kg_adapted adapters[KG_ADAPTERS_MAX]; /* all rows in the pages are theirs; each one reference */
@@ -69,9 +80,13 @@ struct kg_sequence {
 };
 
 kg_model *kg_sequence_model(const kg_sequence *sequence);
-/* Tokens that a step has to evaluate before the logits are those of the last one: those not in the cache yet, or, when
- * they all are (after a rewind), the last one again. All of them where tokens look both ways. */
+/* Tokens that a step has to evaluate before the logits are those of the last one: those that were not, or, when they all
+ * were (after a rewind), those from the last resume point before the end on. All of them where tokens look both ways. */
 int32_t kg_sequence_pending(const kg_sequence *sequence);
+/* The largest resume point that is not behind `pos`, nor behind n_evaluated. */
+int32_t kg_sequence_resume_point(const kg_sequence *sequence, int32_t pos);
+/* Rows from there on are pending, and not in the pages, from now on. Nothing may be drawn ahead, nor drafted, behind it. */
+void kg_sequence_go_back(kg_sequence *sequence, int32_t pos);
 /* Give all cache pages back: the timeline stays, and is evaluated again when somebody asks for what lies behind it.
  * Logits that are there stay too, as somebody may have written to them; nobody can tell but by the clock. A private
  * sequence keeps its pages: evaluated again they might be others. */

@@ -99,6 +99,7 @@ static int prepare(step *s, kg_error *err)
     sequence->step.is_over = false;
     s->n_total += n_rows;
     int status = pending ? kg_sequence_ensure_logits(sequence, err) : kg_draft_take_logits(sequence, err);
+    if (!status && pending) kg_sequence_go_back(sequence, sequence->step.pos);
     const int32_t end = sequence->step.pos + n_rows;
     if (!status && n_rows && item->all_logits && item->all_logits->ops != sequence->logits->ops)
       status = kg_fail(err, KG_ERR_ARGUMENT, "the rows for the logits of sequence %zu are on another device", i);
@@ -156,18 +157,22 @@ static void call_hook(void *user, int32_t pos, int32_t n_rows, kg_buffer *rows)
   if (!t->step->failure.code) t->step->failure = err;
 }
 
-/* Rows [row0, row0 + n) of the run are of this sequence. */
-static int add_taps(step *s, const kg_sequence *sequence, int32_t row0, int32_t n, kg_error *err)
+/* Rows [row0, row0 + n) of the run are the positions of this sequence from pos on. */
+static int add_taps(step *s, const kg_sequence *sequence, int32_t row0, int32_t pos, int32_t n, kg_error *err)
 {
   kg_scratch *scratch = s->scratch;
   for (const kg_hook *hook = sequence->hooks; hook; hook = hook->next) {
+    const int32_t last = kg_sequence_pos(sequence) - 1, from = hook->from < last ? hook->from : last;
+    const int32_t n_before = from > pos ? from - pos : 0;
+    if (n_before >= n) continue;
     const size_t there = (size_t)s->run.n_taps;
     if (!kg_grow((void **)&scratch->taps, &scratch->taps_capacity, there + hook->n_values, sizeof *scratch->taps) ||
         !kg_grow(&scratch->tapped, &scratch->tapped_capacity, there + hook->n_values, sizeof(tapped)))
       return kg_fail_memory(err, hook->n_values * sizeof(tapped), "hooks");
     for (size_t i = 0; i < hook->n_values; i++) {
       ((tapped *)scratch->tapped)[there + i] = (tapped){s, hook, hook->values[i]};
-      scratch->taps[there + i] = (kg_tap){.value = hook->values[i], .row = row0, .n_rows = n, .call = call_hook};
+      scratch->taps[there + i] = (kg_tap){.value = hook->values[i], .row = row0 + n_before, .n_rows = n - n_before,
+                                         .call = call_hook};
     }
     s->run.n_taps += (int32_t)hook->n_values;
   }
@@ -185,7 +190,7 @@ static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
 {
   kg_sequence *sequence = item->sequence;
   const int32_t row0 = s->run.n_rows, pos = sequence->step.next;
-  int status = add_taps(s, sequence, row0, n, err);
+  int status = add_taps(s, sequence, row0, pos, n, err);
   if (!status) status = kg_kv_reserve(kg_model_kv(s->model), &sequence->pages, pos, pos + n, err);
   if (status) return status;
   for (int32_t i = 0; i < n; i++) {
@@ -275,8 +280,6 @@ static int settle(step *s, const kg_step_item *item, kg_error *err)
   if (n_tokens > 0) {
     s->n_done += n_tokens;
     kg_model_count(s->model, n_tokens, 0);
-    if (sequence->n_public == sequence->n_evaluated) sequence->n_public = first;
-    sequence->n_evaluated = first; /* one less than before where the last one was evaluated again */
     kg_sequence_evaluated(sequence, n_tokens);
   }
   kg_draft_settle(sequence, done);
