@@ -124,6 +124,17 @@ static int array(lua_State *L)
   return kg_call_at_rest(L, push_value);
 }
 
+/* gguf:count(key) -> integer: elements of an array; nil when there is none */
+static int count(lua_State *L)
+{
+  const kg_gguf_entry *entry = kg_gguf_find(kg_check_gguf(L, 1), luaL_checkstring(L, 2));
+  if (entry && entry->is_array)
+    lua_pushinteger(L, (lua_Integer)entry->count); /* bounded: the elements are in memory */
+  else
+    lua_pushnil(L);
+  return 1;
+}
+
 static int push_entries(lua_State *L)
 {
   const kg_gguf *gguf = kg_check_gguf(L, 1);
@@ -574,6 +585,7 @@ void kg_bind_gguf(lua_State *L)
   static const luaL_Reg methods[] = {{"close", close_gguf},
                                      {"get", get},
                                      {"array", array},
+                                     {"count", count},
                                      {"entries", entries},
                                      {"tensors", tensors},
                                      {"tensor", tensor_info},

@@ -53,20 +53,34 @@ typedef struct cursor {
   const uint8_t *bytes;
   size_t n_bytes, at;
   const char *path; /* for errors */
+  const char *kind; /* "key" or "tensor" while the description of one is read, else NULL */
+  kg_string name;   /* its name */
   kg_error *err;
 } cursor;
+
+enum { OF_WHAT_MAX = KG_QUOTE_MAX + 16 };
 
 static size_t left(const cursor *c)
 {
   return c->n_bytes - c->at;
 }
 
+/* " of key X" or " of tensor X" while one is read, for messages. */
+static const char *of_what(const cursor *c, char out[OF_WHAT_MAX])
+{
+  char quoted[KG_QUOTE_MAX];
+  out[0] = '\0';
+  if (c->kind) snprintf(out, OF_WHAT_MAX, " of %s %s", c->kind, kg_quote(quoted, c->name.data, c->name.size));
+  return out;
+}
+
 /* Point at the next n bytes and step over them. */
 static int take(cursor *c, uint64_t n, const char *what, const uint8_t **out)
 {
+  char of[OF_WHAT_MAX];
   if (n > left(c))
-    return kg_fail(c->err, KG_ERR_FORMAT, "%s: cut off at offset %zu: %s takes %" PRIu64 " bytes, %zu are left",
-                   c->path, c->at, what, n, left(c));
+    return kg_fail(c->err, KG_ERR_FORMAT, "%s: cut off at offset %zu: %s%s takes %" PRIu64 " bytes, %zu are left",
+                   c->path, c->at, what, of_what(c, of), n, left(c));
   *out = c->bytes + c->at;
   c->at += (size_t)n; /* bounded: n bytes are left */
   return KG_OK;
@@ -119,9 +133,10 @@ static int read_name(cursor *c, const char *what, size_t max, kg_string *out)
  * memory is only ever allocated in proportion to bytes that are there. */
 static int check_count(cursor *c, const char *what, uint64_t count, size_t item_bytes)
 {
+  char of[OF_WHAT_MAX];
   if (count <= left(c) / item_bytes) return KG_OK;
-  return kg_fail(c->err, KG_ERR_FORMAT, "%s: offset %zu: %" PRIu64 " %s do not fit in the %zu bytes that are left",
-                 c->path, c->at, count, what, left(c));
+  return kg_fail(c->err, KG_ERR_FORMAT, "%s: offset %zu: %" PRIu64 " %s%s do not fit in the %zu bytes that are left",
+                 c->path, c->at, count, what, of_what(c, of), left(c));
 }
 
 /* ---- metadata ---- */
@@ -190,8 +205,12 @@ static int read_entry(cursor *c, kg_gguf_entry *entry)
 {
   char quoted[KG_QUOTE_MAX];
   entry->count = 1;
+  c->kind = NULL;
   int code = read_name(c, "metadata key", KEY_MAX, &entry->key);
-  if (!code) code = read_value_type(c, entry);
+  if (code) return code;
+  c->kind = "key";
+  c->name = entry->key;
+  code = read_value_type(c, entry);
   if (code) return code;
   if (entry->type == KG_GGUF_ARRAY) {
     entry->is_array = true;
@@ -234,6 +253,7 @@ static int read_entries(file *f, cursor *c, uint64_t count)
   if (!f->entries) return kg_fail_memory(c->err, (size_t)count * sizeof *f->entries, "metadata");
   f->n_entries = (size_t)count;
   for (size_t i = 0; i < f->n_entries && !code; i++) code = read_entry(c, &f->entries[i]);
+  c->kind = NULL;
   return code ? code : index_entries(f, c->err);
 }
 
@@ -293,12 +313,13 @@ static int read_tensor_type(cursor *c, kg_gguf_tensor *tensor, uint64_t n_values
 /* Read a tensor's description; `offset` is relative to the data section until place_tensors. */
 static int read_tensor(cursor *c, kg_gguf_tensor *tensor)
 {
-  kg_string name;
   uint64_t n_values = 0;
-  int code = read_name(c, "tensor name", NAME_MAX_BYTES, &name);
+  c->kind = NULL;
+  int code = read_name(c, "tensor name", NAME_MAX_BYTES, &c->name);
   if (code) return code;
-  tensor->name = kg_copy_bytes(name.data, name.size);
-  if (!tensor->name) return kg_fail_memory(c->err, name.size, "a tensor's name");
+  c->kind = "tensor";
+  tensor->name = kg_copy_bytes(c->name.data, c->name.size);
+  if (!tensor->name) return kg_fail_memory(c->err, c->name.size, "a tensor's name");
   code = read_dims(c, tensor, &n_values);
   if (!code) code = read_tensor_type(c, tensor, n_values);
   if (!code) code = read_u64(c, "a tensor's offset", &tensor->offset);

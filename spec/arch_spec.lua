@@ -175,6 +175,22 @@ describe("kigo.arch", function()
       end)
     end)
 
+    it("refuses a part that some blocks have and others lack, and a head of other rows than the embeddings", function()
+      refused(FORMAT, { "tensor blk.1.attn_q.bias", "blk.0.attn_q.bias is" }, "qwen2", function(m, t)
+        m["qwen2.block_count"] = 2
+        for i = 3, #t do t[#t + 1] = { name = t[i].name:gsub("blk.0", "blk.1"), shape = t[i].shape } end
+        t[#t + 1] = { name = "blk.0.attn_q.bias", shape = { 32 } }
+      end)
+      refused(FORMAT, { "blk.0.attn_norm.bias" }, "gpt2", function(m, t)
+        m["gpt2.attention.layer_norm_epsilon"] = 1e-5
+        t[#t + 1] = { name = "position_embd.weight", shape = { 32, 64 } }
+        t[#t + 1] = { name = "output_norm.bias", shape = { 32 } }
+      end)
+      refused(FORMAT, { "output.weight", "39", "40" }, "llama", function(_, t)
+        t[#t + 1] = { name = "output.weight", shape = { 32, 39 } }
+      end)
+    end)
+
     it("refuses tensors that it would leave out", function()
       refused(UNSUPPORTED, { "blk.0.attn_q_norm.weight" }, "llama", function(_, t)
         t[#t + 1] = { name = "blk.0.attn_q_norm.weight", shape = { 8 } }

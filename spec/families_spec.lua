@@ -10,12 +10,7 @@ describe("the families", function()
   local tiny = require "spec.tiny"
 
   local FOLDER = "spec/fixtures/families/"
-  local NAMES = {
-    "llama_linear", "llama_yarn", "llama_factors", "qwen2moe", "qwen3moe", "phi2", "phi3_short", "phi3_long", "gemma",
-    "gptneox", "gptneox_serial", "falcon", "falcon_new", "starcoder2", "stablelm", "stablelm_parallel", "olmo2",
-    "granite", "smollm3", "bert", "nomic_bert", "deepseek2", "deepseek2_kv_b", "deepseek2_v3",
-    "stablelm_heads",
-  }
+  local NAMES = require "spec.families"
 
   local function open(path, context, options)
     local gguf <close> = assert(core.open_gguf(path))

@@ -2,6 +2,7 @@
 -- weights by name, adds the biases that stand in the file, and names every value:
 --
 --   "token_embd", "output_norm", "logits"    after the weight; the last is always called so
+--   "logits_padded"                          those of a head with more rows than there are tokens
 --   "blk.3.attn_q"                           a norm or a projection, after its weight in block 3
 --   "blk.3.attn_q_rope"                      rotated by position
 --   "blk.3.attn_out"                         what attention gives, before its projection "blk.3.attn_output"
@@ -77,22 +78,28 @@ end
 ---@field has_head boolean
 ---@field _plan kigo.Plan
 ---@field _prefix string
+---@field _tokens integer?   that the tokenizer has
+---@field _table string?    the tensor of embeddings
+---@field _rows integer?     and its rows
+---@field _optional table<string, table<string, boolean>>  by role: tensors that were asked for, and are they there
 local Graph = {}
 Graph.__index = Graph
 Graph.__tostring = function(self) return "kigo.Graph " .. (self._prefix == "" and "(model)" or self._prefix) end
 
 ---@param plan kigo.Plan
 ---@param hp kigo.Hyperparameters
+---@param tokens? integer  of the file's tokenizer, where it has one
 ---@return kigo.Graph
-function graph.new(plan, hp)
-  return setmetatable({ hp = hp, has_head = true, _plan = plan, _prefix = "" }, Graph)
+function graph.new(plan, hp, tokens)
+  return setmetatable({ hp = hp, has_head = true, _plan = plan, _prefix = "", _tokens = tokens, _optional = {} }, Graph)
 end
 
 ---The part of the graph for block i: 0-based, as in the file.
 ---@param i integer
 ---@return kigo.Graph
 function Graph:block(i)
-  return setmetatable({ hp = self.hp, _plan = self._plan, _prefix = ("blk.%d."):format(i) }, Graph)
+  return setmetatable({ hp = self.hp, _plan = self._plan, _prefix = ("blk.%d."):format(i), _optional = self._optional },
+    Graph)
 end
 
 ---Does the file have the tensor "blk.i.NAME.weight" (or with another ending)?
@@ -101,6 +108,40 @@ end
 ---@return boolean
 function Graph:has(name, ending)
   return self._plan:has_weight(self._prefix .. name .. "." .. (ending or "weight"))
+end
+
+-- Is the tensor there? Noted for graph.check_optional: tensors of one role are all there, or none is.
+function Graph:_has_in_role(role, name)
+  local full, found = self._prefix .. name, self._optional[role] or {}
+  self._optional[role] = found
+  found[full] = self._plan:has_weight(full)
+  return found[full]
+end
+
+---The same for a part that a model has in every block that could have it, or in none: a file where only some have it
+---is refused (graph.check_optional).
+---@param name string
+---@param ending? string default "weight"
+---@return boolean
+function Graph:has_like_others(name, ending)
+  local full = name .. "." .. (ending or "weight")
+  return self:_has_in_role(full, full)
+end
+
+local function smaller(a, b) return (not b or a < b) and a or b end
+
+---Fails where a part is in some blocks and not in others.
+---@param g kigo.Graph
+function graph.check_optional(g)
+  local missing, beside
+  for _, found in pairs(g._optional) do
+    local absent, present
+    for name, has in pairs(found) do
+      if has then present = smaller(name, present) else absent = smaller(name, absent) end
+    end
+    if present and absent and (not missing or absent < missing) then missing, beside = absent, present end
+  end
+  if missing then fail(core.err.FORMAT, "tensor %s is not in the file, but %s is", missing, beside) end
 end
 
 -- The value of a new operation of the plan; the name comes first among the arguments.
@@ -112,10 +153,15 @@ function Graph:_weight(name)
   return check(self._plan:weight(self._prefix .. name .. ".weight"))
 end
 
--- The bias beside a weight, or nil where the file has none.
-function Graph:_bias(name)
-  if self:has(name, "bias") then return check(self._plan:weight(self._prefix .. name .. ".bias")) end
+-- The bias beside a weight, or nil where the file has none. All biases of one role are there, or none is.
+function Graph:_bias(name, role)
+  if self:_has_in_role(role or name .. ".bias", name .. ".bias") then
+    return check(self._plan:weight(self._prefix .. name .. ".bias"))
+  end
 end
+
+-- Rows of a weight of the plan.
+function Graph:_rows_of(weight) return self._plan:weights()[weight + 1].rows end
 
 ---Rows of an embedding table at the token ids; `positions` names a table of learned positions to add, `types` one whose
 ---first row is added to all.
@@ -125,6 +171,11 @@ end
 ---@return kigo.Value
 function Graph:embed(name, positions, types)
   local table_id, positions_id = self:_weight(name), positions and self:_weight(positions)
+  self._table, self._rows = self._prefix .. name .. ".weight", self:_rows_of(table_id)
+  if self._tokens and (self._tokens < 1 or self._tokens > self._rows) then
+    fail(core.err.FORMAT, "tokenizer.ggml.tokens has %d entries, tensor %s %d rows", self._tokens, self._table,
+      self._rows)
+  end
   return self:_emit("embed", self._prefix .. name, table_id, positions_id, types and self:_weight(types))
 end
 
@@ -141,7 +192,8 @@ end
 function Graph:norm(x, name, params)
   local id, full = id_of(self._plan, x, "x"), { epsilon = self.hp.norm_epsilon }
   for key, value in pairs(params or {}) do full[key] = value end
-  local scale, bias = self:_weight(name), self:_bias(name)
+  local is_layer_norm = full.subtract_mean and not full.groups
+  local scale, bias = self:_weight(name), self:_bias(name, is_layer_norm and "LayerNorm" or nil)
   return self:_emit("norm", self._prefix .. name, id, scale, bias, full)
 end
 
@@ -209,7 +261,7 @@ end
 function Graph:attention(q, k, v, params, name)
   local plan = self._plan
   local q_id, k_id, v_id = id_of(plan, q, "q"), id_of(plan, k, "k"), v and id_of(plan, v, "v")
-  local sinks = self:has("attn_sinks") and self:_weight("attn_sinks") or nil
+  local sinks = self:has_like_others("attn_sinks") and self:_weight("attn_sinks") or nil
   return self:_emit("attention", self._prefix .. (name or "attn_out"), q_id, k_id, v_id, sinks, params)
 end
 
@@ -322,15 +374,25 @@ function Graph:out(x)
   return x:named(self._prefix .. "out")
 end
 
----The logits: a projection by the first of these weights that the file has ("output", or the tied "token_embd").
+---The logits: a projection by the first of these weights that the file has ("output", or the tied "token_embd"). Rows
+---behind the tokenizer's last token are padding: nobody shall draw ids that no text belongs to.
 ---@param x kigo.Value
 ---@param ... string
 ---@return kigo.Value
 function Graph:logits(x, ...)
   for _, name in ipairs { ... } do
-    if self:has(name) then return self:linear(x, name, "logits") end
+    if self:has(name) then return self:_head(x, name) end
   end
   return fail(core.err.FORMAT, "none of these tensors is in the file: %s.weight", table.concat({ ... }, ".weight, "))
+end
+
+function Graph:_head(x, name)
+  local rows = self:_rows_of(self:_weight(name))
+  if rows ~= self._rows then
+    fail(core.err.FORMAT, "tensor %s.weight: %d rows, but %s has %d", name, rows, self._table, self._rows)
+  end
+  if not self._tokens or rows == self._tokens then return self:linear(x, name, "logits") end
+  return self:slice(self:linear(x, name, "logits_padded"), 0, self._tokens, "logits")
 end
 
 ---The end of a model without a head: what it makes of each token, for embeddings.

@@ -23,7 +23,7 @@ end
 ---@return kigo.Value q
 ---@return kigo.Value k
 function layers.head_norms(b, q, k, params)
-  if not b:has "attn_q_norm" then return q, k end
+  if not b:has_like_others "attn_q_norm" then return q, k end
   local function norm(x, name, heads)
     return b:norm(x, name, { groups = heads, subtract_mean = params and params.subtract_mean })
   end

@@ -90,6 +90,10 @@ function Gguf:get(key) end
 ---@return integer? code
 function Gguf:array(key) end
 
+---@param key string
+---@return integer? n   elements of an array; nil where the file has no such array
+function Gguf:count(key) end
+
 ---@class kigo.GgufEntry
 ---@field key string
 ---@field type string        "u32", "string" ...; of an array, its elements'

@@ -36,7 +36,7 @@ local rows = {
 local function queries(b, h, rope)
   local hp = b.hp
   local q
-  if b:has "attn_q_a" then
+  if b:has_like_others "attn_q_a" then
     q = b:linear(b:norm(b:linear(h, "attn_q_a"), "attn_q_a_norm"), "attn_q_b")
   else
     q = b:linear(h, "attn_q")
@@ -53,7 +53,7 @@ local function attention(b, h, rope, scale)
   local compressed = b:linear(h, "attn_kv_a_mqa")
   local kv = b:norm(b:slice(compressed, 0, hp.kv_rank, "attn_kv"), "attn_kv_a_norm")
   local k_turned = b:rope(b:slice(compressed, hp.kv_rank, hp.rope_dims, "attn_k_turning"), rope)
-  if b:has "attn_kv_b" then
+  if b:has_like_others "attn_kv_b" then
     local both = b:linear(kv, "attn_kv_b")
     local k = b:slice(both, 0, plain, "attn_k_plain", n)
     local v = b:slice(both, plain, hp.value_dim_mla, "attn_v", n)
@@ -73,8 +73,8 @@ local function feed_forward(b, h, i)
   local chosen = b:moe(h, { experts = hp.expert_count, used = hp.expert_used_count, act = "silu",
     gate = hp.gate == 2 and "sigmoid" or "softmax", normalize = hp.experts_normalize, scale = hp.experts_scale,
     groups = hp.expert_groups, groups_used = hp.expert_groups_used,
-    group_top = b:has("exp_probs_b", "bias") and 2 or 1 })
-  if not b:has "ffn_gate_shexp" then return chosen end
+    group_top = b:has_like_others("exp_probs_b", "bias") and 2 or 1 })
+  if not b:has_like_others "ffn_gate_shexp" then return chosen end
   local shared = b:glu("silu", b:linear(h, "ffn_gate_shexp"), b:linear(h, "ffn_up_shexp"))
   return chosen + b:linear(shared, "ffn_down_shexp")
 end

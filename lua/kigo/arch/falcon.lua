@@ -8,8 +8,8 @@ return arch.family("falcon", { rows = { layers.layer_norm_epsilon } }, function(
   for i = 0, hp.block_count - 1 do
     local b = g:block(i)
     local h = b:norm(x, "attn_norm", layers.layer_norm)
-    local a = layers.self_attention(b, b:has "attn_norm_2" and b:norm(x, "attn_norm_2", layers.layer_norm) or h)
-    x = b:out(x + (a + layers.plain(b, "gelu_erf", h)))
+    local second = b:has_like_others "attn_norm_2" and b:norm(x, "attn_norm_2", layers.layer_norm)
+    x = b:out(x + (layers.self_attention(b, second or h) + layers.plain(b, "gelu_erf", h)))
   end
   return g:logits(g:norm(x, "output_norm", layers.layer_norm), "output", "token_embd")
 end)

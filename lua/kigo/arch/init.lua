@@ -149,11 +149,12 @@ local function handle_error(message)
 end
 
 -- Run the family's function over the plan and finish it; a mistake in the function raises with its traceback.
-local function declare(family, plan, hp)
-  local g = graph.new(plan, hp)
+local function declare(family, plan, hp, tokens)
+  local g = graph.new(plan, hp, tokens)
   local ok, result = xpcall(function()
     local logits = family.declare(g, hp)
     if type(logits) ~= "table" or not logits.id then error("family " .. family.name .. " returned no value") end
+    graph.check_optional(g)
     return logits
   end, handle_error)
   if not ok then
@@ -179,7 +180,7 @@ local function build(gguf, context)
   plan, message, code = core.plan(gguf)
   if not plan then return nil, message, code end
   local ok
-  ok, message, code = declare(family, plan, hp)
+  ok, message, code = declare(family, plan, hp, gguf:count "tokenizer.ggml.tokens")
   if ok then ok, message, code = check_all_used(plan, gguf) end
   if ok then return plan end
   plan:close()

@@ -10,7 +10,7 @@ return arch.family("stablelm", { rows = { layers.layer_norm_epsilon } }, functio
     local b = g:block(i)
     local h = b:norm(x, "attn_norm", layers.layer_norm)
     local behind = x + layers.self_attention(b, h, { head_norm = layers.layer_norm })
-    if b:has "ffn_norm" then h = b:norm(behind, "ffn_norm", layers.layer_norm) end
+    if b:has_like_others "ffn_norm" then h = b:norm(behind, "ffn_norm", layers.layer_norm) end
     x = b:out(behind + layers.gated(b, "silu", h))
   end
   return g:logits(g:norm(x, "output_norm", layers.layer_norm), "output", "token_embd")
