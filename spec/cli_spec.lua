@@ -313,12 +313,15 @@ describe("kigo.cli", function()
     end)
 
     it("takes adapters, with their scales", function()
-      local gguf <close> = assert(require("kigo").open_gguf(stories()))
-      local cols, rows = table.unpack(gguf:tensor("blk.0.ffn_down.weight").shape)
-      local path = support.temporary(build.random({ ["general.type"] = "adapter", ["adapter.type"] = "lora",
-        ["general.architecture"] = "llama", ["adapter.lora.alpha"] = 8.0 }, {
-        { name = "blk.0.ffn_down.weight.lora_a", shape = { cols, 2 } },
-        { name = "blk.0.ffn_down.weight.lora_b", shape = { 2, rows } } }))
+      local function adapter(model)
+        local gguf <close> = assert(require("kigo").open_gguf(model))
+        local cols, rows = table.unpack(gguf:tensor("blk.0.ffn_down.weight").shape)
+        return support.temporary(build.random({ ["general.type"] = "adapter", ["adapter.type"] = "lora",
+          ["general.architecture"] = gguf:get "general.architecture", ["adapter.lora.alpha"] = 8.0 }, {
+          { name = "blk.0.ffn_down.weight.lora_a", shape = { cols, 2 } },
+          { name = "blk.0.ffn_down.weight.lora_b", shape = { 2, rows } } }))
+      end
+      local path = adapter(stories())
       local function text(...)
         local status, out, err = run { "run", stories(), "-n", "30", "--temp", "0", "--device", "cpu", ... }
         assert.equal(0, status, err)
@@ -327,6 +330,16 @@ describe("kigo.cli", function()
       assert.equal(STORY:sub(1, 40), text():sub(1, 40))
       assert.not_equal(STORY:sub(1, 40), text("--adapter", path):sub(1, 40))
       assert.equal(text(), text("--adapter", path .. "=0"))
+      local poet = adapter(support.haiku_model)
+      local function chat(...)
+        local status, out, err = run({ "chat", support.haiku_model, "-n", "12", "--temp", "0", "--device", "cpu", ... },
+          "moon\n")
+        assert.equal(0, status, err)
+        return out
+      end
+      assert.not_equal(chat(), chat("--adapter", poet .. "=3"))
+      assert.equal(chat(), chat("--adapter", poet .. "=0"))
+      os.remove(poet)
       for _, bad in ipairs { { path .. "=x", 2 }, { path .. "=nan", 2 }, { "/nowhere/a.gguf", 1 }, { stories(), 1 } } do
         assert.equal(bad[2], (run { "run", stories(), "--device", "cpu", "--adapter", bad[1] }), bad[1])
       end

@@ -16,7 +16,8 @@ local conversation = {}
 ---@field adapters? (kigo.Adapter|kigo.Adapted)[]   of the timeline (Model:sequence)
 ---@field template? string|kigo.Template   instead of the file's: one by name, or any other
 ---@field format? string                   of the answers, by name (lua/kigo/parse/); default: what the template teaches
-conversation.options = { seed = "integer", prefix_cache = "boolean", template = "string|table", format = "string" }
+conversation.options = { seed = "integer", prefix_cache = "boolean", adapters = "table", template = "string|table",
+  format = "string" }
 for name, wanted in pairs(sequence.generate_options) do conversation.options[name] = wanted end
 for name, wanted in pairs(template.render_options) do conversation.options[name] = wanted end
 conversation.options.generate, conversation.options.parser = nil, nil
@@ -122,7 +123,7 @@ for name, wanted in pairs(conversation.options) do known[name] = wanted end
 
 -- What may differ from turn to turn.
 local turn_options = check.pick(conversation.options, conversation.options)
-turn_options.seed, turn_options.prefix_cache, turn_options.template = nil, nil, nil
+for _, of_all in ipairs { "seed", "prefix_cache", "adapters", "template" } do turn_options[of_all] = nil end
 
 ---@param model kigo.Model
 ---@param options? kigo.ConversationOptions   the defaults of every turn
