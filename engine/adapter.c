@@ -14,6 +14,7 @@ struct kg_adapter {
   kg_adapter_part *parts; /* [n_weights] of the plan */
   int32_t n_weights, n_parts, most_rank;
   size_t n_bytes;
+  char digest[KG_SHA256_HEX];
 };
 
 /* What the plan does with a weight. */
@@ -224,7 +225,7 @@ int kg_adapter_new(const kg_plan *plan, const kg_gguf *gguf, kg_adapter **out, k
   if (!adapter->path || !adapter->parts)
     status = kg_fail_memory(err, n_weights * sizeof *adapter->parts, "an adapter");
   if (!status) status = read_metadata(adapter, gguf, err);
-  if (!status) status = kg_gguf_check_unchanged(gguf, err); /* reading what a shorter file lost is fatal */
+  if (!status) status = kg_gguf_digest(gguf, adapter->digest, err); /* looks whether the file was changed: reading what a shorter one lost is fatal */
   for (size_t i = 0; i < kg_gguf_tensor_count(gguf) && !status; i++)
     status = read_tensor(adapter, gguf, kg_gguf_tensor_at(gguf, i), err);
   if (!status && !adapter->n_parts) status = kg_fail(err, KG_ERR_FORMAT, "%s: the adapter has no tensors", path);
@@ -256,6 +257,17 @@ const kg_plan *kg_adapter_plan(const kg_adapter *adapter)
 const char *kg_adapter_path(const kg_adapter *adapter)
 {
   return adapter->path;
+}
+
+const char *kg_adapter_name(const kg_adapter *adapter)
+{
+  const char *slash = strrchr(adapter->path, '/');
+  return slash ? slash + 1 : adapter->path; /* bounded: its NUL at the latest */
+}
+
+const char *kg_adapter_digest(const kg_adapter *adapter)
+{
+  return adapter->digest;
 }
 
 double kg_adapter_alpha(const kg_adapter *adapter)

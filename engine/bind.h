@@ -97,10 +97,13 @@ kg_tokenizer *kg_check_tokenizer(lua_State *L, int index);
 void kg_push_tokenizer(lua_State *L, kg_tokenizer *tokenizer); /* a handle with a reference of its own */
 kg_gguf *kg_check_gguf(lua_State *L, int index);
 struct kg_grammar *kg_check_grammar(lua_State *L, int index);
+/* The adapters of the list at index (nil: none), all of the model at model_index, in userdata, which is pushed: for a call
+ * that comes before any other of Lua's. */
+struct kg_adapter **kg_check_adapters(lua_State *L, int index, int model_index, size_t *n);
 
 enum { KG_SEQUENCE_HOOKS = 6 }; /* user value of a sequence: nil, or a table whose keys are its hooks */
 
-/* model:restore(path), the path at index 2, for bind_model.c. */
+/* model:restore(path, adapters), arguments from index 2 on, for bind_model.c. */
 int kg_restore_sequence(lua_State *L, int model_index);
 
 /* A closed sequence handle of the model at index. */

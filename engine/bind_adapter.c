@@ -15,6 +15,30 @@ static kg_adapter *check_adapter(lua_State *L, int index)
   return kg_check_open(L, index, CLASS_ADAPTER);
 }
 
+/* Is the adapter at index of the model at model_index? */
+static bool is_of(lua_State *L, int index, int model_index)
+{
+  lua_getiuservalue(L, index, MODEL);
+  const bool same = lua_rawequal(L, -1, model_index);
+  lua_pop(L, 1);
+  return same;
+}
+
+kg_adapter **kg_check_adapters(lua_State *L, int index, int model_index, size_t *n)
+{
+  if (!lua_isnil(L, index)) luaL_checktype(L, index, LUA_TTABLE);
+  *n = lua_isnil(L, index) ? 0 : lua_rawlen(L, index);
+  kg_adapter **adapters = lua_newuserdatauv(L, *n * sizeof *adapters, 0); /* bounded: the list is in memory */
+  for (size_t i = 0; i < *n; i++) {
+    lua_rawgeti(L, index, (lua_Integer)i + 1);
+    luaL_argexpected(L, luaL_testudata(L, -1, CLASS_ADAPTER), index, "list of adapters");
+    luaL_argcheck(L, is_of(L, lua_gettop(L), model_index), index, "adapters of this model expected");
+    adapters[i] = check_adapter(L, -1);
+    lua_pop(L, 1);
+  }
+  return adapters;
+}
+
 /* A closed handle for the model on top of the stack, which it replaces. */
 static kg_handle *push_adapter(lua_State *L)
 {
@@ -77,6 +101,10 @@ static int adapter_index(lua_State *L)
   const kg_adapter *adapter = check_adapter(L, 1);
   if (!strcmp(key, "path"))
     lua_pushstring(L, kg_adapter_path(adapter));
+  else if (!strcmp(key, "name"))
+    lua_pushstring(L, kg_adapter_name(adapter));
+  else if (!strcmp(key, "sha256"))
+    lua_pushstring(L, kg_adapter_digest(adapter));
   else if (!strcmp(key, "alpha"))
     lua_pushnumber(L, kg_adapter_alpha(adapter));
   else if (!strcmp(key, "rank"))
@@ -97,8 +125,7 @@ static int adapt(lua_State *L)
   check_adapter(L, 2);
   const float scale = (float)luaL_optnumber(L, 3, 1);
   lua_getfield(L, 1, "model");
-  lua_getiuservalue(L, 2, MODEL);
-  luaL_argcheck(L, lua_rawequal(L, -1, -2), 2, "an adapter of the sequence's model expected");
+  luaL_argcheck(L, is_of(L, 2, lua_gettop(L)), 2, "an adapter of the sequence's model expected");
   kg_error err;
   if (kg_sequence_adapt(kg_check_sequence(L, 1), check_adapter(L, 2), scale, &err)) return kg_push_error(L, &err);
   lua_settop(L, 1);

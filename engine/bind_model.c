@@ -271,10 +271,11 @@ static int model_sequence(lua_State *L)
   return 1;
 }
 
-/* model:restore(path) -> Sequence, or nil, message, code: one that seq:save wrote */
+/* model:restore(path, adapters = none) -> Sequence, or nil, message, code: one that seq:save wrote */
 static int model_restore(lua_State *L)
 {
   check_model(L, 1);
+  lua_settop(L, 3);
   return kg_restore_sequence(L, 1);
 }
 

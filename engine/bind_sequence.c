@@ -385,11 +385,14 @@ int kg_restore_sequence(lua_State *L, int model_index)
   *state = (kg_bytes){0};
   luaL_setmetatable(L, CLASS_SAVED_STATE);
   lua_getfield(L, model_index, "tokenizer");
-  kg_tokenizer *tokenizer = lua_isnil(L, -1) ? NULL : kg_check_tokenizer(L, -1);
+  const int tokenizer = lua_gettop(L);
+  kg_kv_needs needs = {0};
+  needs.adapters = kg_check_adapters(L, 3, model_index, &needs.n_adapters);
+  if (!lua_isnil(L, tokenizer)) needs.tokenizer = kg_check_tokenizer(L, tokenizer);
   kg_model *model = kg_check_open(L, model_index, KG_CLASS_MODEL);
   kg_sequence *sequence;
   kg_error err;
-  if (kg_sequence_restore(model, path, tokenizer, state, &sequence, &err)) return kg_push_error(L, &err);
+  if (kg_sequence_restore(model, path, &needs, state, &sequence, &err)) return kg_push_error(L, &err);
   handle->object = sequence;
   if (!read_state(L, state)) {
     kg_sequence_free(handle->object);

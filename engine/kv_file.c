@@ -1,6 +1,7 @@
 #include "kv_file.h"
 
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -14,7 +15,7 @@
 #include "sha256.h"
 #include "system.h"
 
-enum { VERSION = 1, BLOCK = 64, MAX_NAME = 64, FILE_MODE = 0600 };
+enum { VERSION = 2, BLOCK = 64, MAX_NAME = 64, FILE_MODE = 0600 };
 
 static const char magic[8] = "kigo-kv\n";
 
@@ -29,9 +30,16 @@ typedef struct kg_kv_header {
   uint64_t companion_bytes, state_bytes;
   char device[60];            /* what computed the cache: backend and variant; NUL-padded */
   uint32_t is_private;        /* 1: the cache may hold more than the tokens make of it */
+  uint32_t n_adapters, zero;
 } kg_kv_header;
 
-_Static_assert(sizeof(kg_kv_header) == 200, "a header without gaps: it is written as it stands in memory");
+typedef struct kg_kv_adapter {
+  char digest[64]; /* SHA-256 of its file, hexadecimal */
+  char name[60];   /* NUL-padded: for messages */
+  float scale;
+} kg_kv_adapter;
+
+_Static_assert(sizeof(kg_kv_header) == 208 && sizeof(kg_kv_adapter) == 128, "no gaps: they are written as they stand in memory");
 
 static uint64_t header_checksum(kg_kv_header header)
 {
@@ -186,7 +194,8 @@ static int describe(const kg_sequence *sequence, size_t companion_bytes, size_t 
                         .position_bytes = position_bytes(sequence->model, &widest),
                         .companion_bytes = companion_bytes,
                         .state_bytes = state_bytes,
-                        .is_private = sequence->is_private};
+                        .is_private = sequence->is_private,
+                        .n_adapters = (uint32_t)sequence->n_adapters};
   name_device(sequence->model, out->device);
   memcpy(out->magic, magic, sizeof magic);
   memcpy(out->model, digest, sizeof out->model);
@@ -194,11 +203,20 @@ static int describe(const kg_sequence *sequence, size_t companion_bytes, size_t 
   return KG_OK;
 }
 
+static int put_adapter(writer *w, const kg_adapted *adapted, kg_error *err)
+{
+  kg_kv_adapter out = {.scale = adapted->scale};
+  memcpy(out.digest, kg_adapter_digest(adapted->adapter), sizeof out.digest);
+  snprintf(out.name, sizeof out.name, "%s", kg_adapter_name(adapted->adapter));
+  return put(w, &out, sizeof out, err);
+}
+
 static int put_all(writer *w, const kg_sequence *sequence, const kg_kv_header *header, const kg_bytes *companions,
                    kg_string state, kg_error *err)
 {
   kg_checksum_begin(&w->sum);
   int status = put(w, header, sizeof *header, err);
+  for (int32_t i = 0; i < sequence->n_adapters && !status; i++) status = put_adapter(w, &sequence->adapters[i], err);
   if (!status) status = put(w, sequence->tokens.ids, sequence->tokens.n * sizeof *sequence->tokens.ids, err);
   if (!status) status = put(w, companions->data, companions->size, err);
   if (!status) status = put(w, state.data, state.size, err);
@@ -215,9 +233,6 @@ int kg_sequence_save(kg_sequence *sequence, const char *path, kg_string state, k
   int status = kg_model_check_idle(sequence->model, err);
   if (!status && sequence->hooks)
     status = kg_fail(err, KG_ERR_UNSUPPORTED, "the sequence has hooks, which cannot be saved: close them first");
-  if (!status && sequence->n_adapters)
-    status = kg_fail(err, KG_ERR_UNSUPPORTED, "the sequence has an adapter, %s, which is not saved: turn it off first",
-                     kg_adapter_path(sequence->adapters[0].adapter));
   for (const kg_companion *each = sequence->companions; each && !status; each = each->next)
     status = append_companion(each, &companions, err);
   if (!status) status = describe(sequence, companions.size, state.size, &header, err);
@@ -269,7 +284,8 @@ static int open_file(reader *r, kg_error *err)
 static bool is_whole(const reader *r)
 {
   const kg_kv_header *h = &r->header;
-  size_t cache, sum = sizeof *h + (size_t)h->n_tokens * sizeof(int32_t) + sizeof(uint64_t); /* bounded: 2^31 tokens */
+  size_t cache, sum = sizeof *h + h->n_adapters * sizeof(kg_kv_adapter) + (size_t)h->n_tokens * sizeof(int32_t) +
+                      sizeof(uint64_t); /* bounded: 2^31 tokens, few adapters */
   return kg_mul_size((size_t)h->n_cached, h->position_bytes, &cache) && kg_add_size(sum, cache, &sum) &&
          kg_add_size(sum, h->companion_bytes, &sum) && kg_add_size(sum, h->state_bytes, &sum) && sum == r->n_bytes;
 }
@@ -288,7 +304,7 @@ static int read_header(reader *r, kg_error *err)
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: version %u of the format; this kigo reads version %d", r->path,
                    (unsigned)h->version, VERSION);
   if (h->checksum != header_checksum(*h)) return kg_fail(err, KG_ERR_FORMAT, "%s: the header is damaged", r->path);
-  if (h->kv_type > KG_KV_F16 || h->is_private > 1 || h->n_tokens < 0 || h->n_cached < 0 || h->n_cached > h->n_tokens)
+  if (h->kv_type > KG_KV_F16 || h->is_private > 1 || h->n_adapters > KG_ADAPTERS_MAX || h->zero || h->n_tokens < 0 || h->n_cached < 0 || h->n_cached > h->n_tokens)
     return kg_fail(err, KG_ERR_FORMAT, "%s: the header says impossible things", r->path);
   return is_whole(r) ? KG_OK : fail_cut(r, err);
 }
@@ -315,6 +331,32 @@ static int check_model(const reader *r, kg_model *model, kg_error *err)
     return kg_fail(err, KG_ERR_FULL, "%s: %d tokens do not fit into the context of %d; load the model with a larger ctx",
                    r->path, h->n_tokens, kg_model_context(model));
   return KG_OK;
+}
+
+/* One of this digest that the sequence has not yet; NULL: none. */
+static kg_adapter *find_adapter(const kg_kv_needs *needs, const kg_sequence *sequence, const char digest[64])
+{
+  for (size_t i = 0; i < needs->n_adapters; i++)
+    if (!memcmp(kg_adapter_digest(needs->adapters[i]), digest, 64) &&
+        kg_sequence_scale_of(sequence, needs->adapters[i]) == 0)
+      return needs->adapters[i];
+  return NULL;
+}
+
+static int get_adapter(reader *r, const kg_kv_needs *needs, kg_sequence *sequence, kg_error *err)
+{
+  kg_kv_adapter in;
+  char name[KG_QUOTE_MAX], digest[KG_QUOTE_MAX];
+  const int status = get(r, &in, sizeof in, err);
+  if (status) return status;
+  if (!isfinite(in.scale) || in.scale == 0)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: an adapter at scale %g", r->path, (double)in.scale);
+  kg_adapter *adapter = find_adapter(needs, sequence, in.digest);
+  if (adapter) return kg_sequence_adapt(sequence, adapter, in.scale, err);
+  in.name[sizeof in.name - 1] = 0;
+  return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: was saved under the adapter %s, SHA-256 %s: open that file, and name it in "
+                 "the option adapters", r->path, kg_quote(name, in.name, strlen(in.name)),
+                 kg_quote(digest, in.digest, sizeof in.digest));
 }
 
 static int get_tokens(reader *r, kg_sequence *sequence, kg_error *err)
@@ -406,17 +448,19 @@ static int load_companion(const reader *r, kg_string *from, kg_sequence *sequenc
 
 /* ---- a whole file ---- */
 
-static int read_all(reader *r, kg_sequence *sequence, kg_tokenizer *tokenizer, kg_bytes *state, kg_error *err)
+static int read_all(reader *r, kg_sequence *sequence, const kg_kv_needs *needs, kg_bytes *state, kg_error *err)
 {
   kg_bytes companions = {0};
-  int status = get_tokens(r, sequence, err);
+  int status = KG_OK;
+  for (uint32_t i = 0; i < r->header.n_adapters && !status; i++) status = get_adapter(r, needs, sequence, err);
+  if (!status) status = get_tokens(r, sequence, err);
   if (!status) status = get_bytes(r, r->header.companion_bytes, &companions, err);
   if (!status) status = get_bytes(r, r->header.state_bytes, state, err);
   if (!status) status = get_cache(r, sequence, err);
   if (!status) status = check_end(r, err);
   if (!status) status = check_tokens(r, sequence, err);
   kg_string left = {companions.data ? companions.data : "", companions.size};
-  while (!status && left.size) status = load_companion(r, &left, sequence, tokenizer, err);
+  while (!status && left.size) status = load_companion(r, &left, sequence, needs->tokenizer, err);
   kg_bytes_deinit(&companions);
   if (!status) kg_sequence_set_draws(sequence, r->header.n_draws);
   /* What was computed elsewhere must not be computed again here: nobody may take these pages away. */
@@ -426,8 +470,8 @@ static int read_all(reader *r, kg_sequence *sequence, kg_tokenizer *tokenizer, k
   return status;
 }
 
-int kg_sequence_restore(kg_model *model, const char *path, kg_tokenizer *tokenizer, kg_bytes *state, kg_sequence **out,
-                        kg_error *err)
+int kg_sequence_restore(kg_model *model, const char *path, const kg_kv_needs *needs, kg_bytes *state,
+                        kg_sequence **out, kg_error *err)
 {
   reader r = {.path = path, .fd = -1};
   kg_sequence *sequence = NULL;
@@ -437,7 +481,7 @@ int kg_sequence_restore(kg_model *model, const char *path, kg_tokenizer *tokeniz
   if (!status) status = read_header(&r, err);
   if (!status) status = check_model(&r, model, err);
   if (!status) status = kg_sequence_new(model, r.header.seed, &sequence, err);
-  if (!status) status = read_all(&r, sequence, tokenizer, state, err);
+  if (!status) status = read_all(&r, sequence, needs, state, err);
   if (r.fd >= 0) kg_sys_close(r.fd);
   if (status) {
     state->size = state_before;

@@ -282,21 +282,55 @@ describe("an adapter", function()
     end
   end)
 
-  it("is not saved, and is in no receipt: who has one is told", function()
-    local path = os.tmpname()
-    local model <close> = assert(kigo.load("spec/fixtures/families/gemma.gguf", { device = "cpu", ctx = 64 }))
-    local a <close> = assert(model:adapter(FOLDER .. "gemma.table.gguf"))
-    local seq <close> = fed(model, { 1, 2 }, { { a } })
-    local done, _, code = seq:save(path)
-    assert.is_nil(done)
-    assert.equal(err.UNSUPPORTED, code)
-    done, _, code = require("kigo.receipt").recorder(seq, kigo.greedy())
-    assert.is_nil(done)
-    assert.equal(err.UNSUPPORTED, code)
-    seq:adapt(a, 0)
-    assert.is_true(seq:save(path))
-    os.remove(path)
-  end)
+  -- ---- files ----
+
+  for _, device in ipairs(devices) do
+    it("is named by files of sequences, by its contents: on " .. device.name, function()
+      local path = os.tmpname()
+      local model <close> = with(device)
+      local a, b = random_adapter(model, 1), random_adapter(model, 2)
+      local same <close> = random_adapter(model, 1)
+      local c <close> = random_adapter(model, 3)
+      assert.equal(a.sha256, same.sha256)
+      assert.not_equal(a.sha256, b.sha256)
+      local seq <close> = fed(model, tiny.ids(70), { { b, -0.5 }, { a, 2 }, { same, 0.25 } })
+      assert(seq:step())
+      assert.is_true(seq:save(path))
+      local function found(again)
+        local list = {}
+        for i, each in ipairs(again:adapters()) do list[i] = { each.adapter.sha256, each.scale } end
+        return list
+      end
+      local again <close> = assert(model:restore(path, { adapters = { same, c, { adapter = b, scale = 9 }, a } }))
+      assert.same({ { b.sha256, -0.5 }, { a.sha256, 2.0 }, { a.sha256, 0.25 } }, found(again))
+      assert.equal(1, again:pending())
+      local digest, name = a.sha256, a.name
+      a:close()
+      for i = 1, 3 do
+        assert.equal(seq.logits:bytes(), again.logits:bytes())
+        seq:push(i)
+        again:push(i)
+      end
+      for _, given in ipairs { {}, { b }, { c, same, b }, { same, same, b } } do -- it takes two of its contents
+        local before = model:stats()
+        local none, message, code = model:restore(path, { adapters = given })
+        assert.is_nil(none)
+        assert.equal(err.UNSUPPORTED, code)
+        assert.truthy(message:find(given[1] and digest or b.sha256, 1, true), message)
+        assert.truthy(message:find(given[1] and name or b.name, 1, true), message)
+        assert.equal(before.n_pages_used, model:stats().n_pages_used)
+        assert.equal(before.n_sequences, model:stats().n_sequences)
+      end
+      local other <close> = with(device)
+      local far <close> = random_adapter(other, 1)
+      for _, bad in ipairs { { far }, { 1 }, { {} }, { "x" }, 3 } do
+        assert.has_error(function() model:restore(path, { adapters = bad }) end)
+      end
+      assert.has_error(function() model:restore(path, { adapter = b }) end)
+      b:close()
+      os.remove(path)
+    end)
+  end
 
   -- ---- handles ----
 

@@ -1006,6 +1006,9 @@ local saved = { is_whole = {} }
 local function save_some()
   saved.model, saved.path = tiny.model { device = "cpu", threads = 1, ctx = 64 }, os.tmpname()
   saved.model.tokenizer = tiny.tokenizer()
+  local file <close> = assert(core.parse_gguf(adapter_file(4.0, { "blk.0.attn_q.weight.lora_a", 32, 2 },
+    { "blk.0.attn_q.weight.lora_b", 2, 32 }), "adapter"))
+  saved.adapters = { assert(saved.model:adapter(file)) }
   for i, n in ipairs { 0, 1, 5, 20 } do
     local seq <close> = saved.model:sequence { seed = i }
     if i > 1 then
@@ -1020,6 +1023,7 @@ local function save_some()
         part = { "alt", any, { "members", { { bang, required = true }, { any } }, separator = bang, others = any } },
       })))
     end
+    if i == 3 then seq:adapt(saved.adapters[1], 0.5) end
     if n > 0 then assert(seq:step()) end
     if i == 3 then seq:draw(core.chain { { kind = "mirostat", tau = 3, eta = 0.1 } }) end
     seq:feed(tiny.ids(i))
@@ -1033,7 +1037,7 @@ end
 ---The bytes with the checksums that they should have.
 local function sealed(bytes)
   if #bytes < 208 then return bytes end
-  local head = bytes:sub(1, 16) .. ("\0"):rep(8) .. bytes:sub(25, 200)
+  local head = bytes:sub(1, 16) .. ("\0"):rep(8) .. bytes:sub(25, 208)
   local body = bytes:sub(1, 16) .. string.pack("<j", core.checksum(head)) .. bytes:sub(25, -9)
   return body .. string.pack("<j", core.checksum(body))
 end
@@ -1044,7 +1048,7 @@ local function restore(bytes)
   assert(file:write(bytes))
   file:flush()
   local pages, sequences = saved.model:stats().n_pages_used, saved.model:stats().n_sequences
-  local seq = fuzz.accepted(saved.model:restore(saved.path))
+  local seq = fuzz.accepted(saved.model:restore(saved.path, { adapters = saved.adapters }))
   if seq then return seq end
   local stats = saved.model:stats()
   if stats.n_pages_used ~= pages or stats.n_sequences ~= sequences then error "a refusal left something behind" end
@@ -1080,6 +1084,7 @@ targets.kv = {
     return seq or other
   end,
   finish = function()
+    saved.adapters[1]:close()
     saved.model:close()
     os.remove(saved.path)
     saved.model = nil

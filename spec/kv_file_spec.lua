@@ -7,7 +7,7 @@ describe("kigo.kv_file", function()
   local tiny = require "spec.tiny"
   local err = core.err
 
-  local HEADER = 200 -- bytes; engine/kv_file.c says what stands where
+  local HEADER = 208 -- bytes; engine/kv_file.c says what stands where
 
   local folder, path, tokenizer
   setup(function()
@@ -320,10 +320,14 @@ describe("kigo.kv_file", function()
 
     it("another model, version, KV type or layout, also with right checksums", function()
       refused(sealed(patched(bytes, 24, ("0"):rep(64))), { err.UNSUPPORTED })
-      refused(sealed(patched(bytes, 8, string.pack("<I4", 2))), { err.UNSUPPORTED })
+      refused(sealed(patched(bytes, 8, string.pack("<I4", 1))), { err.UNSUPPORTED })
       refused(sealed(patched(bytes, 12, string.pack("<I4", 1))), { err.UNSUPPORTED })
       refused(sealed(patched(bytes, 12, string.pack("<I4", 7))), { err.FORMAT })
       refused(sealed(patched(bytes, 0, "kigo-kW\n")), { err.FORMAT })
+      for _, n_adapters in ipairs { 1, 8, 9, -1 } do
+        refused(sealed(patched(bytes, 200, string.pack("<i4", n_adapters))), { err.FORMAT })
+      end
+      refused(sealed(patched(bytes, 204, "\1")), { err.FORMAT })
       local half <close> = model_of { device = "cpu", kv = "f16" }
       refused(bytes, { err.UNSUPPORTED }, half)
     end)

@@ -856,6 +856,8 @@ function Model:adapter(file) end
 ---What is added to a model for the sequences that want it (Sequence:adapt).
 ---@class kigo.Adapter
 ---@field path string
+---@field name string         the path without folders
+---@field sha256 string       of the file: what it is, under any name
 ---@field alpha number        of the file: what it adds is multiplied by scale * alpha / rank
 ---@field rank integer        the largest of its matrices
 ---@field n_matrices integer  that it adapts
@@ -940,9 +942,9 @@ function Sequence:common(other) end
 ---Have an adapter of the model take part in this sequence, beside others that do (up to 8), in this order. Others in
 ---the same forward pass see nothing of it. A timeline is made under the same adapters from end to end: where the scale
 ---is another one than before, its cache is given back and all tokens are evaluated again with the next pass, so set it
----first. Rewinding changes nothing about adapters, and forks inherit them. The prefix cache and receipts are not for
----sequences with adapters, nor are files (Sequence:save). Code UNSUPPORTED where tokens cannot be evaluated again:
----after hooks, or restored from another device's file.
+---first. Rewinding changes nothing about adapters, forks inherit them, files (Sequence:save) and receipts name them by
+---their contents. Code UNSUPPORTED where tokens cannot be evaluated again: after hooks, or restored from another
+---device's file.
 ---@param adapter kigo.Adapter
 ---@param scale? number   default 1; 0: no more
 ---@return kigo.Sequence?
@@ -956,9 +958,10 @@ function Sequence:adapters() end
 ---@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds
 function Sequence:mark() end
 
----Write everything to a file for model:restore: tokens, cache, random numbers, streams, state. What stood there stays
----until the new file is whole and on the disk; only its owner may read it. The first save of a model reads all of its
----file, to name it by its SHA-256. Code UNSUPPORTED where something that cannot be saved belongs to the sequence.
+---Write everything to a file for model:restore: tokens, cache, random numbers, streams, state, and which adapters take
+---part at which scale, for model:restore to be given again. What stood there stays until the new file is whole and on
+---the disk; only its owner may read it. The first save of a model reads all of its file, to name it by its SHA-256.
+---Code UNSUPPORTED where something that cannot be saved belongs to the sequence.
 ---@param path string
 ---@return true?
 ---@return string? message

@@ -27,15 +27,19 @@ local restore_now = Model.restore
 local sequence_options = { seed = "number", prefix_cache = "boolean", on_overflow = "string|function",
   keep = "integer", adapters = "table" }
 
+---An adapter of a list, and its scale if it has one.
+local function adapter_of(each)
+  if type(each) == "table" then return each.adapter, each.scale end
+  return each
+end
+
 ---Turn the adapters of the options on.
 ---@return true?
 ---@return string? message
 ---@return integer? code
 local function adapt(seq, adapters)
   for _, each in ipairs(adapters) do
-    local adapter, scale = each, nil
-    if type(each) == "table" then adapter, scale = each.adapter, each.scale end
-    local done, message, code = seq:adapt(adapter, scale)
+    local done, message, code = seq:adapt(adapter_of(each))
     if not done then return nil, message, code end
   end
   return true
@@ -65,15 +69,28 @@ function Model:sequence(options)
   return seq, message, code
 end
 
+---@class kigo.RestoreOptions
+---@field adapters? (kigo.Adapter|kigo.Adapted)[]   those take part that the file names by their contents, in its order
+---and at its scales
+local restore_options = { adapters = "table" }
+
 ---A sequence that seq:save wrote: it goes on bit for bit as that one would have, on the same kind of device; its seed,
----random numbers, streams and state come with it. All of the file is checked first, and a refusal changes nothing:
----FORMAT for what is damaged or no such file, UNSUPPORTED for another model, KV type or version, FULL where ctx or pool
----are too small. Where paths come from outside, the caller says which are allowed.
+---random numbers, streams, adapters and state come with it. All of the file is checked first, and a refusal changes
+---nothing: FORMAT for what is damaged or no such file, UNSUPPORTED for another model, KV type or version, or adapters
+---that are not given, FULL where ctx or pool are too small. Where paths come from outside, the caller says which are
+---allowed.
 ---@param path string
+---@param options? kigo.RestoreOptions
 ---@return kigo.Sequence?   a to-be-closed handle
 ---@return string? message
 ---@return integer? code
-function Model:restore(path) return pass.made(pass.alone(self, restore_now, self, path)) end
+function Model:restore(path, options)
+  local adapters = {}
+  for i, each in ipairs(check.options(options, restore_options).adapters or {}) do
+    adapters[i] = adapter_of(each) or each -- what is none is refused there
+  end
+  return pass.made(pass.alone(self, restore_now, self, path, adapters))
+end
 
 ---Evaluate what all of them wait for, in shared forward passes.
 ---@param sequences kigo.Sequence[]
