@@ -1,4 +1,5 @@
 describe("kigo.receipt", function()
+  local build = require "spec.gguf_build"
   local cjson = require "cjson"
   local json = require "kigo.json"
   local kigo = require "kigo"
@@ -26,6 +27,23 @@ describe("kigo.receipt", function()
   end)
 
   local function read(text) return assert(receipt.decode(text or written)) end
+
+  ---A file with a random adapter for a block's product of the model.
+  local function adapter_file(seed)
+    local gguf = model "reference".gguf
+    local name = "blk.1.ffn_down.weight"
+    local cols, rows = table.unpack(gguf:tensor(name).shape)
+    local dice = tiny.dice(seed)
+    local function numbers(n)
+      local list = {}
+      for i = 1, n do list[i] = string.pack("<f", (dice(2001) - 1001) / 4000) end
+      return table.concat(list)
+    end
+    return support.temporary(build.random({ ["general.type"] = "adapter", ["adapter.type"] = "lora",
+      ["general.architecture"] = gguf:get "general.architecture", ["adapter.lora.alpha"] = 4.0 }, {
+      { name = name .. ".lora_a", shape = { cols, 3 }, bytes = numbers(cols * 3) },
+      { name = name .. ".lora_b", shape = { 3, rows }, bytes = numbers(3 * rows) } }))
+  end
 
   ---A copy of the receipt that `change` has edited. Sealed again, only the computation can tell.
   local function edited(change, seal_again)
@@ -191,6 +209,102 @@ describe("kigo.receipt", function()
       end
       local r = record("cpu", { sample = function() return 77 end, max = 3 })
       assert.is_true(passes("cpu", r).steps[1].rank > 64)
+    end)
+  end)
+
+  describe("of an answer under adapters", function()
+    local paths, made = {}, nil
+    setup(function()
+      for i = 1, 3 do paths[i] = adapter_file(i) end
+      local a <close> = assert(model "cpu":adapter(paths[1]))
+      local b <close> = assert(model "cpu":adapter(paths[2]))
+      made = receipt.encode(record("cpu", { adapters = { b, { adapter = a, scale = 0.3 } } }))
+    end)
+    teardown(function()
+      for _, path in ipairs(paths) do os.remove(path) end
+    end)
+
+    local function opened(device, ...)
+      local list = {}
+      for i, which in ipairs { ... } do list[i] = assert(model(device):adapter(paths[which])) end
+      return list
+    end
+
+    it("names them, and holds with them", function()
+      local r = read(made)
+      assert.same({ (kigo.core.sha256_file(paths[2])), (kigo.core.sha256_file(paths[1])) },
+        { r.adapters[1].sha256, r.adapters[2].sha256 })
+      assert.same({ 1.0, (string.unpack("<f", string.pack("<f", 0.3))) }, { r.adapters[1].scale, r.adapters[2].scale })
+      assert.not_equal(read().text, r.text)
+      local report = passes("cpu", r, { adapters = opened("cpu", 1, 3, 2) })
+      assert.is_true(report.bitwise and report.draws == "exact")
+      for _, device in ipairs { "reference", tiny.has_gpu and "cuda" or nil } do
+        assert.is_false(passes(device, r, { adapters = opened(device, 1, 2) }).same)
+      end
+      if not tiny.has_gpu then return end
+      local adapters = opened("cuda", 1, 2)
+      r = record("cuda", { adapters = adapters })
+      assert.is_true(passes("cuda", r, { adapters = adapters }).bitwise)
+      passes("cpu", r, { adapters = opened("cpu", 1, 2) })
+    end)
+
+    it("fails without one of them, at another scale, and in another order where bits are compared", function()
+      for _, given in ipairs { {}, { 1 }, { 2, 3 } } do
+        local report = verify("cpu", read(made), { adapters = opened("cpu", table.unpack(given)) })
+        assert.is_false(report.passed)
+        assert.matches("^adapters%[%d%]: .*SHA%-256 %x+", report.problems[1])
+        assert.equal(0, #report.steps)
+      end
+      for _, change in ipairs {
+        function(r) r.adapters[1].scale = -1.0 end,
+        function(r) r.adapters[2].scale = 0.25 end,
+        function(r) r.adapters[1], r.adapters[2] = r.adapters[2], r.adapters[1] end,
+        function(r) table.remove(r.adapters) end,
+        function(r) r.adapters = nil end,
+      } do
+        local r = read(made)
+        change(r)
+        r.digest = receipt.digest(r)
+        r = read(json.encode(r))
+        assert.is_false(verify("cpu", r, { adapters = opened("cpu", 1, 2) }).passed)
+      end
+      assert.has_error(function() receipt.verify(model "cpu", read(made), { adapters = { "x" } }) end)
+    end)
+
+    it("is refused where they changed within the answer", function()
+      local a = opened("cpu", 1)[1]
+      for _, first in ipairs { true, false } do
+        local seq <close> = model "cpu":sequence { adapters = first and { a } or nil }
+        seq:feed(assert(model "cpu".tokenizer:encode "the moon"))
+        local n = 0
+        local answer, _, code = seq:generate { max = 9, receipt = true, sample = function(logits)
+          n = n + 1
+          if n == 3 then assert(seq:adapt(a, first and 0.5 or 1)) end
+          return logits:argmax()
+        end }
+        assert.is_nil(answer)
+        assert.equal(kigo.err.UNSUPPORTED, code)
+        assert.equal(3, n)
+      end
+    end)
+
+    it("is verified by the program, with --adapter", function()
+      local path = support.temporary(made)
+      local line = ("%s verify %s --device cpu --threads 1 --model %s"):format(support.program, path,
+        support.haiku_model)
+      local function run(more)
+        local pipe = io.popen(line .. more .. " 2>&1")
+        local output = pipe:read "a"
+        local _, _, status = pipe:close()
+        return status, output
+      end
+      local status, output = run((" --adapter %s --adapter %s"):format(paths[1], paths[2]))
+      assert.equal(0, status, output)
+      assert.truthy(output:find("at scale 0.3\n", 1, true), output)
+      status, output = run(" --adapter " .. paths[1])
+      assert.equal(1, status)
+      assert.truthy(output:find("Receipt FAILED: adapters[1]", 1, true), output)
+      os.remove(path)
     end)
   end)
 

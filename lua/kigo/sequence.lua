@@ -309,7 +309,10 @@ function Generation:_sample()
   if not done then return nil, message, code end
   local logits = self.seq.logits
   local log_probs = self.result.logprobs and logits:log_softmax() -- before the sampler, which may work in place
-  if self.recorder then self.recorder:look(logits) end
+  if self.recorder then
+    done, message, code = self.recorder:look(logits)
+    if not done then return nil, message, code end
+  end
   local id
   id, message, code = pick_from(logits, self.seq, self.pick)
   if not id then return nil, message, code end

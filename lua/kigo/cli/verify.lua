@@ -23,6 +23,9 @@ local function write_summary(model, receipt, report)
   local here = model:stats()
   io.write(("written on %s (%s, %s cache), %s; computed again on %s (%s, %s cache)\n"):format(receipt.device.name,
     receipt.device.variant, receipt.device.kv, receipt.time, here.device, here.variant, here.kv))
+  for _, one in ipairs(receipt.adapters or {}) do
+    io.write(("adapter %s at scale %g\n"):format(common.quoted(one.name), one.scale))
+  end
   if #report.steps > 0 then
     io.write(report.bitwise and "logits  the same bits\n"
       or ("logits  differ by at most %.3g, %.3g in the root mean square; %g is allowed\n"):format(report.max_difference,
@@ -59,11 +62,13 @@ local function malformed(options, message)
 end
 
 return {
-  name = "verify", usage = "RECEIPT [--model FILE] [--device D] [--tolerance X] ...",
+  name = "verify", usage = "RECEIPT [--model FILE] [--adapter FILE] [--device D] [--tolerance X] ...",
   summary = "compute again what a receipt says, on any device",
   arguments = { min = 1, max = 1 },
   options = common.join({
     { name = "model", type = "string", argument = "FILE", help = "the receipt's model (default: the bundled one)" },
+    { name = "adapter", type = "string", argument = "FILE", many = true,
+      help = "an adapter that the receipt names, with its scale; may be repeated" },
     { name = "tolerance", type = "number", argument = "X", min = 0, max = 1000,
       help = "largest difference of a logit (default: 0 on the device of the receipt, else what rounding explains)" },
     { name = "json", help = "print the report as JSON" },
@@ -75,7 +80,10 @@ return {
     common.try(receipt, message)
     local path = options.model or haiku.bundled_model() or common.fail "give --model FILE"
     local model <close> = load_for(path, options, receipt)
-    local report = common.call(kigo.receipt.verify, model, receipt, { tolerance = options.tolerance })
+    local adapters = {}
+    for i, file in ipairs(options.adapter or {}) do adapters[i] = common.call(model.adapter, model, file) end
+    local report = common.call(kigo.receipt.verify, model, receipt,
+      { tolerance = options.tolerance, adapters = adapters })
     if options.json then
       io.write(json.encode(report), "\n")
     else

@@ -12,6 +12,7 @@ local record = { FORMAT = "kigo receipt 1", TOP = 8 }
 ---@field versions table<string, string>
 ---@field device { name: string, variant: string, kv: string }
 ---@field model { files: { name: string, sha256: string }[] }
+---@field adapters kigo.receipt.Adapter[]?   beside the model, in their order
 ---@field prompt integer[]          the whole timeline before the answer
 ---@field seed string               decimal: JSON readers lose digits of 64-bit numbers
 ---@field sampler kigo.receipt.Stage[]|string  the chain's stages; "script" for a sampler that only Lua knows
@@ -20,6 +21,11 @@ local record = { FORMAT = "kigo receipt 1", TOP = 8 }
 ---@field text string               what the ids say
 ---@field steps kigo.receipt.Step[] one per id drawn
 ---@field haiku { topic: string, word: string, minute: integer, nonce: string }?
+
+---@class kigo.receipt.Adapter
+---@field name string      of the file, for people
+---@field sha256 string
+---@field scale number
 
 ---@class kigo.receipt.Stage: kigo.Stage  without a tokenizer; and a bias has lists: ids, values, and bans for -inf
 ---@field ids? integer[]
@@ -60,6 +66,27 @@ function record.device(model)
   return { name = stats.device, variant = stats.variant, kv = stats.kv }
 end
 
+---@param seq kigo.Sequence
+---@return kigo.receipt.Adapter[]?
+local function adapters_of(seq)
+  local list = json.array {}
+  for i, each in ipairs(seq:adapters()) do
+    list[i] = { name = each.adapter.name, sha256 = each.adapter.sha256, scale = each.scale }
+    each.adapter:close()
+  end
+  return #list > 0 and list or nil
+end
+
+---Are these the adapters that the sequence has now?
+local function are_there(adapters, seq)
+  local now = adapters_of(seq) or {}
+  local same = #now == #(adapters or {})
+  for i, one in ipairs(now) do
+    same = same and one.sha256 == adapters[i].sha256 and one.scale == adapters[i].scale
+  end
+  return same
+end
+
 ---What records an answer while it is generated.
 ---@class kigo.receipt.Recorder
 local Recorder = {}
@@ -71,29 +98,34 @@ Recorder.__index = Recorder
 ---@return string? message
 ---@return integer? code
 function record.new(seq, pick)
-  local model, adapted = seq.model, seq:adapters()[1]
+  local model = seq.model
   if seq:constraint() then
     return nil, "receipt: the sequence is constrained, which a receipt does not tell", core.err.UNSUPPORTED
   end
-  if adapted then
-    local path = adapted.adapter.path
-    return nil, "receipt: the model alone cannot compute an answer under adapters again: " .. path, core.err.UNSUPPORTED
-  end
   local files, message, code = record.model_files(model)
   if not files then return nil, message, code end
-  return setmetatable({ model = model, made = {
+  return setmetatable({ model = model, seq = seq, made = {
     format = record.FORMAT, time = os.date "!%Y-%m-%dT%H:%M:%SZ", versions = { kigo = core.version, lua = _VERSION },
-    device = record.device(model), model = { files = files }, prompt = json.array(seq:tokens()),
-    seed = ("%d"):format(seq:seed()), sampler = stages.of(pick), sampled = json.array {}, steps = json.array {},
+    device = record.device(model), model = { files = files }, adapters = adapters_of(seq),
+    prompt = json.array(seq:tokens()), seed = ("%d"):format(seq:seed()), sampler = stages.of(pick),
+    sampled = json.array {}, steps = json.array {},
   } }, Recorder)
 end
 
----Note the best ids, before a sampler works on the logits.
+---Note the best ids, before a sampler works on the logits. An answer is written under the same adapters from its first
+---id to its last one: else nil, message, code.
 ---@param logits kigo.Tensor
+---@return true?
+---@return string? message
+---@return integer? code
 function Recorder:look(logits)
+  if not are_there(self.made.adapters, self.seq) then
+    return nil, "receipt: the sequence's adapters were changed within the answer", core.err.UNSUPPORTED
+  end
   local ids, values = logits:topk(math.min(record.TOP, #logits))
   for i, value in ipairs(values) do values[i] = value + 0.0 end -- -0 and 0 are one number
   self.seen = { ids = ids, logits = values }
+  return true
 end
 
 ---@param id integer  what the sampler drew from them

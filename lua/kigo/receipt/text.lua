@@ -99,6 +99,7 @@ local function object(value, field, fields)
   return out
 end
 
+local MAX_ADAPTERS = 8 -- of a sequence
 local MAX_ID, MAX_IDS = 2 ^ 31 - 1 | 0, 1 << 20
 
 local function id(value, field) return integer(value, field, 0, MAX_ID) end
@@ -164,6 +165,8 @@ end
 
 local function file(value, field) return object(value, field, { name = str, sha256 = hash }) end
 
+local function adapter(value, field) return object(value, field, { name = str, sha256 = hash, scale = float32 }) end
+
 local FIELDS = {
   digest = hash, time = str, seed = seed, prompt = ids, sampled = ids, reason = str, text = str, sampler = sampler,
   format = function(value, field)
@@ -175,6 +178,7 @@ local FIELDS = {
   model = function(value, field)
     return object(value, field, { files = function(files, name) return list(files, name, 1024, file) end })
   end,
+  adapters = optional(function(value, field) return list(value, field, MAX_ADAPTERS, adapter) end),
   steps = function(value, field) return list(value, field, MAX_IDS, step) end,
   haiku = optional(function(value, field)
     return object(value, field, { topic = str, word = str, nonce = str,

@@ -55,6 +55,25 @@ local function is_same(model, r)
     and r.device.kv == here.kv
 end
 
+---Find the receipt's adapters among those given: by their contents, each taken once. False where one is missing.
+function Verification:find_adapters(given)
+  local taken = {}
+  self.adapters = {}
+  for i, wanted in ipairs(self.receipt.adapters or {}) do
+    for _, adapter in ipairs(given) do
+      if not self.adapters[i] and not taken[adapter] and adapter.sha256 == wanted.sha256 then
+        self.adapters[i], taken[adapter] = { adapter = adapter, scale = wanted.scale }, true
+      end
+    end
+    if not self.adapters[i] then
+      self:problem("adapters[%d]: the answer was written under the adapter %s, SHA-256 %s, which is not given", i,
+        check.quoted(wanted.name), wanted.sha256)
+      return false
+    end
+  end
+  return true
+end
+
 ---The checks that need no forward pass. False when there is nothing to compare a computation with.
 function Verification:facts()
   local r, model = self.receipt, self.model
@@ -89,7 +108,7 @@ local AT_ONCE = 256 << 20 -- bytes of logits computed in one go
 function Verification:rows()
   local r, model = self.receipt, self.model
   local timeline = table.move(r.sampled, 1, #r.sampled - 1, #r.prompt + 1, table.move(r.prompt, 1, #r.prompt, 1, {}))
-  if not self.report.same and #timeline * model.vocab_size * 4 <= AT_ONCE then
+  if not self.report.same and #self.adapters == 0 and #timeline * model.vocab_size * 4 <= AT_ONCE then
     local all, message, code = model:logits(timeline)
     if not all then return nil, message, code end
     return function(i) return all:row(#r.prompt + i - 2) end
@@ -283,6 +302,7 @@ end
 ---@class kigo.receipt.Options
 ---@field tolerance? number  largest difference of a logit; default: none on the backend of the receipt, elsewhere what
 ---the arithmetic of the backends explains
+---@field adapters? kigo.Adapter[]   of the model, opened: among them those that the receipt names
 
 ---Compute a receipt again. Whatever does not fit is in the report; nil is for what keeps us from finding out.
 ---@param model kigo.Model
@@ -292,7 +312,13 @@ end
 ---@return string? message
 ---@return integer? code
 function verify.verify(model, r, options)
-  local tolerance = check.options(options, { tolerance = "number" }).tolerance
+  local known = check.options(options, { tolerance = "number", adapters = "table" })
+  local tolerance = known.tolerance
+  for i, adapter in ipairs(known.adapters or {}) do
+    if type(adapter) ~= "userdata" then
+      error(("adapters[%d]: an adapter expected, got %s"):format(i, type(adapter)), 2)
+    end
+  end
   local same = is_same(model, r)
   local limits = is_float32(model, r) and EXACT or ROUNDED
   if same then limits = { max = 0, rms = 0 } end
@@ -302,6 +328,7 @@ function verify.verify(model, r, options)
     n_logits = 0 }, Verification)
   local comparable, message, code = self:facts()
   if comparable == nil then return nil, message, code end
+  comparable = comparable and self:find_adapters(known.adapters or {})
   if comparable then
     if r.sampler == "script" or not same and stages.is_local(r.sampler) then
       report.draws = "script"
@@ -309,7 +336,8 @@ function verify.verify(model, r, options)
       self.chain, message = stages.chain(r.sampler, model.tokenizer)
       if not self.chain then self:problem("%s", message) end
     end
-    local seq <close>, why, kind = model:sequence { seed = math.tointeger(tonumber(r.seed)), prefix_cache = false }
+    local seq <close>, why, kind = model:sequence { seed = math.tointeger(tonumber(r.seed)), prefix_cache = false,
+      adapters = self.adapters }
     if not seq then return nil, why, kind end
     self.seq = seq
     local done
