@@ -15,6 +15,7 @@ struct kg_adapter {
   int32_t n_weights, n_parts, most_rank;
   size_t n_bytes;
   char digest[KG_SHA256_HEX];
+  kg_adapter_copy *copies;
 };
 
 /* What the plan does with a weight. */
@@ -201,6 +202,10 @@ static int read_tensor(kg_adapter *adapter, const kg_gguf *gguf, const kg_gguf_t
 
 static void release(kg_adapter *adapter)
 {
+  for (kg_adapter_copy *copy = adapter->copies, *next; copy; copy = next) {
+    next = copy->next;
+    copy->drop(copy);
+  }
   for (int32_t i = 0; adapter->parts && i < adapter->n_weights; i++) {
     kg_free((void *)adapter->parts[i].a);
     kg_free((void *)adapter->parts[i].b);
@@ -295,4 +300,19 @@ const kg_adapter_part *kg_adapter_part_of(const kg_adapter *adapter, const kg_op
   if (op->kind != KG_OP_LINEAR && op->kind != KG_OP_EMBED) return NULL;
   const kg_adapter_part *part = &adapter->parts[op->w[0]];
   return part->rank && part->is_table == (op->kind == KG_OP_EMBED) ? part : NULL;
+}
+
+/* ---- copies ---- */
+
+void kg_adapter_attach(kg_adapter *adapter, kg_adapter_copy *copy)
+{
+  copy->next = adapter->copies;
+  adapter->copies = copy;
+}
+
+void kg_adapter_detach(kg_adapter *adapter, kg_adapter_copy *copy)
+{
+  kg_adapter_copy **at = &adapter->copies;
+  while (*at && *at != copy) at = &(*at)->next;
+  if (*at) *at = copy->next;
 }

@@ -35,6 +35,12 @@ typedef struct kg_adapted {
   float scale;         /* finite, not 0 */
 } kg_adapted;
 
+/* What a backend made of an adapter, for as long as it lives: `drop` is called when it goes, and frees this too. */
+typedef struct kg_adapter_copy {
+  struct kg_adapter_copy *next;
+  void (*drop)(struct kg_adapter_copy *copy);
+} kg_adapter_copy;
+
 /* An open file against a finished plan; `gguf` is read here and not kept.
  * KG_ERR_FORMAT       a tensor without its other half, of a matrix that the model has not, of another shape, with a
  *                     number that is not finite; no tensors at all; metadata that is missing or says other things
@@ -53,5 +59,8 @@ int32_t kg_adapter_part_count(const kg_adapter *adapter);
 size_t kg_adapter_bytes(const kg_adapter *adapter);      /* in memory */
 /* What it does to this operation of the plan, or NULL. */
 const kg_adapter_part *kg_adapter_part_of(const kg_adapter *adapter, const kg_op *op);
+
+void kg_adapter_attach(kg_adapter *adapter, kg_adapter_copy *copy);
+void kg_adapter_detach(kg_adapter *adapter, kg_adapter_copy *copy); /* where it is attached: it is not dropped */
 
 #endif

@@ -175,7 +175,6 @@ typedef struct kg_backend {
   int (*kv_reserve)(kg_executable *exe, int32_t n_pages, kg_error *err);
   /* Copy a page (all layers), as much of it as n_positions need. */
   int (*kv_copy)(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
-  bool can_adapt; /* does `run` take spans with adapters? */
   kg_kv_type (*kv_type)(const kg_executable *exe); /* of the elements below, whatever was asked for */
   /* Copy slots [slot, slot + n) of a page out of or into the cache of one attention operation (by its number in
    * kg_plan_layer): keys [n][kg_key_width] and values [n][kg_value_width], bit for bit. The same on every backend. */

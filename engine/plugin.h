@@ -5,7 +5,7 @@
 
 #include "backend.h"
 
-enum { KG_PLUGIN_ABI = 6 }; /* raise it with every change of a structure that both sides see */
+enum { KG_PLUGIN_ABI = 7 }; /* raise it with every change of a structure that both sides see */
 
 /* What the plug-in needs of its host. The readers of plan.h, so that the plug-in has no copy of its structures. */
 typedef struct kg_plugin_host {
@@ -29,6 +29,10 @@ typedef struct kg_plugin_host {
   void (*release_pages)(const kg_gguf *gguf, const void *data, size_t n_bytes);
   int (*batch_check)(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err);
   int (*kv_rows_check)(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err);
+  int32_t (*adapter_rank)(const kg_adapter *adapter);
+  const kg_adapter_part *(*adapter_part_of)(const kg_adapter *adapter, const kg_op *op);
+  void (*adapter_attach)(kg_adapter *adapter, kg_adapter_copy *copy);
+  void (*adapter_detach)(kg_adapter *adapter, kg_adapter_copy *copy);
   int (*host_buffer_new)(int64_t n, kg_buffer **out, kg_error *err);
   void (*buffer_unref)(kg_buffer *buffer);
   const kg_tensor_ops *host_ops;

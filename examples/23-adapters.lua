@@ -5,7 +5,7 @@
 local kigo = require "kigo"
 local haiku = require "kigo.haiku"
 
-local model <close> = assert(kigo.load(arg[1] or haiku.bundled_model(), { device = "cpu" }))
+local model <close> = assert(kigo.load(arg[1] or haiku.bundled_model()))
 local INPUT, OUTPUT, MATRIX = "blk.2.ffn_act", "blk.2.out", "blk.2.ffn_down.weight" -- what MATRIX reads and leads to
 
 local function prompt(subject)

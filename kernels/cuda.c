@@ -15,13 +15,13 @@ static void cuda_release(kg_executable *exe)
   kg_gpu_forget_graphs(exe);
   kg_gpu_timer_deinit(&exe->timer);
   kg_gpu_cache_close(exe);
+  kg_gpu_adapters_close(exe);
   kg_program_deinit(&exe->fused);
   kg_program_deinit(&exe->traced);
   if (exe->meta_read) (void)cudaEventDestroy(exe->meta_read);
   (void)cudaFree(exe->weight_block);
   (void)cudaFree(exe->arena);
   (void)cudaFree(exe->unembedding_arena);
-  (void)cudaFree(exe->freqs);
   (void)cudaFree(exe->row_max);
   (void)cudaFree(exe->meta);
   (void)cudaFreeHost(exe->meta_host);
@@ -33,26 +33,23 @@ static void cuda_release(kg_executable *exe)
 
 /* ---- compiling ---- */
 
-static int copy_freqs(kg_executable *exe, kg_error *err)
+static int copy_freqs(const kg_executable *exe, kg_program *program, kg_error *err)
 {
-  kg_program *programs[] = {&exe->fused, &exe->traced};
   size_t n = 0;
-  for (size_t p = 0; p < 2; p++)
-    for (size_t i = 0; i < programs[p]->n_rotations; i++) n += (size_t)programs[p]->rotations[i].params->n_dims / 2;
+  for (size_t i = 0; i < program->n_rotations; i++) n += (size_t)program->rotations[i].params->n_dims / 2;
   void *freqs;
   int code = kg_cuda_alloc(n * sizeof(float), "rotations", &freqs, err);
   if (code) return code;
-  float *at = exe->freqs = freqs;
-  for (size_t p = 0; p < 2; p++)
-    for (size_t i = 0; i < programs[p]->n_rotations && !code; i++) {
-      kg_rotation_place *r = &programs[p]->rotations[i];
-      const size_t count = (size_t)r->params->n_dims / 2;
-      r->freqs = at;
-      at += count;
-      code = kg_cuda_check(cudaMemcpyAsync(r->freqs, r->params->inverse_freqs, count * sizeof(float),
-                                           cudaMemcpyHostToDevice, exe->stream->handle),
-                           "rotations", err);
-    }
+  float *at = program->freqs = freqs;
+  for (size_t i = 0; i < program->n_rotations && !code; i++) {
+    kg_rotation_place *r = &program->rotations[i];
+    const size_t count = (size_t)r->params->n_dims / 2;
+    r->freqs = at;
+    at += count;
+    code = kg_cuda_check(cudaMemcpyAsync(r->freqs, r->params->inverse_freqs, count * sizeof(float),
+                                         cudaMemcpyHostToDevice, exe->stream->handle),
+                         "rotations", err);
+  }
   return code ? code : kg_stream_wait(exe->stream, "rotations", err);
 }
 
@@ -65,7 +62,7 @@ static size_t place(size_t *end, size_t n_bytes)
 }
 
 /* Behind the values: what the experts need, as the widest operation does. */
-static size_t lay_out_experts(kg_executable *exe, size_t at)
+static size_t lay_out_experts(const kg_executable *exe, size_t at, kg_moe_scratch *m)
 {
   size_t n_used = 0, hidden = 0, width = 0;
   for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
@@ -76,7 +73,6 @@ static size_t lay_out_experts(kg_executable *exe, size_t at)
     width = max_size(width, (size_t)exe->weights[op->w[2]].m.rows);
   }
   const size_t rows = !n_used ? 0 : max_size(KG_MOE_ROWS, n_used);
-  kg_moe_scratch *m = &exe->moe;
   m->experts = place(&at, rows * 4);
   m->weights = place(&at, rows * 4);
   m->gate = place(&at, rows * hidden * 4);
@@ -87,24 +83,64 @@ static size_t lay_out_experts(kg_executable *exe, size_t at)
   return at;
 }
 
-static int allocate(kg_executable *exe, kg_error *err)
+/* Values, scratch of products, experts. */
+static int grow_arena(kg_executable *exe, size_t values, size_t scratch_floats, kg_error *err)
 {
-  const size_t values = max_size(exe->fused.arena_bytes, exe->traced.arena_bytes);
+  if (exe->arena && values <= exe->values_bytes && scratch_floats <= exe->scratch_floats) return KG_OK;
+  kg_moe_scratch moe;
   size_t begin = 0;
+  values = max_size(values, exe->values_bytes);
+  scratch_floats = max_size(scratch_floats, exe->scratch_floats);
   (void)place(&begin, values);
-  const size_t scratch = place(&begin, exe->fused.scratch_floats * sizeof(float));
+  const size_t scratch = place(&begin, scratch_floats * sizeof(float));
   void *arena;
-  int code = kg_cuda_alloc(lay_out_experts(exe, begin), "intermediate results", &arena, err);
+  const int code = kg_cuda_alloc(lay_out_experts(exe, begin, &moe), "intermediate results", &arena, err);
   if (code) return code;
+  kg_gpu_forget_graphs(exe);
+  (void)cudaFree(exe->arena);
   exe->arena = arena;
   exe->scratch = (float *)(exe->arena + scratch);
-  code = copy_freqs(exe, err);
-  void *memory;
-  if (!code && !(code = kg_cuda_alloc(((size_t)exe->fused.n_max_slots + 1) * KG_LINEAR_FEW * sizeof(float), "row maxima", &memory, err)))
-    exe->row_max = memory;
-  if (!code)
-    code = kg_cuda_check(cudaEventCreateWithFlags(&exe->meta_read, cudaEventDisableTiming), "making an event", err);
-  return code;
+  exe->moe = moe;
+  exe->values_bytes = values;
+  exe->scratch_floats = scratch_floats;
+  return KG_OK;
+}
+
+static int grow_maxima(kg_executable *exe, int32_t n_slots, kg_error *err)
+{
+  if (exe->row_max && n_slots <= exe->n_max_slots) return KG_OK;
+  void *maxima;
+  const int code = kg_cuda_alloc(((size_t)n_slots + 1) * KG_LINEAR_FEW * sizeof(float), "row maxima", &maxima, err);
+  if (code) return code;
+  kg_gpu_forget_graphs(exe);
+  (void)cudaFree(exe->row_max);
+  exe->row_max = maxima;
+  exe->n_max_slots = n_slots;
+  return KG_OK;
+}
+
+int kg_gpu_reserve(kg_executable *exe, kg_program *const *programs, size_t n, kg_error *err)
+{
+  size_t values = 0, scratch_floats = 0;
+  int32_t n_slots = 0;
+  int code = KG_OK;
+  for (size_t i = 0; i < n && !code; i++) {
+    const kg_program *p = programs[i];
+    values = max_size(values, p->arena_bytes);
+    scratch_floats = max_size(scratch_floats, p->scratch_floats);
+    if (p->n_max_slots > n_slots) n_slots = p->n_max_slots;
+    code = copy_freqs(exe, programs[i], err);
+  }
+  if (!code) code = grow_arena(exe, values, scratch_floats, err);
+  return code ? code : grow_maxima(exe, n_slots, err);
+}
+
+static int allocate(kg_executable *exe, kg_error *err)
+{
+  kg_program *const programs[] = {&exe->fused, &exe->traced};
+  const int code = kg_gpu_reserve(exe, programs, 2, err);
+  return code ? code
+              : kg_cuda_check(cudaEventCreateWithFlags(&exe->meta_read, cudaEventDisableTiming), "making an event", err);
 }
 
 static int name_device(kg_executable *exe, kg_error *err)
@@ -147,8 +183,8 @@ static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, 
   if (!code) code = check_operations(plan, err);
   if (!code) code = kg_gpu_cache_open(exe, err);
   if (!code) code = kg_gpu_weights_open(exe, err);
-  if (!code) code = kg_program_build(exe, false, &exe->fused, err);
-  if (!code) code = kg_program_build(exe, true, &exe->traced, err);
+  if (!code) code = kg_program_build(exe, false, NULL, &exe->fused, err);
+  if (!code) code = kg_program_build(exe, true, NULL, &exe->traced, err);
   if (!code) code = allocate(exe, err);
   if (!code) code = kg_gpu_weights_pack(exe, options, err); /* last: everything before it is quick to fail */
   if (code) {

@@ -1,9 +1,10 @@
 /* executable.h - a plan compiled for one GPU. Shared by cuda.c (life and interface), weights.c (packing), program.c (from
- * operations to stages), run.c (running them), cache.c (pages), and what shows that all this is real: unpack.c, driver.c,
- * profile.c. */
+ * operations to stages), run.c (running them), adapters.c (what adapters need), cache.c (pages), and what shows that all
+ * this is real: unpack.c, driver.c, profile.c. */
 #ifndef KG_CUDA_EXECUTABLE_H
 #define KG_CUDA_EXECUTABLE_H
 
+#include "adapt.h"
 #include "attention.h"
 #include "buffer.h"
 #include "draws.h"
@@ -37,6 +38,7 @@ typedef enum kg_stage_kind {
   KG_STAGE_NORM_ROWS, /* a norm and the f16 form of what it gives, each if wanted */
   KG_STAGE_HALF,      /* the f16 form of a value */
   KG_STAGE_LINEAR,    /* up to three products of one value; a gate; a residual */
+  KG_STAGE_ADAPT,     /* what adapters add to these, or to an embedding; then the gate, the residual */
   KG_STAGE_ANGLES,    /* table of a rotation */
   KG_STAGE_ROPE,
   KG_STAGE_ATTENTION, /* rotations of q and k, cache write, attention */
@@ -49,15 +51,17 @@ typedef struct kg_gpu_stage {
   kg_stage_kind kind;
   kg_side side;
   const kg_op *op;                     /* what it computes; of several linears the first */
-  const kg_op *parts[KG_LINEAR_PARTS]; /* linear */
+  const kg_op *parts[KG_LINEAR_PARTS]; /* linear, adapt */
   int32_t n_parts;
-  const kg_op *glu;                    /* linear: gated, or NULL */
-  int32_t residual;                    /* linear: value to add, or KG_NONE */
+  const kg_op *glu;                    /* linear, adapt: gated, or NULL */
+  int32_t residual;                    /* linear, adapt: value to add, or KG_NONE */
   int32_t in[3], out;                  /* values */
   /* For few rows (KG_LINEAR_FEW) products bring their input to f16 themselves. */
   int32_t fused_in;                    /* linear: the norm or half stage that it can do itself, or KG_NONE */
   bool is_needed;                      /* norm, half: by another stage too, or for another form */
-  int32_t max_slot;                    /* linear, attention, embed, gather: where the largest magnitudes of its rows go, or KG_NONE */
+  bool is_adapted;                     /* linear, embed: an adapt stage completes it, in a pass with adapters */
+  int32_t max_slot;                    /* linear, adapt, attention, embed, gather: where the largest magnitudes of its
+                                          rows go, or KG_NONE */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
   int32_t rotation[2];                 /* of q and k or of the stage, index into rotations, or KG_NONE */
 } kg_gpu_stage;
@@ -88,6 +92,7 @@ typedef struct kg_program {
   int32_t n_max_slots; /* of KG_LINEAR_FEW floats each */
   size_t scratch_floats; /* of products of few rows */
   size_t arena_bytes;
+  float *freqs; /* device: of its rotations */
 } kg_program;
 
 /* Experts of KG_MOE_ROWS rows: places in the arena's end. */
@@ -102,10 +107,13 @@ typedef struct kg_meta_layout {
 
 typedef struct kg_graph {
   int32_t n_rows, n_wanted, n_splits; /* what it was captured for; n_rows 0: free */
+  const kg_program *program;
   kg_draws_key draws;                 /* and what draws from its logits */
   bool seen;                          /* ran once without being captured */
   cudaGraphExec_t handle;
 } kg_graph;
+
+typedef struct kg_gpu_adapters kg_gpu_adapters;
 
 /* Two marks in the queue; zero-initialise. */
 typedef struct kg_gpu_timer {
@@ -126,10 +134,12 @@ struct kg_executable {
 
   kg_program fused, traced;
   unsigned char *arena;
+  size_t values_bytes, scratch_floats; /* what it has room for, as */
+  int32_t n_max_slots;                 /* row_max has */
   unsigned char *unembedding_arena; /* values of the traced program for kg_gpu_unembed, which taps may call; made on first use */
   float *scratch;           /* in the arena */
   kg_moe_scratch moe;
-  float *freqs;             /* of all rotations */
+  kg_gpu_adapters *adapters; /* NULL until some batch has any */
   float *row_max;           /* [slots][KG_LINEAR_FEW], zero when a pass begins */
 
   unsigned char *meta_host, *meta; /* pinned and on the device */
@@ -154,8 +164,12 @@ struct kg_executable {
 int kg_gpu_weights_open(kg_executable *exe, kg_error *err);
 int kg_gpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err);
 /* program.c */
-int kg_program_build(kg_executable *exe, bool traced, kg_program *out, kg_error *err);
+/* Traced: every value is in memory for a moment, and adapters may be added to each that can have some. Else they may to
+ * those that are `adapted` ([values], NULL: none). */
+int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_program *out, kg_error *err);
 void kg_program_deinit(kg_program *program);
+/* cuda.c: room on the device for new programs to run in, beside those that are there. Failure changes nothing. */
+int kg_gpu_reserve(kg_executable *exe, kg_program *const *programs, size_t n, kg_error *err);
 /* cache.c */
 int kg_gpu_cache_open(kg_executable *exe, kg_error *err);
 void kg_gpu_cache_close(kg_executable *exe);
@@ -164,6 +178,19 @@ int kg_gpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_po
 kg_kv_type kg_gpu_cache_type(const kg_executable *exe);
 int kg_gpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err);
 int kg_gpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err);
+/* adapters.c */
+/* All that the batch's adapters need on the device, and the program that adds them; NULL: it has none. Failure changes
+ * nothing that matters. */
+int kg_gpu_adapters_prepare(kg_executable *exe, const kg_batch *batch, const kg_program **program, kg_error *err);
+/* Rows [row0, row0 + n_rows) of a batch that was prepared, with these of its wanted ones: what kernels read about them. */
+typedef struct kg_adapted_rows {
+  int32_t row0, n_rows, wanted0, n_wanted;
+} kg_adapted_rows;
+int kg_gpu_adapters_bring(kg_executable *exe, const kg_batch *batch, const kg_adapted_rows *rows, int32_t *n_tiles,
+                          kg_error *err);
+/* The tiles, from the first one on, of all rows or of the wanted ones, each of which is one; entries, and room. */
+void kg_gpu_adapters_set(const kg_executable *exe, bool is_wanted, int32_t first, kg_adapt_args *a);
+void kg_gpu_adapters_close(kg_executable *exe);
 /* run.c */
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err);
 int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
@@ -173,6 +200,7 @@ void kg_gpu_forget_graphs(kg_executable *exe);
 /* For profile.c: a batch that is one pass, its rows on the device, and single stages of it. The batch must stay. */
 typedef struct kg_pass kg_pass;
 int kg_gpu_pass_new(kg_executable *exe, const kg_batch *batch, kg_pass **out, kg_error *err);
+const kg_program *kg_gpu_pass_program(const kg_pass *p);
 int kg_gpu_pass_stage(kg_pass *p, const kg_gpu_stage *stage, kg_error *err);
 void kg_gpu_pass_free(kg_pass *p);
 /* profile.c */

@@ -30,6 +30,16 @@ void kg_gguf_release_pages(const kg_gguf *gguf, const void *data, size_t n_bytes
   the_host->release_pages(gguf, data, n_bytes);
 }
 
+int32_t kg_adapter_rank(const kg_adapter *adapter) { return the_host->adapter_rank(adapter); }
+
+const kg_adapter_part *kg_adapter_part_of(const kg_adapter *adapter, const kg_op *op)
+{
+  return the_host->adapter_part_of(adapter, op);
+}
+
+void kg_adapter_attach(kg_adapter *adapter, kg_adapter_copy *copy) { the_host->adapter_attach(adapter, copy); }
+void kg_adapter_detach(kg_adapter *adapter, kg_adapter_copy *copy) { the_host->adapter_detach(adapter, copy); }
+
 void kg_buffer_unref(kg_buffer *buffer) { the_host->buffer_unref(buffer); }
 
 int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err)

@@ -53,6 +53,8 @@ static const char *name_of(const kg_plan *plan, const kg_gpu_stage *stage)
     return "round";
   case KG_STAGE_LINEAR:
     return name_of_product(plan, stage);
+  case KG_STAGE_ADAPT:
+    return "adapters";
   case KG_STAGE_ANGLES:
     return "angles";
   case KG_STAGE_ROPE:
@@ -129,7 +131,7 @@ static double bytes_of(const profiling *p, const kg_gpu_stage *stage)
   case KG_STAGE_HALF:
     return n * 6 * width_of(exe, stage->out);
   case KG_STAGE_ANGLES:
-    return n * 4 * exe->fused.rotations[stage->rotation[0]].params->n_dims;
+    return n * 4 * kg_gpu_pass_program(p->pass)->rotations[stage->rotation[0]].params->n_dims;
   case KG_STAGE_EMBED_ROWS: {
     const kg_weight *table = kg_plan_weight_at(exe->plan, stage->op->w[0]);
     return n * ((double)table->n_bytes / (double)table->rows + 4 * width_of(exe, stage->out));
@@ -144,7 +146,7 @@ static double bytes_of(const profiling *p, const kg_gpu_stage *stage)
 /* Every stage of this name, or, with no name, none. */
 static int enqueue_round(profiling *p, const char *name)
 {
-  const kg_program *program = &p->exe->fused;
+  const kg_program *program = kg_gpu_pass_program(p->pass);
   int code = kg_cuda_read_all(p->exe->stream, p->flood, p->flood_bytes, p->sink, p->err);
   for (size_t i = 0; i < program->n_stages && !code; i++)
     if (name && !strcmp(name, name_of(p->exe->plan, &program->stages[i])))
@@ -249,8 +251,9 @@ int kg_gpu_profile(kg_executable *exe, const kg_batch *batch, kg_profile *out, k
   out->n = 0;
   int code = kg_gpu_run(exe, batch, err); /* kernels are loaded, values are numbers */
   if (!code) code = open_profiling(&p);
-  for (size_t i = 0; i < exe->fused.n_stages && !code; i++) {
-    const kg_gpu_stage *stage = &exe->fused.stages[i];
+  const kg_program *program = code ? NULL : kg_gpu_pass_program(p.pass);
+  for (size_t i = 0; !code && i < program->n_stages; i++) {
+    const kg_gpu_stage *stage = &program->stages[i];
     kg_stage_time *t = find(out, name_of(exe->plan, stage));
     if (!t) continue;
     t->count++;

@@ -11,6 +11,7 @@ typedef struct builder {
   kg_executable *exe;
   kg_program *program;
   bool traced;
+  const bool *adapted;          /* [values] adapters may be added to it; NULL: to none */
   int32_t n_ops, n_values, tail;
   int32_t *n_uses;              /* [values] operations that read it */
   bool *wants_float[KG_SIDES];  /* [values] is the float32 form read on this side? */
@@ -25,6 +26,13 @@ static kg_side side_of(const builder *b, int32_t op) { return !b->traced && op >
 static const kg_value *value_at(const builder *b, int32_t value) { return kg_plan_value(b->exe->plan, value); }
 static const kg_op *producer_of(const builder *b, int32_t value) { return op_at(b, value_at(b, value)->producer); }
 static const kg_matrix *matrix_of(const builder *b, int32_t weight) { return &b->exe->weights[weight].m; }
+
+/* May adapters be added to what this makes? */
+static bool is_adapted(const builder *b, const kg_op *op)
+{
+  if (op->kind != KG_OP_LINEAR && op->kind != KG_OP_EMBED) return false;
+  return b->traced || (b->adapted && b->adapted[op->out]);
+}
 
 /* ---- who reads what ---- */
 
@@ -44,6 +52,7 @@ static void find_uses(builder *b)
     const bool product = op->kind == KG_OP_LINEAR || op->kind == KG_OP_MOE;
     for (int j = 0; j < KG_OP_INPUTS; j++)
       read_value(b, i, op->in[j], product && j == 0 && matrix_of(b, op->w[0])->type != KG_F32);
+    if (op->in[0] != KG_NONE && is_adapted(b, op)) b->wants_float[side_of(b, i)][op->in[0]] = true;
   }
   const int32_t logits = kg_plan_logits(b->exe->plan);
   b->wants_float[b->traced ? KG_ALL_ROWS : KG_WANTED_ROWS][logits] = true;
@@ -83,7 +92,7 @@ static int add_half(builder *b, kg_side side, int32_t value)
 /* The stage that makes this value, on this side, of this kind; or KG_NONE. */
 static int32_t find_stage(const builder *b, kg_stage_kind kind, kg_side side, int32_t value)
 {
-  for (int32_t i = (int32_t)b->program->n_stages - 1; i >= 0 && i > (int32_t)b->program->n_stages - 16; i--) {
+  for (int32_t i = (int32_t)b->program->n_stages - 1; i >= 0 && i > (int32_t)b->program->n_stages - 24; i--) {
     const kg_gpu_stage *stage = &b->program->stages[i];
     if (stage->kind == kind && stage->side == side && stage->out == value) return i;
   }
@@ -93,12 +102,13 @@ static int32_t find_stage(const builder *b, kg_stage_kind kind, kg_side side, in
 /* The stage that makes this value and can tell the largest magnitudes of its rows; or KG_NONE. */
 static int32_t find_measuring(const builder *b, kg_side side, int32_t value)
 {
-  static const kg_stage_kind kinds[] = {KG_STAGE_LINEAR, KG_STAGE_ATTENTION, KG_STAGE_EMBED_ROWS, KG_STAGE_GATHER};
+  static const kg_stage_kind kinds[] = {KG_STAGE_ADAPT,     KG_STAGE_LINEAR, KG_STAGE_ATTENTION,
+                                        KG_STAGE_EMBED_ROWS, KG_STAGE_GATHER};
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
     const int32_t found = find_stage(b, kinds[i], side, value);
     if (found == KG_NONE) continue;
     const kg_gpu_stage *stage = &b->program->stages[found];
-    const bool one = stage->kind != KG_STAGE_LINEAR || stage->glu || stage->n_parts == 1;
+    const bool one = (stage->kind != KG_STAGE_LINEAR && stage->kind != KG_STAGE_ADAPT) || stage->glu || stage->n_parts == 1;
     return one && (stage->kind != KG_STAGE_LINEAR || matrix_of(b, stage->op->w[0])->type != KG_F32) ? found : KG_NONE;
   }
   return KG_NONE;
@@ -189,6 +199,29 @@ static const kg_op *find_sum(const builder *b, int32_t op_index)
   return value_at(b, other)->producer < op_index ? sum : NULL;
 }
 
+/* Behind the stage that was added last: what adapters add, and then what that stage was to do with it. */
+static int add_adapters(builder *b)
+{
+  const int32_t before = (int32_t)b->program->n_stages - 1;
+  const kg_gpu_stage made = b->program->stages[before];
+  bool any = is_adapted(b, made.op);
+  for (int i = 0; i < made.n_parts; i++) any = any || is_adapted(b, made.parts[i]);
+  if (!any) return KG_OK;
+  kg_gpu_stage *stage = add_stage(b, KG_STAGE_ADAPT, made.side, made.op);
+  if (!stage) return KG_ERR_MEMORY;
+  memcpy(stage->parts, made.parts, sizeof stage->parts);
+  stage->n_parts = made.n_parts;
+  stage->glu = made.glu;
+  stage->residual = made.residual;
+  stage->out = made.out;
+  kg_gpu_stage *product = &b->program->stages[before];
+  product->glu = NULL;
+  product->residual = KG_NONE;
+  product->out = product->n_parts ? product->parts[0]->out : product->out;
+  product->is_adapted = true;
+  return KG_OK;
+}
+
 static void mark_done(builder *b, const kg_op *op) { b->done[value_at(b, op->out)->producer] = true; }
 
 static int add_linear_stage(builder *b, int32_t op_index)
@@ -201,7 +234,7 @@ static int add_linear_stage(builder *b, int32_t op_index)
   if (!stage) return KG_ERR_MEMORY;
   stage->parts[0] = op;
   stage->n_parts = 1;
-  stage->to_logits = !b->traced && op->out == kg_plan_logits(b->exe->plan) && !b->n_uses[op->out];
+  stage->to_logits = !b->traced && !is_adapted(b, op) && op->out == kg_plan_logits(b->exe->plan) && !b->n_uses[op->out];
   if (b->traced || stage->to_logits) return KG_OK;
   const kg_op *glu = is_float ? NULL : find_gate(b, op_index);
   if (glu) {
@@ -235,9 +268,10 @@ static int add_linear_stage(builder *b, int32_t op_index)
 
 static int add_linear(builder *b, int32_t op_index)
 {
-  const int code = add_linear_stage(b, op_index);
-  if (code) return code;
+  int code = add_linear_stage(b, op_index);
   const int32_t index = (int32_t)b->program->n_stages - 1;
+  if (!code) code = add_adapters(b);
+  if (code) return code;
   kg_gpu_stage *stage = &b->program->stages[index];
   const kg_matrix *m = matrix_of(b, stage->op->w[0]);
   if (m->type == KG_F32) return KG_OK;
@@ -296,7 +330,7 @@ static int add_op(builder *b, int32_t i)
   kg_gpu_stage *stage;
   int32_t rotation;
   switch (op->kind) {
-  case KG_OP_EMBED: return add_stage(b, KG_STAGE_EMBED_ROWS, side, op) ? KG_OK : KG_ERR_MEMORY;
+  case KG_OP_EMBED: return add_stage(b, KG_STAGE_EMBED_ROWS, side, op) ? add_adapters(b) : KG_ERR_MEMORY;
   case KG_OP_NORM:
     if (op->u.norm.groups == 1) b->has_half[side][op->out] = b->wants_half[side][op->out];
     return add_stage(b, KG_STAGE_NORM_ROWS, side, op) ? KG_OK : KG_ERR_MEMORY;
@@ -406,8 +440,9 @@ static void touch_stage(layout *l, int32_t i)
   }
   if (stage->to_logits) return;
   touch_value(l, side, false, stage->out, i);
-  if (stage->kind == KG_STAGE_LINEAR && !stage->glu)
-    for (int j = 1; j < stage->n_parts; j++) touch_value(l, side, false, stage->parts[j]->out, i);
+  if (!stage->glu || stage->kind == KG_STAGE_ADAPT)
+    for (int j = stage->kind == KG_STAGE_LINEAR; j < stage->n_parts; j++)
+      touch_value(l, side, false, stage->parts[j]->out, i);
 }
 
 /* The lowest gap among the live spans. */
@@ -507,9 +542,9 @@ static int lay_out(builder *b)
 
 /* ---- all of it ---- */
 
-int kg_program_build(kg_executable *exe, bool traced, kg_program *out, kg_error *err)
+int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_program *out, kg_error *err)
 {
-  builder b = {.exe = exe, .program = out, .traced = traced, .n_ops = kg_plan_op_count(exe->plan),
+  builder b = {.exe = exe, .program = out, .traced = traced, .adapted = adapted, .n_ops = kg_plan_op_count(exe->plan),
                .n_values = kg_plan_value_count(exe->plan), .tail = kg_plan_tail(exe->plan), .err = err};
   const size_t n = (size_t)b.n_values;
   const int32_t few = exe->chunk < KG_FEW_ROWS ? exe->chunk : KG_FEW_ROWS;
@@ -541,4 +576,5 @@ void kg_program_deinit(kg_program *program)
   kg_free(program->stages);
   kg_free(program->rotations);
   for (int side = 0; side < KG_SIDES; side++) kg_free(program->places[side]);
+  (void)cudaFree(program->freqs);
 }

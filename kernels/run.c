@@ -14,6 +14,8 @@ typedef struct kg_pass {
   int32_t n_ahead;           /* positions behind the rows' that follow without a round trip */
   int32_t n_splits, n_few, n_spans, span_rows; /* attention: see kg_attention_args */
   bool is_alone;             /* every row is its sequence's only one */
+  bool is_adapted;           /* some row of the batch has adapters; then */
+  int32_t n_tiles;           /* see kg_adapt_args; else 0 */
   kg_meta_layout at;
   int32_t n, first;          /* rows of the side that runs, and which of the wanted ones is its first */
 } kg_pass;
@@ -64,7 +66,7 @@ static const kg_cuda_weight *weight_of(const pass *p, int32_t weight) { return &
 static const float *vector_of(const pass *p, int32_t weight) { return weight == KG_NONE ? NULL : weight_of(p, weight)->vector; }
 
 /* Traces and taps want every value in memory. */
-static bool is_fused(const pass *p) { return p->program == &p->exe->fused; }
+static bool is_fused(const pass *p) { return p->program != &p->exe->traced; }
 
 static bool has_panels(const pass *p, const kg_value_place *place)
 {
@@ -172,6 +174,37 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   a.scratch = p->exe->scratch;
   a.scratch_floats = p->program->scratch_floats;
   return kg_cuda_linear(p->exe->stream, &a, err);
+}
+
+/* What adapters add to a product's parts, or to an embedding, and what comes behind it. */
+static int run_adapt(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  const bool is_wanted = stage->side == KG_WANTED_ROWS;
+  kg_adapt_args a = {.n_parts = stage->n_parts ? stage->n_parts : 1, .gated = stage->glu != NULL, .n_rows = p->n,
+                     .n_tiles = is_wanted ? p->n : p->n_tiles};
+  if (!p->n_tiles) return KG_OK;
+  for (int i = 0; i < a.n_parts; i++) {
+    const kg_op *op = stage->n_parts ? stage->parts[i] : stage->op;
+    a.op[i] = kg_plan_value(p->exe->plan, op->out)->producer;
+    a.width[i] = width_of(p, op->out);
+    a.y[i] = floats_of(p, stage->side, op->out);
+  }
+  if (stage->n_parts) {
+    a.x = floats_of(p, stage->side, stage->in[0]);
+    a.cols = width_of(p, stage->in[0]);
+  } else
+    a.ids = ids_of(p, stage->side, false);
+  if (stage->glu) {
+    const kg_act *act = &stage->glu->u.act;
+    a.act = (int32_t)act->kind;
+    a.act_limit = act->limit;
+    a.act_alpha = act->alpha;
+  }
+  a.residual = floats_of(p, stage->side, stage->residual);
+  a.out = floats_of(p, stage->side, stage->out);
+  a.out_max = max_slot(p, stage->max_slot, stage->out);
+  kg_gpu_adapters_set(p->exe, is_wanted, is_wanted ? p->first : 0, &a);
+  return kg_cuda_adapt(p->exe->stream, &a, err);
 }
 
 static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err)
@@ -319,6 +352,7 @@ static int run_stage(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   case KG_STAGE_NORM_ROWS:
   case KG_STAGE_HALF: return run_norm(p, stage, err);
   case KG_STAGE_LINEAR: return run_linear(p, stage, err);
+  case KG_STAGE_ADAPT: return run_adapt(p, stage, err);
   case KG_STAGE_ANGLES: {
     const kg_rotation_place *r = &p->program->rotations[stage->rotation[0]];
     return kg_cuda_angles(s, ids_of(p, stage->side, true), p->n, r->freqs, r->params->n_dims / 2, r->params->magnitude,
@@ -436,6 +470,12 @@ static int call_taps(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   return code;
 }
 
+/* Does its value have, behind this stage, what its operation makes of it? */
+static bool is_complete(const pass *p, const kg_gpu_stage *stage)
+{
+  return stage->kind == KG_STAGE_ADAPT ? p->n_tiles > 0 : !stage->is_adapted || !p->n_tiles;
+}
+
 static int run_side(pass *p, kg_side side, kg_error *err)
 {
   int code = KG_OK;
@@ -443,6 +483,7 @@ static int run_side(pass *p, kg_side side, kg_error *err)
     const kg_gpu_stage *stage = &p->program->stages[i];
     if (stage->side != side) continue;
     code = run_stage(p, stage, err);
+    if (!is_complete(p, stage)) continue;
     if (!code && p->batch->n_taps) code = call_taps(p, stage, err);
     if (!code && p->batch->n_traces) code = copy_traces(p, stage, err);
   }
@@ -482,13 +523,14 @@ static kg_graph *find_graph(kg_executable *exe, const pass *p)
   for (int i = 0; i < KG_GRAPHS; i++) {
     kg_graph *g = &exe->graphs[i];
     if (g->n_rows == p->n_rows && g->n_wanted == p->n_wanted && g->n_splits == p->n_splits &&
-        g->draws.rows == p->draws.rows && g->draws.n_rows == p->draws.n_rows && g->draws.sifts == p->draws.sifts)
+        g->program == p->program && g->draws.rows == p->draws.rows && g->draws.n_rows == p->draws.n_rows &&
+        g->draws.sifts == p->draws.sifts)
       return g;
   }
   kg_graph *g = &exe->graphs[exe->next_graph];
   exe->next_graph = (exe->next_graph + 1) % KG_GRAPHS;
   if (g->handle) (void)cudaGraphExecDestroy(g->handle);
-  *g = (kg_graph){p->n_rows, p->n_wanted, p->n_splits, p->draws, false, NULL};
+  *g = (kg_graph){p->n_rows, p->n_wanted, p->n_splits, p->program, p->draws, false, NULL};
   return g;
 }
 
@@ -619,6 +661,8 @@ static int bring_rows(pass *p, kg_error *err)
   if (!code)
     code = kg_cuda_check(cudaMemcpyAsync(exe->meta, exe->meta_host, n_bytes, cudaMemcpyHostToDevice, exe->stream->handle),
                          "bringing rows over", err);
+  const kg_adapted_rows rows = {p->row0, p->n_rows, p->wanted0, p->n_wanted};
+  if (!code && p->is_adapted) code = kg_gpu_adapters_bring(exe, p->batch, &rows, &p->n_tiles, err);
   return code ? code : kg_cuda_check(cudaEventRecord(exe->meta_read, exe->stream->handle), "bringing rows over", err);
 }
 
@@ -629,15 +673,30 @@ static int run_pass(pass *p, kg_error *err)
   return is_decoding(p) ? run_graph(p, err) : enqueue(p, err);
 }
 
+/* A pass of rows of the batch, and what it needs on the device. */
+static int begin(kg_executable *exe, const kg_batch *batch, pass *out, kg_error *err)
+{
+  const kg_program *adapting = NULL;
+  int code = kg_stream_use(exe->stream, err);
+  if (!code) code = kg_gpu_adapters_prepare(exe, batch, &adapting, err);
+  *out = (pass){.exe = exe,
+                .batch = batch,
+                .program = batch->n_traces || batch->n_taps ? &exe->traced : adapting ? adapting : &exe->fused,
+                .is_adapted = adapting != NULL};
+  return code;
+}
+
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
-  const kg_program *program = batch->n_traces || batch->n_taps ? &exe->traced : &exe->fused;
-  const int32_t step = program->max_rows[KG_ALL_ROWS];
+  pass first;
+  int code = begin(exe, batch, &first, err);
+  const int32_t step = first.program->max_rows[KG_ALL_ROWS];
   int32_t wanted = 0;
-  int code = kg_stream_use(exe->stream, err);
   if (!code) code = kg_gpu_timing_begin(exe, err);
   for (int32_t row = 0; row < batch->n_rows && !code; row += step) {
-    pass p = {.exe = exe, .batch = batch, .program = program, .row0 = row, .wanted0 = wanted};
+    pass p = first;
+    p.row0 = row;
+    p.wanted0 = wanted;
     p.n_rows = batch->n_rows - row < step ? batch->n_rows - row : step;
     while (wanted < batch->n_wanted && batch->wanted[wanted].row < row + p.n_rows) wanted++;
     p.n_wanted = wanted - p.wanted0;
@@ -707,8 +766,9 @@ int kg_gpu_pass_new(kg_executable *exe, const kg_batch *batch, kg_pass **out, kg
     return kg_fail(err, KG_ERR_ARGUMENT, "a batch of %d rows, %d of them wanted, is no single pass", batch->n_rows, batch->n_wanted);
   kg_pass *p = kg_alloc(sizeof *p);
   if (!p) return kg_fail_memory(err, sizeof *p, "a pass");
-  *p = (kg_pass){.exe = exe, .batch = batch, .program = &exe->fused, .n_rows = batch->n_rows, .n_wanted = batch->n_wanted};
-  int code = kg_stream_use(exe->stream, err);
+  int code = begin(exe, batch, p, err);
+  p->n_rows = batch->n_rows;
+  p->n_wanted = batch->n_wanted;
   if (!code) code = bring_rows(p, err);
   if (code)
     kg_free(p);
@@ -723,6 +783,7 @@ int kg_gpu_pass_stage(kg_pass *p, const kg_gpu_stage *stage, kg_error *err)
   return p->n ? run_stage(p, stage, err) : KG_OK;
 }
 
+const kg_program *kg_gpu_pass_program(const kg_pass *p) { return p->program; }
 void kg_gpu_pass_free(kg_pass *p) { kg_free(p); }
 
 /* ---- many steps without a round trip ---- */
@@ -744,9 +805,10 @@ static kg_draw_request request_of(const pass *p, const kg_run_ahead *ahead, int3
 int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err)
 {
   kg_draw_request requests[KG_AHEAD_ROWS];
-  pass p = {.exe = exe, .batch = batch, .program = &exe->fused, .n_rows = batch->n_rows, .n_wanted = batch->n_rows,
-            .n_ahead = ahead->n_draws - 1};
-  int code = kg_stream_use(exe->stream, err);
+  pass p;
+  int code = begin(exe, batch, &p, err);
+  p.n_rows = p.n_wanted = batch->n_rows;
+  p.n_ahead = ahead->n_draws - 1;
   if (!code) code = bring_rows(&p, err);
   for (int32_t i = 0; i < batch->n_rows && !code; i++) requests[i] = request_of(&p, ahead, i);
   if (!code) code = kg_gpu_timing_begin(exe, err);

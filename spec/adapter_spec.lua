@@ -8,10 +8,7 @@ describe("an adapter", function()
   local core, err = kigo.core, kigo.err
 
   local FOLDER = "spec/fixtures/adapters/"
-  local devices = {} -- the cuda backend has no adapters
-  for _, device in ipairs(tiny.devices) do
-    if device.options.device ~= "cuda" then devices[#devices + 1] = device end
-  end
+  local devices = tiny.devices
 
   -- ---- files for the tiny model ----
 
@@ -84,6 +81,9 @@ describe("an adapter", function()
   -- ---- against peft ----
 
   local kinds = { { "reference", "auto", 1e-3, 1e-5 }, { "cpu", "auto", 0.03, 2e-3 }, { "cpu", "f32", 1e-3, 1e-5 } }
+  if tiny.has_gpu then
+    kinds[4], kinds[5] = { "cuda", "auto", 0.03, 2e-3 }, { "cuda", "f32", 0.03, 2e-3 }
+  end
   for _, kind in ipairs(kinds) do
     for _, name in ipairs { "llama_linear", "phi3_short", "gemma" } do
       it(("gives the logits of peft: %s on %s, cache %s"):format(name, kind[1], kind[2]), function()
@@ -248,6 +248,76 @@ describe("an adapter", function()
     end)
   end
 
+  for _, device in ipairs(devices) do
+    it("goes with tokens that are drawn ahead, on " .. device.name, function()
+      local model <close> = with(device)
+      local a <close> = random_adapter(model, 1)
+      local b <close> = random_adapter(model, 2)
+      local chain <close> = core.chain { { kind = "temp", value = 1 } }
+      local wanted = {}
+      local function start(i)
+        local seq = assert(model:sequence { seed = i })
+        if i ~= 3 then assert(seq:adapt(i % 2 == 0 and a or b, i / 2)) end
+        seq:feed(tiny.ids(10 + i, i))
+        return seq
+      end
+      for i = 1, 5 do
+        local seq <close> = start(i)
+        for _ = 1, 24 do
+          local id = assert(seq:draw(chain))
+          seq:push(id)
+          assert.is_not_nil(seq.logits:bytes()) -- no draw is ahead of this
+        end
+        wanted[i] = { seq:tokens(), seq.logits:bytes() }
+      end
+      local seqs = {}
+      for i = 1, 5 do seqs[i] = start(i) end
+      for _ = 1, 24 do
+        local ids = assert(model:draw(seqs, chain, 8))
+        for i, seq in ipairs(seqs) do seq:push(ids[i]) end
+      end
+      for i, seq in ipairs(seqs) do
+        assert.same(wanted[i], { seq:tokens(), seq.logits:bytes() })
+        seq:close()
+      end
+    end)
+
+    it("may be of any rank, for any number of rows, on " .. device.name, function()
+      local model <close> = with(device)
+      local dice, adapters = tiny.dice(3), {}
+      for i, rank in ipairs { 1, 31, 32, 33, 70 } do
+        adapters[i] = assert(open(model, metadata(2.0), {
+          tensor(dice, "blk.0.ffn_gate.weight.lora_a", tiny.hidden, rank, 0.3),
+          tensor(dice, "blk.0.ffn_gate.weight.lora_b", rank, tiny.ffn, 0.5),
+          tensor(dice, "blk.1.attn_v.weight.lora_a", tiny.hidden, rank, 0.3),
+          tensor(dice, "blk.1.attn_v.weight.lora_b", rank, tiny.kv_heads * tiny.head_dim, 0.5) }))
+      end
+      local ids, wanted = tiny.ids(200), {}
+      local function all()
+        local rows = assert(fed(model, ids, { { adapters[5], 0.5 }, { adapters[2], -1 } }))
+        local bytes = rows.logits:bytes()
+        rows:close()
+        return bytes
+      end
+      local alone = all()
+      local seqs = {}
+      for i = 1, 12 do
+        local own = { { adapters[i % 5 + 1], i / 8 }, i % 3 == 0 and { adapters[(i + 1) % 5 + 1], 1 } or nil }
+        seqs[i] = fed(model, table.move(ids, 1, 16 * i - 9, 1, {}), i ~= 6 and own or {})
+        wanted[i] = seqs[i].logits:bytes()
+        seqs[i]:rewind(0)
+        seqs[i]:feed(table.move(ids, 1, 16 * i - 9, 1, {}))
+      end
+      assert(model:step(seqs))
+      for i, seq in ipairs(seqs) do
+        assert.equal(wanted[i], seq.logits:bytes())
+        seq:close()
+      end
+      assert.equal(alone, all())
+      for _, a in ipairs(adapters) do a:close() end
+    end)
+  end
+
   it("comes with a sequence, by its options", function()
     local model <close> = tiny.model {}
     local a <close> = random_adapter(model, 1)
@@ -384,7 +454,7 @@ describe("an adapter", function()
 
   it("survives the failure of every allocation", function()
     local ids = tiny.ids(20)
-    for _, device in ipairs { "reference", "cpu" } do
+    for _, device in ipairs { "reference", "cpu", tiny.has_gpu and "cuda" or nil } do
       local model <close> = tiny.model { device = device, threads = 1 }
       local expected
       do
@@ -528,15 +598,6 @@ describe("an adapter", function()
         assert.truthy(message:find(path, 1, true))
       end
       os.remove(path)
-    end)
-
-    it("on a backend that has none", function()
-      if not tiny.has_gpu then return pending "no GPU" end
-      local cuda <close> = tiny.model { device = "cuda" }
-      local a, message, code = open(cuda, metadata(), good)
-      assert.is_nil(a)
-      assert.equal(err.UNSUPPORTED, code)
-      assert.truthy(message:find("cuda", 1, true))
     end)
   end)
 end)

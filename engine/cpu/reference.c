@@ -815,7 +815,6 @@ const kg_backend kg_backend_reference = {
     .unembed = reference_unembed,
     .kv_reserve = reference_kv_reserve,
     .kv_copy = reference_kv_copy,
-    .can_adapt = true,
     .kv_type = reference_kv_type,
     .kv_read = reference_kv_read,
     .kv_write = reference_kv_write,
