@@ -7,33 +7,9 @@
  * function is, a row of a product knows nothing of the other rows, and a split of which a row sees nothing changes
  * nothing.
  *
- * A float32 cache, and heads that are no multiple of 8 wide, have a plain kernel (attention_rows). */
-#include "attention.h"
-#include "rotate.cuh"
-
-enum { SPLIT = KG_ATTENTION_SPLIT, TILE = 16 /* rows of a product */ };
-
-#define LOG2E 1.44269504088896340736f
-
-static __device__ __forceinline__ void store(float *to, float x) { *to = x; }
-/* What is no finite number in f16 would reach other rows: 0 * infinity. */
-static __device__ __forceinline__ void store(__half *to, float x)
-{
-  *to = __float2half_rn(fminf(fmaxf(x, -65504.f), 65504.f));
-}
-
-/* Keys (plane 0) or values (plane 1) of a kv head at a position. */
-template <typename T>
-static __device__ __forceinline__ T *cache_row(const kg_attention_args &a, int pages, int kv_head, int plane, int pos)
-{
-  T *page = (T *)(a.pages[pages + pos / KG_PAGE] + a.layer_offset);
-  return page + ((size_t)(2 * kv_head + plane) * KG_PAGE + pos % KG_PAGE) * a.head_dim;
-}
-
-static __device__ __forceinline__ int first_seen(const kg_attention_args &a, int pos)
-{
-  return a.window && pos >= a.window ? pos - a.window + 1 : 0;
-}
+ * Values that are narrower than keys or a part of them, and wide heads, are in attention_wide.cu. A float32 cache, and
+ * heads that are no multiple of 8 wide, have a plain kernel (attention_rows). */
+#include "attention.cuh"
 
 /* cache_write: grid: kv heads of all rows / 4; block: 4 warps, one each. twin: attention in cpu/reference.c; f16
  * rounding where the cache is f16. */
@@ -44,83 +20,17 @@ static __global__ void __launch_bounds__(128) cache_write(const __grid_constant_
   const int index = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
   if (index >= a.n * a.n_kv_heads) return;
   const int row = index / a.n_kv_heads, head = index - row * a.n_kv_heads, pos = a.positions[row];
-  const float *from_k = a.k + (size_t)index * a.head_dim, *from_v = a.v + (size_t)index * a.head_dim;
+  const float *from_k = a.k + (size_t)index * a.head_dim, *from_v = a.v + (size_t)index * a.value_dim;
   T *k = cache_row<T>(a, a.row_pages[row], head, 0, pos), *v = cache_row<T>(a, a.row_pages[row], head, 1, pos);
 #pragma unroll 2
   for (int i = lane; i < (a.head_dim + 1) / 2; i += 32)
     rotate_pair(find_pair(a.k_rotation, from_k, a.head_dim, row, i), a.head_dim,
                 [&](int c, float x) { store(k + c, x); });
 #pragma unroll 4
-  for (int c = lane; c < a.head_dim; c += 32) store(v + c, from_v[c]);
+  for (int c = lane; a.v && c < a.value_dim; c += 32) store(v + c, from_v[c]);
 }
 
-/* ---- joining splits ---- */
-
-static __device__ __forceinline__ float exp_2(float x)
-{
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-static __device__ __forceinline__ float reciprocal(float x)
-{
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/* A softmax over some positions: the largest score (times log2 e), the sum of 2^(score - top), and of those times the
- * values. The factors that bring two of them to one top: exactly 1 and 0 where one of them saw nothing. */
-struct factors {
-  float top, all, next;
-};
-
-static __device__ __forceinline__ factors join_factors(float all, float next)
-{
-  const float top = fmaxf(all, next), base = top == -CUDART_INF_F ? 0 : top;
-  return {top, exp_2(all - base), exp_2(next - base)};
-}
-
-/* What the sum of the values is multiplied by in the end. A sink takes its share of the softmax and gives nothing. */
-static __device__ __forceinline__ float last_factor(float top, float sum, const float *sinks, int head)
-{
-  if (!sinks) return reciprocal(sum);
-  const factors f = join_factors(top, sinks[head] * LOG2E);
-  return f.all * reciprocal(fmaf(sum, f.all, f.next));
-}
-
-/* ---- a split on tensor cores ----
- * Keys and values of a split stand in shared memory in panels of 64 channels: [64 positions][8 chunks of 8 channels],
- * chunk c of position r at c ^ r % 8, so that neither rows nor columns of chunks share banks. Lane (g, t) = (lane / 4,
- * lane % 4) of a product m16n8k16 has rows g and g + 8 and columns 2 t and 2 t + 1. */
-
-enum { PANEL = 64 * 8 /* chunks */ };
-
-/* Where channel c of a row of q stands in its tile of 16 rows, counted in numbers: as the lanes of a product want them.
- * (row, 0) and (0, c) add up. */
-static __device__ __forceinline__ unsigned query_at(unsigned row, unsigned c)
-{
-  return c / 16 * 256 + row % 8 * 32 + c % 8 / 2 * 8 + c % 16 / 8 * 4 + row / 8 * 2 + c % 2;
-}
-
-static __device__ __forceinline__ unsigned shared_address(const void *at)
-{
-  return (unsigned)__cvta_generic_to_shared(at);
-}
-
-static __device__ __forceinline__ void copy_async(unsigned to, const void *from, bool exists)
-{
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
-}
-
-static __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-/* All groups of copies of this thread are there but the last N. */
-template <int N> static __device__ __forceinline__ void wait_copies()
-{
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
+/* ---- a split on tensor cores ---- */
 
 /* Where fetch finds a split. Read from the table one split ahead, and not touched until then: that takes long. */
 struct split_place {
@@ -161,41 +71,6 @@ static __device__ __forceinline__ void fetch(const kg_attention_args &a, const s
     if (exists) from = cache_row<__half>(a, at.pages, at.kv_head, plane, pos) + channel;
     copy_async(to + i * STEP / SPLIT * PANEL * 16 + r * 128 + (here ^ r % 8 * 16), from, exists);
   }
-}
-
-static __device__ __forceinline__ void mma(float c[4], uint4 a, uint32_t b0, uint32_t b1)
-{
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
-}
-
-/* Four matrices of 8 rows of a chunk, of which the lanes name the rows: as operand B for keys; transposed, for values.
- */
-static __device__ __forceinline__ uint4 load_keys(unsigned at)
-{
-  uint4 v;
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(at)
-               : "memory");
-  return v;
-}
-
-static __device__ __forceinline__ uint4 load_values(unsigned at)
-{
-  uint4 v;
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(at)
-               : "memory");
-  return v;
-}
-
-static __device__ __forceinline__ uint32_t half_pair(float x, float y)
-{
-  const __half2 pair = __floats2half2_rn(x, y);
-  return *(const uint32_t *)&pair;
 }
 
 /* What rows g and g + 8 of M tiles see, counted from the first position of the split. */
@@ -449,7 +324,7 @@ static __global__ void __launch_bounds__(1024 / P, 1)
   const int group = a.n_heads / a.n_kv_heads, parts = (group + TILE - 1) / TILE, rank = blockIdx.x & (clusters - 1);
   const int kv_head = (blockIdx.x >> cluster_bits) / parts, part = (blockIdx.x >> cluster_bits) - kv_head * parts;
   const int head0 = kv_head * group + part * TILE, n_heads = min(TILE, group - part * TILE);
-  const int row = a.is_alone ? blockIdx.y : a.few[blockIdx.y], pos = a.positions[row], pages = a.row_pages[row];
+  const int row = a.is_alone ? blockIdx.y : a.few[blockIdx.y], pos = a.lasts[row], pages = a.row_pages[row];
   const int first = first_seen(a, pos), split0 = first / SPLIT, split1 = pos / SPLIT, stride = teams * clusters;
   const bool has_last = ((split1 - split0) / (unsigned)teams & (clusters - 1)) == rank;
   const int pieces = P < 4 ? P : (a.head_dim + 63) / 64, n_units = n_heads * pieces; /* 64 channels of a head */
@@ -653,11 +528,13 @@ static __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
   if (!n_pairs) return;
   const int pair0 = tile * ROWS, pair1 = min(pair0 + ROWS, n_pairs); /* of the block */
   const int warp0 = pair0 + warp * TILE * M, warp1 = min(warp0 + TILE * M, n_pairs);
-  const int pos0 = a.positions[row0]; /* a span's positions are consecutive */
+  /* What a pair sees: a span's positions are consecutive, and where rows look both ways all see the last of them. */
+  const int pos0 = a.positions[row0], least = a.lasts[row0];
+  auto sees = [&](int pair) { return max(pos0 + pair / group, least); };
   const int pages = a.row_pages[row0];
 
   uint4 *const cache = shared + Q_CHUNKS * 32; /* [2] keys, values */
-  const int first = first_seen(a, pos0 + pair0 / group), last = pos0 + (pair1 - 1) / group;
+  const int first = first_seen(a, sees(pair0)), last = sees(pair1 - 1);
   split_place place = find_split(a, pages, kv_head, first / SPLIT);
   auto fetch_next = [&]() {
     uint4 *to = cache + (place.split & 1) * 2 * SIDE;
@@ -696,9 +573,9 @@ static __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       top[m][h] = -CUDART_INF_F;
-      row_pos[m][h] = pos0 + (warp0 + TILE * m + g + 8 * h) / group;
+      row_pos[m][h] = sees(warp0 + TILE * m + g + 8 * h);
     }
-  const int warp_first = first_seen(a, pos0 + warp0 / group), warp_last = pos0 + (warp1 - 1) / group;
+  const int all_see = sees(warp0), warp_first = first_seen(a, all_see), warp_last = sees(warp1 - 1);
 
 #pragma unroll 1
   for (int split = first / SPLIT; split <= last / SPLIT; split++) {
@@ -708,7 +585,7 @@ static __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
     __syncthreads();
     if (warp0 < warp1 && begin <= warp_last && begin + SPLIT > warp_first) {
       sight<M> seen;
-      seen.is_partial = begin + SPLIT - 1 > pos0 + warp0 / group || begin < first_seen(a, warp_last);
+      seen.is_partial = begin + SPLIT - 1 > all_see || begin < first_seen(a, warp_last);
 #pragma unroll
       for (int m = 0; m < M; m++)
 #pragma unroll
@@ -789,8 +666,8 @@ static __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
 enum { HEADS = 8, THREADS = 128 };
 
 /* attention_rows: up to 8 query heads of one kv head of one row, split after split.
- * grid: (kv heads * groups of 8 query heads, rows); block: 4 warps, two heads each, NC channels a lane;
- * shared: q [8][head_dim]. float32 sums. twin: attend in cpu/reference.c. */
+ * grid: (kv heads * groups of 8 query heads, rows, parts of 32 NC channels of values); block: 4 warps, two heads each,
+ * NC channels a lane; shared: q [8][head_dim]. float32 sums. twin: attend in cpu/reference.c. */
 template <typename T, int NC>
 static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_constant__ kg_attention_args a)
 {
@@ -799,10 +676,10 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
   wait_for_previous();
   const int group = a.n_heads / a.n_kv_heads, parts = (group + HEADS - 1) / HEADS;
   const int kv_head = blockIdx.x / parts, part = blockIdx.x % parts, head0 = kv_head * group + part * HEADS;
-  const int n_heads = min(HEADS, group - part * HEADS), row = blockIdx.y, pos = a.positions[row],
+  const int n_heads = min(HEADS, group - part * HEADS), row = blockIdx.y, pos = a.lasts[row],
             pages = a.row_pages[row];
   const int first = first_seen(a, pos), warp = threadIdx.x / 32, lane = threadIdx.x % 32,
-            half_dim = (a.head_dim + 1) / 2;
+            half_dim = (a.head_dim + 1) / 2, channel = blockIdx.z * 32 * NC + lane;
   const float unit = a.softcap > 0 ? LOG2E : a.scale * LOG2E;
   for (int i = threadIdx.x; i < n_heads * half_dim; i += THREADS) {
     const int h = i / half_dim;
@@ -841,11 +718,11 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
 #pragma unroll
       for (int c = 0; c < NC; c++) out[i][c] *= f.all;
       for (int p = begin; p < end; p++) {
-        const T *value = cache_row<T>(a, pages, kv_head, 1, p);
+        const T *value = cache_row<T>(a, pages, kv_head, a.v != NULL, p) + channel;
 #pragma unroll
         for (int c = 0; c < NC; c++)
-          if (lane + 32 * c < a.head_dim)
-            out[i][c] = fmaf(scores[h][p - split * SPLIT], (float)value[lane + 32 * c], out[i][c]);
+          if (channel + 32 * c < a.value_dim)
+            out[i][c] = fmaf(scores[h][p - split * SPLIT], (float)value[32 * c], out[i][c]);
       }
     }
   }
@@ -856,9 +733,9 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
     const float factor = last_factor(top[i], sum[i], a.sinks, head);
 #pragma unroll
     for (int c = 0; c < NC; c++) {
-      if (lane + 32 * c >= a.head_dim) continue;
+      if (channel + 32 * c >= a.value_dim) continue;
       const float value = out[i][c] * factor;
-      a.out[((size_t)row * a.n_heads + head) * a.head_dim + lane + 32 * c] = value;
+      a.out[((size_t)row * a.n_heads + head) * a.value_dim + channel + 32 * c] = value;
       largest = fmaxf(largest, fabsf(value));
     }
   }
@@ -869,15 +746,6 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
 
 /* ---- launching ---- */
 
-template <typename... A>
-static int run_shared(kg_stream *s, const char *name, void (*kernel)(A...), dim3 grid, unsigned cluster,
-                      unsigned threads, size_t shared, kg_error *err, A... arguments)
-{
-  const int code =
-      kg_cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), name, err);
-  return code ? code : run_clusters(s, name, kernel, grid, cluster, threads, shared, err, arguments...);
-}
-
 static int write_cache(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
   return run_kernel(s, "cache_write", a->half ? cache_write<__half> : cache_write<float>,
@@ -886,11 +754,11 @@ static int write_cache(kg_stream *s, const kg_attention_args *a, kg_error *err)
 
 template <typename T> static int launch_rows(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
-  const dim3 grid(a->n_kv_heads * ((a->n_heads / a->n_kv_heads + HEADS - 1) / HEADS), a->n);
+  const dim3 grid(a->n_kv_heads * ((a->n_heads / a->n_kv_heads + HEADS - 1) / HEADS), a->n, (a->value_dim + 255) / 256);
   const size_t shared = HEADS * (size_t)a->head_dim * sizeof(float);
-  const auto kernel = a->head_dim <= 64    ? attention_rows<T, 2>
-                      : a->head_dim <= 128 ? attention_rows<T, 4>
-                                           : attention_rows<T, 8>;
+  const auto kernel = a->value_dim <= 64    ? attention_rows<T, 2>
+                      : a->value_dim <= 128 ? attention_rows<T, 4>
+                                            : attention_rows<T, 8>;
   return run_kernel(s, "attention_rows", kernel, grid, THREADS, shared, err, *a);
 }
 
@@ -943,14 +811,17 @@ template <int P, typename Tiles> static int launch_products(kg_stream *s, const 
 
 int kg_cuda_attention(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
-  if (a->n < 1 || a->n > 65535 || a->head_dim < 1 || a->head_dim > KG_ATTENTION_MAX_DIM)
-    return kg_fail(err, KG_ERR_ARGUMENT, "attention of %d rows, heads of %d", a->n, a->head_dim);
-  if (a->half && a->head_dim % 8 == 0) {
+  if (a->n < 1 || a->n > 65535 || a->head_dim < 1 || a->head_dim > KG_ATTENTION_MAX_DIM || a->value_dim < 1 ||
+      a->value_dim > KG_ATTENTION_MAX_DIM)
+    return kg_fail(err, KG_ERR_ARGUMENT, "attention of %d rows, heads of %d, values of %d", a->n, a->head_dim,
+                   a->value_dim);
+  if (kg_cuda_attention_is_even(a)) {
     if (a->head_dim <= 64) return launch_products<1, tiles<1, 1, 4, 3>>(s, a, err);
     if (a->head_dim <= 128) return launch_products<2, tiles<2, 1, 4, 2>>(s, a, err);
     return launch_products<4, tiles<4, 1, 4, 1>>(s, a, err);
   }
   const int code = write_cache(s, a, err);
   if (code) return code;
+  if (kg_cuda_attention_is_wide(s, a)) return kg_cuda_attention_wide(s, a, err);
   return a->half ? launch_rows<__half>(s, a, err) : launch_rows<float>(s, a, err);
 }

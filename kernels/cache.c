@@ -15,12 +15,11 @@ int kg_gpu_cache_open(kg_executable *exe, kg_error *err)
   if (!exe->layer_at) return kg_fail_memory(err, (size_t)n_layers * sizeof *exe->layer_at, "the cache layout");
   for (int32_t i = 0; i < n_layers; i++) {
     const kg_attention_params *a = &kg_plan_layer(exe->plan, i)->u.attention;
-    if (a->is_bidirectional)
-      return kg_fail(err, KG_ERR_UNSUPPORTED, "the cuda backend has no attention that looks both ways: use the cpu");
-    if (a->head_dim > KG_ATTENTION_MAX_DIM)
-      return kg_fail(err, KG_ERR_UNSUPPORTED, "attention heads of %d, the cuda backend takes %d at most", a->head_dim,
-                     KG_ATTENTION_MAX_DIM);
-    const size_t bytes = (size_t)2 * KG_PAGE * (size_t)a->n_kv_heads * (size_t)a->head_dim * (exe->half ? 2 : 4);
+    if (a->head_dim > KG_ATTENTION_MAX_DIM || a->value_dim > KG_ATTENTION_MAX_DIM)
+      return kg_fail(err, KG_ERR_UNSUPPORTED, "attention heads of %d with values of %d, the cuda backend takes %d at most",
+                     a->head_dim, a->value_dim, KG_ATTENTION_MAX_DIM);
+    const size_t bytes =
+        (size_t)KG_PAGE * ((size_t)kg_key_width(a) + (size_t)kg_value_width(a)) * (exe->half ? 2 : 4);
     exe->layer_at[i] = exe->page_bytes;
     if (!kg_align_size(exe->page_bytes + bytes, 256, &exe->page_bytes)) return kg_fail_memory(err, SIZE_MAX, "a page");
   }
@@ -81,74 +80,78 @@ int kg_gpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_po
 
 kg_kv_type kg_gpu_cache_type(const kg_executable *exe) { return exe->half ? KG_KV_F16 : KG_KV_F32; }
 
-/* The rows' slots of one layer as they stand on the device: a strip [slots][head_dim] of each head's keys, then of its
- * values, KG_PAGE slots apart; on the host, where `strips` is, without what lies between. */
+/* The rows' slots of one plane (keys, values) of a layer: a strip [slots][numbers] for each kv head, on the device one
+ * head's planes apart. On the host they stand slot by slot, [slots][heads][numbers]. */
 typedef struct strips {
-  unsigned char *device, *host;
-  size_t pitch, bytes;  /* from strip to strip on the device; of one strip */
-  size_t row;           /* bytes of one slot and head */
-  int32_t n_heads;
+  unsigned char *device;
+  size_t pitch, row;    /* bytes from strip to strip on the device; of one slot and head */
+  int32_t n, n_heads;
 } strips;
 
-/* Allocates `host`. */
-static int open_strips(const kg_executable *exe, const kg_kv_rows *rows, strips *out, kg_error *err)
+static strips strips_of(const kg_executable *exe, const kg_kv_rows *rows, bool values)
 {
-  int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
-  if (!code) code = kg_stream_use(exe->stream, err);
-  if (code) return code;
   const kg_attention_params *a = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
-  const size_t row = (size_t)a->head_dim * (exe->half ? 2 : 4);
-  *out = (strips){.device = exe->pages[rows->page] + exe->layer_at[rows->layer] + (size_t)rows->slot * row,
-                  .pitch = KG_PAGE * row, .bytes = (size_t)rows->n * row, .row = row, .n_heads = a->n_kv_heads};
-  out->host = kg_alloc_array((size_t)(2 * a->n_kv_heads), out->bytes);
-  return out->host ? KG_OK : kg_fail_memory(err, (size_t)(2 * a->n_kv_heads) * out->bytes, "cache rows");
+  const size_t element = exe->half ? 2 : 4, key = (size_t)a->head_dim * element;
+  const size_t value = a->values_in_keys ? 0 : (size_t)a->value_dim * element, row = values ? value : key;
+  return (strips){.device = exe->pages[rows->page] + exe->layer_at[rows->layer] + (values ? KG_PAGE * key : 0) +
+                            (size_t)rows->slot * row,
+                  .pitch = KG_PAGE * (key + value), .row = row, .n = rows->n, .n_heads = a->n_kv_heads};
 }
 
-static int move_strips(const kg_executable *exe, const strips *s, bool down, kg_error *err)
+static int check_rows(const kg_executable *exe, const kg_kv_rows *rows, kg_error *err)
 {
+  const int code = kg_kv_rows_check(exe->plan, rows, exe->n_pages, err);
+  return code ? code : kg_stream_use(exe->stream, err);
+}
+
+/* To or from host memory, strip by strip. */
+static int move_strips(const kg_executable *exe, const strips *s, bool down, unsigned char *host, kg_error *err)
+{
+  const size_t n_bytes = (size_t)s->n * s->row, n_heads = (size_t)s->n_heads;
+  const cudaStream_t stream = exe->stream->handle;
   const int code = kg_cuda_check(
-      down ? cudaMemcpy2DAsync(s->host, s->bytes, s->device, s->pitch, s->bytes, (size_t)(2 * s->n_heads),
-                               cudaMemcpyDeviceToHost, exe->stream->handle)
-           : cudaMemcpy2DAsync(s->device, s->pitch, s->host, s->bytes, s->bytes, (size_t)(2 * s->n_heads),
-                               cudaMemcpyHostToDevice, exe->stream->handle),
+      down ? cudaMemcpy2DAsync(host, n_bytes, s->device, s->pitch, n_bytes, n_heads, cudaMemcpyDeviceToHost, stream)
+           : cudaMemcpy2DAsync(s->device, s->pitch, host, n_bytes, n_bytes, n_heads, cudaMemcpyHostToDevice, stream),
       "copying cache rows", err);
   return code ? code : kg_stream_wait(exe->stream, "copying cache rows", err);
 }
 
-/* The place of slot i and head in the strips: keys, with the values one strip behind. */
-static unsigned char *in_strips(const strips *s, int32_t i, int32_t head)
+/* Slot by slot to `out`, or from `in`. */
+static int move_plane(const kg_executable *exe, const strips *s, void *out, const void *in, kg_error *err)
 {
-  return s->host + (size_t)(2 * head) * s->bytes + (size_t)i * s->row;
+  const size_t n_bytes = (size_t)s->n * (size_t)s->n_heads * s->row;
+  if (!n_bytes) return KG_OK;
+  unsigned char *host = kg_alloc(n_bytes);
+  if (!host) return kg_fail_memory(err, n_bytes, "cache rows");
+  int code = out ? move_strips(exe, s, true, host, err) : KG_OK;
+  size_t at = 0; /* in slot order */
+  for (size_t i = 0; i < (size_t)s->n && !code; i++)
+    for (size_t head = 0; head < (size_t)s->n_heads; head++, at += s->row) {
+      unsigned char *strip = host + (head * (size_t)s->n + i) * s->row;
+      if (out)
+        memcpy((unsigned char *)out + at, strip, s->row);
+      else
+        memcpy(strip, (const unsigned char *)in + at, s->row);
+    }
+  if (!out) code = move_strips(exe, s, false, host, err);
+  kg_free(host);
+  return code;
 }
 
 int kg_gpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err)
 {
-  strips s;
-  int code = open_strips(exe, rows, &s, err);
+  int code = check_rows(exe, rows, err);
   if (code) return code;
-  code = move_strips(exe, &s, true, err);
-  unsigned char *key = keys, *value = values;
-  for (int32_t i = 0; i < rows->n && !code; i++)
-    for (int32_t head = 0; head < s.n_heads; head++, key += s.row, value += s.row) {
-      memcpy(key, in_strips(&s, i, head), s.row);
-      memcpy(value, in_strips(&s, i, head) + s.bytes, s.row);
-    }
-  kg_free(s.host);
-  return code;
+  const strips of_keys = strips_of(exe, rows, false), of_values = strips_of(exe, rows, true);
+  code = move_plane(exe, &of_keys, keys, NULL, err);
+  return code ? code : move_plane(exe, &of_values, values, NULL, err);
 }
 
 int kg_gpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err)
 {
-  strips s;
-  int code = open_strips(exe, rows, &s, err);
+  int code = check_rows(exe, rows, err);
   if (code) return code;
-  const unsigned char *key = keys, *value = values;
-  for (int32_t i = 0; i < rows->n; i++)
-    for (int32_t head = 0; head < s.n_heads; head++, key += s.row, value += s.row) {
-      memcpy(in_strips(&s, i, head), key, s.row);
-      memcpy(in_strips(&s, i, head) + s.bytes, value, s.row);
-    }
-  code = move_strips(exe, &s, false, err);
-  kg_free(s.host);
-  return code;
+  const strips of_keys = strips_of(exe, rows, false), of_values = strips_of(exe, rows, true);
+  code = move_plane(exe, &of_keys, NULL, keys, err);
+  return code ? code : move_plane(exe, &of_values, NULL, values, err);
 }

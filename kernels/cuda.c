@@ -22,6 +22,7 @@ static void cuda_release(kg_executable *exe)
   (void)cudaFree(exe->weight_block);
   (void)cudaFree(exe->arena);
   (void)cudaFree(exe->unembedding_arena);
+  (void)cudaFree(exe->planes);
   (void)cudaFree(exe->row_max);
   (void)cudaFree(exe->meta);
   (void)cudaFreeHost(exe->meta_host);
@@ -61,24 +62,25 @@ static size_t place(size_t *end, size_t n_bytes)
   return at;
 }
 
-/* Behind the values: what the experts need, as the widest operation does. */
+/* Behind the values: what experts and products of each head need, as the widest operation does. */
 static size_t lay_out_experts(const kg_executable *exe, size_t at, kg_moe_scratch *m)
 {
-  size_t n_used = 0, hidden = 0, width = 0;
+  size_t n_used = 0, hidden = 0, width = 0, each = 0;
   for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
     const kg_op *op = kg_plan_op(exe->plan, i);
+    if (op->kind == KG_OP_LINEAR_EACH) each = max_size(each, (size_t)exe->weights[op->w[0]].m.n_blocks);
     if (op->kind != KG_OP_MOE) continue;
     n_used = max_size(n_used, (size_t)op->u.moe.n_used);
     hidden = max_size(hidden, (size_t)exe->weights[op->w[0]].m.rows);
     width = max_size(width, (size_t)exe->weights[op->w[2]].m.rows);
   }
-  const size_t rows = !n_used ? 0 : max_size(KG_MOE_ROWS, n_used);
+  const size_t rows = !n_used ? 0 : max_size(KG_MOE_ROWS, n_used), each_rows = each ? KG_EACH_ROWS : 0;
   m->experts = place(&at, rows * 4);
   m->weights = place(&at, rows * 4);
   m->gate = place(&at, rows * hidden * 4);
   m->up = place(&at, rows * hidden * 4);
-  m->half = place(&at, rows * (hidden + 31) / 32 * 32 * 2);
-  m->half_scale = place(&at, rows * 4);
+  m->half = place(&at, max_size(rows * ((hidden + 31) / 32), each_rows * each) * KG_BLOCK_COLS * 2);
+  m->half_scale = place(&at, max_size(rows, each_rows) * 4);
   m->down = place(&at, rows * width * 4);
   return at;
 }
@@ -152,21 +154,33 @@ static int name_device(kg_executable *exe, kg_error *err)
   return code;
 }
 
-/* Some operations are there on the cpu alone. */
-static int check_operations(const kg_plan *plan, kg_error *err)
+/* Planes of a product of each head, one after the other, again and again; behind them those of the next product. */
+static int copy_planes(kg_executable *exe, kg_error *err)
 {
-  for (int32_t i = 0; i < kg_plan_op_count(plan); i++) {
-    const kg_op *op = kg_plan_op(plan, i);
-    const bool is_latent = op->kind == KG_OP_ATTENTION && op->u.attention.value_dim != op->u.attention.head_dim;
-    const bool is_grouped = op->kind == KG_OP_SLICE && op->u.slice.groups > 1;
-    if (op->kind == KG_OP_ATTENTION && (is_latent || op->u.attention.values_in_keys))
-      return kg_fail(err, KG_ERR_UNSUPPORTED, "the cuda backend has no attention whose values are parts of keys, or "
-                                              "narrower: use the cpu");
-    if (op->kind == KG_OP_LINEAR_EACH || op->kind == KG_OP_CONCAT || is_grouped)
-      return kg_fail(err, KG_ERR_UNSUPPORTED, "the cuda backend has no products and slices with a part for each "
-                                              "head: use the cpu");
+  const size_t n_bytes = KG_EACH_ROWS * sizeof(int32_t);
+  int32_t *table = NULL;
+  size_t n = 0;
+  for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) n += kg_plan_op(exe->plan, i)->kind == KG_OP_LINEAR_EACH;
+  if (!n) return KG_OK;
+  void *planes = NULL;
+  int code = kg_cuda_alloc(n * n_bytes, "the planes of heads", &planes, err);
+  exe->planes = planes;
+  if (!code && !(table = kg_alloc(n_bytes))) code = kg_fail_memory(err, n_bytes, "the planes of heads");
+  int32_t *at = exe->planes;
+  for (int32_t i = 0; i < kg_plan_op_count(exe->plan) && !code; i++) {
+    const kg_op *op = kg_plan_op(exe->plan, i);
+    if (op->kind != KG_OP_LINEAR_EACH) continue;
+    kg_cuda_weight *w = &exe->weights[op->w[0]];
+    for (int32_t row = 0; row < KG_EACH_ROWS; row++) table[row] = row % w->m.planes;
+    w->planes = at;
+    at += KG_EACH_ROWS;
+    code = kg_cuda_check(cudaMemcpyAsync(w->planes, table, n_bytes, cudaMemcpyHostToDevice, exe->stream->handle),
+                         "the planes of heads", err);
+    const int waited = kg_stream_wait(exe->stream, "the planes of heads", code ? NULL : err);
+    if (!code) code = waited;
   }
-  return KG_OK;
+  kg_free(table);
+  return code;
 }
 
 static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err)
@@ -176,16 +190,17 @@ static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, 
   if (!exe) return kg_fail_memory(err, sizeof *exe, "the cuda backend");
   exe->plan = plan;
   exe->chunk = options->chunk;
-  exe->pass_rows = options->chunk < KG_PASS_ROWS ? options->chunk : KG_PASS_ROWS;
+  const bool whole = kg_plan_is_bidirectional(plan); /* a sequence is not cut */
+  exe->pass_rows = whole || options->chunk < KG_PASS_ROWS ? options->chunk : KG_PASS_ROWS;
   exe->half = options->kv_type == KG_KV_F16;
   int code = kg_stream_new(options->device, &exe->stream, err);
   if (!code) code = name_device(exe, err);
-  if (!code) code = check_operations(plan, err);
   if (!code) code = kg_gpu_cache_open(exe, err);
   if (!code) code = kg_gpu_weights_open(exe, err);
   if (!code) code = kg_program_build(exe, false, NULL, &exe->fused, err);
   if (!code) code = kg_program_build(exe, true, NULL, &exe->traced, err);
   if (!code) code = allocate(exe, err);
+  if (!code) code = copy_planes(exe, err);
   if (!code) code = kg_gpu_weights_pack(exe, options, err); /* last: everything before it is quick to fail */
   if (code) {
     cuda_release(exe);

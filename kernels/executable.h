@@ -17,13 +17,15 @@ enum {
   KG_PASS_ROWS = 2048, /* most rows that go through all stages together */
   KG_FEW_ROWS = 64,    /* most wanted rows that the plan's tail takes together; most rows of a graph, of a traced pass */
   KG_GRAPHS = 64,      /* captured graphs that are kept */
-  KG_MOE_ROWS = 2048   /* rows of experts that are computed together */
+  KG_MOE_ROWS = 2048,  /* rows of experts that are computed together */
+  KG_EACH_ROWS = 8192  /* parts of rows that are computed together by products with a plane for each head */
 };
 
 typedef struct kg_cuda_weight {
   kg_matrix m;         /* when used as a matrix */
   float *vector;       /* all values as floats, when used as a norm, bias or sink */
   float vector_max;    /* their largest magnitude */
+  int32_t *planes;     /* when used for each head: the plane of KG_EACH_ROWS parts of rows */
   bool is_matrix, is_vector;
   unsigned char *data; /* in the block of weights: the matrix, then the vector */
   size_t matrix_bytes, n_bytes;
@@ -37,6 +39,7 @@ typedef enum kg_stage_kind {
   KG_STAGE_GATHER,    /* a value's wanted rows */
   KG_STAGE_NORM_ROWS, /* a norm and the f16 form of what it gives, each if wanted */
   KG_STAGE_HALF,      /* the f16 form of a value */
+  KG_STAGE_EACH,      /* a product with a plane for each head */
   KG_STAGE_LINEAR,    /* up to three products of one value; a gate; a residual */
   KG_STAGE_ADAPT,     /* what adapters add to these, or to an embedding; then the gate, the residual */
   KG_STAGE_ANGLES,    /* table of a rotation */
@@ -95,14 +98,14 @@ typedef struct kg_program {
   float *freqs; /* device: of its rotations */
 } kg_program;
 
-/* Experts of KG_MOE_ROWS rows: places in the arena's end. */
+/* Experts of KG_MOE_ROWS rows: places in the arena's end. Products of each head use the f16 form. */
 typedef struct kg_moe_scratch {
   size_t experts, weights, gate, up, half, half_scale, down, n_bytes;
 } kg_moe_scratch;
 
 /* Rows of a pass as the kernels read them, in one piece so that one copy brings it over. `capacity` rows: */
 typedef struct kg_meta_layout {
-  size_t tokens, positions, row_pages, wanted_rows, wanted_tokens, wanted_positions, few, spans, out_rows, pages; /* bytes */
+  size_t tokens, positions, row_pages, wanted_rows, wanted_tokens, wanted_positions, lasts, few, spans, out_rows, pages; /* bytes */
 } kg_meta_layout;
 
 typedef struct kg_graph {
@@ -140,6 +143,7 @@ struct kg_executable {
   float *scratch;           /* in the arena */
   kg_moe_scratch moe;
   kg_gpu_adapters *adapters; /* NULL until some batch has any */
+  int32_t *planes;          /* of all products of each head */
   float *row_max;           /* [slots][KG_LINEAR_FEW], zero when a pass begins */
 
   unsigned char *meta_host, *meta; /* pinned and on the device */
@@ -159,6 +163,23 @@ struct kg_executable {
   int64_t n_timed;
   double timed_s;
 };
+
+/* The arguments of n rows that say what is computed, not where. */
+static inline kg_attention_args kg_gpu_attention_shape(const kg_executable *exe, const kg_op *op, int32_t n)
+{
+  const kg_attention_params *p = &op->u.attention;
+  return (kg_attention_args){.n = n,
+                             .n_heads = p->n_heads,
+                             .n_kv_heads = p->n_kv_heads,
+                             .head_dim = p->head_dim,
+                             .value_dim = p->value_dim,
+                             .cached_dim = p->head_dim + (p->values_in_keys ? 0 : p->value_dim),
+                             .scale = p->scale,
+                             .softcap = p->softcap,
+                             .window = p->window,
+                             .half = exe->half,
+                             .layer_offset = exe->layer_at[p->layer]};
+}
 
 /* weights.c */
 int kg_gpu_weights_open(kg_executable *exe, kg_error *err);

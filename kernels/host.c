@@ -21,6 +21,11 @@ int32_t kg_plan_logits(const kg_plan *plan) { return the_host->plan_logits(plan)
 int32_t kg_plan_vocab_size(const kg_plan *plan) { return the_host->plan_vocab_size(plan); }
 int32_t kg_plan_layer_count(const kg_plan *plan) { return the_host->plan_layer_count(plan); }
 const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer) { return the_host->plan_layer(plan, layer); }
+bool kg_plan_is_bidirectional(const kg_plan *plan)
+{
+  return kg_plan_layer_count(plan) && kg_plan_layer(plan, 0)->u.attention.is_bidirectional;
+}
+
 int32_t kg_plan_residual(const kg_plan *plan) { return the_host->plan_residual(plan); }
 int32_t kg_plan_tail(const kg_plan *plan) { return the_host->plan_tail(plan); }
 const kg_gguf *kg_plan_gguf(const kg_plan *plan) { return the_host->plan_gguf(plan); }

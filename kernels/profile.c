@@ -55,6 +55,8 @@ static const char *name_of(const kg_plan *plan, const kg_gpu_stage *stage)
     return name_of_product(plan, stage);
   case KG_STAGE_ADAPT:
     return "adapters";
+  case KG_STAGE_EACH:
+    return "heads";
   case KG_STAGE_ANGLES:
     return "angles";
   case KG_STAGE_ROPE:
@@ -107,14 +109,15 @@ static double expert_bytes(const kg_executable *exe, const kg_gpu_stage *stage, 
 static double attention_bytes(const profiling *p, const kg_gpu_stage *stage, double n)
 {
   const kg_attention_params *a = &stage->op->u.attention;
-  const double kv = (double)a->n_kv_heads * a->head_dim, element = p->exe->half ? 2 : 4;
+  const double keys = kg_key_width(a), values = kg_value_width(a), element = p->exe->half ? 2 : 4;
   double positions = n; /* written */
   for (int32_t s = 0; s < p->batch->n_spans; s++) {
     const kg_span *span = &p->batch->spans[s];
     const int32_t all = span->pos + span->n_rows, seen = a->window ? a->window + span->n_rows - 1 : all;
     positions += seen < all ? seen : all;
   }
-  return positions * 2 * kv * element + n * 4 * (2. * a->n_heads * a->head_dim + 2 * kv);
+  return positions * (keys + values) * element +
+         n * 4 * (keys + values + (double)a->n_heads * (a->head_dim + a->value_dim));
 }
 
 static double bytes_of(const profiling *p, const kg_gpu_stage *stage)
@@ -126,6 +129,11 @@ static double bytes_of(const profiling *p, const kg_gpu_stage *stage)
     return product_bytes(exe, stage, n);
   case KG_STAGE_MOE:
     return expert_bytes(exe, stage, n);
+  case KG_STAGE_EACH: {
+    const int32_t weight = stage->op->w[0];
+    return plane_bytes(exe, weight) * exe->weights[weight].m.planes +
+           n * 4 * (width_of(exe, stage->in[0]) + width_of(exe, stage->out));
+  }
   case KG_STAGE_ATTENTION:
     return attention_bytes(p, stage, n);
   case KG_STAGE_HALF:

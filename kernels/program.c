@@ -36,12 +36,22 @@ static bool is_adapted(const builder *b, const kg_op *op)
 
 /* ---- who reads what ---- */
 
-static void read_value(builder *b, int32_t op, int32_t value, bool as_half)
+/* In which forms is the first input read? Products want it as their weights are; gates and ups of experts may differ. */
+static bool reads_form(const builder *b, const kg_op *op, bool half)
+{
+  if (op->kind != KG_OP_LINEAR && op->kind != KG_OP_MOE) return !half;
+  for (int i = 0; i < (op->kind == KG_OP_MOE ? 2 : 1); i++)
+    if ((matrix_of(b, op->w[i])->type != KG_F32) == half) return true;
+  return false;
+}
+
+static void read_value(builder *b, int32_t op, int32_t value, bool as_float, bool as_half)
 {
   if (value == KG_NONE) return;
   const kg_side side = side_of(b, op);
   b->n_uses[value]++;
-  (as_half ? b->wants_half : b->wants_float)[side][value] = true;
+  b->wants_float[side][value] |= as_float;
+  b->wants_half[side][value] |= as_half;
   if (side_of(b, value_at(b, value)->producer) != side) b->wants_float[KG_ALL_ROWS][value] = b->wants_float[side][value] = true;
 }
 
@@ -49,9 +59,8 @@ static void find_uses(builder *b)
 {
   for (int32_t i = 0; i < b->n_ops; i++) {
     const kg_op *op = op_at(b, i);
-    const bool product = op->kind == KG_OP_LINEAR || op->kind == KG_OP_MOE;
     for (int j = 0; j < KG_OP_INPUTS; j++)
-      read_value(b, i, op->in[j], product && j == 0 && matrix_of(b, op->w[0])->type != KG_F32);
+      read_value(b, i, op->in[j], j || reads_form(b, op, false), !j && reads_form(b, op, true));
     if (op->in[0] != KG_NONE && is_adapted(b, op)) b->wants_float[side_of(b, i)][op->in[0]] = true;
   }
   const int32_t logits = kg_plan_logits(b->exe->plan);
@@ -311,6 +320,9 @@ static int add_attention(builder *b, int32_t op_index)
   if (!stage) return KG_ERR_MEMORY;
   memcpy(stage->in, in, sizeof in);
   memcpy(stage->rotation, rotation, sizeof rotation);
+  const kg_attention_args shape = kg_gpu_attention_shape(b->exe, op, b->program->max_rows[KG_WANTED_ROWS]);
+  const size_t scratch = kg_cuda_attention_scratch(b->exe->stream, &shape);
+  if (scratch > b->program->scratch_floats) b->program->scratch_floats = scratch;
   return KG_OK;
 }
 
@@ -335,6 +347,7 @@ static int add_op(builder *b, int32_t i)
     if (op->u.norm.groups == 1) b->has_half[side][op->out] = b->wants_half[side][op->out];
     return add_stage(b, KG_STAGE_NORM_ROWS, side, op) ? KG_OK : KG_ERR_MEMORY;
   case KG_OP_LINEAR: return add_linear(b, i);
+  case KG_OP_LINEAR_EACH: return add_stage(b, KG_STAGE_EACH, side, op) ? KG_OK : KG_ERR_MEMORY;
   case KG_OP_ROPE:
     if (only_attention_turns(b, i)) { /* attention reads what this reads */
       b->wants_float[side][op->in[0]] = true;
@@ -347,7 +360,7 @@ static int add_op(builder *b, int32_t i)
     return KG_OK;
   case KG_OP_ATTENTION: return add_attention(b, i);
   case KG_OP_MOE:
-    if (matrix_of(b, op->w[0])->type != KG_F32) {
+    if (reads_form(b, op, true)) {
       if (add_half(b, side, op->in[0])) return KG_ERR_MEMORY;
       need_half(b, side, op->in[0]);
     }
@@ -412,18 +425,13 @@ static void touch_value(layout *l, kg_side side, bool half, int32_t value, int32
   if (value != KG_NONE) touch(&l->spans[side][half][value], stage);
 }
 
-static bool reads_half(const builder *b, const kg_gpu_stage *stage)
-{
-  return (stage->kind == KG_STAGE_LINEAR || stage->kind == KG_STAGE_MOE) &&
-         matrix_of(b, stage->op->w[0])->type != KG_F32;
-}
-
 static void touch_stage(layout *l, int32_t i)
 {
   const builder *b = l->b;
   const kg_gpu_stage *stage = &b->program->stages[i];
   const kg_side side = stage->side, from = stage->kind == KG_STAGE_GATHER ? KG_ALL_ROWS : side;
-  touch_value(l, from, reads_half(b, stage), stage->in[0], i);
+  for (int half = 0; half < 2; half++)
+    if (stage->op ? reads_form(b, stage->op, half) : !half) touch_value(l, from, half, stage->in[0], i);
   if (stage->kind == KG_STAGE_GATHER) /* the tail may run several times, and gathers each time */
     touch_value(l, from, false, stage->in[0], (int32_t)b->program->n_stages - 1);
   for (int j = 1; j < 3; j++) touch_value(l, side, false, stage->in[j], i);
@@ -548,7 +556,7 @@ int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_pr
                .n_values = kg_plan_value_count(exe->plan), .tail = kg_plan_tail(exe->plan), .err = err};
   const size_t n = (size_t)b.n_values;
   const int32_t few = exe->chunk < KG_FEW_ROWS ? exe->chunk : KG_FEW_ROWS;
-  out->max_rows[KG_ALL_ROWS] = traced ? few : exe->pass_rows;
+  out->max_rows[KG_ALL_ROWS] = traced && !kg_plan_is_bidirectional(exe->plan) ? few : exe->pass_rows;
   out->max_rows[KG_WANTED_ROWS] = few;
   bool *flags = kg_alloc_array(6 * n + (size_t)b.n_ops, sizeof *flags);
   b.n_uses = kg_alloc_array(n, sizeof *b.n_uses);

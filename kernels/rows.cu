@@ -14,7 +14,7 @@ static __global__ void __launch_bounds__(256)
   __shared__ float shared[32];
   wait_for_previous();
   float max = 0;
-  const int id = ids[blockIdx.x];
+  const int id = ids ? ids[blockIdx.x] : 0;
   float *row = out + (size_t)blockIdx.x * m.cols;
   for (int c = threadIdx.x; c < m.cols; c += blockDim.x) {
     const float value = T == KG_F32                  ? ((const float *)m.q)[(size_t)id * m.cols + c]
@@ -203,6 +203,20 @@ int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)
 
 /* ---- column by column ---- */
 
+/* Column c of row `row` of what is put together. */
+static __device__ __forceinline__ float concat(const kg_columns_args &a, int64_t row, int c)
+{
+  const int width = a.width / a.groups, a_width = a.a_width / a.groups, group = c / width, at = c - group * width;
+  if (at < a_width) return a.a[row * a.a_width + group * a_width + at];
+  return a.b[row * a.b_width + (a.is_shared ? 0 : group * (width - a_width)) + at - a_width];
+}
+
+static __device__ __forceinline__ float slice(const kg_columns_args &a, int64_t row, int c)
+{
+  const int width = a.width / a.groups, group = c / width;
+  return a.a[row * a.a_width + group * (a.a_width / a.groups) + a.slice + c - group * width];
+}
+
 static __global__ void __launch_bounds__(256) columns_each(const __grid_constant__ kg_columns_args a)
 {
   wait_for_previous();
@@ -223,8 +237,11 @@ static __global__ void __launch_bounds__(256) columns_each(const __grid_constant
     case KG_COLUMNS_SOFTCAP:
       a.out[i] = a.scale * tanhf(a.a[i] / a.scale);
       break;
+    case KG_COLUMNS_SLICE:
+      a.out[i] = slice(a, i / a.width, (int)(i % a.width));
+      break;
     default:
-      a.out[i] = a.a[i / a.width * a.a_width + a.slice + i % a.width];
+      a.out[i] = concat(a, i / a.width, (int)(i % a.width));
       break;
     }
 }

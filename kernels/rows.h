@@ -8,7 +8,8 @@
 extern "C" {
 #endif
 
-/* out[i] = row ids[i] of the table, or out[i] += it; out_max[i], where wanted, its largest magnitude then. */
+/* out[i] = row ids[i] of the table (ids NULL: row 0), or out[i] += it; out_max[i], where wanted, its largest magnitude
+ * then. */
 int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, float *out_max,
                   kg_error *err);
 
@@ -32,13 +33,16 @@ typedef struct kg_norm_args {
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err);
 
 typedef enum kg_columns_kind { KG_COLUMNS_GLU, KG_COLUMNS_ACT, KG_COLUMNS_ADD, KG_COLUMNS_SCALE, KG_COLUMNS_SOFTCAP,
-                               KG_COLUMNS_SLICE } kg_columns_kind;
+                               KG_COLUMNS_SLICE, KG_COLUMNS_CONCAT } kg_columns_kind;
 typedef struct kg_columns_args {
   int32_t kind, act;
   float limit, alpha, scale;
   int32_t n, width;
-  const float *a, *b;   /* [n][width]; slice: [n][a_width] */
-  int32_t a_width, slice;
+  const float *a, *b;   /* [n][width]; slice: [n][a_width]; concat: [n][a_width], [n][b_width] */
+  int32_t a_width, b_width;
+  int32_t groups;       /* slice, concat: equal parts of a row */
+  int32_t slice;        /* first column of a part */
+  bool is_shared;       /* concat: all of b behind every part of a */
   float *out;
 } kg_columns_args;
 int kg_cuda_columns(kg_stream *s, const kg_columns_args *a, kg_error *err);

@@ -33,10 +33,11 @@ static kg_meta_layout meta_layout(const kg_executable *exe, int32_t n_rows)
                           .wanted_rows = 3 * ints,
                           .wanted_tokens = 4 * ints,
                           .wanted_positions = 5 * ints,
-                          .few = 6 * ints,
-                          .spans = 7 * ints,
-                          .out_rows = 8 * ints,
-                          .pages = 8 * ints + align16(rows * sizeof(float *))};
+                          .lasts = 6 * ints,
+                          .few = 7 * ints,
+                          .spans = 8 * ints,
+                          .out_rows = 9 * ints,
+                          .pages = 9 * ints + align16(rows * sizeof(float *))};
 }
 
 /* ---- arguments of stages ---- */
@@ -116,9 +117,11 @@ static int run_embed(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   const kg_op *op = stage->op;
   float *out = floats_of(p, stage->side, stage->out);
   float *out_max = max_slot(p, stage->max_slot, stage->out);
-  const int code = kg_cuda_embed(s, &weight_of(p, op->w[0])->m, ids_of(p, stage->side, false), p->n, false, out, out_max, err);
-  if (code || op->w[1] == KG_NONE) return code;
-  return kg_cuda_embed(s, &weight_of(p, op->w[1])->m, ids_of(p, stage->side, true), p->n, true, out, out_max, err);
+  const int32_t *ids[] = {ids_of(p, stage->side, false), ids_of(p, stage->side, true), NULL};
+  int code = KG_OK;
+  for (int i = 0; i < 3 && !code; i++)
+    if (op->w[i] != KG_NONE) code = kg_cuda_embed(s, &weight_of(p, op->w[i])->m, ids[i], p->n, i > 0, out, out_max, err);
+  return code;
 }
 
 static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
@@ -214,33 +217,28 @@ static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err
   const kg_op *rope[2] = {NULL, NULL};
   for (int i = 0; i < 2; i++)
     rope[i] = kg_plan_op(p->exe->plan, kg_plan_value(p->exe->plan, op->in[i])->producer);
-  const kg_attention_args a = {.q = floats_of(p, stage->side, stage->in[0]),
-                               .k = floats_of(p, stage->side, stage->in[1]),
-                               .v = floats_of(p, stage->side, stage->in[2]),
-                               .q_rotation = rotation_at(p, stage->rotation[0], rope[0]),
-                               .k_rotation = rotation_at(p, stage->rotation[1], rope[1]),
-                               .n = p->n,
-                               .n_heads = params->n_heads,
-                               .n_kv_heads = params->n_kv_heads,
-                               .head_dim = params->head_dim,
-                               .scale = params->scale,
-                               .softcap = params->softcap,
-                               .window = params->window,
-                               .sinks = vector_of(p, op->w[0]),
-                               .half = p->exe->half,
-                               .layer_offset = p->exe->layer_at[params->layer],
-                               .positions = ids_of(p, stage->side, true),
-                               .pages = meta(p, p->at.pages),
-                               .row_pages = meta(p, p->at.row_pages),
-                               .is_alone = p->is_alone,
-                               .max_splits = p->n_splits,
-                               .few = meta(p, p->at.few),
-                               .n_few = p->n_few,
-                               .spans = meta(p, p->at.spans),
-                               .n_spans = p->n_spans,
-                               .span_rows = p->span_rows,
-                               .out_max = max_slot(p, stage->max_slot, stage->out),
-                               .out = floats_of(p, stage->side, stage->out)};
+  kg_attention_args a = kg_gpu_attention_shape(p->exe, op, p->n);
+  a.q = floats_of(p, stage->side, stage->in[0]);
+  a.k = floats_of(p, stage->side, stage->in[1]);
+  a.v = floats_of(p, stage->side, stage->in[2]);
+  a.q_rotation = rotation_at(p, stage->rotation[0], rope[0]);
+  a.k_rotation = rotation_at(p, stage->rotation[1], rope[1]);
+  a.sinks = vector_of(p, op->w[0]);
+  a.positions = ids_of(p, stage->side, true);
+  a.lasts = params->is_bidirectional ? meta(p, p->at.lasts) : a.positions;
+  a.pages = meta(p, p->at.pages);
+  a.row_pages = meta(p, p->at.row_pages);
+  a.is_alone = p->is_alone;
+  a.max_splits = p->n_splits;
+  a.few = meta(p, p->at.few);
+  a.n_few = p->n_few;
+  a.spans = meta(p, p->at.spans);
+  a.n_spans = p->n_spans;
+  a.span_rows = p->span_rows;
+  a.scratch = p->exe->scratch;
+  a.scratch_floats = p->program->scratch_floats;
+  a.out_max = max_slot(p, stage->max_slot, stage->out);
+  a.out = floats_of(p, stage->side, stage->out);
   return kg_cuda_attention(p->exe->stream, &a, err);
 }
 
@@ -248,33 +246,72 @@ static int run_columns(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
   static const int32_t kinds[] = {[KG_OP_GLU] = KG_COLUMNS_GLU, [KG_OP_ACT] = KG_COLUMNS_ACT,
                                   [KG_OP_ADD] = KG_COLUMNS_ADD, [KG_OP_SCALE] = KG_COLUMNS_SCALE,
-                                  [KG_OP_SOFTCAP] = KG_COLUMNS_SOFTCAP, [KG_OP_SLICE] = KG_COLUMNS_SLICE};
+                                  [KG_OP_SOFTCAP] = KG_COLUMNS_SOFTCAP, [KG_OP_SLICE] = KG_COLUMNS_SLICE,
+                                  [KG_OP_CONCAT] = KG_COLUMNS_CONCAT};
   const kg_op *op = stage->op;
   kg_columns_args a = {.kind = kinds[op->kind], .n = p->n, .width = width_of(p, stage->out),
                        .a = floats_of(p, stage->side, stage->in[0]), .b = floats_of(p, stage->side, stage->in[1]),
-                       .a_width = width_of(p, stage->in[0]), .out = floats_of(p, stage->side, stage->out)};
+                       .a_width = width_of(p, stage->in[0]), .groups = 1, .out = floats_of(p, stage->side, stage->out)};
   if (op->kind == KG_OP_GLU || op->kind == KG_OP_ACT) {
     a.act = (int32_t)op->u.act.kind;
     a.limit = op->u.act.limit;
     a.alpha = op->u.act.alpha;
-  } else if (op->kind == KG_OP_SLICE)
+  } else if (op->kind == KG_OP_SLICE) {
     a.slice = op->u.slice.first;
-  else if (op->kind != KG_OP_ADD)
+    a.groups = op->u.slice.groups;
+  } else if (op->kind == KG_OP_CONCAT) {
+    a.b_width = width_of(p, stage->in[1]);
+    a.groups = op->u.concat.groups;
+    a.is_shared = op->u.concat.is_shared;
+  } else if (op->kind != KG_OP_ADD)
     a.scale = op->u.scale;
   return kg_cuda_columns(p->exe->stream, &a, err);
 }
 
-/* ---- experts ---- */
+/* ---- experts, and products of each head ---- */
 
-static int expert_gates(const pass *p, const kg_op *op, const kg_linear_args *shared, kg_error *err)
+/* The float32 rows of a product to f16, in the arena's end. */
+static int round_rows(const pass *p, kg_linear_args *a, int32_t width, kg_error *err)
+{
+  const kg_moe_scratch *at = &p->exe->moe;
+  const kg_norm_args half = {.x = a->x, .n = a->n, .width = width, .groups = 1, .half = in_arena(p, at->half),
+                             .half_scale = in_arena(p, at->half_scale)};
+  a->x = half.half;
+  a->x_scale = half.half_scale;
+  return kg_cuda_norm(p->exe->stream, &half, err);
+}
+
+/* A row's parts are rows of their own, each with its plane. */
+static int run_each(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
   kg_stream *s = p->exe->stream;
+  const kg_cuda_weight *w = weight_of(p, stage->op->w[0]);
+  const kg_matrix *m = &w->m;
+  const size_t parts = (size_t)m->planes, step = KG_EACH_ROWS / parts; /* KG_PLAN_MAX_EXPERTS parts at most */
+  const float *in = floats_of(p, stage->side, stage->in[0]);
+  float *out = floats_of(p, stage->side, stage->out);
+  int code = KG_OK;
+  for (size_t row = 0, n; row < (size_t)p->n && !code; row += n) {
+    n = (size_t)p->n - row < step ? (size_t)p->n - row : step;
+    kg_linear_args a = {.part = {{*m, NULL, out + row * parts * (size_t)m->rows}}, .n_parts = 1, .n = (int32_t)(n * parts),
+                        .x = in + row * parts * (size_t)m->cols, .planes = w->planes, .x_share = 1};
+    if (m->type != KG_F32) code = round_rows(p, &a, m->cols, err);
+    if (!code) code = kg_cuda_linear(s, &a, err);
+  }
+  return code;
+}
+
+static int expert_gates(const pass *p, const kg_gpu_stage *stage, const kg_linear_args *shared, kg_error *err)
+{
+  kg_stream *s = p->exe->stream;
+  const kg_op *op = stage->op;
   const kg_moe_scratch *at = &p->exe->moe;
   kg_linear_args a = *shared;
   const kg_matrix *gate = &weight_of(p, op->w[0])->m, *up = &weight_of(p, op->w[1])->m;
   a.part[0] = (kg_linear_part){*gate, vector_of(p, op->w[3]), in_arena(p, at->gate)};
   a.n_parts = 1;
   a.gated = gate->type == up->type && kg_cuda_linear_gates(gate);
+  set_x(p, &a, stage->side, stage->in[0]);
   if (a.gated) {
     a.n_parts = 2;
     a.part[1] = (kg_linear_part){*up, vector_of(p, op->w[4]), NULL};
@@ -283,6 +320,7 @@ static int expert_gates(const pass *p, const kg_op *op, const kg_linear_args *sh
   }
   int code = kg_cuda_linear(s, &a, err);
   a.part[0] = (kg_linear_part){*up, vector_of(p, op->w[4]), in_arena(p, at->up)};
+  set_x(p, &a, stage->side, stage->in[0]);
   if (!code) code = kg_cuda_linear(s, &a, err);
   const kg_columns_args glu = {.kind = KG_COLUMNS_GLU, .act = (int32_t)op->u.moe.act.kind, .limit = op->u.moe.act.limit,
                                .alpha = op->u.moe.act.alpha, .n = a.n, .width = gate->rows, .a = in_arena(p, at->gate),
@@ -297,7 +335,7 @@ static int run_experts(const pass *p, const kg_gpu_stage *stage, int32_t first, 
   const kg_op *op = stage->op;
   const kg_moe_params *params = &op->u.moe;
   const kg_moe_scratch *at = &p->exe->moe;
-  const kg_matrix *gate = &weight_of(p, op->w[0])->m, *up = &weight_of(p, op->w[1])->m, *down = &weight_of(p, op->w[2])->m;
+  const kg_matrix *down = &weight_of(p, op->w[2])->m;
   const kg_route_args route = {.logits = floats_of(p, stage->side, stage->in[1]) + (size_t)first * params->n_experts,
                                .bias = vector_of(p, op->w[6]), .n = n, .n_experts = params->n_experts,
                                .n_used = params->n_used, .n_groups = params->n_groups,
@@ -307,22 +345,12 @@ static int run_experts(const pass *p, const kg_gpu_stage *stage, int32_t first, 
                                .experts = in_arena(p, at->experts), .weights = in_arena(p, at->weights)};
   int code = kg_cuda_route(s, &route, err);
   if (code) return code;
-  if ((gate->type == KG_F32) != (up->type == KG_F32))
-    return kg_fail(err, KG_ERR_UNSUPPORTED, "experts with gates of one kind of type and ups of another");
-  kg_linear_args a = {.part = {{.m = *gate}}, .n = n * params->n_used, .planes = route.experts, .x_share = params->n_used,
-                      .x_first = first};
-  set_x(p, &a, stage->side, stage->in[0]);
-  code = expert_gates(p, op, &a, err);
+  kg_linear_args a = {.n = n * params->n_used, .planes = route.experts, .x_share = params->n_used, .x_first = first};
+  code = expert_gates(p, stage, &a, err);
   if (code) return code;
   a = (kg_linear_args){.part = {{*down, vector_of(p, op->w[5]), in_arena(p, at->down)}}, .n_parts = 1,
                        .n = n * params->n_used, .x = in_arena(p, at->gate), .planes = route.experts, .x_share = 1};
-  if (down->type != KG_F32) {
-    const kg_norm_args half = {.x = a.x, .n = a.n, .width = down->cols, .groups = 1, .half = in_arena(p, at->half),
-                               .half_scale = in_arena(p, at->half_scale)};
-    code = kg_cuda_norm(s, &half, err);
-    a.x = half.half;
-    a.x_scale = half.half_scale;
-  }
+  if (down->type != KG_F32) code = round_rows(p, &a, down->cols, err);
   if (!code) code = kg_cuda_linear(s, &a, err);
   if (code) return code;
   return kg_cuda_mix(s, in_arena(p, at->down), in_arena(p, at->weights), n, params->n_used, down->rows,
@@ -353,6 +381,7 @@ static int run_stage(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   case KG_STAGE_HALF: return run_norm(p, stage, err);
   case KG_STAGE_LINEAR: return run_linear(p, stage, err);
   case KG_STAGE_ADAPT: return run_adapt(p, stage, err);
+  case KG_STAGE_EACH: return run_each(p, stage, err);
   case KG_STAGE_ANGLES: {
     const kg_rotation_place *r = &p->program->rotations[stage->rotation[0]];
     return kg_cuda_angles(s, ids_of(p, stage->side, true), p->n, r->freqs, r->params->n_dims / 2, r->params->magnitude,
@@ -454,7 +483,8 @@ static int call_tap(const pass *p, const kg_gpu_stage *stage, const kg_tap *tap,
 /* The unfused program computes the tail for all rows, but only the wanted ones are shown, as everywhere. */
 static int call_taps(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
-  int32_t wanted[KG_FEW_ROWS];
+  int32_t *wanted = kg_alloc_array((size_t)p->n_wanted, sizeof *wanted);
+  if (!wanted) return kg_fail_memory(err, (size_t)p->n_wanted * sizeof *wanted, "wanted rows");
   for (int32_t i = 0; i < p->n_wanted; i++) wanted[i] = p->batch->wanted[p->wanted0 + i].row - p->row0;
   const bool is_tail = stage->op && kg_plan_value(p->exe->plan, stage->out)->producer >= kg_plan_tail(p->exe->plan);
   const int32_t *source = is_tail ? wanted : NULL;
@@ -467,6 +497,7 @@ static int call_taps(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     for (int32_t n; !code && (n = kg_tap_rows(&tap, source, source ? p->n_wanted : p->n, &first)) > 0; first += n)
       code = call_tap(p, stage, &tap, source ? source[first] : first, n, err);
   }
+  kg_free(wanted);
   return code;
 }
 
@@ -618,13 +649,14 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
   memcpy(m + p->at.tokens, batch->tokens + p->row0, (size_t)p->n_rows * sizeof(int32_t));
   memcpy(m + p->at.positions, batch->positions + p->row0, (size_t)p->n_rows * sizeof(int32_t));
   int32_t *row_pages = (int32_t *)(m + p->at.row_pages), at = 0;
-  int32_t *few = (int32_t *)(m + p->at.few), *spans = (int32_t *)(m + p->at.spans);
+  int32_t *lasts = (int32_t *)(m + p->at.lasts), *few = (int32_t *)(m + p->at.few), *spans = (int32_t *)(m + p->at.spans);
   unsigned char **pages = (unsigned char **)(m + p->at.pages);
   for (int32_t s = 0; s < batch->n_spans; s++) {
     const kg_span *span = &batch->spans[s];
     if ((n = rows_in_pass(p, span, &first)) <= 0) continue;
     const int32_t last = last_page(p, span, first, n);
     for (int32_t i = 0; i < n; i++) row_pages[first + i] = at;
+    for (int32_t i = 0; i < n; i++) lasts[first + i] = span->pos + span->n_rows - 1;
     for (int32_t i = 0; i < n && n <= KG_ATTENTION_FEW; i++) few[p->n_few++] = first + i;
     if (n > KG_ATTENTION_FEW) {
       spans[2 * p->n_spans] = first;

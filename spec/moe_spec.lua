@@ -3,6 +3,7 @@
 describe("experts", function()
   local core = require "kigo.core"
   local build = require "spec.gguf_build"
+  local model_fixtures = require "spec.model_fixtures"
   local tiny = require "spec.tiny"
   local support = require "spec.support"
 
@@ -110,6 +111,42 @@ describe("experts", function()
             end
           end
         end
+      end
+    end)
+  end
+
+  -- Which of gates, ups and downs are float32 and which are not may differ.
+  local TYPES = { f32 = { 0, "F32" }, f16 = { 1, "F16" }, q8 = { 8, "Q8_0" } }
+  for _, mix in ipairs { { "f32", "f16", "q8" }, { "q8", "f32", "f32" }, { "f16", "q8", "f16" } } do
+    local function typed(name, shape, type)
+      local values, random = {}, tiny.dice(#name)
+      for i = 1, shape[1] * shape[2] * shape[3] do values[i] = (random(2001) - 1001) / 1000 / shape[1] ^ 0.5 end
+      local bytes = support.pack_floats(values)
+      if type[2] ~= "F32" then bytes = core.quantize(type[2], bytes) end
+      return { name = name, shape = shape, type = type[1], bytes = bytes }
+    end
+    local mixed = build.random({ ["general.architecture"] = "none" }, {
+      { name = "embd", shape = { 32, ROWS } }, { name = "router", shape = { 32, N } },
+      typed("gate", { 32, 64, N }, TYPES[mix[1]]), typed("upward", { 32, 64, N }, TYPES[mix[2]]),
+      typed("downward", { 64, 32, N }, TYPES[mix[3]]),
+    })
+    local function run(options)
+      local gguf <close> = assert(core.parse_gguf(mixed, "spec"))
+      local plan <close> = assert(core.plan(gguf))
+      local x = plan:embed("x", plan:weight "embd")
+      local weights = { gate = plan:weight "gate", up = plan:weight "upward", down = plan:weight "downward" }
+      local y = assert(plan:moe("y", x, plan:linear("router", x, plan:weight "router"), weights,
+        { experts = N, used = 3, act = "silu", gate = "softmax" }))
+      assert(plan:finish(plan:linear("logits", y, plan:weight "embd"), 64))
+      local model <close> = assert(core.model(plan, options))
+      local made <close> = assert(model:logits { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 })
+      return made:bytes()
+    end
+    it(("of types %s come to what the reference makes of them"):format(table.concat(mix, ", ")), function()
+      local wanted = run { device = "reference" }
+      for _, device in ipairs(tiny.devices) do
+        local _, relative = model_fixtures.difference(run(device.options), wanted)
+        assert.is_true(relative < 1e-2, ("%s: relative difference %g"):format(device.name, relative))
       end
     end)
   end
