@@ -25,6 +25,7 @@ describe("bidirectional attention", function()
       for _, w in ipairs { { "attn_q", 32, 32 }, { "attn_k", 32, 32 }, { "attn_v", 32, 32 }, { "attn_output", 32, 32 },
         { "attn_output_norm", 32 }, { "ffn_up", 32, 48 }, { "ffn_down", 48, 32 }, { "layer_output_norm", 32 } } do
         tensors[#tensors + 1] = { name = ("blk.%d.%s.weight"):format(i, w[1]), shape = { w[2], w[3] } }
+        if not w[3] then tensors[#tensors + 1] = { name = ("blk.%d.%s.bias"):format(i, w[1]), shape = { w[2] } } end
       end
     end
     bytes = bytes or build.random(metadata, tensors)
