@@ -147,6 +147,7 @@ typedef struct kg_stage_time {
   char name[32];
   int32_t count;    /* stages */
   double bytes;     /* that they must move, together */
+  double expert_bytes; /* of the file, in the experts out of several that they read */
   double seconds;   /* all of them, one after the other */
 } kg_stage_time;
 
@@ -155,6 +156,12 @@ typedef struct kg_profile {
   int32_t n;
   kg_stage_time stages[KG_PROFILE_MAX]; /* in the order in which they first run */
 } kg_profile;
+
+/* Bytes in the file of one expert's part of a weight. */
+static inline int64_t kg_expert_bytes(const kg_weight *w)
+{
+  return (int64_t)(w->n_bytes / (size_t)w->planes);
+}
 
 typedef struct kg_backend {
   const char *name;

@@ -81,7 +81,7 @@ static int check_weights(lua_State *L)
   return 1;
 }
 
-/* model:profile(sequences) -> { { name, count, bytes, seconds }, ... }, or nil, message, code. What the sequences'
+/* model:profile(sequences) -> { { name, count, bytes, expert_bytes, seconds }, ... }, or nil, message, code. What the sequences'
  * pending tokens would take, stage by stage; they stay pending. */
 static int profile(lua_State *L)
 {
@@ -105,6 +105,7 @@ static int profile(lua_State *L)
     kg_set_string(L, "name", out->stages[i].name);
     kg_set_integer(L, "count", out->stages[i].count);
     kg_set_number(L, "bytes", out->stages[i].bytes);
+    kg_set_number(L, "expert_bytes", out->stages[i].expert_bytes);
     kg_set_number(L, "seconds", out->stages[i].seconds);
     lua_rawseti(L, -2, i + 1);
   }

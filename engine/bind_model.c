@@ -598,6 +598,7 @@ static int push_stats(lua_State *L)
   kg_set_integer(L, "n_steps_dropped", stats.n_steps_dropped);
   kg_set_integer(L, "n_timed", stats.n_timed);
   kg_set_number(L, "timed_s", stats.timed_s);
+  if (stats.expert_bytes >= 0) kg_set_integer(L, "expert_bytes", stats.expert_bytes);
   kg_set_integer(L, "n_sequences", n_sequences);
   kg_set_integer(L, "n_pages", n_pages);
   kg_set_integer(L, "n_pages_used", n_pages_used);

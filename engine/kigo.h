@@ -166,6 +166,7 @@ typedef struct kg_model_stats {
   int64_t n_steps_dropped;    /* and passes of nothing but such tokens */
   int64_t n_timed;            /* passes timed by the device itself, dropped ones too (kg_model_set_timing) */
   double timed_s;             /* what those took there */
+  int64_t expert_bytes;       /* of the file, in experts out of several that products read; -1: not counted */
 } kg_model_stats;
 
 KG_API void kg_model_close(kg_model *model); /* sequences of it must be closed before */

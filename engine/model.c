@@ -186,7 +186,8 @@ void kg_model_get_stats(const kg_model *model, kg_model_stats *out)
   *out = (kg_model_stats){.device = model->backend->name,
                           .note = model->device.note,
                           .variant = "",
-                          .kv = model->kv_type == KG_KV_F32 ? "f32" : "f16"};
+                          .kv = model->kv_type == KG_KV_F32 ? "f32" : "f16",
+                          .expert_bytes = -1};
   model->backend->get_stats(model->exe, out);
   out->n_tokens_evaluated = model->n_tokens_evaluated;
   out->n_steps = model->n_steps;

@@ -97,13 +97,30 @@ static double product_bytes(const kg_executable *exe, const kg_gpu_stage *stage,
   return bytes;
 }
 
-static double expert_bytes(const kg_executable *exe, const kg_gpu_stage *stage, double n)
+static double expert_bytes(const kg_executable *exe, const kg_gpu_stage *stage, double n, int32_t n_touched)
 {
-  const kg_op *op = stage->op;
-  const double used = n * op->u.moe.n_used, touched = used < op->u.moe.n_experts ? used : op->u.moe.n_experts;
   double bytes = n * 4 * (width_of(exe, stage->in[0]) + width_of(exe, stage->out));
-  for (int i = 0; i < 3; i++) bytes += touched * plane_bytes(exe, op->w[i]);
+  for (int i = 0; i < 3; i++) bytes += n_touched * plane_bytes(exe, stage->op->w[i]);
   return bytes;
+}
+
+/* Different experts that the mixture which ran last chose; of many rows, in its last part. */
+static int count_experts(const profiling *p, const kg_moe_params *moe, int32_t n, int32_t *n_touched)
+{
+  bool touched[KG_PLAN_MAX_EXPERTS] = {false};
+  int32_t chosen[KG_MOE_ROWS]; /* as run.c cuts them */
+  const int32_t n_part = KG_MOE_ROWS / moe->n_used, n_last = n ? (n - 1) % n_part + 1 : 0;
+  const int32_t n_pairs = n_last * moe->n_used;
+  int code = kg_cuda_check(cudaMemcpyAsync(chosen, p->exe->arena + p->exe->moe.experts, (size_t)n_pairs * sizeof *chosen,
+                                           cudaMemcpyDeviceToHost, p->exe->stream->handle),
+                           "profiling", p->err);
+  if (!code) code = kg_stream_wait(p->exe->stream, "profiling", p->err);
+  *n_touched = 0;
+  for (int32_t i = 0; i < n_pairs && !code; i++) {
+    *n_touched += !touched[chosen[i]];
+    touched[chosen[i]] = true;
+  }
+  return code;
 }
 
 static double attention_bytes(const profiling *p, const kg_gpu_stage *stage, double n)
@@ -120,15 +137,20 @@ static double attention_bytes(const profiling *p, const kg_gpu_stage *stage, dou
          n * 4 * (keys + values + (double)a->n_heads * (a->head_dim + a->value_dim));
 }
 
-static double bytes_of(const profiling *p, const kg_gpu_stage *stage)
+static int32_t rows_of(const profiling *p, const kg_gpu_stage *stage)
+{
+  return stage->side == KG_ALL_ROWS ? p->batch->n_rows : p->batch->n_wanted;
+}
+
+static double bytes_of(const profiling *p, const kg_gpu_stage *stage, int32_t n_touched)
 {
   const kg_executable *exe = p->exe;
-  const double n = stage->side == KG_ALL_ROWS ? p->batch->n_rows : p->batch->n_wanted;
+  const double n = rows_of(p, stage);
   switch (stage->kind) {
   case KG_STAGE_LINEAR:
     return product_bytes(exe, stage, n);
   case KG_STAGE_MOE:
-    return expert_bytes(exe, stage, n);
+    return expert_bytes(exe, stage, n, n_touched);
   case KG_STAGE_EACH: {
     const int32_t weight = stage->op->w[0];
     return plane_bytes(exe, weight) * exe->weights[weight].m.planes +
@@ -263,9 +285,14 @@ int kg_gpu_profile(kg_executable *exe, const kg_batch *batch, kg_profile *out, k
   for (size_t i = 0; !code && i < program->n_stages; i++) {
     const kg_gpu_stage *stage = &program->stages[i];
     kg_stage_time *t = find(out, name_of(exe->plan, stage));
-    if (!t) continue;
+    int32_t n_touched = 0;
+    code = kg_gpu_pass_stage(p.pass, stage, err);
+    if (!code && stage->kind == KG_STAGE_MOE) code = count_experts(&p, &stage->op->u.moe, rows_of(&p, stage), &n_touched);
+    if (!t || code) continue;
+    for (int w = 0; w < 3 && n_touched && stage->op->u.moe.n_experts > 1; w++)
+      t->expert_bytes += (double)n_touched * (double)kg_expert_bytes(kg_plan_weight_at(exe->plan, stage->op->w[w]));
     t->count++;
-    t->bytes += bytes_of(&p, stage);
+    t->bytes += bytes_of(&p, stage, n_touched);
   }
   int32_t kept = 0;
   for (int32_t i = 0; i < out->n && !code; i++) {

@@ -538,6 +538,18 @@ describe("kigo.cli", function()
       end
       assert.equal(first.logits_hash, second.logits_hash)
     end)
+
+    it("counts what is read of experts", function()
+      local path = "spec/fixtures/families/qwen3moe.gguf"
+      local words = { "bench", path, "--device", "cpu", "--prompt-tokens", "8", "--tokens", "4", "--repeat", "1" }
+      local status, out, err = run(words)
+      assert.equal(0, status, err)
+      assert.truthy(out:find "experts +%d.- %(33 %%%), counted", out)
+      table.move({ "--batch", "1,9", "--context", "8", "--json" }, 1, 5, #words + 1, words)
+      local about = cjson.decode((select(2, run(words))))
+      assert.equal(about.expert_bytes * 2 / 6, about.rows[1].expert_bytes)
+      assert.is_true(about.rows[2].expert_bytes > about.rows[1].expert_bytes)
+    end)
   end)
 
   describe("bench, in a table,", function()

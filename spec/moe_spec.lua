@@ -93,7 +93,99 @@ describe("experts", function()
     { gate = "softmax_used", used = 2, groups = 24, groups_used = 5 }, { gate = "softmax", used = 24, groups = 3 },
   }
 
+  -- ---- what a step reads ----
+
+  local experts = require "kigo.bench.experts"
+  local edit = require "spec.gguf_edit"
+  local arch = require "kigo.arch"
+  local kigo = require "kigo"
+  local PROMPT = { 5, 17, 60, 3, 44 }
+
+  -- Bytes of experts that a step of one token more reads, in each of these sequences.
+  local function bytes_of_a_step(model, seqs)
+    for _, seq in ipairs(seqs) do assert(seq:push(7)) end
+    local meter = experts.meter(model)
+    local bytes = not meter and experts.profiled(model, seqs)
+    assert(model:step(seqs))
+    return bytes or meter()
+  end
+
+  local function sequences(model, prompts)
+    local seqs = setmetatable({}, { __close = function(list) for _, seq in ipairs(list) do seq:close() end end })
+    for i, prompt in ipairs(prompts) do
+      seqs[i] = assert(model:sequence { prefix_cache = false })
+      assert(seqs[i]:feed(prompt))
+    end
+    assert(model:step(seqs))
+    return seqs
+  end
+
+  local FILES = { "families/qwen3moe", "families/qwen2moe", "families/deepseek2", "families/deepseek2_v3" }
+  for _, name in ipairs { "mixtral", "gptoss", "gptoss_mxfp4" } do FILES[#FILES + 1] = "models/" .. name end
+
   for _, device in ipairs(tiny.devices) do
+    for _, name in ipairs(FILES) do
+      it(("are read only where they are used: %s, %s"):format(device.name, name), function()
+        local path = name:find "^fam" and "spec/fixtures/" .. name .. ".gguf" or support.fixture(name .. ".gguf")
+        local gguf <close> = assert(core.open_gguf(path))
+        local prefix = gguf:get "general.architecture" .. "."
+        local count, used = gguf:get(prefix .. "expert_count"), gguf:get(prefix .. "expert_used_count")
+        local model <close>, _, code = kigo.load(path, device.options)
+        if not model and device.options.device == "cuda" then return assert.equal(core.err.UNSUPPORTED, code) end
+        local all = assert(experts.all(model))
+        do
+          local one <close> = sequences(model, { PROMPT })
+          assert.equal(all * used / count, bytes_of_a_step(model, one))
+        end
+        do -- the same tokens need the same experts
+          local same <close> = sequences(model, { PROMPT, PROMPT, PROMPT })
+          assert.equal(all * used / count, bytes_of_a_step(model, same))
+        end
+        local prompts = {}
+        for i = 1, 40 do prompts[i] = { i, 2 * i, 90 - i } end
+        local many <close> = sequences(model, prompts)
+        local bytes = bytes_of_a_step(model, many)
+        assert.is_true(bytes > all * used / count and bytes <= all)
+      end)
+    end
+
+    it("leave no trace where they are not used: " .. device.name, function()
+      local parts, ids = edit.read(support.read(support.fixture "models/mixtral.gguf")), { 5, 17, 60 }
+      local function run(bytes, names)
+        local gguf <close> = assert(core.parse_gguf(bytes, "spec"))
+        local plan <close> = assert(arch.build(gguf))
+        local model <close> = assert(core.model(plan, device.options))
+        local got <close> = assert(model:logits(ids))
+        return got:bytes(), names and assert(model:trace(ids, names))
+      end
+      local routers = {}
+      for _, weight in ipairs(parts.tensors) do
+        local block = weight.name:match "^(blk%.%d+)%.ffn_gate_inp"
+        if block then routers[#routers + 1] = block .. ".ffn_gate_inp" end
+      end
+      local before, traced = run(edit.write(parts), routers)
+      -- numbers that are none, wherever no row's choice falls
+      local data, poisoned = parts.data, 0
+      for _, weight in ipairs(parts.tensors) do
+        local block = weight.name:match "^(blk%.%d+)%.ffn_%a+_exps%.weight$"
+        if block then
+          local is_used, plane = {}, weight.dims[1] * weight.dims[2] * 4
+          for row = 0, #ids - 1 do
+            for _, id in ipairs((traced[block .. ".ffn_gate_inp"]:row(row):topk(2))) do is_used[id] = true end
+          end
+          for expert = 0, weight.dims[3] - 1 do
+            if not is_used[expert] then
+              local at = weight.offset + expert * plane
+              data = data:sub(1, at) .. ("\0\0\xC0\x7F"):rep(plane // 4) .. data:sub(at + plane + 1)
+              poisoned = poisoned + 1
+            end
+          end
+        end
+      end
+      assert.is_true(poisoned > 0)
+      assert.is_true(before == run(edit.write(edit.with(parts, { data = data }))))
+    end)
+
     it("are chosen and weighed by definition: " .. device.name, function()
       local ids = {}
       for i = 1, ROWS do ids[i] = i - 1 end

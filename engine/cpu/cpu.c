@@ -328,6 +328,7 @@ static void cpu_get_stats(const kg_executable *exe, kg_model_stats *out)
   out->weight_bytes = exe->weight_bytes;
   out->kv_bytes = (size_t)exe->n_pages * exe->page_bytes;
   out->n_threads = kg_pool_size(exe->pool);
+  out->expert_bytes = atomic_load_explicit(&exe->expert_bytes, memory_order_relaxed);
 }
 
 const kg_backend kg_backend_cpu = {.name = "cpu",

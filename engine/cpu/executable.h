@@ -3,6 +3,8 @@
 #ifndef KG_CPU_EXECUTABLE_H
 #define KG_CPU_EXECUTABLE_H
 
+#include <stdatomic.h>
+
 #include "pool.h"
 #include "program.h"
 #include "vector_ops.h"
@@ -59,6 +61,7 @@ struct kg_executable {
   int32_t n_weights;
   unsigned char *weight_block;
   size_t weight_bytes;
+  atomic_int_least64_t expert_bytes; /* kg_model_stats */
 
   kg_program fused, traced;
   kg_tapped_program tapped[KG_TAPPED_PROGRAMS];

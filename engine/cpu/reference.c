@@ -20,6 +20,7 @@ struct kg_executable {
   int32_t n_pages;
   size_t pages_capacity;
   float *row;              /* one dequantized row of the longest weight */
+  int64_t expert_bytes;    /* kg_model_stats */
 };
 
 /* One run: the rows still computed (all of the batch, or the wanted ones after the plan's tail) and the values. */
@@ -376,6 +377,7 @@ static int moe(const run *r, const kg_op *op, kg_error *err)
   const size_t n_hidden = (size_t)weight_at(r->exe, op->w[0])->rows;
   const size_t n_floats = 2 * n_hidden + (size_t)width;
   int32_t used[KG_PLAN_MAX_EXPERTS];
+  bool was_used[KG_PLAN_MAX_EXPERTS] = {false};
   double weights[KG_PLAN_MAX_EXPERTS], *sum = kg_alloc((size_t)width * sizeof *sum);
   float *gate = kg_alloc(n_floats * sizeof *gate);
   if (!sum || !gate) {
@@ -390,6 +392,9 @@ static int moe(const run *r, const kg_op *op, kg_error *err)
     choose_experts(p, row_of(r, op->in[1], i), bias, used, weights);
     for (int32_t c = 0; c < width; c++) sum[c] = 0;
     for (int32_t u = 0; u < p->n_used; u++) {
+      if (!was_used[used[u]] && p->n_experts > 1)
+        for (int w = 0; w < 3; w++) r->exe->expert_bytes += kg_expert_bytes(weight_at(r->exe, op->w[w]));
+      was_used[used[u]] = true;
       expert_linear(r->exe, op->w[0], op->w[3], used[u], x, gate);
       expert_linear(r->exe, op->w[1], op->w[4], used[u], x, up);
       for (size_t c = 0; c < n_hidden; c++) gate[c] = gated(&p->act, gate[c], up[c]);
@@ -805,6 +810,7 @@ static void reference_get_stats(const kg_executable *exe, kg_model_stats *out)
   out->weight_bytes = all_weight_bytes(exe->plan);
   out->kv_bytes = (size_t)exe->n_pages * exe->page_floats * sizeof(float);
   out->n_threads = 1;
+  out->expert_bytes = exe->expert_bytes;
 }
 
 const kg_backend kg_backend_reference = {

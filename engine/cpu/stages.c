@@ -688,11 +688,14 @@ static void pairs_act(const pass *p, const kg_mixture *m, int64_t slot, int64_t 
 static void expert_product(const pass *p, const kg_mixture *m, int which, int32_t expert, int32_t x, int32_t out,
                            int64_t group0, int64_t group1)
 {
-  const kg_executable *exe = p->run->exe;
+  kg_executable *exe = p->run->exe;
   const kg_packed *weight = &exe->weights[m->op->w[which]].packed;
   const int32_t *bounds = place_data(p, m->bounds);
   const int32_t n_rows = bounds[expert + 1] - bounds[expert];
   if (!n_rows || group0 >= group1) return;
+  if (!group0 && m->op->u.moe.n_experts > 1) /* whoever begins with it, counts it */
+    atomic_fetch_add_explicit(&exe->expert_bytes, kg_expert_bytes(kg_plan_weight_at(exe->plan, m->op->w[which])),
+                              memory_order_relaxed);
   const float *biases = vector_of(p, m->op->w[3 + which]);
   const kg_matmul product = {.weight = weight,
                              .plane = expert,

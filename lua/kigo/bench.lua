@@ -1,6 +1,7 @@
 -- bench.lua - how fast a model runs here, beside what the memory of this machine allows.
 local core = require "kigo.core"
 local check = require "kigo.check"
+local experts = require "kigo.bench.experts"
 local figures = require "kigo.bench.figures"
 local grid = require "kigo.bench.grid"
 local kigo = require "kigo"
@@ -61,6 +62,17 @@ local function measure_decode(model, n)
   return (timed(decode, seq, n))
 end
 
+---Bytes of weights that a token of the decode needs: what all need, and the experts that were read for it.
+local function count_weight_bytes(model, about)
+  local shared, all = traffic.tensor_bytes(model.gguf)
+  local meter = experts.meter(model)
+  measure_decode(model, about.decode_tokens) -- a warm-up too
+  about.weight_bytes_per_token = shared
+  if all == 0 then return end
+  about.expert_bytes, about.expert_bytes_per_token = all, meter() / (about.decode_tokens + 1)
+  about.weight_bytes_per_token = math.floor(shared + about.expert_bytes_per_token)
+end
+
 ---Decode and read memory in turn, so that both see the same weather: machines share their memory with others.
 local function measure_decode_and_bandwidth(model, about)
   local seconds, rates, shares = {}, {}, {}
@@ -96,13 +108,12 @@ local function measure_one(model, about, path, options, load, load_s)
       n_prompt, n, model.context), code = core.err.FULL }, 0)
   end
   about.prompt_tokens, about.decode_tokens = n_prompt, n
-  about.weight_bytes_per_token = traffic.weight_bytes(model.gguf)
   local prefill_s
   prefill_s, about.logits_hash, about.kv_bytes = measure_prefill(model, some_ids(n_prompt, model.vocab_size),
     about.repeats)
   about.prefill_tokens_per_s = n_prompt / prefill_s
   about.kv_bytes_per_token = math.floor(about.kv_bytes / n_prompt * n / 2)
-  measure_decode(model, n) -- warm up
+  count_weight_bytes(model, about)
   about.peak_bytes = bench.peak_memory() -- of one model's load and use, before the bandwidth's own buffer
   measure_decode_and_bandwidth(model, about)
   about.load_s = measure_load(model, path, load, { load_s }, about.repeats)
@@ -128,6 +139,7 @@ local function measure_grid(model, about, options)
     about.copy_bytes_per_s, about.tensor_flops, about.tensor_note = rates.copy_bytes_per_s, rates.tensor_flops,
       rates.tensor_note
   end
+  about.expert_bytes = experts.all(model)
   about.rows, about.first_token_s = grid.measure(model, rates, wanted)
   if options.stages then about.stages = grid.stages(model, about.rows, wanted) end
 end
@@ -197,6 +209,9 @@ local function describe_one(about, add)
   add("reads", "%s a token, %s/s: %.0f %% of the %s/s that memory gives", size(about.weight_bytes_per_token
     + about.kv_bytes_per_token), size(about.decode_bytes_per_s), 100 * about.bandwidth_share,
     size(about.bandwidth_bytes_per_s))
+  if about.expert_bytes then
+    add("experts", "%s", experts.describe(about.expert_bytes_per_token, about.expert_bytes))
+  end
   if about.peak_bytes then
     add("memory", "%s at the peak, %.0f %% of file and cache (%s + %s)", size(about.peak_bytes),
       100 * about.peak_bytes / (about.file_bytes + about.kv_bytes), size(about.file_bytes), size(about.kv_bytes))

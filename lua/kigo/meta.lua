@@ -758,6 +758,8 @@ function Model:tensor(name, first, count) end
 ---@field n_steps_dropped integer      passes of nothing but such tokens
 ---@field n_timed integer              passes timed by the device, dropped ones too (Model:set_timing)
 ---@field timed_s number               what those took there
+---@field expert_bytes integer?        of the file, in experts out of several that products read, each once in a pass;
+---nil on devices that do not count them (Model:profile does there)
 ---@field n_sequences integer
 ---@field n_pages integer              of the key/value cache, as allocated now
 ---@field n_pages_used integer         that sequences hold
@@ -831,7 +833,8 @@ function Model:check_weights() end
 
 ---What a step of these sequences would take, stage by stage; their tokens stay pending. It must fit one forward pass.
 ---@param sequences kigo.Sequence[]
----@return { name: string, count: integer, bytes: number, seconds: number }[]? stages  of one name together
+---@return { name: string, count: integer, bytes: number, expert_bytes: number, seconds: number }[]? stages  of one name
+---together; expert_bytes: of the file, in the experts out of several that they read
 ---@return string? message
 ---@return integer? code
 function Model:profile(sequences) end

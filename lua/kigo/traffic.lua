@@ -6,24 +6,30 @@ local function is_table(name, tied)
   return name == "position_embd.weight" or (name == "token_embd.weight" and not tied)
 end
 
----Bytes of weights that one token needs: all tensors but tables of which it reads a row, and its share of the experts.
+---Bytes of the weights that every token needs, all tensors but tables of which it reads a row; and of those that belong
+---to experts, of which it needs some.
 ---@param gguf kigo.Gguf
----@param rows? integer  of a batch that is computed together, default 1: with more rows more experts are touched
+---@return integer shared
+---@return integer experts
+function traffic.tensor_bytes(gguf)
+  local tied, shared, experts = not gguf:tensor "output.weight", 0, 0
+  for _, tensor in ipairs(gguf:tensors()) do
+    if tensor.name:find "_exps%.weight$" then experts = experts + tensor.bytes
+    elseif not is_table(tensor.name, tied) then shared = shared + tensor.bytes end
+  end
+  return shared, experts
+end
+
+---Bytes of weights that one token needs, with its share of the experts.
+---@param gguf kigo.Gguf
+---@param rows? integer  of a batch that is computed together, default 1: with more rows more experts are touched, as
+---many as can be
 ---@return integer
 function traffic.weight_bytes(gguf, rows)
-  local arch = gguf:get "general.architecture"
-  local experts, used = gguf:get(arch .. ".expert_count"), gguf:get(arch .. ".expert_used_count")
-  local tied, bytes = not gguf:tensor "output.weight", 0
-  for _, tensor in ipairs(gguf:tensors()) do
-    local share = 1
-    if is_table(tensor.name, tied) then
-      share = 0
-    elseif tensor.name:find "_exps%." and experts and used then
-      share = math.min(1, used * (rows or 1) / experts)
-    end
-    bytes = bytes + tensor.bytes * share
-  end
-  return math.floor(bytes)
+  local arch, shared, experts = gguf:get "general.architecture", traffic.tensor_bytes(gguf)
+  local count, used = gguf:get(arch .. ".expert_count"), gguf:get(arch .. ".expert_used_count")
+  local share = count and used and math.min(1, used * (rows or 1) / count) or 1
+  return math.floor(shared + experts * share)
 end
 
 ---Multiplications and additions of one token's products with weights.

@@ -1,6 +1,7 @@
 -- grid.lua - prefill and decode of several sequences together, at several lengths of context, beside the floor of the
 -- device: the time in which it could at best move the bytes, or multiply the numbers, that the work needs.
 local core = require "kigo.core"
+local experts = require "kigo.bench.experts"
 local figures = require "kigo.bench.figures"
 local traffic = require "kigo.traffic"
 
@@ -16,6 +17,7 @@ local grid = {}
 ---@field draw_s number?                what drawing the best ids, each step's from the one before, adds to that
 ---@field decode_tokens_per_s number?   drawn and computed, of all sequences together, AHEAD of them in one round trip
 ---@field decode_share number?          of the floor
+---@field expert_bytes number?          of the experts' weights that such a step reads, counted
 ---@field logits_hash string?           of the first sequence; the same in every batch
 ---@field note string?                  why there is nothing
 
@@ -96,11 +98,21 @@ end
 local function measure_steps(model, seqs, context, tokens)
   local seconds = {}
   restart(model, seqs, context)
+  local meter = experts.meter(model)
   for i, id in ipairs(figures.some_ids(tokens, model.vocab_size, 0)) do
     push_all(seqs, same_for_all(seqs, id))
     seconds[i] = figures.timed(step, model, seqs)
   end
-  return figures.median(seconds), figures.hash(seqs[1].logits:bytes())
+  return figures.median(seconds), figures.hash(seqs[1].logits:bytes()), meter and meter() / tokens
+end
+
+---What such a step reads of the experts, as the device's profile counts it.
+local function measure_experts(model, seqs, context)
+  restart(model, seqs, context)
+  push_all(seqs, same_for_all(seqs, 0))
+  local bytes = experts.profiled(model, seqs)
+  restart(model, seqs, context)
+  return bytes
 end
 
 ---Seconds of a token that is drawn and computed, `ahead` of them in a round trip.
@@ -125,9 +137,9 @@ local function prefill_floor(model, rates, batch, context)
     rows * (layers + traffic.attention_flops(model.gguf, context / 2)) + batch * head)
 end
 
-local function decode_floor(model, rates, batch, context)
+local function decode_floor(model, rates, batch, context, expert_bytes)
   local layers, head = traffic.flops(model.gguf)
-  return floor_s(rates, traffic.weight_bytes(model.gguf, batch) + batch * context * kv_bytes(model),
+  return floor_s(rates, traffic.tensor_bytes(model.gguf) + (expert_bytes or 0) + batch * context * kv_bytes(model),
     batch * (layers + head + traffic.attention_flops(model.gguf, context)))
 end
 
@@ -152,13 +164,16 @@ local function measure_row(model, rates, options, batch, context)
   local prefill_s, seqs = measure_prefill(model, batch, context, options.repeats)
   local opened <close> = seqs
   row.prefill_s, row.prefill_tokens_per_s = prefill_s, batch * context / prefill_s
-  row.step_s, row.logits_hash = measure_steps(model, opened, context, options.tokens)
+  row.step_s, row.logits_hash, row.expert_bytes = measure_steps(model, opened, context, options.tokens)
+  if not experts.all(model) then row.expert_bytes = nil
+  elseif not row.expert_bytes then row.expert_bytes = measure_experts(model, opened, context) end
   row.draw_s = measure_draws(model, opened, context, options, 1) - row.step_s
   local token_s = measure_draws(model, opened, context, options, AHEAD)
   row.decode_tokens_per_s = batch / token_s
   if rates then
     row.prefill_share = prefill_floor(model, rates, batch, context) / prefill_s
-    row.decode_share = decode_floor(model, rates, batch, context + options.tokens / 2) / token_s
+    row.decode_share = decode_floor(model, rates, batch, context + options.tokens / 2,
+      row.expert_bytes) / token_s
   end
   return row
 end
@@ -234,6 +249,15 @@ local function describe_rows(rows, add)
   end
 end
 
+local function describe_experts(about, add)
+  for _, row in ipairs(about.rows) do
+    if row.expert_bytes then
+      add("experts      batch %d after %d: %s", row.batch, row.context,
+        experts.describe(row.expert_bytes, about.expert_bytes))
+    end
+  end
+end
+
 local function describe_stages(about, add)
   for _, one in ipairs(about.stages or {}) do
     add("\n%s\n%-12s %5s %12s %12s %10s %9s", one.what, "stage", "count", "MB", "us", "GB/s", "of copies")
@@ -262,6 +286,7 @@ function grid.describe(about)
     add("first token  %.2f ms after a prompt of %d%s", about.first_token_s * 1e3, grid.FIRST_PROMPT,
       step_s and (", %.1f steps of the first row"):format(about.first_token_s / step_s) or "")
   end
+  describe_experts(about, add)
   describe_stages(about, add)
   return table.concat(out, "\n") .. "\n"
 end
