@@ -35,12 +35,12 @@ void kg_sequence_drop_ahead(kg_sequence *sequence)
   const int32_t n_taken = future->at + future->is_taken;
   const int32_t n_rows = pass_of(future, future->n_computed - 1) + 1, n_used = pass_of(future, n_taken - 1) + 1;
   kg_model_count_dropped(sequence->model, n_rows - (n_used > 0 ? n_used : 0), 0);
-  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, kg_sequence_cached_end(sequence));
   kg_chain_free(future->chain);
   passes_unref(future->passes);
   future->chain = NULL;
   future->passes = NULL;
   future->n = future->at = 0;
+  kg_sequence_go_back(sequence, sequence->n_evaluated); /* there, or to where there is a state */
 }
 
 void kg_sequence_interrupt(kg_sequence *sequence)
@@ -128,6 +128,17 @@ static int run_on_host(kg_executable *exe, const kg_backend *backend, kg_batch *
   return code;
 }
 
+/* Rows from position `pos` on go on with the state there, in a slot of their own: what they leave is of the last row. */
+static int prepare_state(const group *g, kg_sequence *sequence, int32_t pos, kg_error *err)
+{
+  kg_state_pool *pool = kg_model_states(g->model);
+  if (!pool) return KG_OK;
+  const int32_t from = kg_snapshots_slot(&sequence->snapshots, pos);
+  if (pos && from == KG_NONE) return kg_fail(err, KG_ERR_UNSUPPORTED, "no state of position %d", pos);
+  const int status = kg_states_take(pool, &sequence->future.state, err);
+  return status ? status : g->backend->state_copy(kg_model_executable(g->model), sequence->future.state, from, err);
+}
+
 static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
 {
   kg_sequence *sequence = g->items[i].sequence;
@@ -141,13 +152,24 @@ static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
   if (!kg_grow((void **)&future->drawn, &future->capacity, (size_t)g->n_draws, sizeof *future->drawn))
     return kg_fail_memory(err, (size_t)g->n_draws * sizeof *future->drawn, "drawing ahead");
   int status = kg_sequence_ensure_logits(sequence, err);
-  if (!status && (g->evaluates_first || g->n_draws > 1))
-    status = kg_kv_reserve(kg_model_kv(g->model), &sequence->pages, g->evaluates_first ? pos - 1 : pos,
-                           pos + g->n_draws - 1, err);
+  const bool has_rows = g->evaluates_first || g->n_draws > 1;
+  const int32_t first = g->evaluates_first ? pos - 1 : pos;
+  if (!status && has_rows)
+    status = kg_kv_reserve(kg_model_kv(g->model), &sequence->pages, first, pos + g->n_draws - 1, err);
+  if (!status && has_rows) status = prepare_state(g, sequence, first, err);
   if (status) return status;
   g->scratch->tokens[i] = sequence->tokens.ids[pos - 1];
   g->scratch->positions[i] = pos - 1;
-  g->scratch->spans[i] = (kg_span){i, 1, pos - 1, sequence->pages.ids, sequence->n_adapters, sequence->adapters};
+  g->scratch->states[i] = (kg_state_out){1, sequence->future.state};
+  g->scratch->spans[i] = (kg_span){.row = i,
+                                   .n_rows = 1,
+                                   .pos = pos - 1,
+                                   .pages = sequence->pages.ids,
+                                   .n_adapters = sequence->n_adapters,
+                                   .adapters = sequence->adapters,
+                                   .state = sequence->future.state,
+                                   .n_states = 1,
+                                   .states = &g->scratch->states[i]};
   g->scratch->wanted[i] = (kg_wanted){i, sequence->logits, 0};
   return KG_OK;
 }
@@ -168,6 +190,10 @@ static void keep(const group *g, int32_t i, const kg_draw *draw, const kg_drawn 
   future->is_taken = false;
   future->evaluates_first = g->evaluates_first;
   future->n_draws = draw->n_draws;
+  if (future->state != KG_NONE)
+    kg_snapshots_put_take(kg_model_states(g->model), &sequence->snapshots, kg_sequence_pos(sequence) + g->n_draws - 1,
+                          future->state);
+  future->state = KG_NONE;
   if (g->evaluates_first || g->n_draws > 1) sequence->logits_pos = -1; /* the buffer is at the end of what was computed */
   if (!n) kg_sequence_drop_ahead(sequence);
 }
@@ -219,7 +245,9 @@ static int look_ahead(group *g, kg_error *err)
     if (!status)
       keep(g, i, &draws[i], drawn + (size_t)i * (size_t)g->n_draws, passes);
     else {
-      kg_kv_truncate(kg_model_kv(g->model), &sequence->pages, kg_sequence_cached_end(sequence));
+      kg_states_drop(kg_model_states(g->model), sequence->future.state);
+      sequence->future.state = KG_NONE;
+      kg_sequence_trim(sequence);
       if (sequence->logits_pos == kg_sequence_pos(sequence)) sequence->logits_pos = -1; /* may have been written to */
     }
   }
@@ -313,7 +341,8 @@ static int look_in_groups(kg_model *model, const kg_draw_item *items, size_t n, 
              .n_draws = ahead,
              .evaluates_first = true};
   for (size_t i = 0; i < n; i++)
-    if (kg_sequence_pos(items[i].sequence) - items[i].sequence->n_evaluated != 1 || kg_draft_is_open(items[i].sequence))
+    if (kg_sequence_pos(items[i].sequence) - items[i].sequence->n_evaluated != 1 ||
+        kg_sequence_pending(items[i].sequence) != 1 || kg_draft_is_open(items[i].sequence))
       g.evaluates_first = false;
   int status = g.evaluates_first ? KG_OK : step_with(model, items, n, NULL, 0, err);
   size_t most = (size_t)kg_model_chunk(model);

@@ -147,6 +147,32 @@ int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, in
   return code ? code : check_taps(plan, batch, err);
 }
 
+static int check_states(const kg_batch *batch, int32_t s, int32_t n_slots, kg_error *err)
+{
+  const kg_span *span = &batch->spans[s];
+  if (span->state == KG_NONE ? span->pos > 0 : span->state < 0 || span->state >= n_slots)
+    return kg_fail(err, KG_ERR_ARGUMENT, "span %d: state %d of %d at position %d", s, span->state, n_slots, span->pos);
+  int32_t before = 0;
+  for (int32_t i = 0; i < span->n_states; before = span->states[i++].n_rows) {
+    const kg_state_out *out = &span->states[i];
+    const bool is_last = i == span->n_states - 1;
+    if (out->n_rows <= before || out->n_rows > span->n_rows || is_last != (out->n_rows == span->n_rows) ||
+        out->slot < 0 || out->slot >= n_slots || (!is_last && out->slot == span->state))
+      return kg_fail(err, KG_ERR_ARGUMENT, "span %d: state %d of %d behind %d of %d rows", s, out->slot, n_slots,
+                     out->n_rows, span->n_rows);
+  }
+  if (!span->n_states) return kg_fail(err, KG_ERR_ARGUMENT, "span %d: no place for the state behind it", s);
+  return KG_OK;
+}
+
+int kg_batch_check_states(const kg_plan *plan, const kg_batch *batch, int32_t n_slots, kg_error *err)
+{
+  int code = KG_OK;
+  for (int32_t s = 0; kg_plan_state_size(plan) && s < batch->n_spans && !code; s++)
+    code = check_states(batch, s, n_slots, err);
+  return code;
+}
+
 int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err)
 {
   if (rows->page >= 0 && rows->page < n_pages && rows->layer >= 0 && rows->layer < kg_plan_layer_count(plan) &&

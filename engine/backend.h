@@ -26,6 +26,11 @@ typedef struct kg_backend_options {
   void *progress_user;
 } kg_backend_options;
 
+/* Leave the state of a sequence (plan.h) behind the first n_rows rows of a span in this slot of the backend. */
+typedef struct kg_state_out {
+  int32_t n_rows, slot;
+} kg_state_out;
+
 /* Consecutive rows of one sequence: rows [row, row + n_rows) of the batch hold its positions [pos, pos + n_rows). */
 typedef struct kg_span {
   int32_t row, n_rows;
@@ -33,6 +38,10 @@ typedef struct kg_span {
   const int32_t *pages;   /* page of position p is pages[p / KG_PAGE]; covers pos + n_rows */
   int32_t n_adapters;
   const kg_adapted *adapters; /* of its rows, applied in this order; 0: none */
+  /* Of plans with states. Every slot that is written belongs to one span alone. */
+  int32_t state;          /* slot of the state before the rows; KG_NONE: pos is 0 */
+  int32_t n_states;
+  const kg_state_out *states; /* by rows, ascending; the last one of all rows. That one's slot, and no other, may be `state` */
 } kg_span;
 
 /* Where the logits of one row go: vocab floats at `at` of a buffer made by this backend. */
@@ -170,7 +179,8 @@ typedef struct kg_backend {
   int (*compile)(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err);
   void (*release)(kg_executable *exe); /* NULL allowed */
   int (*run)(kg_executable *exe, const kg_batch *batch, kg_error *err);
-  /* NULL where the host is near enough. One row a span, each wanted; the spans' pages reach n_draws - 1 positions on. The
+  /* NULL where the host is near enough. One row a span, each wanted; the spans' pages reach n_draws - 1 positions on, and
+   * their states stay in one slot, before and behind. The
    * wanted buffers end with the logits of the last pass. On failure they hold anything, and so do pages from the rows'
    * positions on. */
   int (*run_ahead)(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err);
@@ -182,6 +192,12 @@ typedef struct kg_backend {
   int (*kv_reserve)(kg_executable *exe, int32_t n_pages, kg_error *err);
   /* Copy a page (all layers), as much of it as n_positions need. */
   int (*kv_copy)(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+  /* The slots that hold the states of sequences: make slots [0, n) exist, copy one (KG_NONE: all zeros), bring one over or
+   * take it in: kg_plan_state_size floats, the same on every backend. For plans that have states. */
+  int (*state_reserve)(kg_executable *exe, int32_t n_slots, kg_error *err);
+  int (*state_copy)(kg_executable *exe, int32_t to, int32_t from, kg_error *err);
+  int (*state_read)(kg_executable *exe, int32_t slot, float *out, kg_error *err);
+  int (*state_write)(kg_executable *exe, int32_t slot, const float *in, kg_error *err);
   kg_kv_type (*kv_type)(const kg_executable *exe); /* of the elements below, whatever was asked for */
   /* Copy slots [slot, slot + n) of a page out of or into the cache of one attention operation (by its number in
    * kg_plan_layer): keys [n][kg_key_width] and values [n][kg_value_width], bit for bit. The same on every backend. */
@@ -218,6 +234,7 @@ extern const kg_backend kg_backend_cpu;       /* cpu/cpu.c */
 /* The caller's promises about a batch, for executables of `chunk` rows with n_pages pages: a bug elsewhere becomes
  * KG_ERR_ARGUMENT instead of a wild write. */
 int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err);
+int kg_batch_check_states(const kg_plan *plan, const kg_batch *batch, int32_t n_slots, kg_error *err);
 int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err);
 
 /* What a device name means here. */

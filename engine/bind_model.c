@@ -583,6 +583,8 @@ static int push_stats(lua_State *L)
   const int32_t n_sequences = kg_model_sequence_count(model), n_pages = kg_kv_page_count(kg_model_kv(model)),
                 n_pages_used = kg_kv_pages_used(kg_model_kv(model)), n_pages_kept = kg_kv_pages_kept(kg_model_kv(model)),
                 n_pages_max = kg_kv_page_limit(kg_model_kv(model));
+  const int64_t state_bytes = kg_plan_state_size(kg_model_plan(model)) * (int64_t)sizeof(float);
+  const int32_t n_states = kg_states_count(kg_model_states(model)), n_states_used = kg_states_used(kg_model_states(model));
   lua_newtable(L);
   kg_set_string(L, "device", stats.device);
   kg_set_string(L, "note", stats.note);
@@ -604,13 +606,16 @@ static int push_stats(lua_State *L)
   kg_set_integer(L, "n_pages_used", n_pages_used);
   kg_set_integer(L, "n_pages_kept", n_pages_kept);
   kg_set_integer(L, "n_pages_max", n_pages_max);
+  kg_set_integer(L, "state_bytes", state_bytes);
+  kg_set_integer(L, "n_states", n_states);
+  kg_set_integer(L, "n_states_used", n_states_used);
   kg_set_integer(L, "chunk", kg_model_chunk(model));
   kg_set_integer(L, "page", KG_PAGE);
   return 1;
 }
 
 /* model:stats() -> table with the fields of kg_model_stats, chunk, n_sequences, n_pages, n_pages_used, n_pages_kept,
- * n_pages_max, page */
+ * n_pages_max, page, state_bytes, n_states, n_states_used */
 static int model_get_stats(lua_State *L)
 {
   check_model(L, 1);

@@ -203,6 +203,16 @@ static int plan_linear_each(lua_State *L)
   return push_result(L, code, out, &err);
 }
 
+/* plan:conv(name, x, weight, bias|nil, gated = false) -> value */
+static int plan_conv(lua_State *L)
+{
+  kg_error err;
+  int32_t out = KG_NONE;
+  const int code = kg_plan_conv(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "x"), check_id(L, 4, "weight"),
+                                opt_id(L, 5, "bias"), lua_toboolean(L, 6), &out, &err);
+  return push_result(L, code, out, &err);
+}
+
 /* Field inverse_freqs as a buffer of n floats that the collector owns, pushed on the stack. */
 static const float *push_freqs(lua_State *L, int index, int32_t n)
 {
@@ -472,6 +482,10 @@ static void set_params(lua_State *L, const kg_op *op)
     kg_set_integer(L, "groups", op->u.concat.groups);
     kg_set_boolean(L, "shared", op->u.concat.is_shared);
     break;
+  case KG_OP_CONV:
+    kg_set_integer(L, "taps", op->u.conv.taps);
+    kg_set_boolean(L, "gated", op->u.conv.is_gated);
+    break;
   case KG_OP_EMBED:
   case KG_OP_LINEAR:
   case KG_OP_LINEAR_EACH:
@@ -628,7 +642,7 @@ void kg_bind_plan(lua_State *L)
       {"linear", plan_linear},   {"rope", plan_rope},             {"attention", plan_attention},
       {"glu", plan_glu},         {"act", plan_act},               {"moe", plan_moe},       {"add", plan_add},
       {"scale", plan_scale},     {"softcap", plan_softcap},       {"slice", plan_slice},   {"rename", plan_rename},
-      {"concat", plan_concat},   {"linear_each", plan_linear_each},
+      {"concat", plan_concat},   {"linear_each", plan_linear_each}, {"conv", plan_conv},
       {"finish", plan_finish},   {"ops", plan_ops},               {"value_names", plan_value_names},
       {"value", plan_value},     {"weights", plan_weights},       {"info", plan_info},     {"close", plan_close},
       {NULL, NULL}};

@@ -36,11 +36,6 @@ int kg_sequence_expect(kg_sequence *sequence, const int32_t *ids, size_t n, kg_e
   return KG_OK;
 }
 
-static void trim_pages(kg_sequence *sequence)
-{
-  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, kg_sequence_cached_end(sequence));
-}
-
 static void join_list(kg_sequence *sequence)
 {
   kg_draft *draft = &sequence->draft;
@@ -67,7 +62,7 @@ static void drop_rows(kg_sequence *sequence)
   leave_list(sequence);
   if (draft->n_rows > draft->at) kg_model_count_dropped(sequence->model, draft->n_rows - draft->at, 0);
   draft->n_rows = 0;
-  trim_pages(sequence);
+  kg_sequence_trim(sequence);
 }
 
 void kg_draft_drop(kg_sequence *sequence)

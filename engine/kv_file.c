@@ -30,7 +30,9 @@ typedef struct kg_kv_header {
   uint64_t companion_bytes, state_bytes;
   char device[60];            /* what computed the cache: backend and variant; NUL-padded */
   uint32_t is_private;        /* 1: the cache may hold more than the tokens make of it */
-  uint32_t n_adapters, zero;
+  uint32_t n_adapters;
+  uint32_t n_snapshots, snapshot_floats; /* behind the cache: each an int64 position, and the state there */
+  uint32_t zero;
 } kg_kv_header;
 
 typedef struct kg_kv_adapter {
@@ -39,7 +41,7 @@ typedef struct kg_kv_adapter {
   float scale;
 } kg_kv_adapter;
 
-_Static_assert(sizeof(kg_kv_header) == 208 && sizeof(kg_kv_adapter) == 128, "no gaps: they are written as they stand in memory");
+_Static_assert(sizeof(kg_kv_header) == 216 && sizeof(kg_kv_adapter) == 128, "no gaps: they are written as they stand in memory");
 
 static uint64_t header_checksum(kg_kv_header header)
 {
@@ -160,13 +162,13 @@ static int append_companion(const kg_companion *companion, kg_bytes *out, kg_err
   return status;
 }
 
-static int put_cache(writer *w, const kg_sequence *sequence, kg_error *err)
+static int put_cache(writer *w, const kg_sequence *sequence, int32_t n_cached, kg_error *err)
 {
   kg_model *model = sequence->model;
   rows_of r = {.model = model, .pages = &sequence->pages};
   int status = make_room(&r, err);
-  for (int32_t pos = 0; pos < sequence->n_evaluated && !status; pos += BLOCK) {
-    const int32_t left = sequence->n_evaluated - pos, n = left < BLOCK ? left : BLOCK;
+  for (int32_t pos = 0; pos < n_cached && !status; pos += BLOCK) {
+    const int32_t left = n_cached - pos, n = left < BLOCK ? left : BLOCK;
     for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)) && !status; layer++) {
       status = move_rows(&r, layer, pos, n, err);
       const row_bytes row = row_bytes_of(model, layer);
@@ -178,11 +180,33 @@ static int put_cache(writer *w, const kg_sequence *sequence, kg_error *err)
   return status;
 }
 
+/* ---- snapshots ---- */
+
+static size_t snapshot_floats(const kg_model *model) { return (size_t)kg_plan_state_size(kg_model_plan(model)); }
+
+static int put_snapshots(writer *w, const kg_sequence *sequence, uint32_t n, kg_error *err)
+{
+  const kg_model *model = sequence->model;
+  const size_t n_floats = snapshot_floats(model);
+  float *state = kg_alloc_array(n_floats, sizeof *state);
+  int status = state ? KG_OK : kg_fail_memory(err, n_floats * sizeof *state, "a state");
+  for (uint32_t i = 0; i < n && !status; i++) {
+    const kg_snapshot *snapshot = &sequence->snapshots.at[i];
+    const int64_t pos = snapshot->pos;
+    status = kg_model_backend(model)->state_read(kg_model_executable(model), snapshot->slot, state, err);
+    if (!status) status = put(w, &pos, sizeof pos, err);
+    if (!status) status = put(w, state, n_floats * sizeof *state, err);
+  }
+  kg_free(state);
+  return status;
+}
+
 static int describe(const kg_sequence *sequence, size_t companion_bytes, size_t state_bytes, kg_kv_header *out,
                     kg_error *err)
 {
   char digest[KG_SHA256_HEX];
   size_t widest;
+  const int32_t n_cached = kg_sequence_resume_point(sequence, sequence->n_evaluated);
   const int status = kg_model_digest(sequence->model, digest, err);
   if (status) return status;
   *out = (kg_kv_header){.version = VERSION,
@@ -190,12 +214,14 @@ static int describe(const kg_sequence *sequence, size_t companion_bytes, size_t 
                         .seed = sequence->seed,
                         .n_draws = kg_sequence_draws(sequence),
                         .n_tokens = kg_sequence_pos(sequence),
-                        .n_cached = sequence->n_evaluated,
+                        .n_cached = n_cached,
                         .position_bytes = position_bytes(sequence->model, &widest),
                         .companion_bytes = companion_bytes,
                         .state_bytes = state_bytes,
                         .is_private = sequence->is_private,
-                        .n_adapters = (uint32_t)sequence->n_adapters};
+                        .n_adapters = (uint32_t)sequence->n_adapters,
+                        .n_snapshots = (uint32_t)kg_snapshots_count(&sequence->snapshots, n_cached),
+                        .snapshot_floats = (uint32_t)snapshot_floats(sequence->model)};
   name_device(sequence->model, out->device);
   memcpy(out->magic, magic, sizeof magic);
   memcpy(out->model, digest, sizeof out->model);
@@ -220,7 +246,8 @@ static int put_all(writer *w, const kg_sequence *sequence, const kg_kv_header *h
   if (!status) status = put(w, sequence->tokens.ids, sequence->tokens.n * sizeof *sequence->tokens.ids, err);
   if (!status) status = put(w, companions->data, companions->size, err);
   if (!status) status = put(w, state.data, state.size, err);
-  if (!status) status = put_cache(w, sequence, err);
+  if (!status) status = put_cache(w, sequence, header->n_cached, err);
+  if (!status && header->n_snapshots) status = put_snapshots(w, sequence, header->n_snapshots, err);
   const uint64_t sum = kg_checksum_end(&w->sum);
   return status ? status : put(w, &sum, sizeof sum, err);
 }
@@ -280,14 +307,16 @@ static int open_file(reader *r, kg_error *err)
   return KG_OK;
 }
 
-/* Do the header's sizes add up to the file's? */
+/* Do the header's sizes add up to the file's? n_snapshots and snapshot_floats were checked against their largest. */
 static bool is_whole(const reader *r)
 {
   const kg_kv_header *h = &r->header;
+  const size_t snapshots = h->n_snapshots * (sizeof(int64_t) + h->snapshot_floats * sizeof(float)); /* bounded: 2^7 * 2^33 */
   size_t cache, sum = sizeof *h + h->n_adapters * sizeof(kg_kv_adapter) + (size_t)h->n_tokens * sizeof(int32_t) +
                       sizeof(uint64_t); /* bounded: 2^31 tokens, few adapters */
   return kg_mul_size((size_t)h->n_cached, h->position_bytes, &cache) && kg_add_size(sum, cache, &sum) &&
-         kg_add_size(sum, h->companion_bytes, &sum) && kg_add_size(sum, h->state_bytes, &sum) && sum == r->n_bytes;
+         kg_add_size(sum, snapshots, &sum) && kg_add_size(sum, h->companion_bytes, &sum) &&
+         kg_add_size(sum, h->state_bytes, &sum) && sum == r->n_bytes;
 }
 
 /* What the file itself must keep to, whatever the model. */
@@ -304,7 +333,9 @@ static int read_header(reader *r, kg_error *err)
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: version %u of the format; this kigo reads version %d", r->path,
                    (unsigned)h->version, VERSION);
   if (h->checksum != header_checksum(*h)) return kg_fail(err, KG_ERR_FORMAT, "%s: the header is damaged", r->path);
-  if (h->kv_type > KG_KV_F16 || h->is_private > 1 || h->n_adapters > KG_ADAPTERS_MAX || h->zero || h->n_tokens < 0 || h->n_cached < 0 || h->n_cached > h->n_tokens)
+  if (h->kv_type > KG_KV_F16 || h->is_private > 1 || h->n_adapters > KG_ADAPTERS_MAX || h->zero ||
+      h->n_snapshots > KG_SNAPSHOTS_MAX || h->snapshot_floats > KG_PLAN_MAX_STATE || h->n_tokens < 0 ||
+      h->n_cached < 0 || h->n_cached > h->n_tokens)
     return kg_fail(err, KG_ERR_FORMAT, "%s: the header says impossible things", r->path);
   return is_whole(r) ? KG_OK : fail_cut(r, err);
 }
@@ -325,7 +356,7 @@ static int check_model(const reader *r, kg_model *model, kg_error *err)
   if (h->kv_type != (uint32_t)kv_type(model))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: saved with kv = \"%s\"; this model is loaded with \"%s\"", r->path,
                    kv_name(h->kv_type), kv_name((uint32_t)kv_type(model)));
-  if (h->position_bytes != position_bytes(model, &widest))
+  if (h->position_bytes != position_bytes(model, &widest) || h->snapshot_floats != snapshot_floats(model))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: saved with another layout of the model's cache", r->path);
   if (h->n_tokens > kg_model_context(model))
     return kg_fail(err, KG_ERR_FULL, "%s: %d tokens do not fit into the context of %d; load the model with a larger ctx",
@@ -402,6 +433,34 @@ static int get_cache(reader *r, kg_sequence *sequence, kg_error *err)
   return status;
 }
 
+static int get_snapshots(reader *r, kg_sequence *sequence, kg_error *err)
+{
+  const kg_model *model = sequence->model;
+  kg_state_pool *pool = kg_model_states(model);
+  const size_t n_floats = snapshot_floats(model);
+  if (!r->header.n_snapshots) return KG_OK;
+  if (!pool) return kg_fail(err, KG_ERR_FORMAT, "%s: has states, which this model has not", r->path);
+  float *state = kg_alloc_array(n_floats, sizeof *state);
+  int status = state ? KG_OK : kg_fail_memory(err, n_floats * sizeof *state, "a state");
+  int64_t before = 0;
+  for (uint32_t i = 0; i < r->header.n_snapshots && !status; i++) {
+    int64_t pos;
+    int32_t slot = KG_NONE;
+    status = get(r, &pos, sizeof pos, err);
+    if (!status) status = get(r, state, n_floats * sizeof *state, err);
+    if (!status && (pos <= before || pos > r->header.n_cached))
+      status = kg_fail(err, KG_ERR_FORMAT, "%s: has a state of position %lld behind %lld, of %d", r->path,
+                       (long long)pos, (long long)before, r->header.n_cached);
+    if (!status) status = kg_states_take(pool, &slot, err);
+    if (status) break;
+    before = pos;
+    kg_snapshots_put_take(pool, &sequence->snapshots, (int32_t)pos, slot);
+    status = kg_model_backend(model)->state_write(kg_model_executable(model), slot, state, err);
+  }
+  kg_free(state);
+  return status;
+}
+
 static int check_end(reader *r, kg_error *err)
 {
   const uint64_t sum = kg_checksum_end(&r->sum);
@@ -457,6 +516,8 @@ static int read_all(reader *r, kg_sequence *sequence, const kg_kv_needs *needs, 
   if (!status) status = get_bytes(r, r->header.companion_bytes, &companions, err);
   if (!status) status = get_bytes(r, r->header.state_bytes, state, err);
   if (!status) status = get_cache(r, sequence, err);
+  if (!status) status = get_snapshots(r, sequence, err);
+  if (!status) kg_sequence_go_back(sequence, r->header.n_cached); /* there, or to where there is a state */
   if (!status) status = check_end(r, err);
   if (!status) status = check_tokens(r, sequence, err);
   kg_string left = {companions.data ? companions.data : "", companions.size};

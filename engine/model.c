@@ -15,6 +15,7 @@ struct kg_model {
   const kg_backend *backend; /* the device's, once it is known */
   kg_executable *exe;
   kg_kv *kv;
+  kg_state_pool *states;
   kg_kv_type kv_type;
   int32_t context, chunk;
   int32_t n_sequences;
@@ -78,6 +79,7 @@ static void scratch_deinit(kg_scratch *scratch)
   kg_free(scratch->positions);
   kg_free(scratch->spans);
   kg_free(scratch->wanted);
+  kg_free(scratch->states);
   kg_free(scratch->traces);
   kg_free(scratch->items);
   kg_free(scratch->taps);
@@ -94,7 +96,8 @@ static int scratch_init(kg_scratch *scratch, int32_t chunk, kg_error *err)
   scratch->positions = kg_alloc_array(n, sizeof *scratch->positions);
   scratch->spans = kg_alloc_array(n, sizeof *scratch->spans);
   scratch->wanted = kg_alloc_array(n, sizeof *scratch->wanted);
-  if (scratch->tokens && scratch->positions && scratch->spans && scratch->wanted) return KG_OK;
+  scratch->states = kg_alloc_array(n, sizeof *scratch->states);
+  if (scratch->tokens && scratch->positions && scratch->spans && scratch->wanted && scratch->states) return KG_OK;
   return kg_fail_memory(err, n * sizeof *scratch->spans, "the step");
 }
 
@@ -103,6 +106,7 @@ static void release(kg_model *model)
 {
   scratch_deinit(&model->scratch);
   kg_kv_free(model->kv);
+  kg_states_free(model->states);
   if (model->backend) model->backend->release(model->exe);
   kg_free(model);
 }
@@ -136,6 +140,7 @@ static int open_parts(kg_model *model, const kg_model_options *options, kg_error
   const int32_t n_kept = options->prefix_cache ? options->prefix_cache : model->context;
   if (!status)
     status = kg_kv_new(model->backend, model->exe, max_pages, n_kept < 0 ? -1 : n_kept / KG_PAGE, &model->kv, err);
+  if (!status) status = kg_states_new(model->backend, model->exe, model->plan, &model->states, err);
   return status;
 }
 
@@ -214,6 +219,11 @@ kg_executable *kg_model_executable(const kg_model *model)
 kg_kv *kg_model_kv(const kg_model *model)
 {
   return model->kv;
+}
+
+kg_state_pool *kg_model_states(const kg_model *model)
+{
+  return model->states;
 }
 
 int32_t kg_model_chunk(const kg_model *model)

@@ -4,6 +4,7 @@
 
 #include "kv.h"
 #include "sha256.h"
+#include "state.h"
 
 typedef struct kg_model_options {
   const char *device;       /* "auto", "cpu", "reference", "cuda", "cuda:N" */
@@ -27,6 +28,7 @@ const kg_plan *kg_model_plan(const kg_model *model);
 const kg_backend *kg_model_backend(const kg_model *model);
 kg_executable *kg_model_executable(const kg_model *model);
 kg_kv *kg_model_kv(const kg_model *model);
+kg_state_pool *kg_model_states(const kg_model *model); /* NULL: the plan has no states */
 int32_t kg_model_chunk(const kg_model *model);
 int32_t kg_model_sequence_count(const kg_model *model); /* open ones */
 
@@ -51,11 +53,12 @@ int kg_model_adapter(const kg_model *model, const kg_gguf *gguf, kg_adapter **ou
 
 /* ---- for sequence.c and step.c ---- */
 
-/* Memory of the step, kept between steps so that decoding allocates nothing. The first four hold kg_model_chunk rows. */
+/* Memory of the step, kept between steps so that decoding allocates nothing. The first five hold kg_model_chunk rows. */
 typedef struct kg_scratch {
   int32_t *tokens, *positions;
   kg_span *spans;
   kg_wanted *wanted;
+  kg_state_out *states; /* of the spans, one after the other */
   kg_trace *traces;
   size_t traces_capacity;
   kg_tap *taps;

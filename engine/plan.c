@@ -22,6 +22,8 @@ struct kg_plan {
   size_t n_weights, weights_capacity;
   int32_t *layers; /* op of each attention */
   size_t n_layers, layers_capacity;
+  int32_t tail;       /* behind the last operation that needs more than its row */
+  int64_t state_size; /* floats */
   name_map value_map, weight_map;
   int32_t logits;
   int32_t context_length, n_tokens;
@@ -443,6 +445,8 @@ int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int
                    p->n_kv_heads);
   if (p->is_bidirectional && p->window)
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: a window of %d in attention that looks both ways", name, p->window);
+  if (p->is_bidirectional && plan->state_size)
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: attention that looks both ways beside recurrent operations", name);
   if (plan->n_layers && p->is_bidirectional != kg_plan_is_bidirectional(plan))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: attention that looks both ways beside attention that does not", name);
   if (plan->n_layers >= KG_PLAN_MAX_LAYERS)
@@ -455,8 +459,10 @@ int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int
   op.u.attention.layer = (int32_t)plan->n_layers;
   op.u.attention.values_in_keys = v == KG_NONE;
   code = append(plan, name, &op, (int64_t)p->n_heads * p->value_dim, out, err); /* bounded: two of 32 bits */
-  if (!code) plan->layers[plan->n_layers++] = (int32_t)plan->n_ops - 1;
-  return code;
+  if (code) return code;
+  plan->layers[plan->n_layers++] = (int32_t)plan->n_ops - 1;
+  plan->tail = (int32_t)plan->n_ops;
+  return KG_OK;
 }
 
 static int check_act(const char *name, const kg_act *act, bool gated, kg_error *err)
@@ -615,6 +621,48 @@ int kg_plan_concat(kg_plan *plan, const char *name, int32_t a, int32_t b, const 
   return append(plan, name, &op, width_of(plan, a) + times * width_of(plan, b), out, err); /* bounded: 2^49 */
 }
 
+/* Append a checked recurrent operation that keeps n_floats; their place in the state goes to *state_at of it. */
+static int append_recurrent(kg_plan *plan, const char *name, kg_op *op, int64_t n_floats, int64_t *state_at,
+                            int64_t width, int32_t *out, kg_error *err)
+{
+  if (kg_plan_is_bidirectional(plan))
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: a recurrent operation beside attention that looks both ways", name);
+  if (n_floats > KG_PLAN_MAX_STATE - plan->state_size)
+    return kg_fail(err, KG_ERR_FORMAT, "%s: %lld floats of state beside %lld are more than %d", name,
+                   (long long)n_floats, (long long)plan->state_size, KG_PLAN_MAX_STATE);
+  *state_at = plan->state_size;
+  const int code = append(plan, name, op, width, out, err);
+  if (code) return code;
+  plan->state_size += n_floats; /* bounded: checked above */
+  plan->tail = (int32_t)plan->n_ops;
+  return KG_OK;
+}
+
+int kg_plan_conv(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, bool is_gated, int32_t *out,
+                 kg_error *err)
+{
+  int code = check_open(plan, name, err);
+  if (!code) code = check_value(plan, name, "x", x, err);
+  if (code) return code;
+  const int32_t parts = is_gated ? 3 : 1, width = width_of(plan, x) / parts;
+  code = check_groups(plan, name, x, parts, err);
+  if (!code) code = fit_weight(plan, name, "weight", weight, 0, width, 1, value_name(plan, x), err);
+  if (code) return code;
+  const kg_weight *w = &plan->weights[weight];
+  if (w->cols < 2 || w->cols > KG_PLAN_MAX_TAPS)
+    return kg_fail(err, KG_ERR_FORMAT, "tensor %s: a convolution over %lld positions, 2 to %d wanted", w->name,
+                   (long long)w->cols, KG_PLAN_MAX_TAPS);
+  code = fit_optional(plan, name, "bias", bias, width, 1, value_name(plan, x), err);
+  if (code) return code;
+  kg_op op = new_op(KG_OP_CONV, x, KG_NONE, KG_NONE);
+  op.w[0] = weight;
+  op.w[1] = bias;
+  op.u.conv.taps = (int32_t)w->cols;
+  op.u.conv.is_gated = is_gated;
+  const int64_t n_floats = (w->cols - 1) * width; /* bounded: of KG_PLAN_MAX_* each */
+  return append_recurrent(plan, name, &op, n_floats, &op.u.conv.state_at, width, out, err);
+}
+
 int kg_plan_rename(kg_plan *plan, int32_t value, const char *name, kg_error *err)
 {
   int code = check_open(plan, name, err);
@@ -759,9 +807,14 @@ const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer)
   return &plan->ops[plan->layers[layer]];
 }
 
+int64_t kg_plan_state_size(const kg_plan *plan)
+{
+  return plan->state_size;
+}
+
 int32_t kg_plan_tail(const kg_plan *plan)
 {
-  return plan->n_layers ? plan->layers[plan->n_layers - 1] + 1 : 0; /* bounded: KG_PLAN_MAX_OPS */
+  return plan->tail;
 }
 
 /* The operation that makes this value, if it reads one value only, row by row; else NULL. */
@@ -801,6 +854,6 @@ int32_t kg_plan_residual(const kg_plan *plan)
 const char *kg_op_name(kg_op_kind kind)
 {
   static const char *const names[] = {"embed", "norm", "linear", "linear_each", "rope",    "attention", "glu",
-                                      "act",   "moe",  "add",    "scale",       "softcap", "slice",     "concat"};
+                                      "act",   "moe",  "add",    "scale",       "softcap", "slice",     "concat", "conv"};
   return (size_t)kind < sizeof names / sizeof names[0] ? names[kind] : "unknown";
 }

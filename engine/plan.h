@@ -1,8 +1,9 @@
 /* plan.h - the forward pass as data: a straight list of operations over named values, declared once per model by
  * lua/kigo/arch/<family>.lua through the builder below, then compiled by a backend.
  *
- * A value is a float32 matrix (rows, width): one row per token of the step. Every operation but attention works on
- * each row alone; attention reads the key/value cache of the row's sequence. Operations stand in execution order and
+ * A value is a float32 matrix (rows, width): one row per token of the step. Operations work on each row alone, but for
+ * attention, which reads the key/value cache of the row's sequence, and recurrent ones, which read and write its state:
+ * a fixed number of floats that stand for all positions before. Operations stand in execution order and
  * every value is written by exactly one of them. Weights point into the GGUF file, which the plan keeps open. */
 #ifndef KG_PLAN_H
 #define KG_PLAN_H
@@ -20,6 +21,8 @@ enum {
   KG_PLAN_MAX_WIDTH = 1 << 24,   /* of a value; columns and rows of a weight */
   KG_PLAN_MAX_EXPERTS = 1 << 10,
   KG_PLAN_MAX_CONTEXT = 1 << 24, /* positions are exact in float32 up to here */
+  KG_PLAN_MAX_TAPS = 64,         /* of a convolution */
+  KG_PLAN_MAX_STATE = 1 << 30,   /* floats of the state of one sequence */
   KG_PLAN_MAX_NAME = 200         /* bytes in the name of a value */
 };
 
@@ -57,7 +60,10 @@ typedef enum kg_op_kind {
   KG_OP_SCALE,     /* out = in[0] * u.scale */
   KG_OP_SOFTCAP,   /* out = u.scale * tanh(in[0] / u.scale) */
   KG_OP_SLICE,     /* some columns of in[0] (fused qkv of phi3, gpt2); u.slice */
-  KG_OP_CONCAT     /* in[0], in[1] side by side; u.concat */
+  KG_OP_CONCAT,    /* in[0], in[1] side by side; u.concat */
+  KG_OP_CONV       /* each channel by itself over the positions so far: the sum of w[0][channel][t] times in[0] of taps - 1
+                      - t positions before, zeros before the first, + w[1] (bias, optional); u.conv; recurrent. Gated:
+                      in[0] is b, c and x side by side, b * x is convolved and the result multiplied by c */
 } kg_op_kind;
 
 typedef enum kg_act_kind {
@@ -130,6 +136,13 @@ typedef struct kg_concat_params {
   bool is_shared; /* in[1] is the same for all groups */
 } kg_concat_params;
 
+/* The state is the last taps - 1 rows of what is convolved, the oldest first: [taps - 1][width]. */
+typedef struct kg_conv_params {
+  int32_t taps;
+  bool is_gated;
+  int64_t state_at; /* of the operation in the state of the plan, floats; set by kg_plan_conv */
+} kg_conv_params;
+
 /* Floats of a position in the cache of an attention operation: its keys, and its values. */
 static inline int32_t kg_key_width(const kg_attention_params *p) { return p->n_kv_heads * p->head_dim; }
 static inline int32_t kg_value_width(const kg_attention_params *p)
@@ -153,6 +166,7 @@ typedef struct kg_op {
     float scale;
     kg_slice_params slice;
     kg_concat_params concat;
+    kg_conv_params conv;
   } u;
 } kg_op;
 
@@ -188,6 +202,7 @@ int kg_plan_scale(kg_plan *plan, const char *name, int32_t x, float factor, int3
 int kg_plan_softcap(kg_plan *plan, const char *name, int32_t x, float cap, int32_t *out, kg_error *err);
 int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, const kg_slice_params *params, int32_t *out, kg_error *err);
 int kg_plan_concat(kg_plan *plan, const char *name, int32_t a, int32_t b, const kg_concat_params *params, int32_t *out, kg_error *err);
+int kg_plan_conv(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, bool is_gated, int32_t *out, kg_error *err);
 /* Give a value another name, which must be free. */
 int kg_plan_rename(kg_plan *plan, int32_t value, const char *name, kg_error *err);
 /* Name the value that holds the logits and close the plan: no operation may follow. Without a head it is not logits but
@@ -213,8 +228,11 @@ int32_t kg_plan_context_length(const kg_plan *plan); /* what the file says */
 int32_t kg_plan_layer_count(const kg_plan *plan);    /* attention operations = cache layers */
 /* The attention operation of a cache layer. */
 const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer);
+/* Floats that recurrent operations keep of a sequence, all of them together, behind each position: the operations' parts
+ * one after the other. 0: the plan has none. Before the first position all are zero. */
+int64_t kg_plan_state_size(const kg_plan *plan);
 /* Index of the first operation that may run on the wanted rows alone: all ops from here on work row by row and lead
- * to nothing but the logits. (The op after the last attention.) */
+ * to nothing but the logits. (The op after the last attention or recurrent one.) */
 int32_t kg_plan_tail(const kg_plan *plan);
 /* What the blocks add to, behind the last of them: the value that leads to the logits through nothing but operations on
  * one value each, the last norm among them where there is one, and the head's product. KG_NONE where no value does. */

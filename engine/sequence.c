@@ -23,8 +23,10 @@ static int create(kg_model *model, uint64_t seed, kg_sequence **out, kg_error *e
   sequence->model = model;
   sequence->seed = seed;
   sequence->logits_pos = sequence->banned_pos = -1;
-  sequence->is_apart = kg_plan_is_bidirectional(kg_model_plan(model)); /* no row depends on a prefix alone */
-  sequence->family = kg_model_next_serial(model);
+  /* No row depends on a prefix alone; or cached rows are of no use without a state. */
+  sequence->is_apart = kg_plan_is_bidirectional(kg_model_plan(model)) || kg_model_states(model);
+  sequence->family = sequence->rows_serial = kg_model_next_serial(model);
+  sequence->future.state = KG_NONE;
   kg_model_sequence_opened(model);
   *out = sequence;
   return KG_OK;
@@ -46,6 +48,7 @@ void kg_sequence_free(kg_sequence *sequence)
   kg_free(sequence->future.drawn);
   kg_draft_deinit(sequence);
   kg_kv_release(kg_model_kv(sequence->model), &sequence->pages);
+  kg_snapshots_cut(kg_model_states(sequence->model), &sequence->snapshots, 0);
   kg_buffer_unref(sequence->logits);
   kg_free(sequence->tokens.ids);
   kg_model_sequence_closed(sequence->model);
@@ -124,7 +127,10 @@ int kg_sequence_mark(const kg_sequence *sequence, kg_mark **out, kg_error *err)
                     .family = sequence->family,
                     .pos = pos,
                     .hash = hash_tokens(sequence, pos),
-                    .n_draws = kg_sequence_draws(sequence)};
+                    .n_draws = kg_sequence_draws(sequence),
+                    .states = kg_states_hold(kg_model_states(sequence->model)),
+                    .rows_serial = sequence->rows_serial};
+  kg_snapshots_share(mark->states, &sequence->snapshots, sequence->n_evaluated, &mark->snapshots);
   const int status = kg_companions_copy(sequence->companions, &mark->companions, err);
   if (status)
     kg_mark_free(mark);
@@ -137,6 +143,8 @@ void kg_mark_free(kg_mark *mark)
 {
   if (!mark) return;
   kg_companions_free(mark->companions);
+  kg_snapshots_cut(mark->states, &mark->snapshots, 0);
+  kg_states_free(mark->states);
   kg_free(mark);
 }
 
@@ -151,6 +159,8 @@ int kg_sequence_rewind_to(kg_sequence *sequence, const kg_mark *mark, kg_error *
   kg_companion *companions;
   status = kg_companions_copy(mark->companions, &companions, err); /* the mark stays good for another time */
   if (status) return status;
+  if (mark->rows_serial == sequence->rows_serial && !sequence->is_private)
+    kg_snapshots_share(mark->states, &mark->snapshots, sequence->n_evaluated, &sequence->snapshots);
   shorten(sequence, mark->pos);
   kg_sequence_set_draws(sequence, mark->n_draws);
   kg_companions_restore_take(&sequence->companions, companions);
@@ -201,10 +211,13 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   fork->tokens.n = n;
   status = kg_kv_share(kg_model_kv(model), &sequence->pages, sequence->n_evaluated, &fork->pages, err);
   if (status) goto fail;
+  kg_snapshots_share(kg_model_states(model), &sequence->snapshots, sequence->n_evaluated, &fork->snapshots);
+  fork->rows_serial = sequence->rows_serial;
   fork->is_private = sequence->is_private;
   fork->n_evaluated = sequence->n_evaluated;
   fork->n_public = sequence->n_public;
   fork->is_apart = sequence->is_apart;
+  kg_sequence_go_back(fork, fork->n_evaluated); /* what was drawn ahead stays behind, and the state in the middle of it */
   for (; fork->n_adapters < sequence->n_adapters; fork->n_adapters++) {
     fork->adapters[fork->n_adapters] = sequence->adapters[fork->n_adapters];
     kg_adapter_ref(fork->adapters[fork->n_adapters].adapter);
@@ -233,7 +246,8 @@ int32_t kg_sequence_pending(const kg_sequence *sequence)
 int32_t kg_sequence_resume_point(const kg_sequence *sequence, int32_t pos)
 {
   if (kg_plan_is_bidirectional(kg_model_plan(sequence->model))) return 0; /* each row depends on all */
-  return pos < sequence->n_evaluated ? pos : sequence->n_evaluated;
+  if (pos > sequence->n_evaluated) pos = sequence->n_evaluated;
+  return kg_model_states(sequence->model) ? kg_snapshots_before(&sequence->snapshots, pos) : pos;
 }
 
 void kg_sequence_go_back(kg_sequence *sequence, int32_t pos)
@@ -242,11 +256,19 @@ void kg_sequence_go_back(kg_sequence *sequence, int32_t pos)
   sequence->n_evaluated = to;
   if (sequence->n_public > to) sequence->n_public = to;
   kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, to);
+  kg_snapshots_cut(kg_model_states(sequence->model), &sequence->snapshots, to);
 }
 
 bool kg_sequence_is_released(const kg_sequence *sequence)
 {
-  return logits_are_current(sequence) && sequence->n_evaluated < kg_sequence_pos(sequence);
+  return logits_are_current(sequence) &&
+         kg_sequence_resume_point(sequence, kg_sequence_pos(sequence)) < kg_sequence_pos(sequence);
+}
+
+static void forget_rows(kg_sequence *sequence)
+{
+  sequence->n_evaluated = sequence->n_public = 0;
+  kg_sequence_trim(sequence);
 }
 
 int kg_sequence_release(kg_sequence *sequence, kg_error *err)
@@ -256,8 +278,7 @@ int kg_sequence_release(kg_sequence *sequence, kg_error *err)
   if (status || sequence->is_private) return status;
   kg_sequence_drop_ahead(sequence);
   kg_draft_drop(sequence);
-  sequence->n_evaluated = sequence->n_public = 0;
-  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, 0);
+  forget_rows(sequence);
   return KG_OK;
 }
 
@@ -308,9 +329,9 @@ int kg_sequence_adapt(kg_sequence *sequence, kg_adapter *adapter, float scale, k
                    "tokens that were evaluated under hooks or elsewhere cannot be evaluated again under an adapter");
   kg_sequence_drop_ahead(sequence);
   kg_draft_drop(sequence);
-  sequence->n_evaluated = sequence->n_public = 0;
+  forget_rows(sequence);
   sequence->logits_pos = sequence->banned_pos = -1;
-  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, 0);
+  sequence->rows_serial = kg_model_next_serial(sequence->model);
   set_scale(sequence, adapter, scale);
   return KG_OK;
 }
@@ -319,6 +340,13 @@ int32_t kg_sequence_cached_end(const kg_sequence *sequence)
 {
   const kg_draft *draft = &sequence->draft;
   return sequence->n_evaluated + (draft->n_rows > draft->at ? draft->n_rows - draft->at : 0);
+}
+
+void kg_sequence_trim(kg_sequence *sequence)
+{
+  const int32_t end = kg_sequence_cached_end(sequence);
+  kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, end);
+  kg_snapshots_cut(kg_model_states(sequence->model), &sequence->snapshots, end);
 }
 
 /* Are the sequence's rows what its ids make of them, and those to come? */

@@ -27,6 +27,7 @@ typedef struct kg_future {
   int32_t n_alone;         /* so many draws look no further: somebody looked at logits in between */
   int32_t at;              /* the one that belongs to the timeline as it is */
   bool is_taken;           /* somebody has asked for it */
+  int32_t state;           /* slot that the rows to come work in, while they are computed; else KG_NONE */
   bool evaluates_first;    /* the rows before it were evaluated with the others */
   uint64_t n_draws;        /* numbers drawn before the first one */
   kg_chain *chain;         /* one reference */
@@ -53,13 +54,17 @@ struct kg_sequence {
   bool is_private;         /* from its first hook on, forks too: a page of it may depend on more than the tokens, so that
                               none may serve another sequence with the same ones, nor another's page this one */
   kg_tokens tokens;        /* the timeline */
-  int32_t n_evaluated;     /* tokens whose rows were computed, or found: a resume point */
+  int32_t n_evaluated;     /* tokens whose rows were computed, or found: a resume point, but while rows drawn ahead are
+                              taken one by one, of which the last alone leaves a state */
   int32_t n_public;        /* leading ones whose rows were computed here from their ids alone, or found: others may
                               have them (kv.h) */
   kg_adapted adapters[KG_ADAPTERS_MAX]; /* all rows in the pages are theirs; each one reference */
   int32_t n_adapters;
   bool is_apart;           /* takes nothing from the prefix cache and leaves nothing there */
   kg_page_table pages;
+  kg_snapshots snapshots;  /* of models with states, from which rows can be computed on */
+  int64_t rows_serial;     /* of the circumstances under which its rows are computed: forks and marks with the same one
+                              have rows, and states, that depend on the ids alone */
   uint64_t seed;
   uint64_t n_draws;        /* random numbers drawn at position draw_pos; a new position starts at 0 */
   int32_t draw_pos;
@@ -75,6 +80,7 @@ struct kg_sequence {
     int32_t next;          /* of the first one that is yet to be evaluated */
     int64_t row;           /* index of its first row in the step */
     int32_t n_rows;        /* rows in the run that is being filled */
+    int32_t span;          /* theirs */
     bool is_over;          /* a hook failed: it takes no further part in the step */
   } step;
 };
@@ -91,10 +97,13 @@ void kg_sequence_go_back(kg_sequence *sequence, int32_t pos);
  * Logits that are there stay too, as somebody may have written to them; nobody can tell but by the clock. A private
  * sequence keeps its pages: evaluated again they might be others. */
 int kg_sequence_release(kg_sequence *sequence, kg_error *err);
-/* Are the logits those of the last token, but its rows not in the cache? Nothing can be computed behind it then. */
+/* Are the logits those of the last token, but its rows not in the cache, or its state not there? Nothing can be computed
+ * behind it then. */
 bool kg_sequence_is_released(const kg_sequence *sequence);
 /* Positions whose keys and values are in the pages: those of the timeline and of the draft. */
 int32_t kg_sequence_cached_end(const kg_sequence *sequence);
+/* Give back what is there of positions behind that. */
+void kg_sequence_trim(kg_sequence *sequence);
 /* So many tokens more have their keys and values in the pages. */
 void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens);
 /* Find rows of pending tokens in the prefix cache. The last token's is evaluated in any case, for its logits. */
@@ -124,6 +133,9 @@ typedef struct kg_mark {
   uint64_t hash;           /* of the tokens before it */
   uint64_t n_draws;
   kg_companion *companions;
+  kg_state_pool *states;   /* the model's, held */
+  kg_snapshots snapshots;
+  int64_t rows_serial;     /* of the sequence, as then */
 } kg_mark;
 
 int kg_sequence_mark(const kg_sequence *sequence, kg_mark **out, kg_error *err);

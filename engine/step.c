@@ -186,6 +186,46 @@ static void place_taps(step *s)
   for (int32_t i = 0; i < s->run.n_taps; i++) s->scratch->taps[i].user = (tapped *)s->scratch->tapped + i;
 }
 
+/* ---- states ---- */
+
+static void drop_states(const step *s, const kg_sequence *sequence)
+{
+  const kg_span *span = &s->scratch->spans[sequence->step.span];
+  for (int32_t i = 0; i < span->n_states; i++) kg_states_drop(kg_model_states(s->model), span->states[i].slot);
+}
+
+/* The state that the span goes on with, and slots for those that it leaves: without the last one nothing can follow, the
+ * others are taken where there is memory. */
+static int add_states(step *s, const kg_sequence *sequence, kg_span *span, kg_error *err)
+{
+  kg_state_pool *pool = kg_model_states(s->model);
+  if (!pool) return KG_OK;
+  kg_state_out *outs = s->scratch->states + span->row; /* at most one for each row */
+  span->state = kg_snapshots_slot(&sequence->snapshots, span->pos);
+  span->states = outs;
+  for (int32_t i = 1; i <= span->n_rows; i++) {
+    const bool is_last = i == span->n_rows;
+    if (!is_last && !kg_states_wants(span->pos + i, kg_sequence_pos(sequence))) continue;
+    const int status = kg_states_take(pool, &outs[span->n_states].slot, is_last ? err : NULL);
+    if (!status) outs[span->n_states++].n_rows = i;
+    if (!status || !is_last) continue;
+    for (int32_t j = 0; j < span->n_states; j++) kg_states_drop(pool, outs[j].slot);
+    return status;
+  }
+  return KG_OK;
+}
+
+/* The run left them. */
+static void keep_states(const step *s, kg_sequence *sequence)
+{
+  kg_state_pool *pool = kg_model_states(s->model);
+  const kg_span *span = &s->scratch->spans[sequence->step.span];
+  if (!pool) return;
+  for (int32_t i = 0; i < span->n_states; i++)
+    kg_snapshots_put_take(pool, &sequence->snapshots, span->pos + span->states[i].n_rows, span->states[i].slot);
+  kg_snapshots_thin(pool, &sequence->snapshots, kg_sequence_pos(sequence));
+}
+
 static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
 {
   kg_sequence *sequence = item->sequence;
@@ -198,8 +238,19 @@ static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
     s->scratch->tokens[row0 + i] = is_drafted ? kg_draft_id(sequence, pos + i) : sequence->tokens.ids[pos + i];
     s->scratch->positions[row0 + i] = pos + i;
   }
-  s->scratch->spans[s->run.n_spans++] =
-      (kg_span){row0, n, pos, sequence->pages.ids, sequence->n_adapters, sequence->adapters};
+  kg_span *span = &s->scratch->spans[s->run.n_spans];
+  *span = (kg_span){.row = row0,
+                    .n_rows = n,
+                    .pos = pos,
+                    .pages = sequence->pages.ids,
+                    .n_adapters = sequence->n_adapters,
+                    .adapters = sequence->adapters};
+  status = add_states(s, sequence, span, err);
+  if (status) {
+    kg_sequence_trim(sequence);
+    return status;
+  }
+  sequence->step.span = s->run.n_spans++;
   s->run.n_rows += n;
   sequence->step.n_rows = n;
   want_logits(s, item, row0, pos, n);
@@ -282,6 +333,7 @@ static int settle(step *s, const kg_step_item *item, kg_error *err)
     kg_model_count(s->model, n_tokens, 0);
     kg_sequence_evaluated(sequence, n_tokens);
   }
+  keep_states(s, sequence);
   kg_draft_settle(sequence, done);
   return status;
 }
@@ -289,7 +341,10 @@ static int settle(step *s, const kg_step_item *item, kg_error *err)
 /* Give back the pages that were reserved for rows that were not computed, or not to their end. */
 static void give_up(step *s, kg_sequence *sequence)
 {
-  if (sequence->step.n_rows) kg_kv_truncate(kg_model_kv(s->model), &sequence->pages, kg_sequence_cached_end(sequence));
+  if (sequence->step.n_rows) {
+    drop_states(s, sequence);
+    kg_sequence_trim(sequence);
+  }
   sequence->step.n_rows = 0;
 }
 

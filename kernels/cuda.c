@@ -16,6 +16,7 @@ static void cuda_release(kg_executable *exe)
   kg_gpu_timer_deinit(&exe->timer);
   kg_gpu_cache_close(exe);
   kg_gpu_adapters_close(exe);
+  kg_gpu_states_close(exe);
   kg_program_deinit(&exe->fused);
   kg_program_deinit(&exe->traced);
   if (exe->meta_read) (void)cudaEventDestroy(exe->meta_read);
@@ -192,6 +193,7 @@ static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, 
   exe->chunk = options->chunk;
   const bool whole = kg_plan_is_bidirectional(plan); /* a sequence is not cut */
   exe->pass_rows = whole || options->chunk < KG_PASS_ROWS ? options->chunk : KG_PASS_ROWS;
+  exe->state_floats = (size_t)kg_plan_state_size(plan);
   exe->half = options->kv_type == KG_KV_F16;
   int code = kg_stream_new(options->device, &exe->stream, err);
   if (!code) code = name_device(exe, err);
@@ -215,6 +217,7 @@ static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, 
 static int check_batch(const kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
   int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
+  if (!code) code = kg_batch_check_states(exe->plan, batch, exe->n_states, err);
   for (int32_t i = 0; i < batch->n_wanted && !code; i++)
     code = kg_cuda_buffer_check(batch->wanted[i].buffer, batch->wanted[i].at, kg_plan_vocab_size(exe->plan), "logits", err);
   for (int32_t i = 0; i < batch->n_traces && !code; i++) {
@@ -328,6 +331,10 @@ static const kg_backend cuda_backend = {.name = "cuda",
                                         .run_ahead = cuda_run_ahead,
                                         .kv_reserve = kg_gpu_cache_reserve,
                                         .kv_copy = kg_gpu_cache_copy,
+                                        .state_reserve = kg_gpu_state_reserve,
+                                        .state_copy = kg_gpu_state_copy,
+                                        .state_read = kg_gpu_state_read,
+                                        .state_write = kg_gpu_state_write,
                                         .kv_type = kg_gpu_cache_type,
                                         .kv_read = kg_gpu_cache_read,
                                         .kv_write = kg_gpu_cache_write,

@@ -1,12 +1,13 @@
 /* executable.h - a plan compiled for one GPU. Shared by cuda.c (life and interface), weights.c (packing), program.c (from
- * operations to stages), run.c (running them), adapters.c (what adapters need), cache.c (pages), and what shows that all
- * this is real: unpack.c, driver.c, profile.c. */
+ * operations to stages), run.c (running them), adapters.c (what adapters need), cache.c (pages), states.c, and what shows
+ * that all this is real: unpack.c, driver.c, profile.c. */
 #ifndef KG_CUDA_EXECUTABLE_H
 #define KG_CUDA_EXECUTABLE_H
 
 #include "adapt.h"
 #include "attention.h"
 #include "buffer.h"
+#include "conv.h"
 #include "draws.h"
 #include "host.h"
 #include "linear.h"
@@ -46,6 +47,7 @@ typedef enum kg_stage_kind {
   KG_STAGE_ROPE,
   KG_STAGE_ATTENTION, /* rotations of q and k, cache write, attention */
   KG_STAGE_MOE,
+  KG_STAGE_CONV,
   KG_STAGE_COLUMNS,
   KG_STAGE_SCATTER    /* rows of the logits to where they are wanted */
 } kg_stage_kind;
@@ -105,7 +107,8 @@ typedef struct kg_moe_scratch {
 
 /* Rows of a pass as the kernels read them, in one piece so that one copy brings it over. `capacity` rows: */
 typedef struct kg_meta_layout {
-  size_t tokens, positions, row_pages, wanted_rows, wanted_tokens, wanted_positions, lasts, few, spans, out_rows, pages; /* bytes */
+  size_t tokens, positions, row_pages, wanted_rows, wanted_tokens, wanted_positions, lasts, few, spans, out_rows,
+      state_spans, state_places, pages; /* bytes */
 } kg_meta_layout;
 
 typedef struct kg_graph {
@@ -155,6 +158,11 @@ struct kg_executable {
   unsigned char **pages;    /* by page id; host memory, device pointers */
   int32_t n_pages;
   struct kg_slab *slabs;
+
+  size_t state_floats;      /* of a slot; 0: the plan has no states */
+  float **states;           /* by slot; host memory, device pointers */
+  int32_t n_states;
+  struct kg_state_slab *state_slabs;
 
   kg_graph graphs[KG_GRAPHS];
   int32_t next_graph;
@@ -212,6 +220,12 @@ int kg_gpu_adapters_bring(kg_executable *exe, const kg_batch *batch, const kg_ad
 /* The tiles, from the first one on, of all rows or of the wanted ones, each of which is one; entries, and room. */
 void kg_gpu_adapters_set(const kg_executable *exe, bool is_wanted, int32_t first, kg_adapt_args *a);
 void kg_gpu_adapters_close(kg_executable *exe);
+/* states.c */
+void kg_gpu_states_close(kg_executable *exe);
+int kg_gpu_state_reserve(kg_executable *exe, int32_t n_slots, kg_error *err);
+int kg_gpu_state_copy(kg_executable *exe, int32_t to, int32_t from, kg_error *err);
+int kg_gpu_state_read(kg_executable *exe, int32_t slot, float *out, kg_error *err);
+int kg_gpu_state_write(kg_executable *exe, int32_t slot, const float *in, kg_error *err);
 /* run.c */
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err);
 int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,

@@ -28,6 +28,7 @@ bool kg_plan_is_bidirectional(const kg_plan *plan)
 
 int32_t kg_plan_residual(const kg_plan *plan) { return the_host->plan_residual(plan); }
 int32_t kg_plan_tail(const kg_plan *plan) { return the_host->plan_tail(plan); }
+int64_t kg_plan_state_size(const kg_plan *plan) { return the_host->plan_state_size(plan); }
 const kg_gguf *kg_plan_gguf(const kg_plan *plan) { return the_host->plan_gguf(plan); }
 
 void kg_gguf_release_pages(const kg_gguf *gguf, const void *data, size_t n_bytes)
@@ -50,6 +51,11 @@ void kg_buffer_unref(kg_buffer *buffer) { the_host->buffer_unref(buffer); }
 int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err)
 {
   return the_host->batch_check(plan, batch, chunk, n_pages, err);
+}
+
+int kg_batch_check_states(const kg_plan *plan, const kg_batch *batch, int32_t n_slots, kg_error *err)
+{
+  return the_host->batch_check_states(plan, batch, n_slots, err);
 }
 
 int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err)

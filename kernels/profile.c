@@ -65,6 +65,8 @@ static const char *name_of(const kg_plan *plan, const kg_gpu_stage *stage)
     return "attention";
   case KG_STAGE_MOE:
     return "experts";
+  case KG_STAGE_CONV:
+    return "convolution";
   case KG_STAGE_COLUMNS:
     return "columns";
   default:

@@ -365,6 +365,7 @@ static int add_op(builder *b, int32_t i)
       need_half(b, side, op->in[0]);
     }
     return add_stage(b, KG_STAGE_MOE, side, op) ? KG_OK : KG_ERR_MEMORY;
+  case KG_OP_CONV: return add_stage(b, KG_STAGE_CONV, side, op) ? KG_OK : KG_ERR_MEMORY;
   default: return add_stage(b, KG_STAGE_COLUMNS, side, op) ? KG_OK : KG_ERR_MEMORY;
   }
 }

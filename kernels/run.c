@@ -13,6 +13,7 @@ typedef struct kg_pass {
   kg_draws_key draws;        /* what draws from its logits, if anything does */
   int32_t n_ahead;           /* positions behind the rows' that follow without a round trip */
   int32_t n_splits, n_few, n_spans, span_rows; /* attention: see kg_attention_args */
+  int32_t n_state_spans, state_span_rows; /* spans of the pass, where the plan has states; rows of the longest */
   bool is_alone;             /* every row is its sequence's only one */
   bool is_adapted;           /* some row of the batch has adapters; then */
   int32_t n_tiles;           /* see kg_adapt_args; else 0 */
@@ -27,6 +28,8 @@ static size_t align16(size_t n) { return (n + 15) / 16 * 16; }
 static kg_meta_layout meta_layout(const kg_executable *exe, int32_t n_rows)
 {
   const size_t rows = (size_t)(n_rows <= KG_FEW_ROWS ? KG_FEW_ROWS : exe->pass_rows), ints = align16(rows * sizeof(int32_t));
+  const size_t state_spans = 9 * ints + align16(rows * sizeof(float *));
+  const size_t state_places = state_spans + (exe->state_floats ? align16(rows * sizeof(kg_state_span)) : 0);
   return (kg_meta_layout){.tokens = 0,
                           .positions = ints,
                           .row_pages = 2 * ints,
@@ -37,7 +40,10 @@ static kg_meta_layout meta_layout(const kg_executable *exe, int32_t n_rows)
                           .few = 7 * ints,
                           .spans = 8 * ints,
                           .out_rows = 9 * ints,
-                          .pages = 9 * ints + align16(rows * sizeof(float *))};
+                          .state_spans = state_spans,
+                          .state_places = state_places,
+                          /* at most one place for each row, and one for each span */
+                          .pages = state_places + (exe->state_floats ? 2 * rows * sizeof(kg_state_place) : 0)};
 }
 
 /* ---- arguments of stages ---- */
@@ -242,6 +248,24 @@ static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err
   return kg_cuda_attention(p->exe->stream, &a, err);
 }
 
+static int run_conv(const pass *p, const kg_gpu_stage *stage, kg_error *err)
+{
+  const kg_op *op = stage->op;
+  const kg_conv_args a = {.in = floats_of(p, stage->side, stage->in[0]),
+                          .gated = op->u.conv.is_gated,
+                          .width = width_of(p, stage->out),
+                          .taps = op->u.conv.taps,
+                          .weights = vector_of(p, op->w[0]),
+                          .bias = vector_of(p, op->w[1]),
+                          .spans = meta(p, p->at.state_spans),
+                          .places = meta(p, p->at.state_places),
+                          .n_spans = p->n_state_spans,
+                          .most_rows = p->state_span_rows,
+                          .state_at = op->u.conv.state_at,
+                          .out = floats_of(p, stage->side, stage->out)};
+  return kg_cuda_conv(p->exe->stream, &a, err);
+}
+
 static int run_columns(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
   static const int32_t kinds[] = {[KG_OP_GLU] = KG_COLUMNS_GLU, [KG_OP_ACT] = KG_COLUMNS_ACT,
@@ -394,6 +418,7 @@ static int run_stage(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   }
   case KG_STAGE_ATTENTION: return run_attention(p, stage, err);
   case KG_STAGE_MOE: return run_moe(p, stage, err);
+  case KG_STAGE_CONV: return run_conv(p, stage, err);
   case KG_STAGE_COLUMNS: return run_columns(p, stage, err);
   default:
     if (stage->side == KG_WANTED_ROWS)
@@ -627,12 +652,31 @@ static int32_t last_page(const pass *p, const kg_span *span, int32_t first, int3
   return (span->pos + p->row0 + first + n - 1 - span->row + p->n_ahead) / KG_PAGE;
 }
 
+/* Rows [first, first + n) of the pass are of this span: the states that they find and leave. What follows in another pass
+ * finds its state where the whole span leaves its last. */
+static void fill_states(pass *p, const kg_span *span, int32_t first, int32_t n, int32_t *n_places)
+{
+  const kg_executable *exe = p->exe;
+  kg_state_place *places = (kg_state_place *)(exe->meta_host + p->at.state_places) + *n_places;
+  const int32_t done = p->row0 + first - span->row, slot = span->states[span->n_states - 1].slot;
+  const int32_t from = done ? slot : span->state;
+  int32_t count = 0;
+  for (int32_t i = 0; i < span->n_states; i++)
+    if (span->states[i].n_rows > done && span->states[i].n_rows <= done + n)
+      places[count++] = (kg_state_place){exe->states[span->states[i].slot], span->states[i].n_rows - done};
+  if (done + n < span->n_rows) places[count++] = (kg_state_place){exe->states[slot], n};
+  ((kg_state_span *)(exe->meta_host + p->at.state_spans))[p->n_state_spans++] =
+      (kg_state_span){from == KG_NONE ? NULL : exe->states[from], first, n, *n_places, count};
+  if (n > p->state_span_rows) p->state_span_rows = n;
+  *n_places += count;
+}
+
 static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
 {
   kg_executable *exe = p->exe;
   const kg_batch *batch = p->batch;
   size_t n_pages = 0;
-  int32_t first, n, max_pos = 0;
+  int32_t first, n, max_pos = 0, n_places = 0;
   p->is_alone = true;
   for (int32_t s = 0; s < batch->n_spans; s++)
     if ((n = rows_in_pass(p, &batch->spans[s], &first)) > 0) {
@@ -654,6 +698,7 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
   for (int32_t s = 0; s < batch->n_spans; s++) {
     const kg_span *span = &batch->spans[s];
     if ((n = rows_in_pass(p, span, &first)) <= 0) continue;
+    if (exe->state_floats) fill_states(p, span, first, n, &n_places);
     const int32_t last = last_page(p, span, first, n);
     for (int32_t i = 0; i < n; i++) row_pages[first + i] = at;
     for (int32_t i = 0; i < n; i++) lasts[first + i] = span->pos + span->n_rows - 1;

@@ -41,7 +41,7 @@ describe("drawing ahead", function()
       uniform = seq.rng:uniform() }
   end
 
-  for _, device in ipairs(tiny.devices) do
+  for _, device in ipairs(tiny.variants) do
     describe("on " .. device.name, function()
       local model
       setup(function()
@@ -92,7 +92,7 @@ describe("drawing ahead", function()
         for _, ahead in ipairs { 2, 7, 16 } do
           local said, tokens, steps = counted(model, function() return play(ahead) end)
           assert.same(expected, said)
-          assert.equal(n_tokens, tokens)
+          if not device.has_states then assert.equal(n_tokens, tokens) end -- those evaluate some again where they stop
           assert.is_true(steps >= n_steps)
         end
       end)
@@ -177,9 +177,9 @@ describe("drawing ahead", function()
 
       it("stops at the end of the context", function()
         local chain <close> = core.chain(chains["a flat draw"])
-        local plan <close> = tiny.plan(40)
+        local plan <close> = tiny.plan(40, device.options.kind)
         local options = { ctx = 40 }
-        for name, value in pairs(device.options) do options[name] = value end
+        for name, value in pairs(device.options) do options[name] = name ~= "kind" and value or nil end
         local small <close> = assert(core.model(plan, options))
         local seq <close> = small:sequence {}
         seq:feed(tiny.ids(30))

@@ -88,7 +88,7 @@ describe("a draft", function()
 
   local n_lives = math.tointeger(tonumber(os.getenv "KIGO_SCHEDULES" or "")) or 12
 
-  for _, device in ipairs(tiny.devices) do
+  for _, device in ipairs(tiny.variants) do
     for _, chunk in ipairs { 512, 3 } do
       it(("changes nothing but the speed of %d lives: on %s in chunks of %d"):format(n_lives, device.name, chunk),
         function()

@@ -22,7 +22,7 @@ describe("a look inside:", function()
   end
 
   describe("logprobs", function()
-    for _, device in ipairs(tiny.devices) do
+    for _, device in ipairs(tiny.variants) do
       it("are those of the rows of model:logits on " .. device.name, function()
         local options = { chunk = 5 }
         for key, value in pairs(device.options) do options[key] = value end
@@ -192,7 +192,7 @@ describe("a look inside:", function()
       end
     end)
 
-    for _, device in ipairs(tiny.devices) do
+    for _, device in ipairs(tiny.variants) do
       it("makes the same of a text alone and among others on " .. device.name, function()
         local options = { chunk = 11 }
         for key, value in pairs(device.options) do options[key] = value end

@@ -7,7 +7,7 @@ describe("kigo.kv_file", function()
   local tiny = require "spec.tiny"
   local err = core.err
 
-  local HEADER = 208 -- bytes; engine/kv_file.c says what stands where
+  local HEADER = 216 -- bytes; engine/kv_file.c says what stands where
 
   local folder, path, tokenizer
   setup(function()
@@ -71,7 +71,7 @@ describe("kigo.kv_file", function()
     return assert(model:restore(path))
   end
 
-  for _, device in ipairs(tiny.devices) do
+  for _, device in ipairs(tiny.variants) do
     describe("on " .. device.name, function()
       local model
       setup(function()
@@ -135,6 +135,52 @@ describe("kigo.kv_file", function()
         assert.is_true(bytes:sub(HEADER + 1, -9) == support.read(path .. "2"):sub(HEADER + 1, -9))
       end
     end
+  end)
+
+  it("keeps states: going back in what comes back computes no more than in what was saved", function()
+    local model <close> = model_of { kind = "hybrid", device = "cpu", threads = 1, kv = "f32" }
+    local other <close> = model_of { kind = "hybrid", device = "reference" }
+    local seq <close> = model:sequence {}
+    seq:feed(tiny.ids(150))
+    assert.is_true(seq:step())
+    for i = 1, 30 do seq:push(i) end
+    assert.is_true(seq:step())
+    local function costs(one, pos)
+      local fork <close> = assert(one:fork())
+      local before = fork.model:stats().n_tokens_evaluated
+      fork:rewind(pos)
+      local logits = fork.logits:bytes()
+      return fork.model:stats().n_tokens_evaluated - before, logits
+    end
+    local again <close> = saved_and_restored(seq, model)
+    for _, pos in ipairs { 180, 179, 160, 120, 60, 1 } do
+      local n, logits = costs(seq, pos)
+      local m, same = costs(again, pos)
+      assert.equal(n, m)
+      assert.is_true(logits == same)
+      assert.is_true(n <= math.max(180 - pos, 16) + 1)
+    end
+    local elsewhere <close> = assert(other:restore(path))
+    assert.equal(1, (costs(elsewhere, 180)))
+
+    local bytes, size = support.read(path), 8 + model:stats().state_bytes
+    local n = string.unpack("<I4", bytes, 205)
+    assert.is_true(n > 4)
+    local function refused(content)
+      write(content)
+      local back, _, code = model:restore(path)
+      assert.is_nil(back)
+      assert.equal(err.FORMAT, code)
+    end
+    local last = #bytes - 8 - size
+    for _, pos in ipairs { 0, -1, 181, 1 << 33, 1 } do refused(sealed(patched(bytes, last, string.pack("<j", pos)))) end
+    for _, count in ipairs { n - 1, n + 1, 81, 1 << 31 } do
+      refused(sealed(patched(bytes, 204, string.pack("<I4", count))))
+    end
+    refused(sealed(patched(bytes, 208, string.pack("<I4", 1))))
+    write(sealed(bytes))
+    assert(model:restore(path)):close()
+    assert.is_true(model:stats().n_states_used < 60)
   end)
 
   it("gives rows of another device to nobody else, and keeps them", function()

@@ -13,6 +13,8 @@ describe("kigo.core.plan", function()
     { name = "down_bias", shape = { 32, 4 } }, { name = "choice_bias", shape = { 4 } },
     { name = "deep", shape = { 4, 2, 2, 2 } },
     { name = "heads", shape = { 8, 6, 4 } }, { name = "head_norms", shape = { 8, 4 } },
+    { name = "taps", shape = { 4, 32 } }, { name = "one_tap", shape = { 1, 32 } },
+    { name = "many_taps", shape = { 65, 32 } },
     { name = "integers", shape = { 32 }, type = 26, bytes = ("\0"):rep(128) },
   }
   local file = gguf_build.random({ ["general.architecture"] = "none" }, tensors)
@@ -176,6 +178,33 @@ describe("kigo.core.plan", function()
         shared = true }, ops[#ops - 2])
       assert.same({ kind = "slice", out = "columns", width = 6, inputs = { "x" }, weights = {}, first = 5,
         groups = 2 }, ops[#ops])
+    end)
+
+    it("convolve channels over positions, gated or not", function()
+      local narrow = assert(plan:linear("narrow", x, w.narrow))
+      local parts = assert(plan:concat("parts", plan:concat("two", x, x), x))
+      refused(FORMAT, { "taps", "[4, 32]", "[any, 16]", "narrow" }, plan:conv("y", narrow, w.taps))
+      refused(FORMAT, { "taps", "[4, 32]", "[any, 96]" }, plan:conv("y", parts, w.taps))
+      refused(FORMAT, { "value x", "3 equal groups" }, plan:conv("y", x, w.taps, nil, true))
+      refused(FORMAT, { "one_tap", "2 to 64" }, plan:conv("y", x, w.one_tap))
+      refused(FORMAT, { "many_taps", "2 to 64" }, plan:conv("y", x, w.many_taps))
+      refused(FORMAT, { "taps", "bias" }, plan:conv("y", x, w.taps, w.taps))
+      raises("no value", "conv", "y", 99, w.taps)
+      raises("no weight", "conv", "y", x, 99)
+      raises("weight: integer", "conv", "y", x)
+      assert(plan:conv("plain", x, w.taps))
+      assert.equal(32, plan:value(plan:conv("gated", parts, w.taps, nil, true)).width)
+      local ops = plan:ops()
+      assert.same({ kind = "conv", out = "plain", width = 32, inputs = { "x" }, weights = { "taps" }, taps = 4,
+        gated = false }, ops[#ops - 1])
+      assert.is_true(ops[#ops].gated)
+      refused(core.err.UNSUPPORTED, { "y", "recurrent" },
+        plan:attention("y", x, narrow, narrow, nil, with(attention, { bidirectional = true })))
+      local other <close> = assert(core.plan(gguf))
+      local e = assert(other:embed("e", other:weight "embd"))
+      local n = assert(other:linear("n", e, other:weight "narrow"))
+      assert(other:attention("a", e, n, n, nil, with(attention, { bidirectional = true })))
+      refused(core.err.UNSUPPORTED, { "y", "recurrent" }, other:conv("y", e, other:weight "taps"))
     end)
 
     it("take values that are narrower than keys, or parts of them", function()

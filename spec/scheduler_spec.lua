@@ -11,6 +11,7 @@ describe("kigo.scheduler", function()
     local stats = model:stats()
     assert.equal(0, stats.n_sequences)
     assert.equal(0, stats.n_pages_used)
+    assert.equal(0, stats.n_states_used)
   end
 
   ---@return fun(...)  that notes values in a list, logits by their bits
@@ -183,21 +184,27 @@ describe("kigo.scheduler", function()
     return seed, b.seq:pos()
   end
 
-  local judge, straight -- a model with room for everything, and what each body says alone there
-  setup(function() judge, straight = tiny.model { device = "cpu", threads = 1 }, {} end)
+  local judges = {} -- models with room for everything, and what each body says alone there
+  setup(function()
+    for _, kind in ipairs { "plain", "hybrid" } do
+      judges[kind] = { model = tiny.model { device = "cpu", threads = 1, kind = kind }, straight = {} }
+    end
+  end)
   teardown(function()
-    is_clean(judge)
-    judge:close()
+    for _, judge in pairs(judges) do
+      is_clean(judge.model)
+      judge.model:close()
+    end
   end)
 
-  local function alone(seed, hooks)
+  local function alone(judge, seed, hooks)
     local key = seed .. (hooks and " with hooks" or "")
-    if not straight[key] then
+    if not judge.straight[key] then
       local said = {}
-      local outcome = table.pack(pcall(play, judge, seed, notes(said), function() end, hooks))
-      straight[key] = { said = said, outcome = outcome }
+      local outcome = table.pack(pcall(play, judge.model, seed, notes(said), function() end, hooks))
+      judge.straight[key] = { said = said, outcome = outcome }
     end
-    return straight[key]
+    return judge.straight[key]
   end
 
   local function is_prefix(said, of)
@@ -208,7 +215,7 @@ describe("kigo.scheduler", function()
   end
 
   ---A scheduler with random bodies, and random things that happen to them.
-  local function run_schedule(model, seed, hooks)
+  local function run_schedule(model, seed, hooks, judge)
     local dice = tiny.dice(seed * 7919)
     local tasks, said, seeds = {}, {}, {}
     do
@@ -231,7 +238,7 @@ describe("kigo.scheduler", function()
       end
       if closes then scheduler:close() end
       for i, task in ipairs(tasks) do
-        local expected = alone(seeds[i], hooks)
+        local expected = alone(judge, seeds[i], hooks)
         local about = ("schedule %d, body %d (%d): %s"):format(seed, i, seeds[i], tostring(task.error))
         if task.status == "done" then
           assert.is_true(expected.outcome[1], about)
@@ -254,13 +261,15 @@ describe("kigo.scheduler", function()
   describe("random schedules", function()
     local n = tonumber(os.getenv "KIGO_SCHEDULES") or 180
     local shapes = { { chunk = 512 }, { chunk = 3 }, { chunk = 16, pool = 128 }, { chunk = 3, pool = 128 },
-      { chunk = 64, pool = 320 }, { chunk = 1, pool = 192, kept = true } }
+      { chunk = 64, pool = 320 }, { chunk = 1, pool = 192, kept = true }, { chunk = 3, pool = 128, kind = "hybrid" },
+      { chunk = 64, kind = "hybrid" } }
     for i, shape in ipairs(shapes) do
-      it(("say what their bodies say alone: chunks of %d, a pool of %s"):format(shape.chunk, shape.pool or "any size"),
+      it(("say what their bodies say alone: chunks of %d, a pool of %s%s"):format(shape.chunk, shape.pool or "any size",
+        shape.kind and ", with states" or ""),
         function()
           local model <close> = tiny.model { device = "cpu", threads = 1, chunk = shape.chunk, pool = shape.pool,
-            prefix_cache = shape.kept or false }
-          for seed = i, n, #shapes do run_schedule(model, seed, not shape.pool) end
+            prefix_cache = shape.kept or false, kind = shape.kind }
+          for seed = i, n, #shapes do run_schedule(model, seed, not shape.pool, judges[shape.kind or "plain"]) end
         end)
     end
   end)
@@ -535,7 +544,7 @@ describe("kigo.scheduler", function()
       end
       is_clean(model)
       for i, ids in ipairs(inputs) do
-        local seq <close> = judge:sequence { seed = i }
+        local seq <close> = judges.plain.model:sequence { seed = i }
         assert.equal(body(seq, ids), texts[i])
       end
     end)
@@ -906,13 +915,13 @@ describe("kigo.scheduler", function()
 
   describe("failing allocations", function()
     ---Bodies whose n-th allocation from now on fails, Lua's own ones included.
-    local function run_failing(model, nth, for_ever)
+    local function run_failing(model, kind, nth, for_ever)
       local said, tasks = {}, {}
       local scheduler <close> = kigo.scheduler(model, { max = 3 })
       for i = 1, 3 do
         said[i] = {}
         tasks[i] = scheduler:spawn(play, model, 40 + i, notes(said[i]), coroutine.yield)
-        alone(40 + i)
+        alone(judges[kind], 40 + i)
       end
       local function deepen(n) return n > 0 and 1 + deepen(n - 1) or 0 end
       deepen(60) -- so that Lua has room for calling pcall below
@@ -928,22 +937,24 @@ describe("kigo.scheduler", function()
       local _, after = core.alloc_counts()
       assert.is_true(ok and not more)
       for i, task in ipairs(tasks) do
-        if task.status == "done" then assert.same(alone(40 + i).said, said[i]) end
+        if task.status == "done" then assert.same(alone(judges[kind], 40 + i).said, said[i]) end
       end
       return after - before >= nth
     end
 
-    it("end bodies or steps, and leave no pages behind", function()
-      local model <close> = tiny.model { device = "cpu", threads = 1, pool = 192, chunk = 8 }
-      for _, for_ever in ipairs { false, true } do
-        local nth, reached = 1, true
-        while reached and nth < (for_ever and 300 or 3000) do
-          reached = run_failing(model, nth, for_ever)
-          is_clean(model)
-          nth = nth + 29
+    for _, kind in ipairs { "plain", "hybrid" } do
+      it("end bodies or steps, and leave no pages behind: " .. kind, function()
+        local model <close> = tiny.model { device = "cpu", threads = 1, pool = 192, chunk = 8, kind = kind }
+        for _, for_ever in ipairs { false, true } do
+          local nth, reached = 1, true
+          while reached and nth < (for_ever and 300 or 3000) do
+            reached = run_failing(model, kind, nth, for_ever)
+            is_clean(model)
+            nth = nth + 29
+          end
+          assert.is_true(nth > 250)
         end
-        assert.is_true(nth > 250)
-      end
-    end)
+      end)
+    end
   end)
 end)

@@ -41,7 +41,7 @@ describe("kigo.speculate", function()
 
     local n_schedules = math.tointeger(tonumber(os.getenv "KIGO_SCHEDULES" or "")) or 40
 
-    for _, device in ipairs(tiny.devices) do
+    for _, device in ipairs(tiny.variants) do
       it(("says what drawing one by one says, %d times: on %s"):format(n_schedules, device.name), function()
         local models = {}
         for i, chunk in ipairs { 512, 3 } do

@@ -139,7 +139,7 @@ describe("kigo.step", function()
     end)
   end
 
-  for _, device in ipairs(tiny.devices) do
+  for _, device in ipairs(tiny.variants) do
     describe("results on " .. device.name, function() describe_results(device.options) end)
   end
 

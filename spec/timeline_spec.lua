@@ -425,6 +425,11 @@ describe("timelines", function()
     { device = "cpu", threads = 2, chunk = 3, kv = "f16", prefix_cache = false },
   }
   if tiny.has_gpu then table.insert(MODELS, { device = "cuda", chunk = 3 }) end
+  for i = 1, #MODELS do
+    local hybrid = { kind = "hybrid" }
+    for option, value in pairs(MODELS[i]) do hybrid[option] = value end
+    table.insert(MODELS, hybrid)
+  end
 
   it("are what the straight run makes of them", function()
     local total, only = tonumber(os.getenv "KIGO_SCHEDULES") or 120, tonumber(os.getenv "KIGO_SCHEDULE")
@@ -442,6 +447,7 @@ describe("timelines", function()
       collectgarbage()
       assert.equal(0, model:stats().n_sequences)
       assert.equal(0, model:stats().n_pages_used)
+      assert.equal(0, model:stats().n_states_used)
     end
     if os.getenv "KIGO_SCHEDULES" then
       io.stderr:write(("\n%d schedules, %d comparisons, pages of %d\n"):format(n_schedules, n_compared, page))

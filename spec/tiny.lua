@@ -1,39 +1,50 @@
 -- tiny.lua - a very small random model made on the spot, with a plan written by hand: what the specs of sequences and
--- steps run on. The second of its two layers sees a window of 20 positions.
+-- steps run on. The second of its two layers sees a window of 20 positions. The other kind, "hybrid", has a state: two
+-- of its three layers are convolutions, gated and not, and the attention is between them.
 local core = require "kigo.core"
 local build = require "spec.gguf_build"
 local vocabulary = require "spec.fixtures.vocabulary"
 
-local tiny = { vocab = 48, hidden = 32, heads = 2, kv_heads = 1, head_dim = 16, ffn = 40, layers = 2, context = 1024 }
+local tiny = { vocab = 48, hidden = 32, heads = 2, kv_heads = 1, head_dim = 16, ffn = 40, layers = 2, context = 1024,
+  taps = 4, kinds = { plain = { "attention", "window" }, hybrid = { "gated", "attention", "conv" } } }
 
-local function tensors()
+local function tensors(kinds)
   local t, q, kv = tiny, tiny.heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim
+  local attention = { { "attn_q", t.hidden, q }, { "attn_k", t.hidden, kv }, { "attn_v", t.hidden, kv },
+    { "attn_output", q, t.hidden } }
   local list = { { name = "token_embd.weight", shape = { t.hidden, t.vocab } },
     { name = "output_norm.weight", shape = { t.hidden } } }
-  for i = 0, t.layers - 1 do
-    for _, w in ipairs {
-      { "attn_norm", t.hidden }, { "attn_q", t.hidden, q }, { "attn_k", t.hidden, kv }, { "attn_v", t.hidden, kv },
-      { "attn_output", q, t.hidden }, { "ffn_norm", t.hidden }, { "ffn_gate", t.hidden, t.ffn },
-      { "ffn_up", t.hidden, t.ffn }, { "ffn_down", t.ffn, t.hidden },
-    } do
+  local function add(i, weights)
+    for _, w in ipairs(weights) do
       list[#list + 1] = { name = ("blk.%d.%s.weight"):format(i, w[1]), shape = { w[2], w[3] } }
     end
+  end
+  for i, kind in ipairs(kinds) do
+    local is_conv = kind == "gated" or kind == "conv"
+    add(i - 1, { { "attn_norm", t.hidden } })
+    add(i - 1, is_conv and { { "in", t.hidden, kind == "gated" and 3 * t.hidden or t.hidden },
+      { "conv", t.taps, t.hidden } } or attention)
+    add(i - 1, { { "ffn_norm", t.hidden }, { "ffn_gate", t.hidden, t.ffn }, { "ffn_up", t.hidden, t.ffn },
+      { "ffn_down", t.ffn, t.hidden } })
   end
   return list
 end
 
-local bytes
+local bytes = {}
 
+---@param kind? "plain"|"hybrid"
 ---@return userdata gguf
-function tiny.gguf()
-  bytes = bytes or build.random({ ["general.architecture"] = "tiny" }, tensors())
-  return assert(core.parse_gguf(bytes, "tiny"))
+function tiny.gguf(kind)
+  kind = kind or "plain"
+  bytes[kind] = bytes[kind] or build.random({ ["general.architecture"] = "tiny" }, tensors(tiny.kinds[kind]))
+  return assert(core.parse_gguf(bytes[kind], "tiny"))
 end
 
 ---@param context integer?
+---@param kind? "plain"|"hybrid"
 ---@return userdata plan
-function tiny.plan(context)
-  local gguf <close> = tiny.gguf()
+function tiny.plan(context, kind)
+  local gguf <close> = tiny.gguf(kind)
   local p, t = core.plan(gguf), tiny
   local function weight(name, cols, rows) return p:weight(name .. ".weight", cols, rows) end
   local freqs = {}
@@ -44,17 +55,22 @@ function tiny.plan(context)
   local norm = { epsilon = 1e-5 }
   local table_ = weight("token_embd", t.hidden, t.vocab)
   local x = p:embed("embd", table_)
-  for i = 0, t.layers - 1 do
-    local function n(name) return ("blk.%d.%s"):format(i, name) end
+  for i, block in ipairs(t.kinds[kind or "plain"]) do
+    local function n(name) return ("blk.%d.%s"):format(i - 1, name) end
     local function linear(name, input, as)
       return p:linear(n(as or name), input, weight(n(name)))
     end
     local h = p:norm(n "attn_norm", x, weight(n "attn_norm", t.hidden), nil, norm)
-    local q = rope(n "q_rope", linear("attn_q", h), t.heads)
-    local k = rope(n "k_rope", linear("attn_k", h), t.kv_heads)
-    local a = p:attention(n "attn", q, k, linear("attn_v", h), nil,
-      { heads = t.heads, kv_heads = t.kv_heads, head_dim = t.head_dim, window = i == 1 and 20 or 0 })
-    x = p:add(n "attn_sum", x, linear("attn_output", a))
+    local a
+    if block == "gated" or block == "conv" then
+      a = p:conv(n "conv", linear("in", h), weight(n "conv"), nil, block == "gated")
+    else
+      local q = rope(n "q_rope", linear("attn_q", h), t.heads)
+      local k = rope(n "k_rope", linear("attn_k", h), t.kv_heads)
+      a = linear("attn_output", p:attention(n "attn", q, k, linear("attn_v", h), nil,
+        { heads = t.heads, kv_heads = t.kv_heads, head_dim = t.head_dim, window = block == "window" and 20 or 0 }))
+    end
+    x = p:add(n "attn_sum", x, a)
     h = p:norm(n "ffn_norm", x, weight(n "ffn_norm", t.hidden), nil, norm)
     local g = p:glu(n "ffn_act", linear("ffn_gate", h), linear("ffn_up", h), "silu")
     x = p:add(n "out", x, linear("ffn_down", g))
@@ -64,13 +80,15 @@ function tiny.plan(context)
   return p
 end
 
----A model on the tiny plan; `options` as for core.model, on the reference backend unless they say otherwise.
+---A model on the tiny plan of a kind; other options as for core.model, on the reference backend unless they say
+---otherwise.
 ---@param options table?
 ---@return userdata model
 function tiny.model(options)
   local all = { device = "reference" }
   for k, v in pairs(options or {}) do all[k] = v end
-  local plan <close> = tiny.plan()
+  local plan <close> = tiny.plan(nil, all.kind)
+  all.kind = nil
   return assert(core.model(plan, all))
 end
 
@@ -136,6 +154,14 @@ if tiny.has_gpu then
   for _, kv in ipairs { "f32", "f16" } do
     table.insert(tiny.devices, { name = "cuda, cache " .. kv, options = { device = "cuda", kv = kv } })
   end
+end
+
+---The devices, and models with states on them: for what must hold whatever a sequence keeps of its past.
+tiny.variants = { table.unpack(tiny.devices) }
+for _, device in ipairs(tiny.devices) do
+  local options = { kind = "hybrid" }
+  for k, v in pairs(device.options) do options[k] = v end
+  table.insert(tiny.variants, { name = device.name .. ", with states", options = options, has_states = true })
 end
 
 ---The oracle's rows from a model of its own that takes everything in one pass.

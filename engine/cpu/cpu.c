@@ -6,6 +6,30 @@
 #include "error.h"
 #include "executable.h"
 
+/* ---- states ---- */
+
+static int cpu_state_reserve(kg_executable *exe, int32_t n_slots, kg_error *err)
+{
+  return kg_host_states_reserve(&exe->states, n_slots, err);
+}
+
+static int cpu_state_copy(kg_executable *exe, int32_t to, int32_t from, kg_error *err)
+{
+  return kg_host_states_copy(&exe->states, to, from, err);
+}
+
+static int cpu_state_read(kg_executable *exe, int32_t slot, float *out, kg_error *err)
+{
+  return kg_host_states_read(&exe->states, slot, out, err);
+}
+
+static int cpu_state_write(kg_executable *exe, int32_t slot, const float *in, kg_error *err)
+{
+  return kg_host_states_write(&exe->states, slot, in, err);
+}
+
+/* ---- life ---- */
+
 static void cpu_release(kg_executable *exe)
 {
   if (!exe) return;
@@ -14,6 +38,8 @@ static void cpu_release(kg_executable *exe)
   kg_program_deinit(&exe->traced);
   kg_cpu_taps_close(exe);
   kg_cpu_cache_close(exe);
+  kg_host_states_deinit(&exe->states);
+  kg_free(exe->state_outs);
   kg_free(exe->weights);
   kg_free(exe->weight_block);
   kg_free(exe->arena);
@@ -168,6 +194,7 @@ static int cpu_compile(const kg_plan *plan, const kg_backend_options *options, k
   if (!exe) return kg_fail_memory(err, sizeof *exe, "the cpu backend");
   exe->plan = plan;
   exe->chunk = options->chunk;
+  exe->states.n_floats = (size_t)kg_plan_state_size(plan);
   const bool whole = kg_plan_is_bidirectional(plan); /* a sequence is not cut */
   exe->pass_rows = whole || options->chunk < KG_PASS_ROWS ? options->chunk : KG_PASS_ROWS;
   exe->half = options->kv_type == KG_KV_F16;
@@ -197,6 +224,21 @@ static int check_buffer(const kg_buffer *buffer, int64_t at, int64_t n, const ch
                  (long long)at, (long long)buffer->n);
 }
 
+/* The states that part [first, first + own->n_rows) of a span finds and leaves, to exe->state_outs from *n on. What
+ * follows finds its state where the whole span leaves its last. */
+static void part_states(kg_executable *exe, const kg_span *span, int32_t first, kg_span *own, size_t *n)
+{
+  const int32_t end = first + own->n_rows, slot = span->states[span->n_states - 1].slot;
+  own->state = first ? slot : span->state;
+  own->states = exe->state_outs + *n;
+  own->n_states = 0;
+  for (int32_t i = 0; i < span->n_states; i++)
+    if (span->states[i].n_rows > first && span->states[i].n_rows <= end)
+      exe->state_outs[*n + (size_t)own->n_states++] = (kg_state_out){span->states[i].n_rows - first, span->states[i].slot};
+  if (end < span->n_rows) exe->state_outs[*n + (size_t)own->n_states++] = (kg_state_out){own->n_rows, slot};
+  *n += (size_t)own->n_states;
+}
+
 /* Rows [row0, row1) of a batch as a batch of their own, in the executable's arrays. */
 static kg_batch part_of(kg_executable *exe, const kg_batch *batch, int32_t row0, int32_t row1)
 {
@@ -208,6 +250,7 @@ static kg_batch part_of(kg_executable *exe, const kg_batch *batch, int32_t row0,
                    .n_traces = batch->n_traces,
                    .traces = exe->traces,
                    .taps = exe->taps};
+  size_t n_states = 0;
   for (int32_t s = 0; s < batch->n_spans; s++) {
     const kg_span *span = &batch->spans[s];
     const int32_t first = span->row > row0 ? span->row : row0;
@@ -218,6 +261,7 @@ static kg_batch part_of(kg_executable *exe, const kg_batch *batch, int32_t row0,
     own->row = first - row0;
     own->n_rows = end - first;
     own->pos = span->pos + first - span->row;
+    if (exe->states.n_floats) part_states(exe, span, first - span->row, own, &n_states);
   }
   for (int32_t i = 0; i < batch->n_wanted; i++) {
     if (batch->wanted[i].row < row0 || batch->wanted[i].row >= row1) continue;
@@ -257,6 +301,7 @@ static int run_parts(kg_executable *exe, const kg_batch *batch, kg_error *err)
 static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
   int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
+  if (!code) code = kg_batch_check_states(exe->plan, batch, exe->states.n, err);
   if (code) return code;
   if (!kg_pool_is_here(exe->pool))
     return kg_fail(err, KG_ERR_DEVICE, "the model's threads stayed in the parent process: load it after the fork");
@@ -272,6 +317,10 @@ static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
   }
   if (!code && !kg_grow((void **)&exe->taps, &exe->taps_capacity, (size_t)batch->n_taps, sizeof *exe->taps))
     code = kg_fail_memory(err, (size_t)batch->n_taps * sizeof *exe->taps, "taps");
+  size_t n_states = 0; /* of a part: at most its rows, and one where it ends */
+  for (int32_t s = 0; s < batch->n_spans && exe->states.n_floats; s++) n_states += (size_t)batch->spans[s].n_states + 1;
+  if (!code && !kg_grow((void **)&exe->state_outs, &exe->state_outs_capacity, n_states, sizeof *exe->state_outs))
+    code = kg_fail_memory(err, n_states * sizeof *exe->state_outs, "states");
   return code ? code : run_parts(exe, batch, err);
 }
 
@@ -338,6 +387,10 @@ const kg_backend kg_backend_cpu = {.name = "cpu",
     .unembed = cpu_unembed,
                                    .kv_reserve = kg_cpu_cache_reserve,
                                    .kv_copy = kg_cpu_cache_copy,
+                                   .state_reserve = cpu_state_reserve,
+                                   .state_copy = cpu_state_copy,
+                                   .state_read = cpu_state_read,
+                                   .state_write = cpu_state_write,
                                    .kv_type = kg_cpu_cache_type,
                                    .kv_read = kg_cpu_cache_read,
                                    .kv_write = kg_cpu_cache_write,

@@ -7,6 +7,7 @@
 
 #include "pool.h"
 #include "program.h"
+#include "states.h"
 #include "vector_ops.h"
 
 enum {
@@ -17,6 +18,7 @@ enum {
   KG_TILE_ROWS = 64,   /* rows whose products stand in a tile until their terms are added */
   KG_TILE_FLOATS = 32 << 10,
   KG_TAPPED_PROGRAMS = 4, /* that are kept: a script hooks the same values step after step */
+  KG_CONV_CHANNELS = 128, /* of a convolution that are one item of work for each span */
   KG_ADAPTED_RANKS = 4,   /* of A x that are one item of work */
   KG_ADAPTED_COLUMNS = 512, /* and of B */
   KG_ALIGNMENT = 64
@@ -90,6 +92,10 @@ struct kg_executable {
   int64_t partial_row_floats; /* of one row and split: the widest attention's heads */
   int32_t n_splits;           /* room of `partials` */
   int32_t block_rows;         /* rows that attention takes together */
+
+  kg_host_states states;
+  kg_state_out *state_outs;  /* of the part of a batch that is in the current pass */
+  size_t state_outs_capacity;
 
   kg_span *spans;            /* the part of a batch that is in the current pass: at most pass_rows each */
   kg_wanted *wanted;

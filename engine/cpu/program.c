@@ -15,7 +15,7 @@ enum {
 
 /* Something to schedule: ready when its inputs are. */
 typedef enum node_kind {
-  NODE_ROW, NODE_PRODUCT, NODE_HEAD, NODE_ATTENTION, NODE_MIXTURE, NODE_TAP, NODE_ADAPT
+  NODE_ROW, NODE_PRODUCT, NODE_HEAD, NODE_ATTENTION, NODE_CONV, NODE_MIXTURE, NODE_TAP, NODE_ADAPT
 } node_kind;
 
 enum { NODE_PLACES = 3 };
@@ -28,7 +28,7 @@ typedef struct node {
   int32_t touches;            /* is written to, but not ready afterwards, or KG_NONE */
   kg_row_op row;
   kg_product product;
-  int32_t index; /* op of an attention or of adapters, mixture, tapped value */
+  int32_t index; /* op of an attention, of a convolution or of adapters, mixture, tapped value */
 } node;
 
 typedef struct builder {
@@ -194,6 +194,21 @@ static int add_attention(builder *b, int32_t op_index)
   return KG_OK;
 }
 
+static int add_conv(builder *b, int32_t op_index)
+{
+  const kg_op *op = kg_plan_op(b->plan, op_index);
+  int32_t x, out;
+  node *n;
+  int code;
+  if ((code = value_place(b, op->in[0], &x)) || (code = value_place(b, op->out, &out)) ||
+      (code = new_node(b, NODE_CONV, &n)))
+    return code;
+  n->index = op_index;
+  n->reads[0] = x;
+  n->makes = out;
+  return KG_OK;
+}
+
 static int add_mixture(builder *b, const kg_op *op)
 {
   kg_program *p = b->program;
@@ -342,6 +357,9 @@ static int add_op(builder *b, int32_t index)
     break;
   case KG_OP_ATTENTION:
     code = add_attention(b, index);
+    break;
+  case KG_OP_CONV:
+    code = add_conv(b, index);
     break;
   case KG_OP_MOE:
     code = add_mixture(b, op);
@@ -541,12 +559,13 @@ static int schedule_other(builder *b, bool *progress)
     *progress = true;
     if (n->kind == NODE_MIXTURE) return schedule_mixture(b, n);
     if (n->kind == NODE_ADAPT) return schedule_adapters(b, n);
-    const bool is_tap = n->kind == NODE_TAP;
+    const bool is_attention = n->kind == NODE_ATTENTION;
+    const kg_cpu_stage_kind other = n->kind == NODE_CONV ? KG_CPU_STAGE_CONV : KG_CPU_STAGE_TAP;
     kg_cpu_stage *stage;
-    const int code = new_stage(b, is_tap ? KG_CPU_STAGE_TAP : KG_CPU_STAGE_ATTENTION, n->index, &stage);
+    const int code = new_stage(b, is_attention ? KG_CPU_STAGE_ATTENTION : other, n->index, &stage);
     if (code) return code;
     stage->in = n->reads[0];
-    stage->out = is_tap ? n->makes : n->touches;
+    stage->out = is_attention ? n->touches : n->makes;
     place_node(b, n, (int32_t)p->n_stages - 1);
     p->places[n->makes].ready = true;
   }

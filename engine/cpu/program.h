@@ -88,6 +88,7 @@ typedef enum kg_cpu_stage_kind {
   KG_CPU_STAGE_PRODUCTS,  /* products [first, end) */
   KG_CPU_STAGE_HEAD,      /* product `first` with out = the wanted logits; then the program's `post` */
   KG_CPU_STAGE_ATTENTION, /* first: op index */
+  KG_CPU_STAGE_CONV,      /* first: op index */
   KG_CPU_STAGE_TAP,       /* first: value; on the caller's thread, between two jobs of the pool */
   KG_CPU_STAGE_ADAPT_IN,  /* first: op index; A x of the rows' adapters, to exe->adapted */
   KG_CPU_STAGE_ADAPT_OUT, /* first: op index; what the operation made, and B times that */
@@ -97,7 +98,7 @@ typedef enum kg_cpu_stage_kind {
 typedef struct kg_cpu_stage {
   kg_cpu_stage_kind kind;
   int32_t first, end;
-  int32_t in, out; /* places. Attention: of q and of the result; tap: of the value before (KG_NONE: it is given), and
+  int32_t in, out; /* places. Attention: of q and of the result; convolution: of x and of the result; tap: of the value before (KG_NONE: it is given), and
                       after; adapters: of x (KG_NONE: tokens); of the value before, and after */
   int64_t n_groups; /* products: of all of them */
 } kg_cpu_stage;

@@ -9,6 +9,7 @@
 #include "alloc.h"
 #include "backend.h"
 #include "error.h"
+#include "states.h"
 
 struct kg_executable {
   const kg_plan *plan;
@@ -19,6 +20,7 @@ struct kg_executable {
   float **pages;           /* [n_pages] */
   int32_t n_pages;
   size_t pages_capacity;
+  kg_host_states states;
   float *row;              /* one dequantized row of the longest weight */
   int64_t expert_bytes;    /* kg_model_stats */
 };
@@ -285,6 +287,42 @@ static int attention(const run *r, const kg_op *op, kg_error *err)
   return KG_OK;
 }
 
+/* Each channel by itself: the kernel over the inputs of this row and of those before. */
+static void conv(const run *r, const kg_op *op)
+{
+  const int32_t width = width_of(r, op->out), taps = op->u.conv.taps;
+  float *const *slots = r->exe->states.slots;
+  for (int32_t s = 0; s < r->batch->n_spans; s++) {
+    const kg_span *span = &r->batch->spans[s];
+    const kg_conv_rows rows = {.params = &op->u.conv,
+                               .state = span->state == KG_NONE ? NULL : slots[span->state] + op->u.conv.state_at,
+                               .rows = row_of(r, op->in[0], span->row),
+                               .stride = width_of(r, op->in[0]),
+                               .width = width,
+                               .n_rows = span->n_rows};
+    for (int32_t c = 0; c < width; c++) {
+      const float *weights = weight_row(r->exe, op->w[0], 0, c);
+      for (int32_t i = 0; i < span->n_rows; i++) {
+        double sum = 0;
+        for (int32_t t = 0; t < taps; t++) {
+          const kg_conv_input in = kg_conv_input_at(&rows, i, t);
+          const float x = !in.x ? 0 : in.b ? in.b[c] * in.x[c] : in.x[c];
+          sum += (double)weights[t] * (double)x;
+        }
+        row_of(r, op->out, span->row + i)[c] = (float)sum;
+      }
+    }
+    for (int32_t i = 0; i < span->n_rows; i++) {
+      float *out = row_of(r, op->out, span->row + i);
+      const float *gate = kg_conv_gate(&rows, i);
+      add_row(r, op->w[1], 0, out, width);
+      for (int32_t c = 0; gate && c < width; c++) out[c] *= gate[c];
+    }
+    for (int32_t i = 0; i < span->n_states; i++)
+      kg_conv_leave(&rows, span->states[i].n_rows, 0, width, slots[span->states[i].slot] + op->u.conv.state_at);
+  }
+}
+
 static double sigmoid(double x)
 {
   return 1 / (1 + exp(-x));
@@ -456,6 +494,7 @@ static int compute(const run *r, const kg_op *op, kg_error *err)
   case KG_OP_CONCAT: concat(r, op); return KG_OK;
   case KG_OP_ROPE: rope(r, op); return KG_OK;
   case KG_OP_ATTENTION: return attention(r, op, err);
+  case KG_OP_CONV: conv(r, op); return KG_OK;
   case KG_OP_MOE: return moe(r, op, err);
   default: columns(r, op); return KG_OK;
   }
@@ -585,6 +624,7 @@ static int run_ops(run *r, int32_t *source, kg_error *err)
 static int reference_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
   int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
+  if (!code) code = kg_batch_check_states(exe->plan, batch, exe->states.n, err);
   if (!code) code = kg_gguf_check_unchanged(kg_plan_gguf(exe->plan), err); /* the weights are read from the file */
   if (code) return code;
   const size_t n_values = (size_t)kg_plan_value_count(exe->plan);
@@ -629,6 +669,7 @@ static void reference_release(kg_executable *exe)
   for (int32_t i = 0; i < exe->n_pages; i++) kg_free(exe->pages[i]);
   if (exe->copies)
     for (int32_t i = 0; i < kg_plan_weight_count(exe->plan); i++) kg_free(exe->copies[i]);
+  kg_host_states_deinit(&exe->states);
   kg_free(exe->pages);
   kg_free(exe->copies);
   kg_free(exe->layer_at);
@@ -663,6 +704,7 @@ static int reference_compile(const kg_plan *plan, const kg_backend_options *opti
     if (kg_plan_weight_at(plan, i)->cols > longest) longest = kg_plan_weight_at(plan, i)->cols;
   exe->plan = plan;
   exe->chunk = options->chunk;
+  exe->states.n_floats = (size_t)kg_plan_state_size(plan);
   exe->copies = kg_alloc_array((size_t)kg_plan_weight_count(plan), sizeof *exe->copies);
   exe->layer_at = kg_alloc_array((size_t)kg_plan_layer_count(plan), sizeof *exe->layer_at);
   exe->row = kg_alloc_array((size_t)longest, sizeof *exe->row);
@@ -711,6 +753,26 @@ static int reference_kv_copy(kg_executable *exe, int32_t to, int32_t from, int32
       memmove(exe->pages[to] + at, exe->pages[from] + at, (size_t)n_positions * widths[part] * sizeof(float));
   }
   return KG_OK;
+}
+
+static int reference_state_reserve(kg_executable *exe, int32_t n_slots, kg_error *err)
+{
+  return kg_host_states_reserve(&exe->states, n_slots, err);
+}
+
+static int reference_state_copy(kg_executable *exe, int32_t to, int32_t from, kg_error *err)
+{
+  return kg_host_states_copy(&exe->states, to, from, err);
+}
+
+static int reference_state_read(kg_executable *exe, int32_t slot, float *out, kg_error *err)
+{
+  return kg_host_states_read(&exe->states, slot, out, err);
+}
+
+static int reference_state_write(kg_executable *exe, int32_t slot, const float *in, kg_error *err)
+{
+  return kg_host_states_write(&exe->states, slot, in, err);
 }
 
 static kg_kv_type reference_kv_type(const kg_executable *exe)
@@ -821,6 +883,10 @@ const kg_backend kg_backend_reference = {
     .unembed = reference_unembed,
     .kv_reserve = reference_kv_reserve,
     .kv_copy = reference_kv_copy,
+    .state_reserve = reference_state_reserve,
+    .state_copy = reference_state_copy,
+    .state_read = reference_state_read,
+    .state_write = reference_state_write,
     .kv_type = reference_kv_type,
     .kv_read = reference_kv_read,
     .kv_write = reference_kv_write,

@@ -619,6 +619,37 @@ static void run_attention(const pass *p, const kg_cpu_stage *stage, int64_t item
   }
 }
 
+/* ---- convolutions ---- */
+
+static int64_t conv_blocks(const kg_executable *exe, const kg_op *op)
+{
+  return (kg_plan_value(exe->plan, op->out)->width + KG_CONV_CHANNELS - 1) / KG_CONV_CHANNELS;
+}
+
+/* Items: some channels of a span, from its first row to its last, and their part of the states that it leaves. */
+static void run_conv(const pass *p, const kg_cpu_stage *stage, int64_t item, int64_t end)
+{
+  const kg_executable *exe = p->run->exe;
+  const kg_op *op = kg_plan_op(exe->plan, stage->first);
+  const int64_t n_blocks = conv_blocks(exe, op), state_at = op->u.conv.state_at;
+  const int32_t width = kg_plan_value(exe->plan, op->out)->width;
+  for (; item < end; item++) {
+    const kg_span *span = &p->run->batch->spans[item / n_blocks];
+    const int32_t first = (int32_t)(item % n_blocks) * KG_CONV_CHANNELS;
+    const int32_t last = (int32_t)least(width, first + KG_CONV_CHANNELS);
+    const kg_conv_rows rows = {.params = &op->u.conv,
+                               .state = span->state == KG_NONE ? NULL : exe->states.slots[span->state] + state_at,
+                               .rows = row_data(p, stage->in, span->row),
+                               .stride = place_at(p, stage->in)->stride,
+                               .width = width,
+                               .n_rows = span->n_rows};
+    exe->vector->conv(&rows, vector_of(p, op->w[0]), vector_of(p, op->w[1]), first, last,
+                      row_data(p, stage->out, span->row), place_at(p, stage->out)->stride);
+    for (int32_t i = 0; i < span->n_states; i++)
+      kg_conv_leave(&rows, span->states[i].n_rows, first, last, exe->states.slots[span->states[i].slot] + state_at);
+  }
+}
+
 /* ---- mixtures of experts ---- */
 
 /* List the (row, rank) pairs by expert, then row. */
@@ -740,6 +771,8 @@ static int64_t item_count(const pass *p, const kg_cpu_stage *stage)
   if (stage->kind == KG_CPU_STAGE_PRODUCTS || stage->kind == KG_CPU_STAGE_HEAD) return stage->n_groups;
   if (stage->kind == KG_CPU_STAGE_ATTENTION)
     return attention_items(p->run, &kg_plan_op(exe->plan, stage->first)->u.attention);
+  if (stage->kind == KG_CPU_STAGE_CONV)
+    return p->run->batch->n_spans * conv_blocks(exe, kg_plan_op(exe->plan, stage->first));
   if (stage->kind == KG_CPU_STAGE_ADAPT_IN) return p->n_rows * adapted_parts(p->run);
   if (stage->kind == KG_CPU_STAGE_ADAPT_OUT) return p->n_rows * adapted_blocks(p->run, stage);
   const kg_mixture *m = &p->run->program->mixtures[stage->first];
@@ -761,7 +794,8 @@ static int64_t item_count(const pass *p, const kg_cpu_stage *stage)
 static int64_t grain_of(const pass *p, const kg_cpu_stage *stage, int64_t n_items)
 {
   const int64_t n_workers = kg_pool_size(p->run->exe->pool);
-  if (stage->kind == KG_CPU_STAGE_ATTENTION || stage->kind == KG_CPU_STAGE_SORT) return 1;
+  if (stage->kind == KG_CPU_STAGE_ATTENTION || stage->kind == KG_CPU_STAGE_CONV || stage->kind == KG_CPU_STAGE_SORT)
+    return 1;
   if (stage->kind == KG_CPU_STAGE_ROWS) return n_items >= 4 * KG_PANEL * n_workers ? KG_PANEL : 1;
   return most(n_items / (n_workers * 8), 1);
 }
@@ -800,6 +834,9 @@ static void run_stage(pass *p, const kg_cpu_stage *stage)
       break;
     case KG_CPU_STAGE_ATTENTION:
       run_attention(p, stage, item, end);
+      break;
+    case KG_CPU_STAGE_CONV:
+      run_conv(p, stage, item, end);
       break;
     case KG_CPU_STAGE_TAP: /* never: run_between_taps stops before it */
       break;

@@ -4,7 +4,7 @@
 #ifndef KG_CPU_VECTOR_OPS_H
 #define KG_CPU_VECTOR_OPS_H
 
-#include "backend.h"
+#include "states.h"
 
 enum {
   KG_SPLIT = 256,         /* positions whose scores are normalized together; splits begin at its multiples */
@@ -79,6 +79,10 @@ typedef struct kg_vector_ops {
   void (*softcap)(const float *x, float cap, float *out, int64_t n);
   /* `cosines` and `sines`: [n_dims] for each rotated channel, the sign of the rotation in the sines */
   void (*rope)(const kg_rope_params *params, const float *x, const float *cosines, const float *sines, float *out);
+  /* Channels [first, end) of a convolution of all rows: weights [width][taps], bias [width] or NULL; out is `stride` floats
+   * from row to row. */
+  void (*conv)(const kg_conv_rows *rows, const float *weights, const float *bias, int32_t first, int32_t end, float *out,
+               int64_t stride);
   /* Write a row of keys [n_kv_heads][head_dim] and of values [n_kv_heads][value_dim], unless they are in the keys, to its
    * slot of a page; heads are head_bytes apart. */
   void (*cache_write)(const kg_attention_params *params, const float *k, const float *v, int32_t slot, bool half,

@@ -7,6 +7,7 @@
 --   "blk.3.attn_q_rope"                      rotated by position
 --   "blk.3.attn_out"                         what attention gives, before its projection "blk.3.attn_output"
 --   "blk.3.attn_output_residual"             a + b, after b
+--   "blk.3.shortconv.conv"                   a convolution over positions, after its weight
 --   "blk.3.ffn_act"                          act(gate) * up, and an activation alone
 --   "blk.3.ffn_gate_inp", "blk.3.ffn_moe"    router logits and the experts' weighted sum
 --   "blk.3.out"                              the block's result: block:out(x)
@@ -364,6 +365,20 @@ end
 function Graph:concat(a, b, name, groups, shared)
   local a_id, b_id = id_of(self._plan, a, "a"), id_of(self._plan, b, "b")
   return self:_emit("concat", self._prefix .. name, a_id, b_id, groups, shared)
+end
+
+---Each channel of x convolved over the positions so far, with a row of the weight; adds the bias where the file has
+---one. The sequence remembers the last taps - 1 positions. Gated: x is three values b, c and x side by side, b * x is
+---convolved and the result multiplied by c.
+---@param x kigo.Value
+---@param name string
+---@param taps integer positions that the weight reaches over, this one counts
+---@param gated? boolean
+---@return kigo.Value
+function Graph:conv(x, name, taps, gated)
+  local id = id_of(self._plan, x, "x")
+  local weight = check(self._plan:weight(self._prefix .. name .. ".weight", taps))
+  return self:_emit("conv", self._prefix .. name, id, weight, self:_bias(name), gated)
 end
 
 ---Name the result of a block "blk.i.out".

@@ -15,6 +15,8 @@ local hyperparameters = {}
 ---@field one_of? table<any, boolean> the values that we can handle
 ---@field default? any a value, or a function of the fields so far; a row without one is required
 ---@field relation? fun(hp: kigo.Hyperparameters): string? what is wrong with the value beside the others, or nil
+---@field per_block? boolean the file may have an array with a value for each block; the field NAME_of is an array in
+---any case, from 1 on, and the field is the largest of them
 
 ---The fields of the common rows; a family's own rows add theirs.
 ---@class kigo.Hyperparameters
@@ -139,6 +141,24 @@ function hyperparameters.merged(extra)
   return list
 end
 
+-- An array with a value for each block: each checked by itself.
+local function block_values(row, hp, value)
+  if type(value) ~= "table" then
+    local wrong, code = complaint(row, value)
+    local values = {}
+    for i = 1, wrong and 0 or hp.block_count do values[i] = value end
+    return values, wrong, code
+  end
+  if #value ~= hp.block_count then
+    return nil, ("has %d values for %d blocks"):format(#value, hp.block_count), core.err.FORMAT
+  end
+  for i, each in ipairs(value) do
+    local wrong, code = complaint(row, each)
+    if wrong then return nil, ("has %s for block %d, which %s"):format(quoted(each), i - 1, wrong), code end
+  end
+  return value
+end
+
 ---Read and check all rows.
 ---@param gguf kigo.Gguf
 ---@param architecture string the prefix of the keys
@@ -156,8 +176,16 @@ function hyperparameters.read(gguf, architecture, extra)
       value = row.default
       if type(value) == "function" then value = value(hp) end
     end
-    local wrong, code = complaint(row, value)
-    hp[row.name] = value
+    local wrong, code
+    if row.per_block then
+      local values
+      values, wrong, code = block_values(row, hp, value)
+      hp[row.name .. "_of"] = values
+      hp[row.name] = not wrong and math.max(table.unpack(values)) or value
+    else
+      wrong, code = complaint(row, value)
+      hp[row.name] = value
+    end
     if not wrong and row.relation then wrong, code = row.relation(hp), core.err.FORMAT end
     if wrong then return nil, ("%s = %s %s"):format(key, quoted(value), wrong), code end
   end

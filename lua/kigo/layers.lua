@@ -20,14 +20,15 @@ end
 ---@param q kigo.Value
 ---@param k kigo.Value
 ---@param params? kigo.NormParameters
+---@param kv_heads? integer   default hp.head_count_kv
 ---@return kigo.Value q
 ---@return kigo.Value k
-function layers.head_norms(b, q, k, params)
+function layers.head_norms(b, q, k, params, kv_heads)
   if not b:has_like_others "attn_q_norm" then return q, k end
   local function norm(x, name, heads)
     return b:norm(x, name, { groups = heads, subtract_mean = params and params.subtract_mean })
   end
-  return norm(q, "attn_q_norm", b.hp.head_count), norm(k, "attn_k_norm", b.hp.head_count_kv)
+  return norm(q, "attn_q_norm", b.hp.head_count), norm(k, "attn_k_norm", kv_heads or b.hp.head_count_kv)
 end
 
 ---@class kigo.SelfAttention
@@ -42,13 +43,14 @@ end
 ---@return kigo.Value
 function layers.self_attention(b, h, options)
   options = options or {}
+  local attention = options.attention or b.hp.attention
   local q, k, v = layers.qkv(b, h)
   local head_norm = options.head_norm
-  if head_norm then q, k = layers.head_norms(b, q, k, head_norm ~= true and head_norm or nil) end
+  if head_norm then q, k = layers.head_norms(b, q, k, head_norm ~= true and head_norm or nil, attention.kv_heads) end
   local rope = options.rope
   if rope == nil then rope = b.hp.rope end
   if rope then q, k = b:rope(q, rope), b:rope(k, rope) end
-  return b:linear(b:attention(q, k, v, options.attention or b.hp.attention), "attn_output")
+  return b:linear(b:attention(q, k, v, attention), "attn_output")
 end
 
 ---A copy of parameters with other fields.

@@ -636,6 +636,13 @@ function Plan:slice(name, x, first, width, groups) end
 ---@param shared? boolean
 ---@return integer? value
 function Plan:concat(name, a, b, groups, shared) end
+---@param name string
+---@param x integer
+---@param weight integer
+---@param bias? integer
+---@param gated? boolean   x is b, c and x side by side: b * x is convolved, the result multiplied by c
+---@return integer? value
+function Plan:conv(name, x, weight, bias, gated) end
 ---@param value integer
 ---@param name string
 ---@return integer? value
@@ -766,6 +773,9 @@ function Model:tensor(name, first, count) end
 ---@field n_pages_kept integer         that only the prefix cache holds: as good as free
 ---@field n_pages_max integer          that there may ever be: load's `pool`
 ---@field page integer                 positions in a page
+---@field state_bytes integer          of a snapshot of what recurrent operations remember; 0: the model has none
+---@field n_states integer             snapshots that there is memory for
+---@field n_states_used integer        that sequences and marks hold
 ---@field chunk integer                most rows of a forward pass
 
 ---@return kigo.ModelStats

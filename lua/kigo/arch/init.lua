@@ -38,6 +38,7 @@ arch.families = {
   gpt2 = "GPT-2",
   gptneox = "GPT-NeoX, Pythia, Dolly 2",
   granite = "Granite 3",
+  lfm2 = "LFM2 350M to 2.6B",
   llama = "LLaMA 1 to 3, Mistral, Mixtral, SmolLM, TinyLlama",
   ["nomic-bert"] = "nomic-embed-text: embeddings",
   olmo2 = "OLMo 2",

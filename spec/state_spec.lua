@@ -1,0 +1,263 @@
+-- States of recurrent operations: that they are the same bits whatever way they came to be, how little is computed
+-- again where they are gone, and that none is left behind.
+describe("states", function()
+  local kigo = require "kigo"
+  local tiny = require "spec.tiny"
+  local core = kigo.core
+
+  local ids = tiny.ids(200, 5)
+
+  local function model_with(device, options)
+    local all = { kind = "hybrid" }
+    for k, v in pairs(device.options) do all[k] = v end
+    for k, v in pairs(options or {}) do all[k] = v end
+    return tiny.model(all)
+  end
+
+  ---What computing something costs.
+  local function costs(model, action)
+    local before = model:stats().n_tokens_evaluated
+    action()
+    return model:stats().n_tokens_evaluated - before
+  end
+
+  it("are what a convolution over all rows reads", function()
+    local gguf <close> = tiny.gguf "hybrid"
+    local plan <close> = tiny.plan(nil, "hybrid")
+    local model <close> = assert(core.model(plan, { device = "reference", chunk = 5 }))
+    local traces = assert(model:trace(tiny.ids(20), { "blk.0.in", "blk.0.conv", "blk.2.in", "blk.2.conv" }))
+    for layer, gated in pairs { [0] = true, [2] = false } do
+      local weights, taps, n = gguf:values(("blk.%d.conv.weight"):format(layer)), tiny.taps, tiny.hidden
+      local input, result = traces[("blk.%d.in"):format(layer)], traces[("blk.%d.conv"):format(layer)]
+      local function value(row, c) return input:row(row)[c] end
+      for row = 0, 19 do
+        for c = 0, n - 1 do
+          local sum = 0
+          for t = math.max(0, taps - 1 - row), taps - 1 do
+            local at = row + t - (taps - 1)
+            sum = sum + weights[c * taps + t + 1] * (gated and value(at, c) * value(at, 2 * n + c) or value(at, c))
+          end
+          if gated then sum = sum * value(row, n + c) end
+          assert.near(sum, result:row(row)[c], 1e-5)
+        end
+      end
+    end
+  end)
+
+  for _, device in ipairs(tiny.devices) do
+    describe("on " .. device.name, function()
+      local straight
+      setup(function()
+        local model <close> = model_with(device, { chunk = 512 })
+        straight = tiny.oracle(model, ids)
+      end)
+
+      it("are the same bits however a prompt is cut and whoever shares the pass", function()
+        for _, chunk in ipairs { 1, 2, 3, 5, 64, 100 } do
+          local model <close> = model_with(device, { chunk = chunk })
+          assert.same(straight, tiny.oracle(model, ids))
+        end
+        local model <close> = model_with(device, { chunk = 40 })
+        local dice, seqs = tiny.dice(7), {}
+        for i = 1, 9 do seqs[i] = model:sequence {} end
+        for _ = 1, 30 do
+          for _, seq in ipairs(seqs) do
+            local n = math.min(dice(12) - 1, #ids - seq:pos())
+            seq:feed(table.move(ids, seq:pos() + 1, seq:pos() + n, 1, {}))
+          end
+          assert.is_true(model:step(seqs))
+          for _, seq in ipairs(seqs) do
+            if seq:pos() > 0 then assert.is_true(straight[seq:pos()] == seq.logits:bytes()) end
+          end
+        end
+        for _, seq in ipairs(seqs) do seq:close() end
+        assert.equal(0, model:stats().n_states_used)
+      end)
+
+      it("let a sequence go back for no more than it went back", function()
+        local model <close> = model_with(device)
+        local seq <close> = model:sequence {}
+        seq:feed(table.move(ids, 1, 120, 1, {}))
+        assert.is_true(seq:step())
+        for pos = 121, 200 do
+          seq:push(ids[pos])
+          assert.is_true(seq:step())
+        end
+        assert.is_true(model:stats().n_states_used <= 14)
+        for _, pos in ipairs { 200, 199, 195, 184, 150, 121, 120, 100, 60, 10, 1 } do
+          local fork <close> = assert(seq:fork())
+          fork:rewind(pos)
+          local n = costs(model, function() assert.is_true(straight[pos] == fork.logits:bytes()) end)
+          assert.is_true(n <= math.max(200 - pos, 16) + 1, ("%d tokens at %d"):format(n, pos))
+        end
+      end)
+
+      it("go back to a mark and compute nothing again, however long ago it was", function()
+        local model <close> = model_with(device)
+        local seq <close> = model:sequence {}
+        seq:feed(table.move(ids, 1, 77, 1, {}))
+        assert.is_true(seq:step())
+        local mark = seq:mark()
+        for _ = 1, 2 do
+          for pos = 78, 200 do
+            seq:push(ids[pos])
+            assert.is_true(seq:step())
+          end
+          seq:rewind(mark)
+          assert.equal(1, costs(model, function() assert.is_true(straight[77] == seq.logits:bytes()) end))
+          seq:rewind(mark)
+          seq:push(ids[78])
+          assert.equal(1, costs(model, function() assert.is_true(straight[78] == seq.logits:bytes()) end))
+        end
+      end)
+
+      it("are shared by forks, each of which goes its own way", function()
+        local model <close> = model_with(device)
+        local seq <close> = model:sequence {}
+        seq:feed(table.move(ids, 1, 77, 1, {}))
+        assert.is_true(seq:step())
+        local used, forks = model:stats().n_states_used, {}
+        for i = 1, 5 do forks[i] = assert(seq:fork()) end
+        assert.equal(used, model:stats().n_states_used)
+        for i, fork in ipairs(forks) do
+          fork:push(i)
+          assert.equal(1, costs(model, function() assert.is_true(fork:step()) end))
+        end
+        seq:push(ids[78])
+        assert.is_true(straight[78] == seq.logits:bytes())
+        for i, fork in ipairs(forks) do
+          local fresh <close> = model:sequence {}
+          fresh:feed(table.move(ids, 1, 77, 1, {}))
+          fresh:push(i)
+          assert.is_true(fresh.logits:bytes() == fork.logits:bytes())
+          fork:close()
+        end
+      end)
+
+      it("stand behind every id of a draft, and are dropped with it", function()
+        local model <close> = model_with(device)
+        local seq <close> = model:sequence {}
+        seq:feed(table.move(ids, 1, 50, 1, {}))
+        for good = 0, 5 do
+          seq:rewind(50)
+          local draft = table.move(ids, 51, 50 + good, 1, {})
+          for i = good + 1, 6 do draft[i] = (ids[50 + i] + 1) % tiny.vocab end
+          seq:expect(draft)
+          assert.is_true(seq:step())
+          local n = costs(model, function()
+            for i = 1, good + 1 do
+              seq:push(ids[50 + i])
+              assert.is_true(straight[50 + i] == seq.logits:bytes())
+            end
+          end)
+          assert.equal(good + 1, n) -- what was accepted counts when it is fed
+        end
+      end)
+
+      it("follow what is drawn ahead, wherever it is left", function()
+        local model <close> = model_with(device)
+        local chain <close> = kigo.chain { kigo.temp(3), kigo.dist() }
+        local function play(ahead, stop)
+          local seq <close> = model:sequence { seed = 3 }
+          seq:feed(table.move(ids, 1, 40, 1, {}))
+          local said = {}
+          for i = 1, 40 do
+            said[i] = assert(seq:draw(chain, ahead))
+            seq:push(said[i])
+            if i % stop == 0 then
+              said[i] = said[i] .. seq.logits:bytes()
+              local fork <close> = assert(seq:fork())
+              fork:feed { 1, 2, 3 }
+              said[i] = said[i] .. fork.logits:bytes()
+            end
+          end
+          seq:rewind(55)
+          return table.concat(said, " ") .. seq.logits:bytes()
+        end
+        for _, stop in ipairs { 40, 7, 3 } do
+          local expected = play(1, stop)
+          for _, ahead in ipairs { 2, 5, 16 } do assert.is_true(expected == play(ahead, stop)) end
+        end
+        assert.equal(0, model:stats().n_states_used)
+      end)
+
+      it("are seen by hooks and traces as values are", function()
+        local model <close> = model_with(device, { chunk = 7 })
+        local seen = {}
+        local seq <close> = model:sequence {}
+        local hook <close> = assert(seq:hook("blk.2.conv", function(x, _, pos)
+          for i = 0, x:shape() - 1 do seen[pos + i] = x:row(i):bytes() end
+        end))
+        seq:feed(table.move(ids, 1, 60, 1, {}))
+        assert.is_true(straight[60] == seq.logits:bytes())
+        local trace <close> = assert(model:trace(table.move(ids, 1, 60, 1, {}), { "blk.2.conv" }))["blk.2.conv"]
+        for row = 0, 59 do assert.is_true(seen[row] == trace:row(row):bytes()) end
+        hook:close()
+      end)
+    end)
+  end
+
+  it("come back after a release, as rows do", function()
+    local model <close> = tiny.model { kind = "hybrid", device = "cpu", threads = 1 }
+    local seq <close> = model:sequence {}
+    seq:feed(table.move(ids, 1, 90, 1, {}))
+    local expected = seq.logits:bytes()
+    seq:release()
+    assert.equal(0, model:stats().n_states_used)
+    assert.is_true(expected == seq.logits:bytes())
+    seq:rewind(90)
+    assert.equal(90, costs(model, function() assert.is_true(expected == seq.logits:bytes()) end))
+  end)
+
+  it("may be held by marks that outlive their model", function()
+    local mark
+    do
+      local model <close> = tiny.model { kind = "hybrid" }
+      local seq <close> = model:sequence {}
+      seq:feed { 1, 2, 3 }
+      assert.is_true(seq:step())
+      mark = seq:mark()
+    end
+    assert.is_userdata(mark)
+    mark = nil -- luacheck: ignore
+    collectgarbage()
+    collectgarbage()
+  end)
+
+  it("survive the failure of every allocation", function()
+    local chain <close> = kigo.chain { kigo.top_k(1), kigo.dist() }
+    local expected = tiny.reference(ids, { kind = "hybrid", device = "cpu", threads = 1 })
+    local n = tiny.fail_each_allocation(function()
+      return tiny.model { kind = "hybrid", device = "cpu", threads = 1, chunk = 16 }
+    end, function(model)
+      local seq <close> = assert(model:sequence {})
+      local function try(action)
+        local ok, message, code = action()
+        if not ok then error { message, code } end
+        return ok
+      end
+      local ok, failure = pcall(function()
+        try(function() return seq:feed(table.move(ids, 1, 60, 1, {})) end)
+        try(function() return seq:step() end)
+        local mark = try(function() return seq:mark() end)
+        local fork <close> = try(function() return seq:fork() end)
+        for _ = 1, 6 do fork:push(try(function() return fork:draw(chain, 4) end)) end
+        seq:rewind(mark)
+        try(function() return fork:step() end)
+        return true
+      end)
+      if ok then return true end
+      if type(failure) == "table" then return nil, table.unpack(failure) end
+      error(failure, 0)
+    end, function(model)
+      collectgarbage()
+      local seq <close> = assert(model:sequence {})
+      seq:feed(table.move(ids, 1, 70, 1, {}))
+      assert.is_true(expected[70] == seq.logits:bytes())
+      seq:close()
+      assert.equal(0, model:stats().n_states_used)
+      model:close()
+    end)
+    assert.is_true(n > 20)
+  end)
+end)
