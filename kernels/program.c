@@ -426,13 +426,19 @@ static void touch_value(layout *l, kg_side side, bool half, int32_t value, int32
   if (value != KG_NONE) touch(&l->spans[side][half][value], stage);
 }
 
+static bool reads(const builder *b, const kg_gpu_stage *stage, bool half)
+{
+  const bool is_operation = stage->op && stage->kind != KG_STAGE_ADAPT; /* adapters read floats, whatever the product does */
+  return is_operation ? reads_form(b, stage->op, half) : !half;
+}
+
 static void touch_stage(layout *l, int32_t i)
 {
   const builder *b = l->b;
   const kg_gpu_stage *stage = &b->program->stages[i];
   const kg_side side = stage->side, from = stage->kind == KG_STAGE_GATHER ? KG_ALL_ROWS : side;
   for (int half = 0; half < 2; half++)
-    if (stage->op ? reads_form(b, stage->op, half) : !half) touch_value(l, from, half, stage->in[0], i);
+    if (reads(b, stage, half)) touch_value(l, from, half, stage->in[0], i);
   if (stage->kind == KG_STAGE_GATHER) /* the tail may run several times, and gathers each time */
     touch_value(l, from, false, stage->in[0], (int32_t)b->program->n_stages - 1);
   for (int j = 1; j < 3; j++) touch_value(l, side, false, stage->in[j], i);
