@@ -116,7 +116,19 @@ static int check_taps(const kg_plan *plan, const kg_batch *batch, kg_error *err)
   return KG_OK;
 }
 
-static int check_span(const kg_batch *batch, int32_t s, int32_t row, int32_t n_pages, kg_error *err)
+static int check_pages(const kg_plan *plan, const kg_batch *batch, int32_t s, const int32_t *n_pages, int32_t n_ahead,
+                       kg_error *err)
+{
+  const kg_span *span = &batch->spans[s];
+  const int32_t last = (span->pos + span->n_rows - 1 + n_ahead) / KG_PAGE;
+  for (int32_t g = 0; g < kg_plan_group_count(plan); g++)
+    for (int32_t p = kg_first_page(kg_plan_group_window(plan, g), span->pos); p <= last; p++)
+      if (span->pages[g][p] < 0 || span->pages[g][p] >= n_pages[g])
+        return kg_fail(err, KG_ERR_ARGUMENT, "span %d: page %d of %d in group %d", s, span->pages[g][p], n_pages[g], g);
+  return KG_OK;
+}
+
+static int check_span(const kg_batch *batch, int32_t s, int32_t row, kg_error *err)
 {
   const kg_span *span = &batch->spans[s];
   if (span->row != row || span->n_rows < 1 || span->n_rows > batch->n_rows - row)
@@ -126,20 +138,19 @@ static int check_span(const kg_batch *batch, int32_t s, int32_t row, int32_t n_p
     if (batch->positions[row + i] != span->pos + i)
       return kg_fail(err, KG_ERR_ARGUMENT, "row %d: position %d, span %d says %d", row + i, batch->positions[row + i],
                      s, span->pos + i);
-  for (int32_t p = 0; p <= (span->pos + span->n_rows - 1) / KG_PAGE; p++)
-    if (span->pages[p] < 0 || span->pages[p] >= n_pages)
-      return kg_fail(err, KG_ERR_ARGUMENT, "span %d: page %d of %d", s, span->pages[p], n_pages);
   return KG_OK;
 }
 
-int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err)
+int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, const int32_t *n_pages, int32_t n_ahead,
+                   kg_error *err)
 {
   if (batch->n_rows < 1 || batch->n_rows > chunk)
     return kg_fail(err, KG_ERR_ARGUMENT, "batch of %d rows, 1 to %d wanted", batch->n_rows, chunk);
   int code = check_rows(plan, batch, err);
   int32_t row = 0;
   for (int32_t s = 0; s < batch->n_spans && !code; s++) {
-    code = check_span(batch, s, row, n_pages, err);
+    code = check_span(batch, s, row, err);
+    if (!code) code = check_pages(plan, batch, s, n_pages, n_ahead, err);
     row += batch->spans[s].n_rows;
   }
   if (!code && row != batch->n_rows)
@@ -173,11 +184,14 @@ int kg_batch_check_states(const kg_plan *plan, const kg_batch *batch, int32_t n_
   return code;
 }
 
-int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err)
+int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, const int32_t *n_pages, kg_error *err)
 {
-  if (rows->page >= 0 && rows->page < n_pages && rows->layer >= 0 && rows->layer < kg_plan_layer_count(plan) &&
-      rows->slot >= 0 && rows->n >= 1 && rows->slot < KG_PAGE && rows->n <= KG_PAGE - rows->slot)
+  if (rows->layer < 0 || rows->layer >= kg_plan_layer_count(plan))
+    return kg_fail(err, KG_ERR_ARGUMENT, "layer %d of %d", rows->layer, kg_plan_layer_count(plan));
+  const int32_t n = n_pages[kg_plan_layer(plan, rows->layer)->u.attention.group];
+  if (rows->page >= 0 && rows->page < n && rows->slot >= 0 && rows->n >= 1 && rows->slot < KG_PAGE &&
+      rows->n <= KG_PAGE - rows->slot)
     return KG_OK;
-  return kg_fail(err, KG_ERR_ARGUMENT, "%d slots from %d of page %d of %d, layer %d of %d", rows->n, rows->slot, rows->page,
-                 n_pages, rows->layer, kg_plan_layer_count(plan));
+  return kg_fail(err, KG_ERR_ARGUMENT, "%d slots from %d of page %d of %d in layer %d", rows->n, rows->slot, rows->page, n,
+                 rows->layer);
 }

@@ -35,7 +35,8 @@ typedef struct kg_state_out {
 typedef struct kg_span {
   int32_t row, n_rows;
   int32_t pos;
-  const int32_t *pages;   /* page of position p is pages[p / KG_PAGE]; covers pos + n_rows */
+  int32_t *const *pages;  /* page of position p in a page group of the plan is pages[group][p / KG_PAGE]; covers
+                             pos + n_rows. Where none of the rows sees any position of it there may be none: KG_NONE */
   int32_t n_adapters;
   const kg_adapted *adapters; /* of its rows, applied in this order; 0: none */
   /* Of plans with states. Every slot that is written belongs to one span alone. */
@@ -118,7 +119,7 @@ typedef struct kg_run_ahead {
 
 enum { KG_AHEAD_ROWS = 64 }; /* most rows of it */
 
-/* Positions of a page, and the attention operation that they are wanted of. */
+/* Positions of a page, and the attention operation that they are wanted of, whose group the page belongs to. */
 typedef struct kg_kv_rows {
   int32_t page, slot, n;
   int32_t layer;
@@ -188,10 +189,11 @@ typedef struct kg_backend {
    * and logits [n_rows][vocab] are buffers of this backend. Allowed within the call of a tap. */
   int (*unembed)(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits, int64_t logits_at,
                  kg_error *err);
-  /* Make pages [0, n_pages) exist; existing ones keep their content. Failure changes nothing. */
-  int (*kv_reserve)(kg_executable *exe, int32_t n_pages, kg_error *err);
-  /* Copy a page (all layers), as much of it as n_positions need. */
-  int (*kv_copy)(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+  /* Make pages [0, n_pages) of a group of the plan exist; existing ones keep their content. Failure changes nothing. */
+  int (*kv_reserve)(kg_executable *exe, int32_t group, int32_t n_pages, kg_error *err);
+  /* Copy a page of a group (all its layers), as much of it as n_positions need. */
+  int (*kv_copy)(kg_executable *exe, int32_t group, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+  size_t (*page_bytes)(const kg_executable *exe, int32_t group); /* of one page */
   /* The slots that hold the states of sequences: make slots [0, n) exist, copy one (KG_NONE: all zeros), bring one over or
    * take it in: kg_plan_state_size floats, the same on every backend. For plans that have states. */
   int (*state_reserve)(kg_executable *exe, int32_t n_slots, kg_error *err);
@@ -231,11 +233,18 @@ typedef struct kg_backend {
 extern const kg_backend kg_backend_reference; /* cpu/reference.c */
 extern const kg_backend kg_backend_cpu;       /* cpu/cpu.c */
 
-/* The caller's promises about a batch, for executables of `chunk` rows with n_pages pages: a bug elsewhere becomes
- * KG_ERR_ARGUMENT instead of a wild write. */
-int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err);
+/* The first page number that rows from `pos` on need of a group with this window. */
+static inline int32_t kg_first_page(int32_t window, int32_t pos)
+{
+  return window && pos >= window ? (pos - window + 1) / KG_PAGE : 0;
+}
+
+/* The caller's promises about a batch, for executables of `chunk` rows with n_pages[group] pages: a bug elsewhere becomes
+ * KG_ERR_ARGUMENT instead of a wild write. The spans' rows may be followed by n_ahead more. */
+int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, const int32_t *n_pages, int32_t n_ahead,
+                   kg_error *err);
 int kg_batch_check_states(const kg_plan *plan, const kg_batch *batch, int32_t n_slots, kg_error *err);
-int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err);
+int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, const int32_t *n_pages, kg_error *err);
 
 /* What a device name means here. */
 typedef struct kg_device {

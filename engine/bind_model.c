@@ -575,14 +575,36 @@ static int model_values(lua_State *L)
   return kg_call_at_rest(L, push_value_names);
 }
 
+static void set_page_counts(lua_State *L, const kg_kv_stats *pages)
+{
+  kg_set_integer(L, "n_pages", pages->n_pages);
+  kg_set_integer(L, "n_pages_used", pages->n_used);
+  kg_set_integer(L, "n_pages_kept", pages->n_kept);
+}
+
+static void push_page_groups(lua_State *L, const kg_kv *kv)
+{
+  const int32_t n = kg_kv_group_count(kv);
+  lua_createtable(L, n, 0);
+  for (int32_t g = 0; g < n; g++) {
+    kg_kv_stats pages;
+    kg_kv_get_stats(kv, g, &pages);
+    lua_newtable(L);
+    set_page_counts(L, &pages);
+    kg_set_integer(L, "window", pages.window);
+    kg_set_integer(L, "page_bytes", (int64_t)pages.page_bytes);
+    lua_rawseti(L, -2, g + 1);
+  }
+}
+
 static int push_stats(lua_State *L)
 {
   const kg_model *model = check_model(L, 1);
   kg_model_stats stats;
   kg_model_get_stats(model, &stats);
-  const int32_t n_sequences = kg_model_sequence_count(model), n_pages = kg_kv_page_count(kg_model_kv(model)),
-                n_pages_used = kg_kv_pages_used(kg_model_kv(model)), n_pages_kept = kg_kv_pages_kept(kg_model_kv(model)),
-                n_pages_max = kg_kv_page_limit(kg_model_kv(model));
+  const int32_t n_sequences = kg_model_sequence_count(model), n_pages_max = kg_kv_page_limit(kg_model_kv(model));
+  kg_kv_stats pages;
+  kg_kv_get_stats(kg_model_kv(model), 0, &pages);
   const int64_t state_bytes = kg_plan_state_size(kg_model_plan(model)) * (int64_t)sizeof(float);
   const int32_t n_states = kg_states_count(kg_model_states(model)), n_states_used = kg_states_used(kg_model_states(model));
   lua_newtable(L);
@@ -602,20 +624,20 @@ static int push_stats(lua_State *L)
   kg_set_number(L, "timed_s", stats.timed_s);
   if (stats.expert_bytes >= 0) kg_set_integer(L, "expert_bytes", stats.expert_bytes);
   kg_set_integer(L, "n_sequences", n_sequences);
-  kg_set_integer(L, "n_pages", n_pages);
-  kg_set_integer(L, "n_pages_used", n_pages_used);
-  kg_set_integer(L, "n_pages_kept", n_pages_kept);
+  set_page_counts(L, &pages);
   kg_set_integer(L, "n_pages_max", n_pages_max);
   kg_set_integer(L, "state_bytes", state_bytes);
   kg_set_integer(L, "n_states", n_states);
   kg_set_integer(L, "n_states_used", n_states_used);
+  push_page_groups(L, kg_model_kv(model));
+  lua_setfield(L, -2, "page_groups");
   kg_set_integer(L, "chunk", kg_model_chunk(model));
   kg_set_integer(L, "page", KG_PAGE);
   return 1;
 }
 
 /* model:stats() -> table with the fields of kg_model_stats, chunk, n_sequences, n_pages, n_pages_used, n_pages_kept,
- * n_pages_max, page, state_bytes, n_states, n_states_used */
+ * n_pages_max, page, page_groups, state_bytes, n_states, n_states_used */
 static int model_get_stats(lua_State *L)
 {
   check_model(L, 1);

@@ -169,7 +169,7 @@ static int drawn(lua_State *L)
 /* seq:pages() -> cache pages that the timeline holds, shared ones too */
 static int pages(lua_State *L)
 {
-  lua_pushinteger(L, (lua_Integer)kg_check_sequence(L, 1)->pages.n);
+  lua_pushinteger(L, kg_kv_count_held(&kg_check_sequence(L, 1)->pages));
   return 1;
 }
 
@@ -177,10 +177,10 @@ static int pages(lua_State *L)
 static int release(lua_State *L)
 {
   kg_sequence *sequence = kg_check_sequence(L, 1);
-  const size_t n = sequence->pages.n;
+  const int32_t n = kg_kv_count_held(&sequence->pages);
   kg_error err;
   if (kg_sequence_release(sequence, &err)) return kg_push_error(L, &err);
-  lua_pushinteger(L, (lua_Integer)(n - sequence->pages.n));
+  lua_pushinteger(L, n - kg_kv_count_held(&sequence->pages));
   return 1;
 }
 

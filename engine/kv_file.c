@@ -15,7 +15,7 @@
 #include "sha256.h"
 #include "system.h"
 
-enum { VERSION = 2, BLOCK = 64, MAX_NAME = 64, FILE_MODE = 0600 };
+enum { VERSION = 3, BLOCK = 64, MAX_NAME = 64, MAX_DEVICE = 60, FILE_MODE = 0600 };
 
 static const char magic[8] = "kigo-kv\n";
 
@@ -26,13 +26,14 @@ typedef struct kg_kv_header {
   char model[64];    /* SHA-256, hexadecimal */
   uint64_t seed, n_draws;
   int32_t n_tokens, n_cached; /* of the timeline; of it in the cache */
-  uint64_t position_bytes;    /* cache of one position, all layers */
+  uint64_t position_bytes[4]; /* cache of one position, all layers of a page group */
   uint64_t companion_bytes, state_bytes;
-  char device[60];            /* what computed the cache: backend and variant; NUL-padded */
+  int32_t prompt[2];          /* of the sequence */
+  uint32_t n_ranges;
   uint32_t is_private;        /* 1: the cache may hold more than the tokens make of it */
   uint32_t n_adapters;
   uint32_t n_snapshots, snapshot_floats; /* behind the cache: each an int64 position, and the state there */
-  uint32_t zero;
+  char device[MAX_DEVICE];    /* what computed the cache: backend and variant; NUL-padded */
 } kg_kv_header;
 
 typedef struct kg_kv_adapter {
@@ -41,7 +42,8 @@ typedef struct kg_kv_adapter {
   float scale;
 } kg_kv_adapter;
 
-_Static_assert(sizeof(kg_kv_header) == 216 && sizeof(kg_kv_adapter) == 128, "no gaps: they are written as they stand in memory");
+_Static_assert(KG_PAGE_GROUPS == 4 && sizeof(kg_kv_range) == 12, "a format of files");
+_Static_assert(sizeof(kg_kv_header) == 248 && sizeof(kg_kv_adapter) == 128, "no gaps: they are written as they stand in memory");
 
 static uint64_t header_checksum(kg_kv_header header)
 {
@@ -71,32 +73,45 @@ static row_bytes row_bytes_of(const kg_model *model, int32_t layer)
   return (row_bytes){(size_t)kg_key_width(a) * element, (size_t)kg_value_width(a) * element};
 }
 
-/* Bounded: a page has many positions, and its size was checked. */
-static size_t position_bytes(const kg_model *model, size_t *widest)
+static int32_t group_of(const kg_model *model, int32_t layer)
 {
-  size_t sum = 0;
-  *widest = 1;
+  return kg_plan_layer(kg_model_plan(model), layer)->u.attention.group;
+}
+
+/* By page group. Bounded: a page has many positions, and its size was checked. */
+static void position_bytes(const kg_model *model, uint64_t out[KG_PAGE_GROUPS])
+{
+  for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) out[g] = 0;
   for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)); layer++) {
     const row_bytes bytes = row_bytes_of(model, layer);
-    sum += bytes.keys + bytes.values;
-    if (bytes.keys > *widest) *widest = bytes.keys;
-    if (bytes.values > *widest) *widest = bytes.values;
+    out[group_of(model, layer)] += bytes.keys + bytes.values;
   }
-  return sum;
+}
+
+static size_t widest_row(const kg_model *model)
+{
+  size_t widest = 1;
+  for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)); layer++) {
+    const row_bytes bytes = row_bytes_of(model, layer);
+    if (bytes.keys > widest) widest = bytes.keys;
+    if (bytes.values > widest) widest = bytes.values;
+  }
+  return widest;
 }
 
 /* Equal text: the same arithmetic. */
-static void name_device(const kg_model *model, char out[60])
+static void name_device(const kg_model *model, char out[MAX_DEVICE])
 {
   kg_model_stats stats;
   kg_model_get_stats(model, &stats);
-  memset(out, 0, 60);
-  snprintf(out, 60, "%s %s", stats.device, stats.variant);
+  memset(out, 0, MAX_DEVICE);
+  snprintf(out, MAX_DEVICE, "%s %s", stats.device, stats.variant);
 }
 
 /* ---- rows between pages and a file ---- */
 
-/* One direction: kv_read or kv_write of positions [pos, pos + n) of a layer, page by page. */
+/* One direction: kv_read or kv_write of positions [pos, pos + n) of a layer, page by page; what has no page here is left
+ * out. */
 typedef struct rows_of {
   kg_model *model;
   const kg_page_table *pages;
@@ -109,13 +124,15 @@ static int move_rows(const rows_of *r, int32_t layer, int32_t pos, int32_t n, kg
   const kg_backend *backend = kg_model_backend(r->model);
   kg_executable *exe = kg_model_executable(r->model);
   const row_bytes row = row_bytes_of(r->model, layer);
+  const int32_t *pages = r->pages->ids[group_of(r->model, layer)];
   int status = KG_OK;
   for (int32_t done = 0; done < n && !status;) {
     const int32_t slot = (pos + done) % KG_PAGE, room = KG_PAGE - slot;
-    const kg_kv_rows rows = {.page = r->pages->ids[(pos + done) / KG_PAGE], .slot = slot,
+    const kg_kv_rows rows = {.page = pages[(pos + done) / KG_PAGE], .slot = slot,
                              .n = n - done < room ? n - done : room, .layer = layer};
     unsigned char *keys = r->keys + (size_t)done * row.keys, *values = r->values + (size_t)done * row.values;
-    status = r->writes ? backend->kv_write(exe, &rows, keys, values, err) : backend->kv_read(exe, &rows, keys, values, err);
+    if (rows.page != KG_NONE)
+      status = r->writes ? backend->kv_write(exe, &rows, keys, values, err) : backend->kv_read(exe, &rows, keys, values, err);
     done += rows.n;
   }
   return status;
@@ -124,8 +141,7 @@ static int move_rows(const rows_of *r, int32_t layer, int32_t pos, int32_t n, kg
 /* Room for keys and values of a block of the widest layer. */
 static int make_room(rows_of *r, kg_error *err)
 {
-  size_t widest;
-  position_bytes(r->model, &widest);
+  const size_t widest = widest_row(r->model);
   r->keys = kg_alloc_array(2 * BLOCK, widest);
   if (!r->keys) return kg_fail_memory(err, 2 * BLOCK * widest, "cache rows");
   r->values = r->keys + BLOCK * widest;
@@ -162,20 +178,45 @@ static int append_companion(const kg_companion *companion, kg_bytes *out, kg_err
   return status;
 }
 
-static int put_cache(writer *w, const kg_sequence *sequence, int32_t n_cached, kg_error *err)
+/* What is there of the cache, to *out, which the caller frees: by group, and in order of positions. */
+static int find_ranges(const kg_sequence *sequence, int32_t n_cached, kg_kv_range **out, size_t *n, kg_error *err)
 {
-  kg_model *model = sequence->model;
-  rows_of r = {.model = model, .pages = &sequence->pages};
-  int status = make_room(&r, err);
-  for (int32_t pos = 0; pos < n_cached && !status; pos += BLOCK) {
-    const int32_t left = n_cached - pos, n = left < BLOCK ? left : BLOCK;
-    for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)) && !status; layer++) {
-      status = move_rows(&r, layer, pos, n, err);
-      const row_bytes row = row_bytes_of(model, layer);
-      if (!status) status = put(w, r.keys, (size_t)n * row.keys, err);
-      if (!status) status = put(w, r.values, (size_t)n * row.values, err);
+  size_t capacity = 0;
+  *out = NULL;
+  *n = 0;
+  for (int32_t g = 0; g < kg_plan_group_count(kg_model_plan(sequence->model)); g++) {
+    kg_kv_range range = {.group = g};
+    while ((range.end = kg_kv_held(&sequence->pages, g, n_cached, &range.from)) > range.from) {
+      if (!kg_grow((void **)out, &capacity, *n + 1, sizeof **out))
+        return kg_fail_memory(err, (*n + 1) * sizeof **out, "a saved sequence");
+      (*out)[(*n)++] = range;
+      range.from = range.end;
     }
   }
+  return KG_OK;
+}
+
+static int put_range(writer *w, const rows_of *r, const kg_kv_range *range, kg_error *err)
+{
+  int status = KG_OK;
+  for (int32_t pos = range->from; pos < range->end && !status; pos += BLOCK) {
+    const int32_t left = range->end - pos, n = left < BLOCK ? left : BLOCK;
+    for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(r->model)) && !status; layer++) {
+      if (group_of(r->model, layer) != range->group) continue;
+      status = move_rows(r, layer, pos, n, err);
+      const row_bytes row = row_bytes_of(r->model, layer);
+      if (!status) status = put(w, r->keys, (size_t)n * row.keys, err);
+      if (!status) status = put(w, r->values, (size_t)n * row.values, err);
+    }
+  }
+  return status;
+}
+
+static int put_cache(writer *w, const kg_sequence *sequence, const kg_kv_range *ranges, size_t n_ranges, kg_error *err)
+{
+  rows_of r = {.model = sequence->model, .pages = &sequence->pages};
+  int status = make_room(&r, err);
+  for (size_t i = 0; i < n_ranges && !status; i++) status = put_range(w, &r, &ranges[i], err);
   kg_free(r.keys);
   return status;
 }
@@ -201,12 +242,10 @@ static int put_snapshots(writer *w, const kg_sequence *sequence, uint32_t n, kg_
   return status;
 }
 
-static int describe(const kg_sequence *sequence, size_t companion_bytes, size_t state_bytes, kg_kv_header *out,
-                    kg_error *err)
+static int describe(const kg_sequence *sequence, int32_t n_cached, size_t n_ranges, size_t companion_bytes,
+                    size_t state_bytes, kg_kv_header *out, kg_error *err)
 {
   char digest[KG_SHA256_HEX];
-  size_t widest;
-  const int32_t n_cached = kg_sequence_resume_point(sequence, sequence->n_evaluated);
   const int status = kg_model_digest(sequence->model, digest, err);
   if (status) return status;
   *out = (kg_kv_header){.version = VERSION,
@@ -215,13 +254,15 @@ static int describe(const kg_sequence *sequence, size_t companion_bytes, size_t 
                         .n_draws = kg_sequence_draws(sequence),
                         .n_tokens = kg_sequence_pos(sequence),
                         .n_cached = n_cached,
-                        .position_bytes = position_bytes(sequence->model, &widest),
                         .companion_bytes = companion_bytes,
                         .state_bytes = state_bytes,
+                        .prompt = {sequence->prompt[0], sequence->prompt[1]},
+                        .n_ranges = (uint32_t)n_ranges, /* bounded: pages of a context, in each group */
                         .is_private = sequence->is_private,
                         .n_adapters = (uint32_t)sequence->n_adapters,
                         .n_snapshots = (uint32_t)kg_snapshots_count(&sequence->snapshots, n_cached),
                         .snapshot_floats = (uint32_t)snapshot_floats(sequence->model)};
+  position_bytes(sequence->model, out->position_bytes);
   name_device(sequence->model, out->device);
   memcpy(out->magic, magic, sizeof magic);
   memcpy(out->model, digest, sizeof out->model);
@@ -237,16 +278,17 @@ static int put_adapter(writer *w, const kg_adapted *adapted, kg_error *err)
   return put(w, &out, sizeof out, err);
 }
 
-static int put_all(writer *w, const kg_sequence *sequence, const kg_kv_header *header, const kg_bytes *companions,
-                   kg_string state, kg_error *err)
+static int put_all(writer *w, const kg_sequence *sequence, const kg_kv_header *header, const kg_kv_range *ranges,
+                   const kg_bytes *companions, kg_string state, kg_error *err)
 {
   kg_checksum_begin(&w->sum);
   int status = put(w, header, sizeof *header, err);
+  if (!status) status = put(w, ranges, header->n_ranges * sizeof *ranges, err);
   for (int32_t i = 0; i < sequence->n_adapters && !status; i++) status = put_adapter(w, &sequence->adapters[i], err);
   if (!status) status = put(w, sequence->tokens.ids, sequence->tokens.n * sizeof *sequence->tokens.ids, err);
   if (!status) status = put(w, companions->data, companions->size, err);
   if (!status) status = put(w, state.data, state.size, err);
-  if (!status) status = put_cache(w, sequence, header->n_cached, err);
+  if (!status) status = put_cache(w, sequence, ranges, header->n_ranges, err);
   if (!status && header->n_snapshots) status = put_snapshots(w, sequence, header->n_snapshots, err);
   const uint64_t sum = kg_checksum_end(&w->sum);
   return status ? status : put(w, &sum, sizeof sum, err);
@@ -255,6 +297,9 @@ static int put_all(writer *w, const kg_sequence *sequence, const kg_kv_header *h
 int kg_sequence_save(kg_sequence *sequence, const char *path, kg_string state, kg_error *err)
 {
   kg_bytes companions = {0};
+  kg_kv_range *ranges = NULL;
+  size_t n_ranges = 0;
+  const int32_t n_cached = kg_sequence_resume_point(sequence, sequence->n_evaluated);
   kg_kv_header header;
   writer w = {0};
   int status = kg_model_check_idle(sequence->model, err);
@@ -262,11 +307,13 @@ int kg_sequence_save(kg_sequence *sequence, const char *path, kg_string state, k
     status = kg_fail(err, KG_ERR_UNSUPPORTED, "the sequence has hooks, which cannot be saved: close them first");
   for (const kg_companion *each = sequence->companions; each && !status; each = each->next)
     status = append_companion(each, &companions, err);
-  if (!status) status = describe(sequence, companions.size, state.size, &header, err);
+  if (!status) status = find_ranges(sequence, n_cached, &ranges, &n_ranges, err);
+  if (!status) status = describe(sequence, n_cached, n_ranges, companions.size, state.size, &header, err);
   if (!status) status = kg_outfile_open(path, &w.file, err);
-  if (!status) status = put_all(&w, sequence, &header, &companions, state, err);
+  if (!status) status = put_all(&w, sequence, &header, ranges, &companions, state, err);
   if (!status) status = kg_outfile_commit(w.file, FILE_MODE, err);
   kg_outfile_close(w.file);
+  kg_free(ranges);
   kg_bytes_deinit(&companions);
   return status;
 }
@@ -279,6 +326,7 @@ typedef struct reader {
   size_t n_bytes; /* of the file */
   kg_checksum sum;
   kg_kv_header header;
+  kg_kv_range *ranges; /* [header.n_ranges] */
 } reader;
 
 static int fail_cut(const reader *r, kg_error *err)
@@ -312,11 +360,48 @@ static bool is_whole(const reader *r)
 {
   const kg_kv_header *h = &r->header;
   const size_t snapshots = h->n_snapshots * (sizeof(int64_t) + h->snapshot_floats * sizeof(float)); /* bounded: 2^7 * 2^33 */
-  size_t cache, sum = sizeof *h + h->n_adapters * sizeof(kg_kv_adapter) + (size_t)h->n_tokens * sizeof(int32_t) +
-                      sizeof(uint64_t); /* bounded: 2^31 tokens, few adapters */
-  return kg_mul_size((size_t)h->n_cached, h->position_bytes, &cache) && kg_add_size(sum, cache, &sum) &&
-         kg_add_size(sum, snapshots, &sum) && kg_add_size(sum, h->companion_bytes, &sum) &&
+  size_t sum = sizeof *h + (size_t)h->n_tokens * sizeof(int32_t) + sizeof(uint64_t); /* bounded: 2^31 tokens, ranges */
+  sum += h->n_adapters * sizeof(kg_kv_adapter) + (size_t)h->n_ranges * sizeof *r->ranges;
+  for (uint32_t i = 0; i < h->n_ranges; i++) {
+    const kg_kv_range *range = &r->ranges[i];
+    size_t cache;
+    if (!kg_mul_size((size_t)(range->end - range->from), h->position_bytes[range->group], &cache) ||
+        !kg_add_size(sum, cache, &sum))
+      return false;
+  }
+  return kg_add_size(sum, snapshots, &sum) && kg_add_size(sum, h->companion_bytes, &sum) &&
          kg_add_size(sum, h->state_bytes, &sum) && sum == r->n_bytes;
+}
+
+static bool is_place(const kg_kv_header *h, int32_t pos) { return pos >= 0 && pos <= h->n_tokens; }
+
+/* Do the ranges come one after the other? */
+static bool are_ranges(const reader *r)
+{
+  for (uint32_t i = 0; i < r->header.n_ranges; i++) {
+    const kg_kv_range *range = &r->ranges[i];
+    if (range->group < 0 || range->group >= KG_PAGE_GROUPS || range->from < 0 || range->from >= range->end ||
+        range->end > r->header.n_cached)
+      return false;
+    if (i && (range->group < range[-1].group || (range->group == range[-1].group && range->from <= range[-1].end)))
+      return false;
+  }
+  return true;
+}
+
+static int fail_impossible(const reader *r, kg_error *err)
+{
+  return kg_fail(err, KG_ERR_FORMAT, "%s: the header says impossible things", r->path);
+}
+
+static int read_ranges(reader *r, kg_error *err)
+{
+  const size_t n = r->header.n_ranges;
+  if (n > r->n_bytes / sizeof *r->ranges) return fail_cut(r, err);
+  r->ranges = kg_alloc_array(n, sizeof *r->ranges);
+  if (!r->ranges) return kg_fail_memory(err, n * sizeof *r->ranges, "a saved sequence");
+  const int status = get(r, r->ranges, n * sizeof *r->ranges, err);
+  return status || are_ranges(r) ? status : fail_impossible(r, err);
 }
 
 /* What the file itself must keep to, whatever the model. */
@@ -325,7 +410,7 @@ static int read_header(reader *r, kg_error *err)
   kg_kv_header *h = &r->header;
   kg_checksum_begin(&r->sum);
   if (r->n_bytes < sizeof *h) return kg_fail(err, KG_ERR_FORMAT, "%s: is no saved sequence: too short", r->path);
-  const int status = get(r, h, sizeof *h, err);
+  int status = get(r, h, sizeof *h, err);
   if (status) return status;
   if (memcmp(h->magic, magic, sizeof magic))
     return kg_fail(err, KG_ERR_FORMAT, "%s: is no saved sequence: it begins with other bytes", r->path);
@@ -333,21 +418,37 @@ static int read_header(reader *r, kg_error *err)
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: version %u of the format; this kigo reads version %d", r->path,
                    (unsigned)h->version, VERSION);
   if (h->checksum != header_checksum(*h)) return kg_fail(err, KG_ERR_FORMAT, "%s: the header is damaged", r->path);
-  if (h->kv_type > KG_KV_F16 || h->is_private > 1 || h->n_adapters > KG_ADAPTERS_MAX || h->zero ||
+  if (h->kv_type > KG_KV_F16 || h->is_private > 1 || h->n_adapters > KG_ADAPTERS_MAX ||
       h->n_snapshots > KG_SNAPSHOTS_MAX || h->snapshot_floats > KG_PLAN_MAX_STATE || h->n_tokens < 0 ||
-      h->n_cached < 0 || h->n_cached > h->n_tokens)
-    return kg_fail(err, KG_ERR_FORMAT, "%s: the header says impossible things", r->path);
-  return is_whole(r) ? KG_OK : fail_cut(r, err);
+      !is_place(h, h->n_cached) || !is_place(h, h->prompt[0]) || !is_place(h, h->prompt[1]))
+    return fail_impossible(r, err);
+  status = read_ranges(r, err);
+  return status || is_whole(r) ? status : fail_cut(r, err);
 }
 
 static const char *kv_name(uint32_t type) { return type == KG_KV_F16 ? "f16" : "f32"; }
+
+/* Is everything there where rows see everything, and nothing where nobody looks? */
+static bool fits_groups(const reader *r, const kg_plan *plan)
+{
+  const kg_kv_header *h = &r->header;
+  int32_t n_whole = 0, n_wanted = 0;
+  for (uint32_t i = 0; i < h->n_ranges; i++) {
+    const kg_kv_range *range = &r->ranges[i];
+    if (range->group >= kg_plan_group_count(plan)) return false;
+    n_whole += !kg_plan_group_window(plan, range->group) && !range->from && range->end == h->n_cached;
+  }
+  for (int32_t g = 0; g < kg_plan_group_count(plan) && h->n_cached; g++) n_wanted += !kg_plan_group_window(plan, g);
+  return n_whole == n_wanted;
+}
 
 /* Does it fit this model? */
 static int check_model(const reader *r, kg_model *model, kg_error *err)
 {
   const kg_kv_header *h = &r->header;
+  const kg_plan *plan = kg_model_plan(model);
   char digest[KG_SHA256_HEX];
-  size_t widest;
+  uint64_t bytes[KG_PAGE_GROUPS];
   const int status = kg_model_digest(model, digest, err);
   if (status) return status;
   if (memcmp(h->model, digest, sizeof h->model))
@@ -356,12 +457,13 @@ static int check_model(const reader *r, kg_model *model, kg_error *err)
   if (h->kv_type != (uint32_t)kv_type(model))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: saved with kv = \"%s\"; this model is loaded with \"%s\"", r->path,
                    kv_name(h->kv_type), kv_name((uint32_t)kv_type(model)));
-  if (h->position_bytes != position_bytes(model, &widest) || h->snapshot_floats != snapshot_floats(model))
+  position_bytes(model, bytes);
+  if (memcmp(h->position_bytes, bytes, sizeof bytes) || h->snapshot_floats != snapshot_floats(model))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: saved with another layout of the model's cache", r->path);
   if (h->n_tokens > kg_model_context(model))
     return kg_fail(err, KG_ERR_FULL, "%s: %d tokens do not fit into the context of %d; load the model with a larger ctx",
                    r->path, h->n_tokens, kg_model_context(model));
-  return KG_OK;
+  return fits_groups(r, plan) ? KG_OK : fail_impossible(r, err);
 }
 
 /* One of this digest that the sequence has not yet; NULL: none. */
@@ -412,25 +514,35 @@ static int get_bytes(reader *r, size_t n, kg_bytes *out, kg_error *err)
   return status;
 }
 
+static int get_range(reader *r, const rows_of *to, const kg_kv_range *range, kg_error *err)
+{
+  int status = KG_OK;
+  for (int32_t pos = range->from; pos < range->end && !status; pos += BLOCK) {
+    const int32_t left = range->end - pos, n = left < BLOCK ? left : BLOCK;
+    for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(to->model)) && !status; layer++) {
+      if (group_of(to->model, layer) != range->group) continue;
+      const row_bytes row = row_bytes_of(to->model, layer);
+      status = get(r, to->keys, (size_t)n * row.keys, err);
+      if (!status) status = get(r, to->values, (size_t)n * row.values, err);
+      if (!status) status = move_rows(to, layer, pos, n, err);
+    }
+  }
+  return status;
+}
+
 static int get_cache(reader *r, kg_sequence *sequence, kg_error *err)
 {
   kg_model *model = sequence->model;
-  const int32_t n_cached = r->header.n_cached;
+  const kg_kv_header *h = &r->header;
   rows_of to = {.model = model, .pages = &sequence->pages, .writes = true};
-  int status = kg_kv_reserve(kg_model_kv(model), &sequence->pages, 0, n_cached, err);
+  int status = kg_kv_restore(kg_model_kv(model), &sequence->pages, h->n_cached, r->ranges, h->n_ranges, err);
   if (!status) status = make_room(&to, err);
-  for (int32_t pos = 0; pos < n_cached && !status; pos += BLOCK) {
-    const int32_t n = n_cached - pos < BLOCK ? n_cached - pos : BLOCK;
-    for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)) && !status; layer++) {
-      const row_bytes row = row_bytes_of(model, layer);
-      status = get(r, to.keys, (size_t)n * row.keys, err);
-      if (!status) status = get(r, to.values, (size_t)n * row.values, err);
-      if (!status) status = move_rows(&to, layer, pos, n, err);
-    }
-  }
+  for (uint32_t i = 0; i < h->n_ranges && !status; i++) status = get_range(r, &to, &r->ranges[i], err);
   kg_free(to.keys);
-  sequence->n_evaluated = status ? 0 : n_cached;
-  return status;
+  if (status) return status;
+  sequence->n_evaluated = h->n_cached;
+  memcpy(sequence->prompt, h->prompt, sizeof sequence->prompt);
+  return KG_OK;
 }
 
 static int get_snapshots(reader *r, kg_sequence *sequence, kg_error *err)
@@ -517,7 +629,7 @@ static int read_all(reader *r, kg_sequence *sequence, const kg_kv_needs *needs, 
   if (!status) status = get_bytes(r, r->header.state_bytes, state, err);
   if (!status) status = get_cache(r, sequence, err);
   if (!status) status = get_snapshots(r, sequence, err);
-  if (!status) kg_sequence_go_back(sequence, r->header.n_cached); /* there, or to where there is a state */
+  if (!status) kg_sequence_go_back(sequence, r->header.n_cached); /* there, or to where there is a state, and all of a page: they may have been of another size there */
   if (!status) status = check_end(r, err);
   if (!status) status = check_tokens(r, sequence, err);
   kg_string left = {companions.data ? companions.data : "", companions.size};
@@ -525,7 +637,7 @@ static int read_all(reader *r, kg_sequence *sequence, const kg_kv_needs *needs, 
   kg_bytes_deinit(&companions);
   if (!status) kg_sequence_set_draws(sequence, r->header.n_draws);
   /* What was computed elsewhere must not be computed again here: nobody may take these pages away. */
-  char device[60];
+  char device[MAX_DEVICE];
   name_device(sequence->model, device);
   sequence->is_private = r->header.n_cached && (r->header.is_private || memcmp(device, r->header.device, sizeof device));
   return status;
@@ -544,6 +656,7 @@ int kg_sequence_restore(kg_model *model, const char *path, const kg_kv_needs *ne
   if (!status) status = kg_sequence_new(model, r.header.seed, &sequence, err);
   if (!status) status = read_all(&r, sequence, needs, state, err);
   if (r.fd >= 0) kg_sys_close(r.fd);
+  kg_free(r.ranges);
   if (status) {
     state->size = state_before;
     kg_sequence_free(sequence);

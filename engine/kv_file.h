@@ -3,12 +3,14 @@
  *
  * The file does not depend on backends nor on the size of pages. All numbers are little-endian:
  *   header      kg_kv_header (kv_file.c): magic, version, its checksum, SHA-256 of the model, KV type, sizes of all parts
+ *   ranges      what is there of the cache, by page group (plan.h) and in order: int32 group, first position, position
+ *               behind the last. All positions where rows see everything
  *   adapters    [n_adapters] kg_kv_adapter (kv_file.c): SHA-256, name and scale, in their order
  *   tokens      [n_tokens] int32
  *   companions  each: uint32 size and text of its kind; int32 position; uint64 size and bytes
  *   state       bytes of the caller's
- *   cache       for every 64 positions: for each attention operation their keys, then their values,
- *               [positions][n_kv_heads][head_dim], float32 or float16
+ *   cache       for every range, for every 64 positions of it: for each attention operation of the group their keys,
+ *               then their values, [positions][n_kv_heads][head_dim], float32 or float16
  *   checksum    XXH64 of everything before it, uint64
  * Model and adapters are named by their contents: the same file under another name fits. On another kind of device the sequence goes
  * on with the cache rows as they were computed where it was saved. Restored rows are published to nobody (kv.h).

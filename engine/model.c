@@ -139,7 +139,7 @@ static int open_parts(kg_model *model, const kg_model_options *options, kg_error
   if (!status) status = model->backend->compile(model->plan, &compile, &model->exe, err);
   const int32_t n_kept = options->prefix_cache ? options->prefix_cache : model->context;
   if (!status)
-    status = kg_kv_new(model->backend, model->exe, max_pages, n_kept < 0 ? -1 : n_kept / KG_PAGE, &model->kv, err);
+    status = kg_kv_new(model->plan, model->backend, model->exe, max_pages, n_kept < 0 ? -1 : n_kept / KG_PAGE, &model->kv, err);
   if (!status) status = kg_states_new(model->backend, model->exe, model->plan, &model->states, err);
   return status;
 }

@@ -22,6 +22,7 @@ struct kg_plan {
   size_t n_weights, weights_capacity;
   int32_t *layers; /* op of each attention */
   size_t n_layers, layers_capacity;
+  int32_t windows[KG_PAGE_GROUPS], n_groups;
   int32_t tail;       /* behind the last operation that needs more than its row */
   int64_t state_size; /* floats */
   name_map value_map, weight_map;
@@ -709,6 +710,34 @@ static int check_tables(const kg_plan *plan, int32_t logits, int32_t context_len
   return KG_OK;
 }
 
+/* 0 for a window that no position lies behind. */
+static int32_t window_of(const kg_plan *plan, size_t layer)
+{
+  const int32_t window = plan->ops[plan->layers[layer]].u.attention.window;
+  return window < plan->context_length ? window : 0;
+}
+
+static int32_t group_of(kg_plan *plan, int32_t window)
+{
+  int32_t group = 0;
+  while (group < plan->n_groups && plan->windows[group] != window) group++;
+  if (group == KG_PAGE_GROUPS) {
+    group--;
+    if (plan->windows[group] < window) plan->windows[group] = window;
+  } else if (group == plan->n_groups)
+    plan->windows[plan->n_groups++] = window;
+  return group;
+}
+
+static void group_layers(kg_plan *plan)
+{
+  bool all_have_windows = plan->n_layers > 0;
+  for (size_t i = 0; i < plan->n_layers; i++) all_have_windows = all_have_windows && window_of(plan, i);
+  if (!all_have_windows) group_of(plan, 0);
+  for (size_t i = 0; i < plan->n_layers; i++)
+    plan->ops[plan->layers[i]].u.attention.group = group_of(plan, window_of(plan, i));
+}
+
 int kg_plan_finish(kg_plan *plan, int32_t logits, int32_t context_length, bool has_head, kg_error *err)
 {
   if (plan->logits != KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "finish: the plan is finished");
@@ -722,6 +751,7 @@ int kg_plan_finish(kg_plan *plan, int32_t logits, int32_t context_length, bool h
   plan->n_tokens = n_tokens;
   plan->context_length = context_length;
   plan->values[logits].last_use = (int32_t)plan->n_ops;
+  group_layers(plan);
   return KG_OK;
 }
 
@@ -800,6 +830,16 @@ int32_t kg_plan_context_length(const kg_plan *plan)
 int32_t kg_plan_layer_count(const kg_plan *plan)
 {
   return (int32_t)plan->n_layers;
+}
+
+int32_t kg_plan_group_count(const kg_plan *plan)
+{
+  return plan->n_groups;
+}
+
+int32_t kg_plan_group_window(const kg_plan *plan, int32_t group)
+{
+  return plan->windows[group];
 }
 
 const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer)

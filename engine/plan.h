@@ -26,6 +26,8 @@ enum {
   KG_PLAN_MAX_NAME = 200         /* bytes in the name of a value */
 };
 
+enum { KG_PAGE_GROUPS = 4 }; /* see kg_plan_group_count */
+
 typedef struct kg_weight {
   const char *name; /* full tensor name, "blk.0.attn_q.weight" */
   kg_type type;
@@ -104,6 +106,7 @@ typedef struct kg_attention_params {
   float scale;                 /* multiplies q.k */
   float softcap;               /* scores = softcap * tanh(scores / softcap); 0: none */
   int32_t window;              /* sees positions p - window < j <= p; 0: all j <= p */
+  int32_t group;               /* whose cache pages hold its keys and values; set by kg_plan_finish */
   bool is_bidirectional;       /* sees the whole sequence (bert); then all layers do, and no window */
   /* w[0]: one sink logit per head, or none */
 } kg_attention_params;
@@ -228,6 +231,12 @@ int32_t kg_plan_context_length(const kg_plan *plan); /* what the file says */
 int32_t kg_plan_layer_count(const kg_plan *plan);    /* attention operations = cache layers */
 /* The attention operation of a cache layer. */
 const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer);
+/* Attention operations that see equally far are a group, which has cache pages of its own: what none of them can see any
+ * more need not be kept. If any see everything, group 0 does. 1 to KG_PAGE_GROUPS: the last one takes all windows that
+ * are left. Of a finished plan. */
+int32_t kg_plan_group_count(const kg_plan *plan);
+/* Positions that a row of the group sees at most, its own included; 0: all before it. */
+int32_t kg_plan_group_window(const kg_plan *plan, int32_t group);
 /* Floats that recurrent operations keep of a sequence, all of them together, behind each position: the operations' parts
  * one after the other. 0: the plan has none. Before the first position all are zero. */
 int64_t kg_plan_state_size(const kg_plan *plan);

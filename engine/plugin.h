@@ -5,7 +5,7 @@
 
 #include "backend.h"
 
-enum { KG_PLUGIN_ABI = 8 }; /* raise it with every change of a structure that both sides see */
+enum { KG_PLUGIN_ABI = 9 }; /* raise it with every change of a structure that both sides see */
 
 /* What the plug-in needs of its host. The readers of plan.h, so that the plug-in has no copy of its structures. */
 typedef struct kg_plugin_host {
@@ -23,14 +23,17 @@ typedef struct kg_plugin_host {
   int32_t (*plan_vocab_size)(const kg_plan *plan);
   int32_t (*plan_layer_count)(const kg_plan *plan);
   const kg_op *(*plan_layer)(const kg_plan *plan, int32_t layer);
+  int32_t (*plan_group_count)(const kg_plan *plan);
+  int32_t (*plan_group_window)(const kg_plan *plan, int32_t group);
   int32_t (*plan_tail)(const kg_plan *plan);
   int64_t (*plan_state_size)(const kg_plan *plan);
   int32_t (*plan_residual)(const kg_plan *plan);
   const kg_gguf *(*plan_gguf)(const kg_plan *plan);
   void (*release_pages)(const kg_gguf *gguf, const void *data, size_t n_bytes);
-  int (*batch_check)(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err);
+  int (*batch_check)(const kg_plan *plan, const kg_batch *batch, int32_t chunk, const int32_t *n_pages, int32_t n_ahead,
+                     kg_error *err);
   int (*batch_check_states)(const kg_plan *plan, const kg_batch *batch, int32_t n_slots, kg_error *err);
-  int (*kv_rows_check)(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err);
+  int (*kv_rows_check)(const kg_plan *plan, const kg_kv_rows *rows, const int32_t *n_pages, kg_error *err);
   int32_t (*adapter_rank)(const kg_adapter *adapter);
   const kg_adapter_part *(*adapter_part_of)(const kg_adapter *adapter, const kg_op *op);
   void (*adapter_attach)(kg_adapter *adapter, kg_adapter_copy *copy);

@@ -8,38 +8,38 @@
 
 enum { LIKE_MOST = 256 }; /* children that are looked at for a common beginning, the newest first */
 
-/* What is known of a page. Links are pages, KG_NO_PAGE at the ends. */
-typedef struct entry {
-  bool is_known, rests;
+/* Links are nodes, KG_NO_NODE at the ends. */
+typedef struct node {
+  bool is_known;               /* it is in the tree */
+  int32_t n_held, n_pages;
+  int32_t pages[KG_PAGE_GROUPS];
   int32_t parent, child;       /* its newest child */
   int32_t newer, older;        /* children of the same parent */
-  int32_t next;                /* in the bucket */
-  int32_t earlier, later;      /* in line, while it rests */
+  int32_t next;                /* in the bucket; of the free ones */
   uint64_t hash;
   int32_t ids[KG_PAGE];
-} entry;
+} node;
 
 struct kg_prefix {
-  entry *entries;              /* [n_pages] */
-  size_t n_pages;
-  int32_t *buckets;            /* [n_buckets] first page of each */
+  node *nodes;                 /* [n_nodes] */
+  size_t n_nodes, capacity;
+  int32_t free;                /* the first of those that are no node now */
+  int32_t *buckets;            /* [n_buckets] first node of each */
   size_t n_buckets;            /* a power of two, or 0 */
-  int32_t child;               /* newest page that starts a prefix */
-  int32_t first, last;         /* of the line */
-  int32_t n_resting;
+  int32_t child;               /* newest node that starts a prefix */
 };
 
 kg_prefix *kg_prefix_new(void)
 {
   kg_prefix *prefix = kg_alloc_array(1, sizeof *prefix);
-  if (prefix) prefix->child = prefix->first = prefix->last = KG_NO_PAGE;
+  if (prefix) prefix->child = prefix->free = KG_NO_NODE;
   return prefix;
 }
 
 void kg_prefix_free(kg_prefix *prefix)
 {
   if (!prefix) return;
-  kg_free(prefix->entries);
+  kg_free(prefix->nodes);
   kg_free(prefix->buckets);
   kg_free(prefix);
 }
@@ -60,165 +60,169 @@ static int32_t *bucket_of(const kg_prefix *prefix, uint64_t hash)
   return &prefix->buckets[hash & (prefix->n_buckets - 1)];
 }
 
-static void enter(kg_prefix *prefix, int32_t page)
+static void enter(kg_prefix *prefix, int32_t at)
 {
-  int32_t *bucket = bucket_of(prefix, prefix->entries[page].hash);
-  prefix->entries[page].next = *bucket;
-  *bucket = page;
+  int32_t *bucket = bucket_of(prefix, prefix->nodes[at].hash);
+  prefix->nodes[at].next = *bucket;
+  *bucket = at;
 }
 
-static bool grow_buckets(kg_prefix *prefix, size_t n_pages)
+static bool grow_buckets(kg_prefix *prefix, size_t n_nodes)
 {
   size_t n = prefix->n_buckets ? prefix->n_buckets : 16;
-  while (n < n_pages) n *= 2;
+  while (n < n_nodes) n *= 2;
   if (n == prefix->n_buckets) return true;
   int32_t *buckets = kg_alloc_array(n, sizeof *buckets);
   if (!buckets) return false;
-  for (size_t i = 0; i < n; i++) buckets[i] = KG_NO_PAGE;
+  for (size_t i = 0; i < n; i++) buckets[i] = KG_NO_NODE;
   kg_free(prefix->buckets);
   prefix->buckets = buckets;
   prefix->n_buckets = n;
-  for (size_t page = 0; page < prefix->n_pages; page++)
-    if (prefix->entries[page].is_known) enter(prefix, (int32_t)page);
+  for (size_t i = 0; i < prefix->n_nodes; i++)
+    if (prefix->nodes[i].is_known) enter(prefix, (int32_t)i);
   return true;
 }
 
-bool kg_prefix_grow(kg_prefix *prefix, int32_t n_pages)
+/* A node that is none yet. */
+static int32_t take_node(kg_prefix *prefix)
 {
-  const size_t n = (size_t)n_pages;
-  if (n <= prefix->n_pages) return true;
-  if (!grow_buckets(prefix, n)) return false;
-  entry *entries = kg_realloc_array(prefix->entries, n, sizeof *entries);
-  if (!entries) return false;
-  for (size_t page = prefix->n_pages; page < n; page++) entries[page].is_known = entries[page].rests = false;
-  prefix->entries = entries;
-  prefix->n_pages = n;
-  return true;
+  const int32_t at = prefix->free;
+  if (at != KG_NO_NODE) {
+    prefix->free = prefix->nodes[at].next;
+    return at;
+  }
+  if (prefix->n_nodes == INT32_MAX || !grow_buckets(prefix, prefix->n_nodes + 1) ||
+      !kg_grow((void **)&prefix->nodes, &prefix->capacity, prefix->n_nodes + 1, sizeof *prefix->nodes))
+    return KG_NO_NODE;
+  return (int32_t)prefix->n_nodes++;
 }
 
 /* ---- the tree ---- */
 
 static int32_t *children_of(kg_prefix *prefix, int32_t parent)
 {
-  return parent == KG_NO_PAGE ? &prefix->child : &prefix->entries[parent].child;
+  return parent == KG_NO_NODE ? &prefix->child : &prefix->nodes[parent].child;
 }
 
 static int32_t newest_child(const kg_prefix *prefix, int32_t parent)
 {
-  return parent == KG_NO_PAGE ? prefix->child : prefix->entries[parent].child;
+  return parent == KG_NO_NODE ? prefix->child : prefix->nodes[parent].child;
 }
 
-bool kg_prefix_knows(const kg_prefix *prefix, int32_t page)
-{
-  return prefix->entries[page].is_known;
-}
-
-bool kg_prefix_has_children(const kg_prefix *prefix, int32_t page)
-{
-  return prefix->entries[page].child != KG_NO_PAGE;
-}
+bool kg_prefix_has_children(const kg_prefix *prefix, int32_t at) { return prefix->nodes[at].child != KG_NO_NODE; }
 
 int32_t kg_prefix_find(const kg_prefix *prefix, int32_t parent, const int32_t *ids)
 {
-  if (!prefix->n_buckets) return KG_NO_PAGE;
+  if (!prefix->n_buckets) return KG_NO_NODE;
   const uint64_t hash = hash_of(parent, ids);
-  int32_t page = *bucket_of(prefix, hash);
-  for (; page != KG_NO_PAGE; page = prefix->entries[page].next) {
-    const entry *e = &prefix->entries[page];
+  int32_t at = *bucket_of(prefix, hash);
+  for (; at != KG_NO_NODE; at = prefix->nodes[at].next) {
+    const node *e = &prefix->nodes[at];
     if (e->hash == hash && e->parent == parent && !memcmp(e->ids, ids, sizeof e->ids)) break;
   }
-  return page;
+  return at;
 }
 
 int32_t kg_prefix_find_like(const kg_prefix *prefix, int32_t parent, const int32_t *ids, int32_t n, int32_t *n_common)
 {
-  int32_t best = KG_NO_PAGE, page = newest_child(prefix, parent);
+  int32_t best = KG_NO_NODE, at = newest_child(prefix, parent);
   *n_common = 0;
   if (n > KG_PAGE) n = KG_PAGE;
-  for (int seen = 0; page != KG_NO_PAGE && seen < LIKE_MOST && *n_common < n; seen++) {
-    const entry *e = &prefix->entries[page];
+  for (int seen = 0; at != KG_NO_NODE && seen < LIKE_MOST && *n_common < n; seen++) {
+    const node *e = &prefix->nodes[at];
     int32_t same = 0;
     while (same < n && e->ids[same] == ids[same]) same++;
     if (same > *n_common) {
-      best = page;
+      best = at;
       *n_common = same;
     }
-    page = e->older;
+    at = e->older;
   }
   return best;
 }
 
-void kg_prefix_add(kg_prefix *prefix, int32_t page, int32_t parent, const int32_t *ids)
+int32_t kg_prefix_add(kg_prefix *prefix, int32_t parent, const int32_t *ids)
 {
-  entry *e = &prefix->entries[page];
+  const int32_t at = take_node(prefix);
+  if (at == KG_NO_NODE) return at;
+  node *e = &prefix->nodes[at];
   int32_t *children = children_of(prefix, parent);
-  assert(!e->is_known);
-  e->is_known = true;
-  e->rests = false;
-  e->parent = parent;
-  e->child = KG_NO_PAGE;
-  e->newer = KG_NO_PAGE;
-  e->older = *children;
-  if (*children != KG_NO_PAGE) prefix->entries[*children].newer = page;
-  *children = page;
-  e->hash = hash_of(parent, ids);
+  *e = (node){.is_known = true, .n_held = 1, .parent = parent, .child = KG_NO_NODE, .newer = KG_NO_NODE,
+              .older = *children, .hash = hash_of(parent, ids)};
+  for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) e->pages[g] = KG_NO_PAGE;
+  if (*children != KG_NO_NODE) prefix->nodes[*children].newer = at;
+  *children = at;
   memcpy(e->ids, ids, sizeof e->ids);
-  enter(prefix, page);
+  enter(prefix, at);
+  return at;
 }
 
-void kg_prefix_remove(kg_prefix *prefix, int32_t page)
+static void leave_tree(kg_prefix *prefix, int32_t at)
 {
-  entry *e = &prefix->entries[page];
-  assert(e->is_known && e->child == KG_NO_PAGE);
-  if (e->rests) kg_prefix_wake(prefix, page);
-  if (e->newer != KG_NO_PAGE)
-    prefix->entries[e->newer].older = e->older;
+  node *e = &prefix->nodes[at];
+  if (e->newer != KG_NO_NODE)
+    prefix->nodes[e->newer].older = e->older;
   else
     *children_of(prefix, e->parent) = e->older;
-  if (e->older != KG_NO_PAGE) prefix->entries[e->older].newer = e->newer;
+  if (e->older != KG_NO_NODE) prefix->nodes[e->older].newer = e->newer;
   int32_t *link = bucket_of(prefix, e->hash);
-  while (*link != page) link = &prefix->entries[*link].next;
+  while (*link != at) link = &prefix->nodes[*link].next;
   *link = e->next;
   e->is_known = false;
 }
 
-/* ---- the line ---- */
-
-void kg_prefix_rest(kg_prefix *prefix, int32_t page)
+/* What nobody has a use for goes, and what only stood before it. */
+static void remove_unused(kg_prefix *prefix, int32_t at)
 {
-  entry *e = &prefix->entries[page];
-  e->rests = true;
-  e->earlier = prefix->last;
-  e->later = KG_NO_PAGE;
-  if (prefix->last != KG_NO_PAGE)
-    prefix->entries[prefix->last].later = page;
-  else
-    prefix->first = page;
-  prefix->last = page;
-  prefix->n_resting++;
+  while (at != KG_NO_NODE) {
+    node *e = &prefix->nodes[at];
+    if (e->n_held || e->n_pages || e->child != KG_NO_NODE) return;
+    const int32_t parent = e->is_known ? e->parent : KG_NO_NODE;
+    if (e->is_known) leave_tree(prefix, at);
+    e->next = prefix->free;
+    prefix->free = at;
+    at = parent;
+  }
 }
 
-void kg_prefix_wake(kg_prefix *prefix, int32_t page)
+void kg_prefix_hold(kg_prefix *prefix, int32_t at) { prefix->nodes[at].n_held++; }
+
+void kg_prefix_let_go(kg_prefix *prefix, int32_t at)
 {
-  entry *e = &prefix->entries[page];
-  if (e->earlier != KG_NO_PAGE)
-    prefix->entries[e->earlier].later = e->later;
-  else
-    prefix->first = e->later;
-  if (e->later != KG_NO_PAGE)
-    prefix->entries[e->later].earlier = e->earlier;
-  else
-    prefix->last = e->earlier;
-  e->rests = false;
-  prefix->n_resting--;
+  assert(prefix->nodes[at].n_held > 0);
+  prefix->nodes[at].n_held--;
+  remove_unused(prefix, at);
 }
 
-int32_t kg_prefix_oldest(const kg_prefix *prefix)
+int32_t kg_prefix_page(const kg_prefix *prefix, int32_t at, int32_t group) { return prefix->nodes[at].pages[group]; }
+
+void kg_prefix_set_page(kg_prefix *prefix, int32_t at, int32_t group, int32_t page)
 {
-  return prefix->first;
+  node *e = &prefix->nodes[at];
+  assert(e->is_known && e->pages[group] == KG_NO_PAGE);
+  e->pages[group] = page;
+  e->n_pages++;
 }
 
-int32_t kg_prefix_resting(const kg_prefix *prefix)
+void kg_prefix_clear_page(kg_prefix *prefix, int32_t at, int32_t group)
 {
-  return prefix->n_resting;
+  node *e = &prefix->nodes[at];
+  assert(e->pages[group] != KG_NO_PAGE);
+  e->pages[group] = KG_NO_PAGE;
+  e->n_pages--;
+  remove_unused(prefix, at);
+}
+
+void kg_prefix_forget(kg_prefix *prefix)
+{
+  for (size_t i = 0; i < prefix->n_buckets; i++) prefix->buckets[i] = KG_NO_NODE;
+  prefix->child = KG_NO_NODE;
+  for (size_t i = 0; i < prefix->n_nodes; i++) {
+    node *e = &prefix->nodes[i];
+    if (!e->is_known) continue;
+    e->is_known = false;
+    e->n_pages = 0;
+    e->child = KG_NO_NODE;
+    remove_unused(prefix, (int32_t)i);
+  }
 }

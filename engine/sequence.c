@@ -15,17 +15,57 @@
 #include "random.h"
 #include "step.h"
 
-/* A sequence without tokens and pages. */
-static int create(kg_model *model, uint64_t seed, kg_sequence **out, kg_error *err)
+/* ---- families ---- */
+
+/* Of single thread, as all that belongs to a model; it may outlive that. */
+struct kg_family {
+  int32_t n_refs;
+  int32_t *marked; /* [n_marks] positions of the marks that are there */
+  size_t n_marks, capacity;
+  int64_t n_unmarked; /* marks that are gone */
+};
+
+static void family_unref(kg_family *family)
+{
+  if (!family || --family->n_refs) return;
+  kg_free(family->marked);
+  kg_free(family);
+}
+
+static bool family_mark(kg_family *family, int32_t pos)
+{
+  if (!kg_grow((void **)&family->marked, &family->capacity, family->n_marks + 1, sizeof *family->marked)) return false;
+  family->marked[family->n_marks++] = pos;
+  family->n_refs++;
+  return true;
+}
+
+static void family_unmark(kg_family *family, int32_t pos)
+{
+  size_t i = 0;
+  while (family->marked[i] != pos) i++;
+  family->marked[i] = family->marked[--family->n_marks];
+  family->n_unmarked++;
+  family_unref(family);
+}
+
+/* A sequence without tokens and pages, of a new family unless it is a fork. */
+static int create(kg_model *model, uint64_t seed, kg_family *family, kg_sequence **out, kg_error *err)
 {
   kg_sequence *sequence = kg_alloc_array(1, sizeof *sequence);
-  if (!sequence) return kg_fail_memory(err, sizeof *sequence, "a sequence");
+  if (!family && sequence) family = kg_alloc_array(1, sizeof *family);
+  if (!family || !sequence) {
+    kg_free(sequence);
+    return kg_fail_memory(err, sizeof *sequence, "a sequence");
+  }
+  family->n_refs++;
+  sequence->family = family;
   sequence->model = model;
   sequence->seed = seed;
   sequence->logits_pos = sequence->banned_pos = -1;
   /* No row depends on a prefix alone; or cached rows are of no use without a state. */
   sequence->is_apart = kg_plan_is_bidirectional(kg_model_plan(model)) || kg_model_states(model);
-  sequence->family = sequence->rows_serial = kg_model_next_serial(model);
+  sequence->rows_serial = kg_model_next_serial(model);
   sequence->future.state = KG_NONE;
   kg_model_sequence_opened(model);
   *out = sequence;
@@ -35,7 +75,7 @@ static int create(kg_model *model, uint64_t seed, kg_sequence **out, kg_error *e
 int kg_sequence_new(kg_model *model, uint64_t seed, kg_sequence **out, kg_error *err)
 {
   const int status = kg_model_check_idle(model, err);
-  return status ? status : create(model, seed, out, err);
+  return status ? status : create(model, seed, NULL, out, err);
 }
 
 void kg_sequence_free(kg_sequence *sequence)
@@ -52,6 +92,7 @@ void kg_sequence_free(kg_sequence *sequence)
   kg_buffer_unref(sequence->logits);
   kg_free(sequence->tokens.ids);
   kg_model_sequence_closed(sequence->model);
+  family_unref(sequence->family);
   kg_free(sequence);
 }
 
@@ -103,6 +144,9 @@ static void shorten(kg_sequence *sequence, int32_t pos)
   sequence->tokens.n = (size_t)pos;
   kg_sequence_go_back(sequence, pos);
   kg_hooks_go_back(sequence, pos);
+  for (int i = 0; i < 2; i++)
+    if (sequence->prompt[i] > pos) sequence->prompt[i] = pos;
+  sequence->is_in_prompt = false;
   sequence->logits_pos = sequence->banned_pos = -1; /* of another token, or a sampler may have written to them */
   sequence->n_draws = 0;
 }
@@ -120,9 +164,12 @@ int kg_sequence_rewind(kg_sequence *sequence, int32_t pos, kg_error *err)
 
 int kg_sequence_mark(const kg_sequence *sequence, kg_mark **out, kg_error *err)
 {
-  kg_mark *mark = kg_alloc(sizeof *mark);
-  if (!mark) return kg_fail_memory(err, sizeof *mark, "a mark");
   const int32_t pos = kg_sequence_pos(sequence);
+  kg_mark *mark = kg_alloc(sizeof *mark);
+  if (!mark || !family_mark(sequence->family, pos)) {
+    kg_free(mark);
+    return kg_fail_memory(err, sizeof *mark, "a mark");
+  }
   *mark = (kg_mark){.model = sequence->model,
                     .family = sequence->family,
                     .pos = pos,
@@ -145,6 +192,7 @@ void kg_mark_free(kg_mark *mark)
   kg_companions_free(mark->companions);
   kg_snapshots_cut(mark->states, &mark->snapshots, 0);
   kg_states_free(mark->states);
+  family_unmark(mark->family, mark->pos);
   kg_free(mark);
 }
 
@@ -200,7 +248,7 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   kg_model *model = sequence->model;
   kg_sequence *fork = NULL;
   int status = kg_model_check_idle(model, err);
-  if (!status) status = create(model, seed, &fork, err);
+  if (!status) status = create(model, seed, sequence->family, &fork, err);
   if (status) return status;
   const size_t n = sequence->tokens.n;
   if (!grow_tokens(&fork->tokens, n)) {
@@ -216,6 +264,7 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   fork->is_private = sequence->is_private;
   fork->n_evaluated = sequence->n_evaluated;
   fork->n_public = sequence->n_public;
+  memcpy(fork->prompt, sequence->prompt, sizeof fork->prompt);
   fork->is_apart = sequence->is_apart;
   kg_sequence_go_back(fork, fork->n_evaluated); /* what was drawn ahead stays behind, and the state in the middle of it */
   for (; fork->n_adapters < sequence->n_adapters; fork->n_adapters++) {
@@ -225,7 +274,6 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   if (logits_are_current(sequence) || kg_draft_holds_logits(sequence)) status = copy_logits(fork, sequence, err);
   if (!status) status = kg_companions_copy(sequence->companions, &fork->companions, err);
   if (status) goto fail;
-  fork->family = sequence->family;
   if (seed == sequence->seed) kg_sequence_set_draws(fork, kg_sequence_draws(sequence)); /* the same future */
   *out = fork;
   return KG_OK;
@@ -247,7 +295,12 @@ int32_t kg_sequence_resume_point(const kg_sequence *sequence, int32_t pos)
 {
   if (kg_plan_is_bidirectional(kg_model_plan(sequence->model))) return 0; /* each row depends on all */
   if (pos > sequence->n_evaluated) pos = sequence->n_evaluated;
-  return kg_model_states(sequence->model) ? kg_snapshots_before(&sequence->snapshots, pos) : pos;
+  for (int32_t before = -1; before != pos;) { /* of pages and of states, each may send the other further back */
+    before = pos;
+    pos = kg_kv_resume_point(kg_model_kv(sequence->model), &sequence->pages, pos);
+    if (kg_model_states(sequence->model)) pos = kg_snapshots_before(&sequence->snapshots, pos);
+  }
+  return pos;
 }
 
 void kg_sequence_go_back(kg_sequence *sequence, int32_t pos)
@@ -356,22 +409,55 @@ static bool takes_part(const kg_sequence *sequence)
          sequence->n_public == sequence->n_evaluated;
 }
 
+/* Rows [from, n_evaluated) came together. */
+static void follow_prompt(kg_sequence *sequence, int32_t from)
+{
+  const bool is_prompt = sequence->n_evaluated - from > 1;
+  if (is_prompt && !sequence->is_in_prompt) sequence->prompt[0] = from;
+  if (is_prompt) sequence->prompt[1] = sequence->n_evaluated;
+  sequence->is_in_prompt = is_prompt;
+}
+
+/* Let go of what no row to come sees, but for the places to come back to. */
+static void forget_unseen(kg_sequence *sequence)
+{
+  const kg_family *family = sequence->family;
+  const int32_t end = sequence->n_evaluated;
+  const kg_kv_wanted wanted = {.from = end > KG_KV_SLACK ? end - KG_KV_SLACK : 0,
+                               .points = {sequence->prompt, family->marked},
+                               .n_points = {2, family->n_marks}};
+  const bool is_less = sequence->is_in_prompt || sequence->n_unmarked != family->n_unmarked;
+  if (sequence->is_private) return;
+  sequence->n_unmarked = family->n_unmarked;
+  kg_kv_forget_unseen(kg_model_kv(sequence->model), &sequence->pages, &wanted, is_less);
+}
+
 void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens)
 {
   const bool is_public = takes_part(sequence);
+  const int32_t from = sequence->n_evaluated;
   sequence->n_evaluated += n_tokens;
   sequence->n_tokens_evaluated += n_tokens;
-  if (!is_public) return;
-  sequence->n_public = sequence->n_evaluated;
-  kg_kv_publish(kg_model_kv(sequence->model), &sequence->pages, sequence->tokens.ids, sequence->n_public);
+  if (is_public) {
+    sequence->n_public = sequence->n_evaluated;
+    kg_kv_publish(kg_model_kv(sequence->model), &sequence->pages, sequence->tokens.ids, sequence->n_public);
+  }
+  follow_prompt(sequence, from);
+  forget_unseen(sequence);
 }
 
 void kg_sequence_reuse(kg_sequence *sequence)
 {
   const int32_t n = kg_sequence_pos(sequence), before = sequence->n_evaluated;
   if (!takes_part(sequence) || n - before < 2) return;
-  const int32_t end = kg_kv_reuse(kg_model_kv(sequence->model), &sequence->pages, sequence->tokens.ids, before, n);
-  const int32_t n_reused = end - before - (end == n); /* the last one is evaluated again */
+  int32_t n_known;
+  const int32_t end =
+      kg_kv_reuse(kg_model_kv(sequence->model), &sequence->pages, sequence->tokens.ids, before, n, &n_known);
+  const int32_t n_reused = end - before;
+  if (n_known > end) { /* others go other ways from there, and there may be more of them */
+    sequence->prompt[0] = n_known;
+    sequence->is_in_prompt = true;
+  }
   sequence->n_evaluated = sequence->n_public = end;
   sequence->n_tokens_reused += n_reused;
   kg_model_count_reused(sequence->model, n_reused);

@@ -45,14 +45,16 @@ typedef struct kg_draft {
 } kg_draft;
 
 typedef struct kg_hook kg_hook; /* hook.h */
+typedef struct kg_family kg_family;
 
 struct kg_sequence {
   kg_model *model;
-  int64_t family;          /* the same for a sequence and its forks */
+  kg_family *family;       /* the same for a sequence and its forks, with the places of their marks; one reference */
   kg_companion *companions;
   kg_hook *hooks;          /* in order of creation; NULL: none */
   bool is_private;         /* from its first hook on, forks too: a page of it may depend on more than the tokens, so that
-                              none may serve another sequence with the same ones, nor another's page this one */
+                              none may serve another sequence with the same ones, nor another's page this one, and all
+                              are kept, seen or not: evaluated again they might be others */
   kg_tokens tokens;        /* the timeline */
   int32_t n_evaluated;     /* tokens whose rows were computed, or found: a resume point, but while rows drawn ahead are
                               taken one by one, of which the last alone leaves a state */
@@ -62,6 +64,10 @@ struct kg_sequence {
   int32_t n_adapters;
   bool is_apart;           /* takes nothing from the prefix cache and leaves nothing there */
   kg_page_table pages;
+  int32_t prompt[2];       /* where the latest stretch of rows begins and ends that were evaluated several at a time: places
+                              to come back to, a chat's last turn for one */
+  bool is_in_prompt;       /* it may grow */
+  int64_t n_unmarked;      /* marks of the family that were gone when pages were last let go */
   kg_snapshots snapshots;  /* of models with states, from which rows can be computed on */
   int64_t rows_serial;     /* of the circumstances under which its rows are computed: forks and marks with the same one
                               have rows, and states, that depend on the ids alone */
@@ -128,7 +134,7 @@ int32_t kg_sequence_common(const kg_sequence *sequence, const kg_sequence *other
 /* A moment of a timeline: its position, the random numbers drawn there, and copies of its companions. */
 typedef struct kg_mark {
   const kg_model *model;   /* of a closed one: a mark for kg_mark_free only */
-  int64_t family;
+  kg_family *family;       /* one reference: while the mark is there they keep the pages that rows behind it see */
   int32_t pos;
   uint64_t hash;           /* of the tokens before it */
   uint64_t n_draws;

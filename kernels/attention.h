@@ -39,7 +39,8 @@ typedef struct kg_attention_args {
   const int32_t *positions;  /* [n] */
   const int32_t *lasts;      /* [n] the last position that the row sees: its own, or its span's last */
   unsigned char *const *pages;
-  const int32_t *row_pages;  /* [n] where the row's pages begin in `pages` */
+  const int32_t *row_pages;  /* [n] where in `pages` the row's first page is, or would be: those that are there include
+                                all of each split that it sees anything of */
   bool is_alone;             /* every row is its sequence's only one */
   int32_t max_splits;        /* of a row, at most KG_ATTENTION_SPREAD: a hint */
   const int32_t *few;        /* [n_few] rows of spans of few rows */

@@ -20,8 +20,9 @@ int kg_gpu_cache_open(kg_executable *exe, kg_error *err)
                      a->head_dim, a->value_dim, KG_ATTENTION_MAX_DIM);
     const size_t bytes =
         (size_t)KG_PAGE * ((size_t)kg_key_width(a) + (size_t)kg_value_width(a)) * (exe->half ? 2 : 4);
-    exe->layer_at[i] = exe->page_bytes;
-    if (!kg_align_size(exe->page_bytes + bytes, 256, &exe->page_bytes)) return kg_fail_memory(err, SIZE_MAX, "a page");
+    size_t *page_bytes = &exe->page_bytes[a->group];
+    exe->layer_at[i] = *page_bytes;
+    if (!kg_align_size(*page_bytes + bytes, 256, page_bytes)) return kg_fail_memory(err, SIZE_MAX, "a page");
   }
   return KG_OK;
 }
@@ -34,20 +35,21 @@ void kg_gpu_cache_close(kg_executable *exe)
     (void)cudaFree(slab->block);
     kg_free(slab);
   }
-  kg_free(exe->pages);
+  for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) kg_free(exe->pages[g]);
   kg_free(exe->layer_at);
 }
 
-int kg_gpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err)
+int kg_gpu_cache_reserve(kg_executable *exe, int32_t group, int32_t n_pages, kg_error *err)
 {
-  if (n_pages <= exe->n_pages) return KG_OK;
-  const size_t n_new = (size_t)(n_pages - exe->n_pages);
+  const int32_t n_before = exe->n_pages[group];
+  if (n_pages <= n_before) return KG_OK;
+  const size_t n_new = (size_t)(n_pages - n_before), page_bytes = exe->page_bytes[group];
   size_t n_bytes;
-  if (!kg_mul_size(n_new, exe->page_bytes, &n_bytes)) return kg_fail_memory(err, SIZE_MAX, "cache pages");
+  if (!kg_mul_size(n_new, page_bytes, &n_bytes)) return kg_fail_memory(err, SIZE_MAX, "cache pages");
   int code = kg_stream_use(exe->stream, err);
   if (code) return code;
-  unsigned char **pages = kg_realloc_array(exe->pages, (size_t)n_pages, sizeof *pages);
-  if (pages) exe->pages = pages;
+  unsigned char **pages = kg_realloc_array(exe->pages[group], (size_t)n_pages, sizeof *pages);
+  if (pages) exe->pages[group] = pages;
   kg_slab *slab = pages ? kg_alloc(sizeof *slab) : NULL;
   if (!slab) return kg_fail_memory(err, (size_t)n_pages * sizeof *pages, "the page table");
   code = kg_cuda_alloc(n_bytes, "cache pages", &slab->block, err);
@@ -60,23 +62,26 @@ int kg_gpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err)
   }
   slab->next = exe->slabs;
   exe->slabs = slab;
-  for (size_t i = 0; i < n_new; i++)
-    pages[(size_t)exe->n_pages + i] = (unsigned char *)slab->block + i * exe->page_bytes;
-  exe->n_pages = n_pages;
+  for (size_t i = 0; i < n_new; i++) pages[(size_t)n_before + i] = (unsigned char *)slab->block + i * page_bytes;
+  exe->n_pages[group] = n_pages;
   return KG_OK;
 }
 
-int kg_gpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err)
+int kg_gpu_cache_copy(kg_executable *exe, int32_t group, int32_t to, int32_t from, int32_t n_positions, kg_error *err)
 {
-  if (to < 0 || to >= exe->n_pages || from < 0 || from >= exe->n_pages)
-    return kg_fail(err, KG_ERR_ARGUMENT, "cache page %d or %d is outside 0 to %d", to, from, exe->n_pages - 1);
+  const int32_t n_pages = exe->n_pages[group];
+  unsigned char *const *pages = exe->pages[group];
+  if (to < 0 || to >= n_pages || from < 0 || from >= n_pages)
+    return kg_fail(err, KG_ERR_ARGUMENT, "cache page %d or %d is outside 0 to %d", to, from, n_pages - 1);
   if (n_positions < 1) return KG_OK;
   const int code = kg_stream_use(exe->stream, err);
   return code ? code
-              : kg_cuda_check(cudaMemcpyAsync(exe->pages[to], exe->pages[from], exe->page_bytes,
-                                              cudaMemcpyDeviceToDevice, exe->stream->handle),
+              : kg_cuda_check(cudaMemcpyAsync(pages[to], pages[from], exe->page_bytes[group], cudaMemcpyDeviceToDevice,
+                                              exe->stream->handle),
                               "copying a page", err);
 }
+
+size_t kg_gpu_page_bytes(const kg_executable *exe, int32_t group) { return exe->page_bytes[group]; }
 
 kg_kv_type kg_gpu_cache_type(const kg_executable *exe) { return exe->half ? KG_KV_F16 : KG_KV_F32; }
 
@@ -93,8 +98,8 @@ static strips strips_of(const kg_executable *exe, const kg_kv_rows *rows, bool v
   const kg_attention_params *a = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
   const size_t element = exe->half ? 2 : 4, key = (size_t)a->head_dim * element;
   const size_t value = a->values_in_keys ? 0 : (size_t)a->value_dim * element, row = values ? value : key;
-  return (strips){.device = exe->pages[rows->page] + exe->layer_at[rows->layer] + (values ? KG_PAGE * key : 0) +
-                            (size_t)rows->slot * row,
+  return (strips){.device = exe->pages[a->group][rows->page] + exe->layer_at[rows->layer] +
+                            (values ? KG_PAGE * key : 0) + (size_t)rows->slot * row,
                   .pitch = KG_PAGE * (key + value), .row = row, .n = rows->n, .n_heads = a->n_kv_heads};
 }
 

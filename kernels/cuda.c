@@ -214,9 +214,9 @@ static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, 
 
 /* ---- running ---- */
 
-static int check_batch(const kg_executable *exe, const kg_batch *batch, kg_error *err)
+static int check_batch(const kg_executable *exe, const kg_batch *batch, int32_t n_ahead, kg_error *err)
 {
-  int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
+  int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, n_ahead, err);
   if (!code) code = kg_batch_check_states(exe->plan, batch, exe->n_states, err);
   for (int32_t i = 0; i < batch->n_wanted && !code; i++)
     code = kg_cuda_buffer_check(batch->wanted[i].buffer, batch->wanted[i].at, kg_plan_vocab_size(exe->plan), "logits", err);
@@ -230,7 +230,7 @@ static int check_batch(const kg_executable *exe, const kg_batch *batch, kg_error
 
 static int cuda_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
-  const int code = check_batch(exe, batch, err);
+  const int code = check_batch(exe, batch, 0, err);
   return code ? code : kg_gpu_run(exe, batch, err);
 }
 
@@ -245,22 +245,18 @@ static int cuda_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int3
 
 static int cuda_profile(kg_executable *exe, const kg_batch *batch, kg_profile *out, kg_error *err)
 {
-  const int code = check_batch(exe, batch, err);
+  const int code = check_batch(exe, batch, 0, err);
   return code ? code : kg_gpu_profile(exe, batch, out, err);
 }
 
 static int cuda_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err)
 {
-  const int code = check_batch(exe, batch, err);
-  if (code) return code;
   if (batch->n_rows > KG_AHEAD_ROWS || batch->n_spans != batch->n_rows || batch->n_wanted != batch->n_rows ||
       batch->n_traces || batch->n_taps || ahead->n_draws < 1 || ahead->n_draws > INT32_MAX / KG_AHEAD_ROWS)
     return kg_fail(err, KG_ERR_ARGUMENT, "%d draws ahead for %d rows of %d spans", ahead->n_draws, batch->n_rows,
                    batch->n_spans);
-  for (int32_t i = 0; i < batch->n_spans; i++)
-    for (int32_t p = batch->spans[i].pos / KG_PAGE; p <= (batch->spans[i].pos + ahead->n_draws - 1) / KG_PAGE; p++)
-      if (batch->spans[i].pages[p] < 0 || batch->spans[i].pages[p] >= exe->n_pages)
-        return kg_fail(err, KG_ERR_ARGUMENT, "span %d: page %d of %d", i, batch->spans[i].pages[p], exe->n_pages);
+  const int code = check_batch(exe, batch, ahead->n_draws - 1, err);
+  if (code) return code;
   return kg_gpu_run_ahead(exe, batch, ahead, err);
 }
 
@@ -317,7 +313,8 @@ static void cuda_get_stats(const kg_executable *exe, kg_model_stats *out)
   out->device = cuda_backend.name;
   out->variant = exe->variant;
   out->weight_bytes = exe->weight_bytes;
-  out->kv_bytes = (size_t)exe->n_pages * exe->page_bytes;
+  out->kv_bytes = 0;
+  for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) out->kv_bytes += (size_t)exe->n_pages[g] * exe->page_bytes[g];
   out->n_threads = 0;
   out->n_timed = exe->n_timed;
   out->timed_s = exe->timed_s;
@@ -331,6 +328,7 @@ static const kg_backend cuda_backend = {.name = "cuda",
                                         .run_ahead = cuda_run_ahead,
                                         .kv_reserve = kg_gpu_cache_reserve,
                                         .kv_copy = kg_gpu_cache_copy,
+                                        .page_bytes = kg_gpu_page_bytes,
                                         .state_reserve = kg_gpu_state_reserve,
                                         .state_copy = kg_gpu_state_copy,
                                         .state_read = kg_gpu_state_read,

@@ -107,8 +107,9 @@ typedef struct kg_moe_scratch {
 
 /* Rows of a pass as the kernels read them, in one piece so that one copy brings it over. `capacity` rows: */
 typedef struct kg_meta_layout {
-  size_t tokens, positions, row_pages, wanted_rows, wanted_tokens, wanted_positions, lasts, few, spans, out_rows,
-      state_spans, state_places, pages; /* bytes */
+  size_t tokens, positions, wanted_rows, wanted_tokens, wanted_positions, lasts, few, spans; /* bytes */
+  size_t row_pages, group_row_pages; /* the first group's, and from group to group */
+  size_t out_rows, state_spans, state_places, pages;
 } kg_meta_layout;
 
 typedef struct kg_graph {
@@ -154,9 +155,9 @@ struct kg_executable {
   cudaEvent_t meta_read;    /* the device has the last upload */
 
   size_t *layer_at;         /* [layers] bytes from the start of a page */
-  size_t page_bytes;
-  unsigned char **pages;    /* by page id; host memory, device pointers */
-  int32_t n_pages;
+  size_t page_bytes[KG_PAGE_GROUPS];     /* by page group, as the next two */
+  unsigned char **pages[KG_PAGE_GROUPS]; /* by page id; host memory, device pointers */
+  int32_t n_pages[KG_PAGE_GROUPS];
   struct kg_slab *slabs;
 
   size_t state_floats;      /* of a slot; 0: the plan has no states */
@@ -202,8 +203,9 @@ int kg_gpu_reserve(kg_executable *exe, kg_program *const *programs, size_t n, kg
 /* cache.c */
 int kg_gpu_cache_open(kg_executable *exe, kg_error *err);
 void kg_gpu_cache_close(kg_executable *exe);
-int kg_gpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err);
-int kg_gpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+int kg_gpu_cache_reserve(kg_executable *exe, int32_t group, int32_t n_pages, kg_error *err);
+int kg_gpu_cache_copy(kg_executable *exe, int32_t group, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+size_t kg_gpu_page_bytes(const kg_executable *exe, int32_t group);
 kg_kv_type kg_gpu_cache_type(const kg_executable *exe);
 int kg_gpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err);
 int kg_gpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err);

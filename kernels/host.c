@@ -26,6 +26,8 @@ bool kg_plan_is_bidirectional(const kg_plan *plan)
   return kg_plan_layer_count(plan) && kg_plan_layer(plan, 0)->u.attention.is_bidirectional;
 }
 
+int32_t kg_plan_group_count(const kg_plan *plan) { return the_host->plan_group_count(plan); }
+int32_t kg_plan_group_window(const kg_plan *plan, int32_t group) { return the_host->plan_group_window(plan, group); }
 int32_t kg_plan_residual(const kg_plan *plan) { return the_host->plan_residual(plan); }
 int32_t kg_plan_tail(const kg_plan *plan) { return the_host->plan_tail(plan); }
 int64_t kg_plan_state_size(const kg_plan *plan) { return the_host->plan_state_size(plan); }
@@ -48,9 +50,10 @@ void kg_adapter_detach(kg_adapter *adapter, kg_adapter_copy *copy) { the_host->a
 
 void kg_buffer_unref(kg_buffer *buffer) { the_host->buffer_unref(buffer); }
 
-int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, int32_t n_pages, kg_error *err)
+int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, const int32_t *n_pages, int32_t n_ahead,
+                   kg_error *err)
 {
-  return the_host->batch_check(plan, batch, chunk, n_pages, err);
+  return the_host->batch_check(plan, batch, chunk, n_pages, n_ahead, err);
 }
 
 int kg_batch_check_states(const kg_plan *plan, const kg_batch *batch, int32_t n_slots, kg_error *err)
@@ -58,7 +61,7 @@ int kg_batch_check_states(const kg_plan *plan, const kg_batch *batch, int32_t n_
   return the_host->batch_check_states(plan, batch, n_slots, err);
 }
 
-int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, int32_t n_pages, kg_error *err)
+int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, const int32_t *n_pages, kg_error *err)
 {
   return the_host->kv_rows_check(plan, rows, n_pages, err);
 }

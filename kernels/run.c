@@ -3,6 +3,8 @@
 
 #include "executable.h"
 
+enum { PAGES_PER_SPLIT = KG_ATTENTION_SPLIT > KG_PAGE ? KG_ATTENTION_SPLIT / KG_PAGE : 1 };
+
 /* Rows [row0, row0 + n_rows) of a batch, with what they want. */
 typedef struct kg_pass {
   kg_executable *exe;
@@ -28,18 +30,20 @@ static size_t align16(size_t n) { return (n + 15) / 16 * 16; }
 static kg_meta_layout meta_layout(const kg_executable *exe, int32_t n_rows)
 {
   const size_t rows = (size_t)(n_rows <= KG_FEW_ROWS ? KG_FEW_ROWS : exe->pass_rows), ints = align16(rows * sizeof(int32_t));
-  const size_t state_spans = 9 * ints + align16(rows * sizeof(float *));
+  const size_t out_rows = (8 + (size_t)kg_plan_group_count(exe->plan)) * ints;
+  const size_t state_spans = out_rows + align16(rows * sizeof(float *));
   const size_t state_places = state_spans + (exe->state_floats ? align16(rows * sizeof(kg_state_span)) : 0);
   return (kg_meta_layout){.tokens = 0,
                           .positions = ints,
-                          .row_pages = 2 * ints,
-                          .wanted_rows = 3 * ints,
-                          .wanted_tokens = 4 * ints,
-                          .wanted_positions = 5 * ints,
-                          .lasts = 6 * ints,
-                          .few = 7 * ints,
-                          .spans = 8 * ints,
-                          .out_rows = 9 * ints,
+                          .wanted_rows = 2 * ints,
+                          .wanted_tokens = 3 * ints,
+                          .wanted_positions = 4 * ints,
+                          .lasts = 5 * ints,
+                          .few = 6 * ints,
+                          .spans = 7 * ints,
+                          .row_pages = 8 * ints,
+                          .group_row_pages = ints,
+                          .out_rows = out_rows,
                           .state_spans = state_spans,
                           .state_places = state_places,
                           /* at most one place for each row, and one for each span */
@@ -233,7 +237,7 @@ static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err
   a.positions = ids_of(p, stage->side, true);
   a.lasts = params->is_bidirectional ? meta(p, p->at.lasts) : a.positions;
   a.pages = meta(p, p->at.pages);
-  a.row_pages = meta(p, p->at.row_pages);
+  a.row_pages = meta(p, p->at.row_pages + (size_t)params->group * p->at.group_row_pages);
   a.is_alone = p->is_alone;
   a.max_splits = p->n_splits;
   a.few = meta(p, p->at.few);
@@ -671,17 +675,40 @@ static void fill_states(pass *p, const kg_span *span, int32_t first, int32_t n, 
   *n_places += count;
 }
 
+/* The first page that kernels read of a group for rows from this one of the span on: splits are fetched as a whole. */
+static int32_t first_page(const pass *p, int32_t group, const kg_span *span, int32_t first)
+{
+  const int32_t page = kg_first_page(kg_plan_group_window(p->exe->plan, group), span->pos + p->row0 + first - span->row);
+  return page / PAGES_PER_SPLIT * PAGES_PER_SPLIT;
+}
+
+/* The pages of a group that n rows of a span see to `pages`, of which *at are there. row_pages[row] is where page 0 would be.
+ * Those that were let go are before what any row sees: some page stands in for them, as numbers that count for nothing. */
+static void fill_pages(const pass *p, int32_t group, const kg_span *span, int32_t first, int32_t n, int32_t *row_pages,
+                       unsigned char **pages, int32_t *at)
+{
+  const int32_t begin = first_page(p, group, span, first), end = last_page(p, span, first, n) + 1;
+  unsigned char *const *of_group = p->exe->pages[group];
+  for (int32_t i = 0; i < n; i++) row_pages[first + i] = *at - begin;
+  for (int32_t i = begin; i < end; i++) {
+    const int32_t id = span->pages[group][i];
+    pages[(*at)++] = of_group[id == KG_NONE ? 0 : id];
+  }
+}
+
 static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
 {
   kg_executable *exe = p->exe;
   const kg_batch *batch = p->batch;
   size_t n_pages = 0;
+  const int32_t n_groups = kg_plan_group_count(exe->plan);
   int32_t first, n, max_pos = 0, n_places = 0;
   p->is_alone = true;
   for (int32_t s = 0; s < batch->n_spans; s++)
     if ((n = rows_in_pass(p, &batch->spans[s], &first)) > 0) {
       p->is_alone = p->is_alone && n == 1;
-      n_pages += (size_t)last_page(p, &batch->spans[s], first, n) + 1;
+      for (int32_t g = 0; g < n_groups; g++)
+        n_pages += (size_t)(last_page(p, &batch->spans[s], first, n) + 1 - first_page(p, g, &batch->spans[s], first));
     }
   p->at = meta_layout(exe, p->n_rows);
   *n_bytes = p->at.pages + n_pages * sizeof(void *);
@@ -692,15 +719,15 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
   unsigned char *m = exe->meta_host;
   memcpy(m + p->at.tokens, batch->tokens + p->row0, (size_t)p->n_rows * sizeof(int32_t));
   memcpy(m + p->at.positions, batch->positions + p->row0, (size_t)p->n_rows * sizeof(int32_t));
-  int32_t *row_pages = (int32_t *)(m + p->at.row_pages), at = 0;
+  int32_t at = 0;
   int32_t *lasts = (int32_t *)(m + p->at.lasts), *few = (int32_t *)(m + p->at.few), *spans = (int32_t *)(m + p->at.spans);
   unsigned char **pages = (unsigned char **)(m + p->at.pages);
   for (int32_t s = 0; s < batch->n_spans; s++) {
     const kg_span *span = &batch->spans[s];
     if ((n = rows_in_pass(p, span, &first)) <= 0) continue;
     if (exe->state_floats) fill_states(p, span, first, n, &n_places);
-    const int32_t last = last_page(p, span, first, n);
-    for (int32_t i = 0; i < n; i++) row_pages[first + i] = at;
+    for (int32_t g = 0; g < n_groups; g++)
+      fill_pages(p, g, span, first, n, (int32_t *)(m + p->at.row_pages + (size_t)g * p->at.group_row_pages), pages, &at);
     for (int32_t i = 0; i < n; i++) lasts[first + i] = span->pos + span->n_rows - 1;
     for (int32_t i = 0; i < n && n <= KG_ATTENTION_FEW; i++) few[p->n_few++] = first + i;
     if (n > KG_ATTENTION_FEW) {
@@ -708,7 +735,6 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
       spans[2 * p->n_spans++ + 1] = n;
       p->span_rows += n;
     }
-    for (int32_t i = 0; i <= last; i++) pages[at++] = exe->pages[span->pages[i]];
     if (batch->positions[p->row0 + first + n - 1] > max_pos) max_pos = batch->positions[p->row0 + first + n - 1];
   }
   for (int32_t i = 0; i < p->n_wanted; i++) {

@@ -7,7 +7,7 @@ describe("kigo.kv_file", function()
   local tiny = require "spec.tiny"
   local err = core.err
 
-  local HEADER = 216 -- bytes; engine/kv_file.c says what stands where
+  local HEADER, RANGES = 248, 24 -- bytes; engine/kv_file.c says what stands where
 
   local folder, path, tokenizer
   setup(function()
@@ -164,7 +164,7 @@ describe("kigo.kv_file", function()
     assert.equal(1, (costs(elsewhere, 180)))
 
     local bytes, size = support.read(path), 8 + model:stats().state_bytes
-    local n = string.unpack("<I4", bytes, 205)
+    local n = string.unpack("<I4", bytes, 181)
     assert.is_true(n > 4)
     local function refused(content)
       write(content)
@@ -175,9 +175,9 @@ describe("kigo.kv_file", function()
     local last = #bytes - 8 - size
     for _, pos in ipairs { 0, -1, 181, 1 << 33, 1 } do refused(sealed(patched(bytes, last, string.pack("<j", pos)))) end
     for _, count in ipairs { n - 1, n + 1, 81, 1 << 31 } do
-      refused(sealed(patched(bytes, 204, string.pack("<I4", count))))
+      refused(sealed(patched(bytes, 180, string.pack("<I4", count))))
     end
-    refused(sealed(patched(bytes, 208, string.pack("<I4", 1))))
+    refused(sealed(patched(bytes, 184, string.pack("<I4", 1))))
     write(sealed(bytes))
     assert(model:restore(path)):close()
     assert.is_true(model:stats().n_states_used < 60)
@@ -371,27 +371,38 @@ describe("kigo.kv_file", function()
       refused(sealed(patched(bytes, 12, string.pack("<I4", 7))), { err.FORMAT })
       refused(sealed(patched(bytes, 0, "kigo-kW\n")), { err.FORMAT })
       for _, n_adapters in ipairs { 1, 8, 9, -1 } do
-        refused(sealed(patched(bytes, 200, string.pack("<i4", n_adapters))), { err.FORMAT })
+        refused(sealed(patched(bytes, 176, string.pack("<i4", n_adapters))), { err.FORMAT })
       end
-      refused(sealed(patched(bytes, 204, "\1")), { err.FORMAT })
       local half <close> = model_of { device = "cpu", kv = "f16" }
       refused(bytes, { err.UNSUPPORTED }, half)
     end)
 
     it("sizes that cannot be, also with right checksums", function()
-      for at = 104, 128, 4 do
-        for _, value in ipairs { -1, 1 << 31, 0x7FFFFFFF, 0, 1, 19, 21 } do
-          local size = at < 112 and 4 or 8
+      for at = 104, 168, 4 do
+        local is_place = at == 160 or at == 164
+        for _, value in ipairs { -1, 1 << 31, 0x7FFFFFFF, 21, is_place and 99 or 0, is_place and 99 or 1 } do
+          local size = (at < 112 or at >= 160) and 4 or 8
           local new = patched(bytes, at, string.pack("<j", value):sub(1, size))
           if new ~= bytes then refused(sealed(new), { err.FORMAT, err.UNSUPPORTED }) end
         end
       end
     end)
 
+    it("ranges of the cache that cannot be, also with right checksums", function()
+      assert.equal(string.pack("<i4i4i4i4i4i4", 0, 0, 20, 1, 0, 20), bytes:sub(HEADER + 1, HEADER + RANGES))
+      for _, ranges in ipairs { { 0, 0, 20, 0, 0, 20 }, { 1, 0, 20, 0, 0, 20 }, { 0, 0, 20, 1, 0, 21 },
+        { 0, 0, 20, 1, -1, 19 }, { 0, 0, 20, 4, 0, 20 }, { -1, 0, 20, 1, 0, 20 }, { 0, 0, 20, 2, 0, 20 }, { 0, 20, 0, 1, 0, 20 },
+        { 0, 1, 20, 1, 0, 20 }, { 0, 0, 19, 1, 0, 20 }, { 0, 0, 0x7FFFFFFF, 1, 0, 20 }, { 0, 0, 10, 0, 10, 20 },
+        { 1, 0, 10, 1, 10, 20 } } do
+        refused(sealed(patched(bytes, HEADER, string.pack("<i4i4i4i4i4i4", table.unpack(ranges)))), { err.FORMAT })
+      end
+    end)
+
     it("ids, companions and states that cannot be, also with right checksums", function()
-      refused(sealed(patched(bytes, HEADER + 8, string.pack("<i4", tiny.vocab))), { err.FORMAT })
-      refused(sealed(patched(bytes, HEADER + 8, string.pack("<i4", -1))), { err.FORMAT })
-      local companions = HEADER + 80
+      local tokens = HEADER + RANGES
+      refused(sealed(patched(bytes, tokens + 8, string.pack("<i4", tiny.vocab))), { err.FORMAT })
+      refused(sealed(patched(bytes, tokens + 8, string.pack("<i4", -1))), { err.FORMAT })
+      local companions = tokens + 80
       assert.equal("stream", bytes:sub(companions + 5, companions + 10))
       refused(sealed(patched(bytes, companions + 4, "strewn")), { err.UNSUPPORTED })
       refused(sealed(patched(bytes, companions + 4, "\0\n\xFF")), { err.UNSUPPORTED })

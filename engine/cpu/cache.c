@@ -21,13 +21,14 @@ int kg_cpu_cache_open(kg_executable *exe, kg_error *err)
   for (int32_t i = 0; i < n_layers; i++) {
     const kg_attention_params *a = &kg_plan_layer(exe->plan, i)->u.attention;
     kg_cache_layer *layer = &exe->layers[i];
-    layer->offset = exe->page_bytes;
+    size_t *page_bytes = &exe->page_bytes[a->group];
+    layer->offset = *page_bytes;
     layer->key_bytes = (size_t)a->head_dim * KG_KEY_STRIDE * element;
     layer->head_bytes = layer->key_bytes;
     if (!a->values_in_keys) layer->head_bytes += (size_t)kg_padded(a->value_dim) * KG_PAGE * element;
     size_t bytes;
     if (!kg_mul_size(layer->head_bytes, (size_t)a->n_kv_heads, &bytes) || !kg_align_size(bytes, KG_ALIGNMENT, &bytes) ||
-        !kg_add_size(exe->page_bytes, bytes, &exe->page_bytes))
+        !kg_add_size(*page_bytes, bytes, page_bytes))
       return kg_fail_memory(err, SIZE_MAX, "a cache page");
     const int64_t floats = (int64_t)a->n_heads * kg_partial_floats(a->value_dim);
     if (floats > exe->partial_row_floats) exe->partial_row_floats = floats;
@@ -45,16 +46,16 @@ void kg_cpu_cache_close(kg_executable *exe)
     kg_free(slab->block);
     kg_free(slab);
   }
-  kg_free(exe->pages);
+  for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) kg_free(exe->pages[g]);
   kg_free(exe->partials);
   kg_free(exe->layers);
 }
 
-/* Room for the splits of sequences that use all pages. */
-static int reserve_partials(kg_executable *exe, int32_t n_pages, kg_error *err)
+int kg_cpu_reserve_splits(kg_executable *exe, int32_t end, kg_error *err)
 {
-  const int32_t n_splits = (int32_t)(((int64_t)n_pages * KG_PAGE + KG_SPLIT - 1) / KG_SPLIT);
+  int32_t n_splits = (end - 1) / KG_SPLIT + 1;
   if (n_splits <= exe->n_splits || !exe->partial_row_floats) return KG_OK;
+  n_splits += n_splits / 2; /* a sequence that grows asks for more and more */
   size_t n_bytes;
   float *partials = NULL;
   if (kg_mul_size((size_t)exe->partial_row_floats * KG_SPLIT_ROWS * sizeof *partials, (size_t)n_splits, &n_bytes))
@@ -66,17 +67,15 @@ static int reserve_partials(kg_executable *exe, int32_t n_pages, kg_error *err)
   return KG_OK;
 }
 
-int kg_cpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err)
+int kg_cpu_cache_reserve(kg_executable *exe, int32_t group, int32_t n_pages, kg_error *err)
 {
-  if (n_pages <= exe->n_pages) return KG_OK;
-  const size_t n_new = (size_t)(n_pages - exe->n_pages);
+  if (n_pages <= exe->n_pages[group]) return KG_OK;
+  const size_t n_new = (size_t)(n_pages - exe->n_pages[group]), page_bytes = exe->page_bytes[group];
   size_t n_bytes;
-  if (!kg_mul_size(n_new, exe->page_bytes, &n_bytes) || !kg_add_size(n_bytes, KG_ALIGNMENT, &n_bytes))
+  if (!kg_mul_size(n_new, page_bytes, &n_bytes) || !kg_add_size(n_bytes, KG_ALIGNMENT, &n_bytes))
     return kg_fail_memory(err, SIZE_MAX, "cache pages");
-  const int code = reserve_partials(exe, n_pages, err);
-  if (code) return code;
-  unsigned char **pages = kg_realloc_array(exe->pages, (size_t)n_pages, sizeof *pages);
-  if (pages) exe->pages = pages;
+  unsigned char **pages = kg_realloc_array(exe->pages[group], (size_t)n_pages, sizeof *pages);
+  if (pages) exe->pages[group] = pages;
   kg_slab *slab = pages ? kg_alloc(sizeof *slab) : NULL;
   void *block = slab ? kg_alloc_array(n_bytes, 1) : NULL;
   if (!block) {
@@ -86,19 +85,22 @@ int kg_cpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err)
   *slab = (kg_slab){.next = exe->slabs, .block = block};
   exe->slabs = slab;
   unsigned char *first = (unsigned char *)(((uintptr_t)block + KG_ALIGNMENT - 1) & ~(uintptr_t)(KG_ALIGNMENT - 1));
-  for (size_t i = 0; i < n_new; i++) pages[(size_t)exe->n_pages + i] = first + i * exe->page_bytes;
-  exe->n_pages = n_pages;
+  for (size_t i = 0; i < n_new; i++) pages[(size_t)exe->n_pages[group] + i] = first + i * page_bytes;
+  exe->n_pages[group] = n_pages;
   return KG_OK;
 }
 
-int kg_cpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err)
+int kg_cpu_cache_copy(kg_executable *exe, int32_t group, int32_t to, int32_t from, int32_t n_positions, kg_error *err)
 {
-  if (to < 0 || to >= exe->n_pages || from < 0 || from >= exe->n_pages)
-    return kg_fail(err, KG_ERR_ARGUMENT, "cache page %d or %d is outside 0 to %d", to, from, exe->n_pages - 1);
+  const int32_t n_pages = exe->n_pages[group];
+  if (to < 0 || to >= n_pages || from < 0 || from >= n_pages)
+    return kg_fail(err, KG_ERR_ARGUMENT, "cache page %d or %d is outside 0 to %d", to, from, n_pages - 1);
   /* Positions stand side by side in the keys, so a part is as scattered as the whole. */
-  if (n_positions > 0) memcpy(exe->pages[to], exe->pages[from], exe->page_bytes);
+  if (n_positions > 0) memcpy(exe->pages[group][to], exe->pages[group][from], exe->page_bytes[group]);
   return KG_OK;
 }
+
+size_t kg_cpu_page_bytes(const kg_executable *exe, int32_t group) { return exe->page_bytes[group]; }
 
 kg_kv_type kg_cpu_cache_type(const kg_executable *exe) { return exe->half ? KG_KV_F16 : KG_KV_F32; }
 
@@ -111,7 +113,8 @@ static place find_place(const kg_executable *exe, const kg_kv_rows *rows, int32_
 {
   const kg_cache_layer *layer = &exe->layers[rows->layer];
   const size_t element = exe->half ? sizeof(uint16_t) : sizeof(float), slot = (size_t)(rows->slot + i);
-  unsigned char *first = exe->pages[rows->page] + layer->offset + (size_t)head * layer->head_bytes;
+  const int32_t group = kg_plan_layer(exe->plan, rows->layer)->u.attention.group;
+  unsigned char *first = exe->pages[group][rows->page] + layer->offset + (size_t)head * layer->head_bytes;
   return (place){first + slot * element, first + layer->key_bytes + slot * (size_t)kg_padded(value_dim) * element};
 }
 

@@ -49,7 +49,7 @@ static void cpu_release(kg_executable *exe)
   kg_free(exe->identity);
   kg_free(exe->tail_source);
   kg_free(exe->tail_wanted);
-  kg_free(exe->row_page);
+  for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) kg_free(exe->row_page[g]);
   kg_free(exe->row_slot);
   kg_free(exe->row_last);
   kg_free(exe->row_span);
@@ -167,7 +167,11 @@ static int allocate(kg_executable *exe, kg_error *err)
   exe->identity = kg_alloc_array(rows, sizeof *exe->identity);
   exe->tail_source = kg_alloc_array(rows, sizeof *exe->tail_source);
   exe->tail_wanted = kg_alloc_array(rows, sizeof *exe->tail_wanted);
-  exe->row_page = kg_alloc_array(rows, sizeof *exe->row_page);
+  bool has_row_pages = true;
+  for (int32_t g = 0; g < kg_plan_group_count(exe->plan); g++) {
+    exe->row_page[g] = kg_alloc_array(rows, sizeof *exe->row_page[g]);
+    has_row_pages = has_row_pages && exe->row_page[g];
+  }
   exe->row_slot = kg_alloc_array(rows, sizeof *exe->row_slot);
   exe->row_last = kg_alloc_array(rows, sizeof *exe->row_last);
   exe->blocks = kg_alloc_array(rows, sizeof *exe->blocks);
@@ -181,7 +185,7 @@ static int allocate(kg_executable *exe, kg_error *err)
   exe->row_span = kg_alloc_array(rows, sizeof *exe->row_span);
   if (!exe->angles || !exe->tapped_key || !exe->was_adapted || !exe->row_span || !exe->identity ||
       !exe->tail_source || !exe->tail_wanted ||
-      !exe->row_page || !exe->row_slot || !exe->row_last || !exe->blocks || !exe->spans || !exe->wanted || !exe->traces || !exe->trace_of)
+      !has_row_pages || !exe->row_slot || !exe->row_last || !exe->blocks || !exe->spans || !exe->wanted || !exe->traces || !exe->trace_of)
     return kg_fail_memory(err, n_values * sizeof *exe->traces, "the rows of a pass");
   for (int32_t i = 0; i < exe->pass_rows; i++) exe->identity[i] = i;
   return KG_OK;
@@ -300,7 +304,7 @@ static int run_parts(kg_executable *exe, const kg_batch *batch, kg_error *err)
 
 static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
-  int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
+  int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, 0, err);
   if (!code) code = kg_batch_check_states(exe->plan, batch, exe->states.n, err);
   if (code) return code;
   if (!kg_pool_is_here(exe->pool))
@@ -321,6 +325,8 @@ static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
   for (int32_t s = 0; s < batch->n_spans && exe->states.n_floats; s++) n_states += (size_t)batch->spans[s].n_states + 1;
   if (!code && !kg_grow((void **)&exe->state_outs, &exe->state_outs_capacity, n_states, sizeof *exe->state_outs))
     code = kg_fail_memory(err, n_states * sizeof *exe->state_outs, "states");
+  for (int32_t i = 0; i < batch->n_spans && !code; i++)
+    code = kg_cpu_reserve_splits(exe, batch->spans[i].pos + batch->spans[i].n_rows, err);
   return code ? code : run_parts(exe, batch, err);
 }
 
@@ -375,7 +381,8 @@ static void cpu_get_stats(const kg_executable *exe, kg_model_stats *out)
   out->device = kg_backend_cpu.name;
   out->variant = exe->kernels->name;
   out->weight_bytes = exe->weight_bytes;
-  out->kv_bytes = (size_t)exe->n_pages * exe->page_bytes;
+  out->kv_bytes = 0;
+  for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) out->kv_bytes += (size_t)exe->n_pages[g] * exe->page_bytes[g];
   out->n_threads = kg_pool_size(exe->pool);
   out->expert_bytes = atomic_load_explicit(&exe->expert_bytes, memory_order_relaxed);
 }
@@ -387,6 +394,7 @@ const kg_backend kg_backend_cpu = {.name = "cpu",
     .unembed = cpu_unembed,
                                    .kv_reserve = kg_cpu_cache_reserve,
                                    .kv_copy = kg_cpu_cache_copy,
+                                   .page_bytes = kg_cpu_page_bytes,
                                    .state_reserve = cpu_state_reserve,
                                    .state_copy = cpu_state_copy,
                                    .state_read = cpu_state_read,

@@ -84,9 +84,9 @@ struct kg_executable {
 
   bool half;                /* cache elements are binary16 */
   kg_cache_layer *layers;
-  size_t page_bytes;
-  unsigned char **pages;    /* by page id */
-  int32_t n_pages;
+  size_t page_bytes[KG_PAGE_GROUPS];     /* by page group, as the next two */
+  unsigned char **pages[KG_PAGE_GROUPS]; /* by page id */
+  int32_t n_pages[KG_PAGE_GROUPS];
   struct kg_slab *slabs;
   float *partials;          /* attention splits of at most KG_SPLIT_ROWS rows: [row][split][head][partial] */
   int64_t partial_row_floats; /* of one row and split: the widest attention's heads */
@@ -107,7 +107,7 @@ struct kg_executable {
   int32_t *identity;         /* 0, 1, 2, ... */
   int32_t *tail_source;      /* batch row of each row of the tail */
   int32_t *tail_wanted;      /* its index in batch->wanted, or -1 */
-  unsigned char **row_page;  /* page and slot of the row's position */
+  unsigned char **row_page[KG_PAGE_GROUPS]; /* page and slot of the row's position */
   int32_t *row_slot;
   int32_t *row_last;         /* the last position of the row's span */
   int32_t *row_span;         /* index in batch->spans */
@@ -122,8 +122,11 @@ int kg_cpu_weights_pack(kg_executable *exe, const kg_backend_options *options, k
 /* cache.c */
 int kg_cpu_cache_open(kg_executable *exe, kg_error *err); /* the layout of a page */
 void kg_cpu_cache_close(kg_executable *exe);
-int kg_cpu_cache_reserve(kg_executable *exe, int32_t n_pages, kg_error *err);
-int kg_cpu_cache_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+int kg_cpu_cache_reserve(kg_executable *exe, int32_t group, int32_t n_pages, kg_error *err);
+int kg_cpu_cache_copy(kg_executable *exe, int32_t group, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
+/* Room for the splits of attention of rows before position `end`. */
+int kg_cpu_reserve_splits(kg_executable *exe, int32_t end, kg_error *err);
+size_t kg_cpu_page_bytes(const kg_executable *exe, int32_t group);
 kg_kv_type kg_cpu_cache_type(const kg_executable *exe);
 int kg_cpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err);
 int kg_cpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err);

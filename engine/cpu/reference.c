@@ -16,10 +16,10 @@ struct kg_executable {
   int32_t chunk;
   void **copies;           /* [weights] a weight's bytes once somebody wrote to them, else NULL: the file's */
   size_t *layer_at;        /* [layers] float offset of a layer in a page: keys [KG_PAGE][key width], then values */
-  size_t page_floats;
-  float **pages;           /* [n_pages] */
-  int32_t n_pages;
-  size_t pages_capacity;
+  size_t page_floats[KG_PAGE_GROUPS]; /* by page group, as the next three */
+  float **pages[KG_PAGE_GROUPS];      /* [n_pages] */
+  int32_t n_pages[KG_PAGE_GROUPS];
+  size_t pages_capacity[KG_PAGE_GROUPS];
   kg_host_states states;
   float *row;              /* one dequantized row of the longest weight */
   int64_t expert_bytes;    /* kg_model_stats */
@@ -220,19 +220,24 @@ static void rope(const run *r, const kg_op *op)
   }
 }
 
-/* The keys of a layer at a position of a span's sequence: [kg_key_width] floats. */
+/* What a page holds of a layer, at a position of a span's sequence. */
+static float *page_of(const run *r, const kg_span *span, const kg_attention_params *p, int32_t pos)
+{
+  return r->exe->pages[p->group][span->pages[p->group][pos / KG_PAGE]] + r->exe->layer_at[p->layer];
+}
+
+/* The keys of a layer at a position: [kg_key_width] floats. */
 static float *key_row(const run *r, const kg_span *span, const kg_attention_params *p, int32_t pos)
 {
-  float *page = r->exe->pages[span->pages[pos / KG_PAGE]] + r->exe->layer_at[p->layer];
-  return page + (size_t)(pos % KG_PAGE) * (size_t)kg_key_width(p);
+  return page_of(r, span, p, pos) + (size_t)(pos % KG_PAGE) * (size_t)kg_key_width(p);
 }
 
 /* The values: [kg_value_width] floats behind all keys of the page, or the keys themselves. */
 static float *value_row(const run *r, const kg_span *span, const kg_attention_params *p, int32_t pos)
 {
   if (p->values_in_keys) return key_row(r, span, p, pos);
-  float *page = r->exe->pages[span->pages[pos / KG_PAGE]] + r->exe->layer_at[p->layer];
-  return page + (size_t)KG_PAGE * (size_t)kg_key_width(p) + (size_t)(pos % KG_PAGE) * (size_t)kg_value_width(p);
+  const size_t at = (size_t)KG_PAGE * (size_t)kg_key_width(p); /* behind all keys */
+  return page_of(r, span, p, pos) + at + (size_t)(pos % KG_PAGE) * (size_t)kg_value_width(p);
 }
 
 /* One head of one row: q [head_dim] against positions [first, last]; scores [last - first + 1] is scratch. */
@@ -623,7 +628,7 @@ static int run_ops(run *r, int32_t *source, kg_error *err)
 
 static int reference_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
-  int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, err);
+  int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, 0, err);
   if (!code) code = kg_batch_check_states(exe->plan, batch, exe->states.n, err);
   if (!code) code = kg_gguf_check_unchanged(kg_plan_gguf(exe->plan), err); /* the weights are read from the file */
   if (code) return code;
@@ -666,11 +671,13 @@ static int reference_unembed(kg_executable *exe, const kg_buffer *x, int64_t at,
 static void reference_release(kg_executable *exe)
 {
   if (!exe) return;
-  for (int32_t i = 0; i < exe->n_pages; i++) kg_free(exe->pages[i]);
+  for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) {
+    for (int32_t i = 0; i < exe->n_pages[g]; i++) kg_free(exe->pages[g][i]);
+    kg_free(exe->pages[g]);
+  }
   if (exe->copies)
     for (int32_t i = 0; i < kg_plan_weight_count(exe->plan); i++) kg_free(exe->copies[i]);
   kg_host_states_deinit(&exe->states);
-  kg_free(exe->pages);
   kg_free(exe->copies);
   kg_free(exe->layer_at);
   kg_free(exe->row);
@@ -689,8 +696,8 @@ static void lay_out_pages(kg_executable *exe)
 {
   for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
     const kg_attention_params *p = &kg_plan_layer(exe->plan, i)->u.attention;
-    exe->layer_at[i] = exe->page_floats;
-    exe->page_floats += (size_t)KG_PAGE * ((size_t)kg_key_width(p) + (size_t)kg_value_width(p));
+    exe->layer_at[i] = exe->page_floats[p->group];
+    exe->page_floats[p->group] += (size_t)KG_PAGE * ((size_t)kg_key_width(p) + (size_t)kg_value_width(p));
   }
 }
 
@@ -725,32 +732,37 @@ static int reference_compile(const kg_plan *plan, const kg_backend_options *opti
 
 /* ---- the cache ---- */
 
-static int reference_kv_reserve(kg_executable *exe, int32_t n_pages, kg_error *err)
+static int reference_kv_reserve(kg_executable *exe, int32_t group, int32_t n_pages, kg_error *err)
 {
-  if (n_pages <= exe->n_pages) return KG_OK;
-  const int32_t before = exe->n_pages;
-  bool ok = kg_grow((void **)&exe->pages, &exe->pages_capacity, (size_t)n_pages, sizeof *exe->pages);
-  while (ok && exe->n_pages < n_pages) {
-    exe->pages[exe->n_pages] = kg_alloc_array(exe->page_floats, sizeof(float));
-    ok = exe->pages[exe->n_pages] != NULL;
-    if (ok) exe->n_pages++;
+  int32_t *n = &exe->n_pages[group];
+  if (n_pages <= *n) return KG_OK;
+  const int32_t before = *n;
+  const size_t floats = exe->page_floats[group];
+  float ***pages = &exe->pages[group];
+  bool ok = kg_grow((void **)pages, &exe->pages_capacity[group], (size_t)n_pages, sizeof **pages);
+  while (ok && *n < n_pages) {
+    (*pages)[*n] = kg_alloc_array(floats, sizeof(float));
+    ok = (*pages)[*n] != NULL;
+    if (ok) ++*n;
   }
   if (ok) return KG_OK;
-  while (exe->n_pages > before) kg_free(exe->pages[--exe->n_pages]);
-  return kg_fail_memory(err, exe->page_floats * sizeof(float), "a cache page");
+  while (*n > before) kg_free((*pages)[--*n]);
+  return kg_fail_memory(err, floats * sizeof(float), "a cache page");
 }
 
-static int reference_kv_copy(kg_executable *exe, int32_t to, int32_t from, int32_t n_positions, kg_error *err)
+static int reference_kv_copy(kg_executable *exe, int32_t group, int32_t to, int32_t from, int32_t n_positions,
+                             kg_error *err)
 {
-  if (to < 0 || to >= exe->n_pages || from < 0 || from >= exe->n_pages || n_positions < 0 || n_positions > KG_PAGE)
-    return kg_fail(err, KG_ERR_ARGUMENT, "copy of %d positions from page %d to %d of %d", n_positions, from, to,
-                   exe->n_pages);
+  const int32_t n_pages = exe->n_pages[group];
+  if (to < 0 || to >= n_pages || from < 0 || from >= n_pages || n_positions < 0 || n_positions > KG_PAGE)
+    return kg_fail(err, KG_ERR_ARGUMENT, "copy of %d positions from page %d to %d of %d", n_positions, from, to, n_pages);
   for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
     const kg_attention_params *p = &kg_plan_layer(exe->plan, i)->u.attention;
     const size_t widths[] = {(size_t)kg_key_width(p), (size_t)kg_value_width(p)};
     size_t at = exe->layer_at[i];
+    if (p->group != group) continue;
     for (int part = 0; part < 2; at += KG_PAGE * widths[part++])
-      memmove(exe->pages[to] + at, exe->pages[from] + at, (size_t)n_positions * widths[part] * sizeof(float));
+      memmove(exe->pages[group][to] + at, exe->pages[group][from] + at, (size_t)n_positions * widths[part] * sizeof(float));
   }
   return KG_OK;
 }
@@ -775,6 +787,11 @@ static int reference_state_write(kg_executable *exe, int32_t slot, const float *
   return kg_host_states_write(&exe->states, slot, in, err);
 }
 
+static size_t reference_page_bytes(const kg_executable *exe, int32_t group)
+{
+  return exe->page_floats[group] * sizeof(float);
+}
+
 static kg_kv_type reference_kv_type(const kg_executable *exe)
 {
   (void)exe;
@@ -791,7 +808,7 @@ static kv_place find_rows(const kg_executable *exe, const kg_kv_rows *rows)
 {
   const kg_attention_params *p = &kg_plan_layer(exe->plan, rows->layer)->u.attention;
   const size_t key_width = (size_t)kg_key_width(p), value_width = (size_t)kg_value_width(p);
-  float *keys = exe->pages[rows->page] + exe->layer_at[rows->layer], *values = keys + KG_PAGE * key_width;
+  float *keys = exe->pages[p->group][rows->page] + exe->layer_at[rows->layer], *values = keys + KG_PAGE * key_width;
   const size_t slot = (size_t)rows->slot;
   return (kv_place){keys + slot * key_width, values + slot * value_width, key_width, value_width};
 }
@@ -870,7 +887,8 @@ static void reference_get_stats(const kg_executable *exe, kg_model_stats *out)
   out->device = "reference";
   out->variant = "scalar";
   out->weight_bytes = all_weight_bytes(exe->plan);
-  out->kv_bytes = (size_t)exe->n_pages * exe->page_floats * sizeof(float);
+  out->kv_bytes = 0;
+  for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) out->kv_bytes += (size_t)exe->n_pages[g] * reference_page_bytes(exe, g);
   out->n_threads = 1;
   out->expert_bytes = exe->expert_bytes;
 }
@@ -883,6 +901,7 @@ const kg_backend kg_backend_reference = {
     .unembed = reference_unembed,
     .kv_reserve = reference_kv_reserve,
     .kv_copy = reference_kv_copy,
+    .page_bytes = reference_page_bytes,
     .state_reserve = reference_state_reserve,
     .state_copy = reference_state_copy,
     .state_read = reference_state_read,

@@ -109,7 +109,7 @@ static void write_cache(const pass *p, const kg_row_op *op, int32_t row)
   const kg_executable *exe = p->run->exe;
   const kg_attention_params *a = &op->op->u.attention;
   const kg_cache_layer *layer = &exe->layers[a->layer];
-  unsigned char *keys = exe->row_page[p->source[row]] + layer->offset;
+  unsigned char *keys = exe->row_page[a->group][p->source[row]] + layer->offset;
   const float *values = a->values_in_keys ? NULL : row_data(p, op->in[1], row);
   exe->vector->cache_write(a, row_data(p, op->in[0], row), values, exe->row_slot[p->source[row]], exe->half, keys,
                            keys + layer->key_bytes, layer->head_bytes);
@@ -604,8 +604,8 @@ static void run_attention(const pass *p, const kg_cpu_stage *stage, int64_t item
                                   .scale = a->scale,
                                   .softcap = a->softcap,
                                   .sinks = sinks ? sinks + first_head : NULL,
-                                  .pages = span->pages,
-                                  .page_data = exe->pages,
+                                  .pages = span->pages[a->group],
+                                  .page_data = exe->pages[a->group],
                                   .k_offset = keys,
                                   .v_offset = keys + layer->key_bytes,
                                   .half = exe->half,
@@ -1010,7 +1010,8 @@ static void prepare_rows(run *r)
     const kg_span *span = &r->batch->spans[s];
     for (int32_t i = 0; i < span->n_rows; i++) {
       const int32_t pos = span->pos + i;
-      exe->row_page[span->row + i] = exe->pages[span->pages[pos / KG_PAGE]];
+      for (int32_t g = 0; g < kg_plan_group_count(exe->plan); g++)
+        exe->row_page[g][span->row + i] = exe->pages[g][span->pages[g][pos / KG_PAGE]];
       exe->row_slot[span->row + i] = pos % KG_PAGE;
       exe->row_last[span->row + i] = span->pos + span->n_rows - 1;
       exe->row_span[span->row + i] = s;
