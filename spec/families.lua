@@ -2,5 +2,5 @@
 return {
   "llama_linear", "llama_yarn", "llama_factors", "qwen2moe", "qwen3moe", "phi2", "phi3_short", "phi3_long", "gemma",
   "gptneox", "gptneox_serial", "falcon", "falcon_new", "starcoder2", "stablelm", "stablelm_parallel", "stablelm_heads",
-  "olmo2", "granite", "smollm3", "bert", "nomic_bert", "deepseek2", "deepseek2_kv_b", "deepseek2_v3", "lfm2",
+  "olmo2", "granite", "smollm3", "bert", "nomic_bert", "deepseek2", "deepseek2_kv_b", "deepseek2_v3", "lfm2", "lfm2moe",
 }

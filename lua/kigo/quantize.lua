@@ -70,7 +70,8 @@ local NARROWER = { Q2_K = "Q4_0", Q3_K = "Q4_0", Q4_K = "Q5_0", Q5_K = "Q5_1", Q
   IQ4_NL = "F16", Q4_0 = "F16", Q4_1 = "F16", Q5_0 = "F16", Q5_1 = "F16", Q8_0 = "F16", MXFP4 = "F16" }
 
 -- Matrices that are small and decide much, or are looked up by position: they stay as they are.
-local KEPT = { ffn_gate_inp = true, ffn_gate_inp_shexp = true, position_embd = true, token_types = true }
+local KEPT = { ffn_gate_inp = true, ffn_gate_inp_shexp = true, position_embd = true, token_types = true,
+  ["shortconv.conv"] = true }
 
 ---The names of the mixtures, in order.
 ---@return string[]

@@ -39,6 +39,7 @@ arch.families = {
   gptneox = "GPT-NeoX, Pythia, Dolly 2",
   granite = "Granite 3",
   lfm2 = "LFM2 350M to 2.6B",
+  lfm2moe = "LFM2 8B-A1B",
   llama = "LLaMA 1 to 3, Mistral, Mixtral, SmolLM, TinyLlama",
   ["nomic-bert"] = "nomic-embed-text: embeddings",
   olmo2 = "OLMo 2",

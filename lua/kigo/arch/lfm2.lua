@@ -33,7 +33,7 @@ return arch.family("lfm2", { rows = ROWS }, function(g, hp)
       x = x + layers.self_attention(b, h, { head_norm = true,
         attention = layers.with(hp.attention, { kv_heads = n_kv }) })
     end
-    x = b:out(x + layers.gated(b, "silu", b:norm(x, "ffn_norm")))
+    x = b:out(x + layers.gated_or_experts(b, b:norm(x, "ffn_norm"), { gate = "sigmoid", normalize = true }))
   end
   return g:logits(g:norm(x, "token_embd_norm"), "output", "token_embd")
 end)
