@@ -149,6 +149,25 @@ static int plan_weight(lua_State *L)
   return push_result(L, code, out, &err);
 }
 
+/* plan:weight_stack(tensor_names) -> weight: each a plane of it */
+static int plan_weight_stack(lua_State *L)
+{
+  kg_plan *plan = check_plan(L);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
+  luaL_argcheck(L, n >= 2 && n <= KG_PLAN_MAX_EXPERTS, 2, "too many names, or too few");
+  const char **names = lua_newuserdatauv(L, (size_t)n * sizeof *names, 0);
+  luaL_checkstack(L, (int)n + 4, "too many names");
+  for (int i = 0; i < (int)n; i++) { /* they stay on the stack */
+    lua_rawgeti(L, 2, i + 1);
+    names[i] = check_name(L, -1, "tensor name");
+  }
+  kg_error err;
+  int32_t out = KG_NONE;
+  const int code = kg_plan_weight_stack(plan, names, (int32_t)n, &out, &err);
+  return push_result(L, code, out, &err);
+}
+
 /* plan:has_weight(tensor_name) -> boolean */
 static int plan_has_weight(lua_State *L)
 {
@@ -638,7 +657,7 @@ static int plan_tostring(lua_State *L)
 void kg_bind_plan(lua_State *L)
 {
   static const luaL_Reg methods[] = {
-      {"weight", plan_weight},   {"has_weight", plan_has_weight}, {"embed", plan_embed},   {"norm", plan_norm},
+      {"weight", plan_weight},   {"weight_stack", plan_weight_stack}, {"has_weight", plan_has_weight}, {"embed", plan_embed},   {"norm", plan_norm},
       {"linear", plan_linear},   {"rope", plan_rope},             {"attention", plan_attention},
       {"glu", plan_glu},         {"act", plan_act},               {"moe", plan_moe},       {"add", plan_add},
       {"scale", plan_scale},     {"softcap", plan_softcap},       {"slice", plan_slice},   {"rename", plan_rename},

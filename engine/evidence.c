@@ -70,13 +70,13 @@ static void compare(comparison *c, int32_t weight, const void *of_file, size_t n
   if (out->differs == KG_NONE && memcmp(c->piece, of_file, n)) out->differs = weight;
 }
 
-/* Rows [row, row + n) in one of the forms. */
+/* Rows [row, row + n), all of one plane, in one of the forms. */
 static int compare_rows(comparison *c, int32_t index, unsigned form, int64_t row, int64_t n)
 {
   const kg_weight *weight = kg_plan_weight_at(kg_model_plan(c->model), index);
   const kg_type_info *info = kg_type_find((uint32_t)weight->type);
   const size_t row_bytes = weight->n_bytes / (size_t)(weight->rows * weight->planes);
-  const unsigned char *of_file = (const unsigned char *)weight->data + (size_t)row * row_bytes;
+  const unsigned char *of_file = kg_weight_plane(weight, row / weight->rows) + (size_t)(row % weight->rows) * row_bytes;
   const int status = c->backend->weight_unpack(kg_model_executable(c->model), index, form, row, n, c->piece, c->err);
   if (status) return status;
   if (form == KG_FORM_FILE)
@@ -103,8 +103,11 @@ static int compare_weight(comparison *c, int32_t index)
   const int64_t all = weight->rows * weight->planes, step = rows_of_piece(weight);
   int status = KG_OK;
   for (unsigned form = KG_FORM_FILE; form <= KG_FORM_FLOATS; form++)
-    for (int64_t row = 0; row < all && forms & form && !status; row += step)
-      status = compare_rows(c, index, form, row, all - row < step ? all - row : step);
+    for (int64_t row = 0, n; row < all && forms & form && !status; row += n) {
+      const int64_t left = weight->rows - row % weight->rows; /* in the plane */
+      n = left < step ? left : step;
+      status = compare_rows(c, index, form, row, n);
+    }
   return status;
 }
 

@@ -99,6 +99,7 @@ void kg_plan_free(kg_plan *plan)
   for (size_t i = 0; i < plan->n_ops; i++)
     if (plan->ops[i].kind == KG_OP_ROPE) kg_free((void *)(uintptr_t)plan->ops[i].u.rope.inverse_freqs);
   for (size_t i = 0; i < plan->n_values; i++) kg_free((void *)(uintptr_t)plan->values[i].name);
+  for (size_t i = 0; i < plan->n_weights; i++) kg_free((void *)(uintptr_t)plan->weights[i].parts);
   kg_free(plan->ops);
   kg_free(plan->values);
   kg_free(plan->weights);
@@ -164,6 +165,27 @@ static int describe(const kg_gguf_tensor *t, kg_weight *w, kg_error *err)
   return KG_OK;
 }
 
+static int find_tensor(const kg_plan *plan, const char *name, kg_weight *out, kg_error *err)
+{
+  char quoted[KG_QUOTE_MAX];
+  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(plan->gguf, name);
+  if (tensor) return describe(tensor, out, err);
+  return kg_fail(err, KG_ERR_FORMAT, "tensor %s is not in the file", kg_quote(quoted, name, strlen(name)));
+}
+
+static int append_weight(kg_plan *plan, const kg_weight *w, int32_t *out, kg_error *err)
+{
+  if (plan->n_weights >= KG_PLAN_MAX_OPS)
+    return kg_fail(err, KG_ERR_FORMAT, "tensor %s: more than %d tensors in a plan", w->name, KG_PLAN_MAX_OPS);
+  if (!kg_grow((void **)&plan->weights, &plan->weights_capacity, plan->n_weights + 1, sizeof *w) ||
+      !map_reserve(plan, &plan->weight_map, weight_name, plan->n_weights))
+    return kg_fail_memory(err, sizeof *w, "a plan's tensors");
+  *out = (int32_t)plan->n_weights;
+  map_put(&plan->weight_map, w->name, *out);
+  plan->weights[plan->n_weights++] = *w;
+  return KG_OK;
+}
+
 int kg_plan_weight(kg_plan *plan, const char *name, int64_t cols, int64_t rows, int64_t planes, int32_t *out,
                    kg_error *err)
 {
@@ -174,23 +196,54 @@ int kg_plan_weight(kg_plan *plan, const char *name, int64_t cols, int64_t rows, 
     if (!code) *out = found;
     return code;
   }
-  char quoted[KG_QUOTE_MAX];
-  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(plan->gguf, name);
-  if (!tensor)
-    return kg_fail(err, KG_ERR_FORMAT, "tensor %s is not in the file", kg_quote(quoted, name, strlen(name)));
   kg_weight w;
-  int code = describe(tensor, &w, err);
+  int code = find_tensor(plan, name, &w, err);
   if (!code) code = check_shape(&w, cols, rows, planes, err);
+  return code ? code : append_weight(plan, &w, out, err);
+}
+
+/* The n matrices as one weight; what fails leaves *stack without parts. */
+static int stack_tensors(const kg_plan *plan, const char *const *names, int32_t n, kg_weight *stack, kg_error *err)
+{
+  int code = find_tensor(plan, names[0], stack, err);
   if (code) return code;
-  if (plan->n_weights >= KG_PLAN_MAX_OPS)
-    return kg_fail(err, KG_ERR_FORMAT, "tensor %s: more than %d tensors in a plan", w.name, KG_PLAN_MAX_OPS);
-  if (!kg_grow((void **)&plan->weights, &plan->weights_capacity, plan->n_weights + 1, sizeof w) ||
-      !map_reserve(plan, &plan->weight_map, weight_name, plan->n_weights))
-    return kg_fail_memory(err, sizeof w, "a plan's tensors");
-  *out = (int32_t)plan->n_weights;
-  map_put(&plan->weight_map, w.name, *out);
-  plan->weights[plan->n_weights++] = w;
+  const void **parts = kg_alloc_array((size_t)n, sizeof *parts);
+  if (!parts) return kg_fail_memory(err, (size_t)n * sizeof *parts, "a plan's tensors");
+  for (int32_t i = 0; i < n && !code; i++) {
+    kg_weight w;
+    code = find_tensor(plan, names[i], &w, err);
+    if (!code) code = check_shape(&w, stack->cols, stack->rows, 1, err);
+    if (!code && w.type != stack->type)
+      code = kg_fail(err, KG_ERR_UNSUPPORTED, "tensors %s and %s of one weight have two types", names[0], names[i]);
+    if (!code) parts[i] = w.data;
+  }
+  size_t n_bytes;
+  if (!code && !kg_mul_size(stack->n_bytes, (size_t)n, &n_bytes))
+    code = kg_fail(err, KG_ERR_FORMAT, "tensor %s: its size in bytes overflows", stack->name);
+  if (code) {
+    kg_free(parts);
+    return code;
+  }
+  stack->planes = n;
+  stack->n_bytes = n_bytes;
+  stack->data = NULL;
+  stack->parts = parts;
   return KG_OK;
+}
+
+int kg_plan_weight_stack(kg_plan *plan, const char *const *names, int32_t n, int32_t *out, kg_error *err)
+{
+  if (plan->logits != KG_NONE) return kg_fail(err, KG_ERR_ARGUMENT, "tensor %.200s: the plan is finished", names[0]);
+  if (n < 2 || n > KG_PLAN_MAX_EXPERTS)
+    return kg_fail(err, KG_ERR_ARGUMENT, "%d tensors for one weight, 2 to %d wanted", n, KG_PLAN_MAX_EXPERTS);
+  if (map_find(plan, &plan->weight_map, weight_name, names[0]) != KG_NONE)
+    return kg_fail(err, KG_ERR_ARGUMENT, "tensor %.200s is in the plan already", names[0]);
+  kg_weight w;
+  int code = stack_tensors(plan, names, n, &w, err);
+  if (code) return code;
+  code = append_weight(plan, &w, out, err);
+  if (code) kg_free((void *)(uintptr_t)w.parts);
+  return code;
 }
 
 bool kg_plan_has_weight(const kg_plan *plan, const char *name)

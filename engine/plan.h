@@ -34,9 +34,17 @@ typedef struct kg_weight {
   int64_t cols;     /* input width: dims[0] */
   int64_t rows;     /* outputs: dims[1], 1 for vectors */
   int64_t planes;   /* experts: dims[2], else 1 */
-  const void *data; /* plane by plane, row by row, as in the file */
+  const void *data; /* plane by plane, row by row, as in the file; NULL where each plane is a tensor of its own */
   size_t n_bytes;
+  const void *const *parts; /* [planes] those tensors' data, or NULL */
 } kg_weight;
+
+/* Rows of a plane as in the file. */
+static inline const unsigned char *kg_weight_plane(const kg_weight *w, int64_t plane)
+{
+  if (w->parts) return w->parts[plane];
+  return (const unsigned char *)w->data + w->n_bytes / (size_t)w->planes * (size_t)plane; /* bounded: in memory */
+}
 
 typedef struct kg_value {
   const char *name;  /* "blk.3.attn_q"; unique */
@@ -187,6 +195,9 @@ void kg_plan_free(kg_plan *plan);
 /* The weight with this tensor name, checked for a computable type and for the shape (cols, rows, planes; 0 = any);
  * the error names tensor, shape there and shape wanted. The same name gives the same index. */
 int kg_plan_weight(kg_plan *plan, const char *name, int64_t cols, int64_t rows, int64_t planes, int32_t *out, kg_error *err);
+/* The same for a weight whose planes are matrices of their own in the file, of one type and shape (old files of
+ * mixtures have them): names[n], n >= 2. It is called after the first of them. */
+int kg_plan_weight_stack(kg_plan *plan, const char *const *names, int32_t n, int32_t *out, kg_error *err);
 /* Does the file have a tensor of this name? */
 bool kg_plan_has_weight(const kg_plan *plan, const char *name);
 

@@ -91,7 +91,7 @@ static int pack_piece(packing *p, const kg_weight *weight, const kg_matrix *m, i
   const size_t plane_bytes = weight->n_bytes / (size_t)weight->planes, row_bytes = plane_bytes / (size_t)weight->rows;
   const int64_t row0 = (int64_t)tile0 * KG_TILE_ROWS, end = (int64_t)tile1 * KG_TILE_ROWS;
   const size_t n_bytes = (size_t)((end < weight->rows ? end : weight->rows) - row0) * row_bytes;
-  const unsigned char *from = (const unsigned char *)weight->data + (size_t)plane * plane_bytes + (size_t)row0 * row_bytes;
+  const unsigned char *from = kg_weight_plane(weight, plane) + (size_t)row0 * row_bytes;
   int code = upload(p, p->raw, from, n_bytes);
   if (!code) code = kg_cuda_pack(p->exe->stream, m, plane, tile0, tile1, p->raw, p->err);
   if (code) return code;

@@ -57,6 +57,34 @@ describe("kigo.core.plan", function()
     return copy
   end
 
+  describe("weight_stack", function()
+    it("makes planes of matrices of one kind, and is called after the first", function()
+      local stack = assert(plan:weight_stack { "square", "square" })
+      local info = plan:weights()[stack + 1]
+      assert.same({ "square", 32, 32, 2, 2 * 32 * 32 * 4 }, { info.name, info.cols, info.rows, info.planes,
+        info.bytes })
+    end)
+
+    it("refuses what does not fit together, and leaves the plan as it was", function()
+      refused(FORMAT, { "nothing" }, plan:weight_stack { "nothing", "square" })
+      refused(FORMAT, { "nothing" }, plan:weight_stack { "square", "nothing" })
+      refused(FORMAT, { "narrow", "[32, 32]" }, plan:weight_stack { "square", "narrow" })
+      refused(FORMAT, { "experts" }, plan:weight_stack { "experts", "experts" })
+      raises("in the plan already", "weight_stack", { "embd", "embd" })
+      raises("too few", "weight_stack", { "square" })
+      raises("tensor name", "weight_stack", { "square", {} })
+      local n = #plan:weights()
+      for nth = 1, 3 do
+        core.alloc_inject(nth, false)
+        local stack, _, code = plan:weight_stack { "square", "square" }
+        core.alloc_inject(0, false)
+        if stack then break end
+        assert.equal(core.err.MEMORY, code)
+        assert.equal(n, #plan:weights())
+      end
+    end)
+  end)
+
   describe("weight", function()
     it("finds a tensor, the same one each time", function()
       assert.equal(w.square, w.square)

@@ -77,6 +77,63 @@ describe("a model file", function()
     end)
   end
 
+  -- ---- experts one by one ----
+
+  -- As old converters wrote mixtures: a tensor for each expert, those of one expert side by side.
+  local function one_by_one(parts)
+    local tensors, data, at = {}, {}, 0
+    local function add(tensor, bytes, changes)
+      tensors[#tensors + 1] = edit.with(tensor, edit.with(changes, { offset = at }))
+      data[#data + 1] = bytes .. ("\0"):rep(-#bytes % 32)
+      at = at + #data[#data]
+    end
+    local experts = {}
+    for _, tensor in ipairs(parts.tensors) do
+      local n = 4
+      for _, size in ipairs(tensor.dims) do n = n * size end
+      local bytes, role = parts.data:sub(tensor.offset + 1, tensor.offset + n), tensor.name:match "^(.*)_exps%.weight$"
+      if role then experts[#experts + 1] = { role, tensor, bytes } else add(tensor, bytes, {}) end
+    end
+    for e = 0, experts[1][2].dims[3] - 1 do
+      for _, row in ipairs(experts) do
+        local role, tensor, bytes = table.unpack(row)
+        local size = #bytes // tensor.dims[3]
+        add(tensor, bytes:sub(e * size + 1, (e + 1) * size), { name = ("%s.%d.weight"):format(role, e),
+          dims = { tensor.dims[1], tensor.dims[2] } })
+      end
+    end
+    return edit.with(parts, { tensors = tensors, data = table.concat(data) })
+  end
+
+  for _, device in ipairs(tiny.devices) do
+    it("with a tensor for each expert is the same model: " .. device.name, function()
+      local path = support.fixture "models/mixtral.gguf"
+      local parts = one_by_one(edit.read(support.read(path)))
+      local made = write(edit.write(parts))
+      assert.is_true(results(path, device) == results(made, device))
+      local model <close> = open(made, device)
+      if device.options.device == "cuda" then assert.is_nil(assert(model:check_weights()).differs) end
+      assert.truthy(require "kigo.bench.experts".all(model) > 0)
+      assert.is_true(model:scramble("blk.1.", 7) > 0)
+    end)
+  end
+
+  it("with a tensor for each expert is refused without one of them, or with one of another kind", function()
+    local parts = one_by_one(edit.read(support.read(support.fixture "models/mixtral.gguf")))
+    local i, tensor = find(parts, "blk.1.ffn_up.2.weight")
+    for _, case in ipairs { { nil, "blk.1.ffn_up.2.weight" }, { { type = 1 }, "blk.1.ffn_up.2.weight" },
+      { { dims = { tensor.dims[1], tensor.dims[2] // 2 } }, "blk.1.ffn_up.2.weight" },
+      { { name = "blk.1.ffn_up.9.weight" }, "blk.1.ffn_up.2.weight" },
+      { { dims = { tensor.dims[1], tensor.dims[2], 1 }, name = "blk.1.ffn_up_exps.weight" }, "blk.1.ffn_up_exps" } } do
+      local changed = edit.with(parts, { tensors = edit.replaced(parts.tensors, i, case[1] and edit.with(tensor,
+        case[1])) })
+      local model, message, code = kigo.load(write(edit.write(changed)))
+      assert.is_nil(model)
+      assert.is_true(code == kigo.err.FORMAT or code == kigo.err.UNSUPPORTED)
+      assert.truthy(message:find(case[2], 1, true), message)
+    end
+  end)
+
   -- ---- split files ----
 
   -- Files of the parts; the i-th has the tensors whose number modulo `n` is i - 1, the first one all other metadata.

@@ -41,9 +41,11 @@ static const kg_weight *weight_at(const kg_executable *exe, int32_t weight)
   return kg_plan_weight_at(exe->plan, weight);
 }
 
-static const char *weight_data(const kg_executable *exe, int32_t weight)
+static const unsigned char *weight_plane(const kg_executable *exe, int32_t weight, int64_t plane)
 {
-  return exe->copies[weight] ? exe->copies[weight] : weight_at(exe, weight)->data;
+  const kg_weight *w = weight_at(exe, weight);
+  if (!exe->copies[weight]) return kg_weight_plane(w, plane);
+  return (const unsigned char *)exe->copies[weight] + w->n_bytes / (size_t)w->planes * (size_t)plane;
 }
 
 /* Row `row` of a plane as floats: exe->row, valid until the next call. */
@@ -52,8 +54,8 @@ static const float *weight_row(kg_executable *exe, int32_t weight, int64_t plane
   const kg_weight *w = weight_at(exe, weight);
   const kg_type_info *info = kg_type_find(w->type);
   const int64_t n_blocks = w->cols / info->block_size;
-  const size_t at = (size_t)((plane * w->rows + row) * n_blocks) * (size_t)info->block_bytes;
-  info->dequantize(weight_data(exe, weight) + at, n_blocks, exe->row);
+  const size_t at = (size_t)(row * n_blocks) * (size_t)info->block_bytes;
+  info->dequantize(weight_plane(exe, weight, plane) + at, n_blocks, exe->row);
   return exe->row;
 }
 
@@ -852,11 +854,25 @@ static int check_weight_range(const kg_executable *exe, int32_t weight, size_t a
   return KG_OK;
 }
 
+/* Bytes [at, at + n) of all planes. */
+static void copy_bytes(const kg_executable *exe, int32_t weight, size_t at, size_t n, unsigned char *out)
+{
+  const kg_weight *w = weight_at(exe, weight);
+  const size_t plane_bytes = w->n_bytes / (size_t)w->planes;
+  while (n) {
+    const size_t first = at % plane_bytes, left = plane_bytes - first, some = n < left ? n : left;
+    memcpy(out, weight_plane(exe, weight, (int64_t)(at / plane_bytes)) + first, some);
+    at += some;
+    out += some;
+    n -= some;
+  }
+}
+
 static int reference_weight_read(const kg_executable *exe, int32_t weight, size_t at, size_t n, void *out,
                                  kg_error *err)
 {
   const int code = check_weight_range(exe, weight, at, n, err);
-  if (!code) memcpy(out, weight_data(exe, weight) + at, n);
+  if (!code) copy_bytes(exe, weight, at, n, out);
   return code;
 }
 
@@ -870,7 +886,8 @@ static int reference_weight_write(kg_executable *exe, int32_t weight, size_t at,
   if (!exe->copies[weight]) {
     void *copy = kg_alloc(w->n_bytes);
     if (!copy) return kg_fail_memory(err, w->n_bytes, w->name);
-    exe->copies[weight] = memcpy(copy, w->data, w->n_bytes);
+    copy_bytes(exe, weight, 0, w->n_bytes, copy);
+    exe->copies[weight] = copy;
   }
   memcpy((char *)exe->copies[weight] + at, in, n);
   return KG_OK;

@@ -59,8 +59,7 @@ int kg_cpu_weights_open(kg_executable *exe, kg_error *err)
 typedef struct piece {
   kg_pool *pool;
   const kg_packed *packed;
-  const unsigned char *blocks; /* plane 0 in the file */
-  size_t plane_bytes;          /* in the file */
+  const kg_weight *weight; /* in the file */
   int64_t first, n;            /* groups, counted through all planes */
 } piece;
 
@@ -72,7 +71,7 @@ static void pack_job(void *arg, int32_t worker)
     for (i += p->first, end += p->first; i < end;) { /* as far as one plane goes */
       const int64_t plane = i / p->packed->n_groups, group = i % p->packed->n_groups;
       const int64_t left = p->packed->n_groups - group, take = end - i < left ? end - i : left;
-      kg_pack(p->packed, plane, group, group + take, p->blocks + (size_t)plane * p->plane_bytes);
+      kg_pack(p->packed, plane, group, group + take, kg_weight_plane(p->weight, plane));
       i += take;
     }
 }
@@ -92,6 +91,18 @@ static int report(packing *p, size_t n_bytes)
   return kg_fail(p->err, KG_ERR_CANCELLED, "loading was cancelled");
 }
 
+/* Bytes [from, to) of all planes will not be read soon. */
+static void release(const packing *p, const kg_weight *weight, size_t from, size_t to)
+{
+  const size_t plane_bytes = weight->n_bytes / (size_t)weight->planes;
+  while (from < to) {
+    const size_t first = from % plane_bytes, left = plane_bytes - first, some = to - from < left ? to - from : left;
+    kg_gguf_release_pages(kg_plan_gguf(p->exe->plan), kg_weight_plane(weight, (int64_t)(from / plane_bytes)) + first,
+                          some);
+    from += some;
+  }
+}
+
 static int pack_matrix(packing *p, const kg_weight *weight, const kg_cpu_weight *w)
 {
   const int64_t n_groups = w->packed.n_groups * weight->planes;
@@ -102,8 +113,7 @@ static int pack_matrix(packing *p, const kg_weight *weight, const kg_cpu_weight 
   for (int64_t at = 0; at < n_groups; at += step) {
     piece job = {.pool = p->exe->pool,
                  .packed = &w->packed,
-                 .blocks = weight->data,
-                 .plane_bytes = plane_bytes,
+                 .weight = weight,
                  .first = at,
                  .n = n_groups - at < step ? n_groups - at : step};
     kg_pool_run(p->exe->pool, pack_job, &job);
@@ -112,7 +122,7 @@ static int pack_matrix(packing *p, const kg_weight *weight, const kg_cpu_weight 
     int64_t rows = end % w->packed.n_groups * KG_GROUP;
     if (rows > weight->rows) rows = weight->rows;
     const size_t read = (size_t)plane * plane_bytes + (size_t)rows * row_bytes;
-    kg_gguf_release_pages(kg_plan_gguf(p->exe->plan), (const unsigned char *)weight->data + released, read - released);
+    release(p, weight, released, read);
     const int code = report(p, read - released);
     if (code) return code;
     released = read;

@@ -77,6 +77,7 @@ end
 ---@class kigo.Graph
 ---@field hp kigo.Hyperparameters
 ---@field has_head boolean
+---@field stacked table<string, boolean>  tensors that are a part of a weight
 ---@field _plan kigo.Plan
 ---@field _prefix string
 ---@field _tokens integer?   that the tokenizer has
@@ -92,15 +93,16 @@ Graph.__tostring = function(self) return "kigo.Graph " .. (self._prefix == "" an
 ---@param tokens? integer  of the file's tokenizer, where it has one
 ---@return kigo.Graph
 function graph.new(plan, hp, tokens)
-  return setmetatable({ hp = hp, has_head = true, _plan = plan, _prefix = "", _tokens = tokens, _optional = {} }, Graph)
+  return setmetatable({ hp = hp, has_head = true, stacked = {}, _plan = plan, _prefix = "", _tokens = tokens,
+    _optional = {} }, Graph)
 end
 
 ---The part of the graph for block i: 0-based, as in the file.
 ---@param i integer
 ---@return kigo.Graph
 function Graph:block(i)
-  return setmetatable({ hp = self.hp, _plan = self._plan, _prefix = ("blk.%d."):format(i), _optional = self._optional },
-    Graph)
+  return setmetatable({ hp = self.hp, stacked = self.stacked, _plan = self._plan, _prefix = ("blk.%d."):format(i),
+    _optional = self._optional }, Graph)
 end
 
 ---Does the file have the tensor "blk.i.NAME.weight" (or with another ending)?
@@ -152,6 +154,19 @@ end
 
 function Graph:_weight(name)
   return check(self._plan:weight(self._prefix .. name .. ".weight"))
+end
+
+-- The experts' matrices of a role: one tensor of all, or, in older files, one for each.
+function Graph:_experts(name, suffix, n)
+  if suffix or self:has(name .. "_exps") or not self:has(name .. ".0") or n < 2 then
+    return self:_weight(name .. (suffix or "_exps"))
+  end
+  local names = {}
+  for i = 1, n do
+    names[i] = ("%s%s.%d.weight"):format(self._prefix, name, i - 1)
+    self.stacked[names[i]] = true
+  end
+  return check(self._plan:weight_stack(names))
 end
 
 -- The bias beside a weight, or nil where the file has none. All biases of one role are there, or none is.
@@ -302,7 +317,7 @@ end
 ---@field act kigo.Act
 
 ---A mixture of experts: router "ffn_gate_inp", experts "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", each with the
----bias that stands in the file; "exp_probs_b.bias" is added to the experts' scores for the choice alone. A shared
+---bias that stands in the file (older files have a tensor for each expert, "ffn_gate.0"); "exp_probs_b.bias" is added to the experts' scores for the choice alone. A shared
 ---expert whose weight comes from a gate is one more mixture, of one expert, with a suffix of its own.
 ---@param x kigo.Value
 ---@param params kigo.MoeParameters
@@ -315,7 +330,8 @@ function Graph:moe(x, params, name, router, suffix)
   local weights = {}
   for _, role in ipairs { "gate", "up", "down" } do
     local weight = "ffn_" .. role .. (suffix or "_exps")
-    weights[role], weights[role .. "_bias"] = self:_weight(weight), self:_bias(weight)
+    weights[role] = self:_experts("ffn_" .. role, suffix, params.experts)
+    weights[role .. "_bias"] = self:_bias(weight)
   end
   if not suffix then weights.choice_bias = self:_bias "exp_probs_b" end
   return self:_emit("moe", self._prefix .. (name or "ffn_moe"), id, routes.id, weights, params)

@@ -547,6 +547,12 @@ function core.plan(gguf) end
 ---@return string? message
 ---@return integer? code
 function Plan:weight(tensor_name, cols, rows, planes) end
+---A weight whose planes are matrices of their own in the file. It is called after the first.
+---@param tensor_names string[]
+---@return integer? weight
+---@return string? message
+---@return integer? code
+function Plan:weight_stack(tensor_names) end
 ---@param tensor_name string
 ---@return boolean
 function Plan:has_weight(tensor_name) end

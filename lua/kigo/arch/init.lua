@@ -121,8 +121,9 @@ function arch.find(gguf)
   return arch.named(name)
 end
 
--- Tensors that older converters wrote and nothing needs.
-local UNUSED = { "^blk%.%d+%.attn_rot_embd%.weight$", "^blk%.%d+%.attn%.rope%.freqs$" }
+-- Tensors that older converters wrote and nothing needs, and what some files have beside a model of text: the parts
+-- that see images, and bring what they saw to the model.
+local UNUSED = { "^blk%.%d+%.attn_rot_embd%.weight$", "^blk%.%d+%.attn%.rope%.freqs$", "^v%.", "^mm%." }
 
 local function is_known_unused(name)
   if rope.tensors[name] then return true end
@@ -133,8 +134,8 @@ local function is_known_unused(name)
 end
 
 -- A tensor that the plan leaves out is a part of the model that we would silently not compute: refuse it.
-local function check_all_used(plan, gguf)
-  local used = {}
+local function check_all_used(plan, gguf, stacked)
+  local used = setmetatable({}, { __index = stacked })
   for _, weight in ipairs(plan:weights()) do used[weight.name] = true end
   for _, tensor in ipairs(gguf:tensors()) do
     if not used[tensor.name] and not is_known_unused(tensor.name) then
@@ -151,8 +152,8 @@ local function handle_error(message)
 end
 
 -- Run the family's function over the plan and finish it; a mistake in the function raises with its traceback.
-local function declare(family, plan, hp, tokens)
-  local g = graph.new(plan, hp, tokens)
+local function declare(family, plan, hp, gguf)
+  local g = graph.new(plan, hp, gguf:count "tokenizer.ggml.tokens")
   local ok, result = xpcall(function()
     local logits = family.declare(g, hp)
     if type(logits) ~= "table" or not logits.id then error("family " .. family.name .. " returned no value") end
@@ -163,7 +164,9 @@ local function declare(family, plan, hp, tokens)
     if getmetatable(result) ~= graph.Failure then error(result, 0) end
     return nil, result.message, result.code
   end
-  return plan:finish(result.id, hp.context_length, g.has_head)
+  local done, message, code = plan:finish(result.id, hp.context_length, g.has_head)
+  if done then done, message, code = check_all_used(plan, gguf, g.stacked) end
+  return done, message, code
 end
 
 -- All of build, with messages that do not name the file yet.
@@ -182,8 +185,7 @@ local function build(gguf, context)
   plan, message, code = core.plan(gguf)
   if not plan then return nil, message, code end
   local ok
-  ok, message, code = declare(family, plan, hp, gguf:count "tokenizer.ggml.tokens")
-  if ok then ok, message, code = check_all_used(plan, gguf) end
+  ok, message, code = declare(family, plan, hp, gguf)
   if ok then return plan end
   plan:close()
   return nil, message, code
