@@ -383,9 +383,16 @@ int kg_kv_share(kg_kv *kv, const kg_page_table *table, int32_t n_positions, kg_p
   return KG_OK;
 }
 
+static void forget_origin(kg_kv *kv, kg_page_table *table)
+{
+  if (table->has_origin) kg_prefix_let_go(kv->prefix, table->origin);
+  table->has_origin = false;
+}
+
 void kg_kv_release(kg_kv *kv, kg_page_table *table)
 {
   cut(kv, table, 0);
+  forget_origin(kv, table);
   for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) kg_free(table->ids[g]);
   kg_free(table->nodes);
   *table = (kg_page_table){0};
@@ -502,7 +509,30 @@ static bool takes_part(const kg_kv *kv, const kg_page_table *table)
 /* The node before number i of the table. */
 static int32_t parent_of(const kg_page_table *table, size_t i)
 {
-  return i ? table->nodes[i - 1] : KG_NO_NODE;
+  return i ? table->nodes[i - 1] : table->has_origin ? table->origin : KG_NO_NODE;
+}
+
+bool kg_kv_originate(kg_kv *kv, kg_page_table *table, const int32_t *words, size_t n)
+{
+  enum { WORDS = KG_PAGE - 1 }; /* of a node: it begins with what is no id, so that it is not taken for one of ids */
+  if (!kv->prefix || table->n_published) return true; /* it stands behind them already */
+  int32_t node = KG_NO_NODE;
+  for (size_t i = 0; i < n; i += WORDS) {
+    int32_t own[KG_PAGE] = {-1};
+    const int32_t parent = node;
+    memcpy(own + 1, words + i, (n - i < WORDS ? n - i : WORDS) * sizeof *own);
+    node = kg_prefix_find(kv->prefix, parent, own);
+    if (node != KG_NO_NODE)
+      kg_prefix_hold(kv->prefix, node);
+    else
+      node = kg_prefix_add(kv->prefix, parent, own);
+    if (parent != KG_NO_NODE) kg_prefix_let_go(kv->prefix, parent); /* its child keeps it, if there is one */
+    if (node == KG_NO_NODE) break;
+  }
+  forget_origin(kv, table);
+  table->has_origin = node != KG_NO_NODE;
+  table->origin = node;
+  return !n || table->has_origin;
 }
 
 /* Is page i of the table written by this table alone? */

@@ -12,7 +12,7 @@
  * keeps its rows and is used for something else when pages are wanted, the one that was left longest ago first. Of those
  * that were let go because they were out of sight just the latest rest. A published page is never written to. Pages are
  * not cleared: nobody reads a row of a page but behind ids that equal those it was written for, as a table's rows are its
- * own, a fork's, or found by ids. */
+ * own, a fork's, or found by ids. What else rows depend on stands before the ids in the tree, as nodes without pages. */
 #ifndef KG_KV_H
 #define KG_KV_H
 
@@ -31,6 +31,8 @@ typedef struct kg_page_table {
   int32_t *nodes;     /* [n_published] of the prefix cache: each is held */
   size_t n_published; /* leading pages that the prefix cache knows */
   size_t nodes_capacity;
+  bool has_origin;
+  int32_t origin;     /* then the node that those of the ids stand behind: held */
   int64_t epoch;      /* of the cache when the first page came */
 } kg_page_table;
 
@@ -90,6 +92,10 @@ int kg_kv_restore(kg_kv *kv, kg_page_table *table, int32_t n_positions, const kg
 
 /* ---- the prefix cache ---- */
 
+/* The table's rows are what its ids make of them under these words: adapters, say. Only tables with the same words find each
+ * other's pages. To be called before kg_kv_publish and kg_kv_reuse; other words than before only when the table is empty.
+ * False: no memory, and neither of these may be called. */
+bool kg_kv_originate(kg_kv *kv, kg_page_table *table, const int32_t *words, size_t n);
 /* The table's rows [0, n_positions) are those of the ids: let others find its whole pages. Where the cache knows such a
  * page already, it takes the place of the table's own. */
 void kg_kv_publish(kg_kv *kv, kg_page_table *table, const int32_t *ids, int32_t n_positions);

@@ -402,11 +402,18 @@ void kg_sequence_trim(kg_sequence *sequence)
   kg_snapshots_cut(kg_model_states(sequence->model), &sequence->snapshots, end);
 }
 
-/* Are the sequence's rows what its ids make of them, and those to come? */
-static bool takes_part(const kg_sequence *sequence)
+/* Are the sequence's rows what its ids make of them under its adapters, and those to come? */
+static bool takes_part(kg_sequence *sequence)
 {
-  return !sequence->n_adapters && !sequence->is_private && !sequence->is_apart &&
-         sequence->n_public == sequence->n_evaluated;
+  enum { DIGEST = (KG_SHA256_HEX - 1) / sizeof(int32_t), WORDS = DIGEST + 1 };
+  int32_t words[KG_ADAPTERS_MAX * WORDS];
+  if (sequence->is_private || sequence->is_apart || sequence->n_public != sequence->n_evaluated) return false;
+  for (int32_t i = 0; i < sequence->n_adapters; i++) {
+    const kg_adapted *adapted = &sequence->adapters[i];
+    memcpy(words + i * WORDS, kg_adapter_digest(adapted->adapter), DIGEST * sizeof *words);
+    memcpy(words + i * WORDS + DIGEST, &adapted->scale, sizeof adapted->scale);
+  }
+  return kg_kv_originate(kg_model_kv(sequence->model), &sequence->pages, words, (size_t)sequence->n_adapters * WORDS);
 }
 
 /* Rows [from, n_evaluated) came together. */
