@@ -1,5 +1,6 @@
 #include "bind.h"
 
+#include <stdarg.h>
 #include <string.h>
 
 /* ---- classes and handles ---- */
@@ -31,6 +32,71 @@ void kg_extend_class(lua_State *L, const char *name, const luaL_Reg *methods)
   lua_pop(L, 2);
 }
 
+/* ---- positions ---- */
+
+/* Is this function in a Lua file of the library, as a source tree or an installation has them? */
+static bool is_ours(const lua_Debug *frame)
+{
+  return strstr(frame->source, "lua/kigo/") || strstr(frame->source, "5.4/kigo/");
+}
+
+/* Push "FILE:LINE: " of the first caller outside the library. */
+static void push_position(lua_State *L)
+{
+  lua_Debug frame;
+  for (int level = 1; lua_getstack(L, level, &frame); level++) {
+    lua_getinfo(L, "Sl", &frame);
+    if (frame.currentline <= 0 || is_ours(&frame)) continue;
+    lua_pushfstring(L, "%s:%d: ", frame.short_src, frame.currentline);
+    return;
+  }
+  luaL_where(L, 1); /* ours all the way: the program itself */
+}
+
+int kg_error_at(lua_State *L, const char *format, ...)
+{
+  va_list args;
+  va_start(args, format);
+  push_position(L);
+  lua_pushvfstring(L, format, args);
+  va_end(args);
+  lua_concat(L, 2);
+  return lua_error(L);
+}
+
+/* The caller's own names of arguments are told where he called us himself. */
+static void fail_type(lua_State *L, int index, const char *wanted)
+{
+  lua_Debug frame;
+  if (lua_getstack(L, 1, &frame) && lua_getinfo(L, "Sl", &frame) && !is_ours(&frame)) luaL_typeerror(L, index, wanted);
+  kg_error_at(L, "%s expected, got %s", wanted, luaL_typename(L, index));
+}
+
+void kg_check_type(lua_State *L, int index, int type)
+{
+  if (lua_type(L, index) != type) fail_type(L, index, lua_typename(L, type));
+}
+
+const char *kg_check_lstring(lua_State *L, int index, size_t *size)
+{
+  const char *text = lua_tolstring(L, index, size);
+  if (!text) fail_type(L, index, lua_typename(L, LUA_TSTRING));
+  return text;
+}
+
+const char *kg_check_string(lua_State *L, int index)
+{
+  return kg_check_lstring(L, index, NULL);
+}
+
+double kg_check_number(lua_State *L, int index)
+{
+  int is_number;
+  const double number = lua_tonumberx(L, index, &is_number);
+  if (!is_number) fail_type(L, index, lua_typename(L, LUA_TNUMBER));
+  return number;
+}
+
 kg_handle *kg_push_handle(lua_State *L, const char *name, int n_user_values)
 {
   kg_handle *handle = lua_newuserdatauv(L, sizeof *handle, n_user_values);
@@ -39,15 +105,22 @@ kg_handle *kg_push_handle(lua_State *L, const char *name, int n_user_values)
   return handle;
 }
 
+void *kg_check_userdata(lua_State *L, int index, const char *name)
+{
+  void *userdata = luaL_testudata(L, index, name);
+  if (!userdata) fail_type(L, index, name);
+  return userdata;
+}
+
 kg_handle *kg_check_handle(lua_State *L, int index, const char *name)
 {
-  return luaL_checkudata(L, index, name);
+  return kg_check_userdata(L, index, name);
 }
 
 void *kg_check_open(lua_State *L, int index, const char *name)
 {
   kg_handle *handle = kg_check_handle(L, index, name);
-  if (!handle->object) luaL_error(L, "%s is closed", name);
+  if (!handle->object) kg_error_at(L, "%s is closed", name);
   return handle->object;
 }
 
@@ -55,7 +128,7 @@ void *kg_check_open(lua_State *L, int index, const char *name)
 
 int kg_raise(lua_State *L, const kg_error *err)
 {
-  return luaL_error(L, "%s", err->message);
+  return kg_error_at(L, "%s", err->message);
 }
 
 int kg_push_error(lua_State *L, const kg_error *err)
@@ -74,10 +147,10 @@ static int64_t check_range(lua_State *L, const char *name, int index, int64_t mi
   int is_integer;
   const lua_Integer value = lua_tointegerx(L, index, &is_integer);
   if (lua_type(L, index) != LUA_TNUMBER)
-    luaL_error(L, "%s: integer expected, got %s", name, luaL_typename(L, index));
-  if (!is_integer) luaL_error(L, "%s: integer expected, got %f", name, lua_tonumber(L, index));
+    kg_error_at(L, "%s: integer expected, got %s", name, luaL_typename(L, index));
+  if (!is_integer) kg_error_at(L, "%s: integer expected, got %f", name, lua_tonumber(L, index));
   if (value < min || value > max)
-    luaL_error(L, "%s: %I is outside %I to %I", name, value, (lua_Integer)min, (lua_Integer)max);
+    kg_error_at(L, "%s: %I is outside %I to %I", name, value, (lua_Integer)min, (lua_Integer)max);
   return value;
 }
 
@@ -90,7 +163,7 @@ int64_t kg_check_int(lua_State *L, int index, const char *name, int64_t min, int
 static bool push_field(lua_State *L, int index, const char *field)
 {
   if (lua_isnoneornil(L, index)) return false;
-  luaL_checktype(L, index, LUA_TTABLE);
+  kg_check_type(L, index, LUA_TTABLE);
   lua_getfield(L, index, field);
   if (!lua_isnil(L, -1)) return true;
   lua_pop(L, 1);
@@ -108,9 +181,9 @@ int64_t kg_opt_int_field(lua_State *L, int index, const char *field, int64_t fal
 double kg_opt_number_field(lua_State *L, int index, const char *field, double fallback, double min, double max)
 {
   if (!push_field(L, index, field)) return fallback;
-  if (lua_type(L, -1) != LUA_TNUMBER) luaL_error(L, "%s: number expected, got %s", field, luaL_typename(L, -1));
+  if (lua_type(L, -1) != LUA_TNUMBER) kg_error_at(L, "%s: number expected, got %s", field, luaL_typename(L, -1));
   const double value = lua_tonumber(L, -1);
-  if (!(value >= min && value <= max)) luaL_error(L, "%s: %f is outside %f to %f", field, value, min, max);
+  if (!(value >= min && value <= max)) kg_error_at(L, "%s: %f is outside %f to %f", field, value, min, max);
   lua_pop(L, 1);
   return value;
 }
@@ -118,21 +191,21 @@ double kg_opt_number_field(lua_State *L, int index, const char *field, double fa
 void kg_check_fields(lua_State *L, int index, const char *const *allowed)
 {
   if (lua_isnoneornil(L, index)) return;
-  luaL_checktype(L, index, LUA_TTABLE);
+  kg_check_type(L, index, LUA_TTABLE);
   lua_pushnil(L);
   while (lua_next(L, index)) {
     lua_pop(L, 1);
     const char *field = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : NULL;
     const char *const *known = allowed;
     while (*known && (!field || strcmp(*known, field))) known++;
-    if (!*known) luaL_error(L, "%s: no such option", field ? field : luaL_tolstring(L, -1, NULL));
+    if (!*known) kg_error_at(L, "%s: no such option", field ? field : luaL_tolstring(L, -1, NULL));
   }
 }
 
 const char *kg_opt_string_field(lua_State *L, int index, const char *field, const char *fallback)
 {
   if (!push_field(L, index, field)) return fallback;
-  if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "%s: string expected, got %s", field, luaL_typename(L, -1));
+  if (lua_type(L, -1) != LUA_TSTRING) kg_error_at(L, "%s: string expected, got %s", field, luaL_typename(L, -1));
   const char *value = lua_tostring(L, -1);
   lua_pop(L, 1);
   return value;
@@ -141,7 +214,7 @@ const char *kg_opt_string_field(lua_State *L, int index, const char *field, cons
 bool kg_opt_bool_field(lua_State *L, int index, const char *field, bool fallback)
 {
   if (!push_field(L, index, field)) return fallback;
-  if (!lua_isboolean(L, -1)) luaL_error(L, "%s: boolean expected, got %s", field, luaL_typename(L, -1));
+  if (!lua_isboolean(L, -1)) kg_error_at(L, "%s: boolean expected, got %s", field, luaL_typename(L, -1));
   const bool value = lua_toboolean(L, -1);
   lua_pop(L, 1);
   return value;
@@ -176,16 +249,16 @@ int kg_call_at_rest(lua_State *L, lua_CFunction f)
 int32_t *kg_check_ids(lua_State *L, int index, size_t *n)
 {
   index = lua_absindex(L, index);
-  luaL_checktype(L, index, LUA_TTABLE);
+  kg_check_type(L, index, LUA_TTABLE);
   *n = (size_t)lua_rawlen(L, index);
-  if (*n > INT32_MAX) luaL_error(L, "token ids: %I are too many", (lua_Integer)*n);
+  if (*n > INT32_MAX) kg_error_at(L, "token ids: %I are too many", (lua_Integer)*n);
   int32_t *ids = lua_newuserdatauv(L, *n * sizeof *ids + 1, 0);
   for (size_t i = 0; i < *n; i++) {
     int is_integer;
     lua_rawgeti(L, index, (lua_Integer)i + 1);
     const lua_Integer id = lua_tointegerx(L, -1, &is_integer);
     if (!is_integer || lua_type(L, -1) != LUA_TNUMBER || id < INT32_MIN || id > INT32_MAX)
-      luaL_error(L, "token id %I: integer expected, got %s", (lua_Integer)i + 1, luaL_tolstring(L, -1, NULL));
+      kg_error_at(L, "token id %I: integer expected, got %s", (lua_Integer)i + 1, luaL_tolstring(L, -1, NULL));
     ids[i] = (int32_t)id;
     lua_pop(L, 1);
   }

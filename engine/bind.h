@@ -43,6 +43,15 @@ kg_handle *kg_check_handle(lua_State *L, int index, const char *name);
 /* Its object; raises "NAME is closed" if it is. */
 void *kg_check_open(lua_State *L, int index, const char *name);
 
+/* As luaL_error and luaL_check*, but the position is the line of the first caller that is no file of this library: there
+ * the mistake was made, however many of our own functions stand in between. */
+int kg_error_at(lua_State *L, const char *format, ...);
+void kg_check_type(lua_State *L, int index, int type);
+void *kg_check_userdata(lua_State *L, int index, const char *name);
+const char *kg_check_lstring(lua_State *L, int index, size_t *size);
+const char *kg_check_string(lua_State *L, int index);
+double kg_check_number(lua_State *L, int index);
+
 /* Finish a failed call: KG_ERR_ARGUMENT raises, anything else returns nil, message, code (3 values). */
 int kg_push_error(lua_State *L, const kg_error *err);
 /* For properties and metamethods, which cannot return nil, message: always raises. */

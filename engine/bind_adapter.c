@@ -26,7 +26,7 @@ static bool is_of(lua_State *L, int index, int model_index)
 
 kg_adapter **kg_check_adapters(lua_State *L, int index, int model_index, size_t *n)
 {
-  if (!lua_isnil(L, index)) luaL_checktype(L, index, LUA_TTABLE);
+  if (!lua_isnil(L, index)) kg_check_type(L, index, LUA_TTABLE);
   *n = lua_isnil(L, index) ? 0 : lua_rawlen(L, index);
   kg_adapter **adapters = lua_newuserdatauv(L, *n * sizeof *adapters, 0); /* bounded: the list is in memory */
   for (size_t i = 0; i < *n; i++) {
@@ -53,7 +53,7 @@ static int model_adapter(lua_State *L)
 {
   kg_check_open(L, 1, KG_CLASS_MODEL);
   const bool is_open = luaL_testudata(L, 2, KG_CLASS_GGUF) != NULL;
-  const char *path = is_open ? NULL : luaL_checkstring(L, 2);
+  const char *path = is_open ? NULL : kg_check_string(L, 2);
   lua_settop(L, 2);
   lua_pushvalue(L, 1);
   kg_handle *handle = push_adapter(L);

@@ -71,16 +71,16 @@ typedef struct place {
 
 static const stage_kind *check_kind(lua_State *L, int index, lua_Integer number)
 {
-  if (!lua_istable(L, index)) luaL_error(L, "stage %I: table expected, got %s", number, luaL_typename(L, index));
+  if (!lua_istable(L, index)) kg_error_at(L, "stage %I: table expected, got %s", number, luaL_typename(L, index));
   if (lua_getfield(L, index, "kind") != LUA_TSTRING)
-    luaL_error(L, "stage %I: kind: string expected, got %s", number, luaL_typename(L, -1));
+    kg_error_at(L, "stage %I: kind: string expected, got %s", number, luaL_typename(L, -1));
   const char *name = lua_tostring(L, -1);
   for (size_t i = 0; i < sizeof stage_kinds / sizeof stage_kinds[0]; i++) {
     if (strcmp(name, stage_kinds[i].name)) continue;
     lua_pop(L, 1);
     return &stage_kinds[i];
   }
-  luaL_error(L, "stage %I: kind '%s' is unknown", number, name);
+  kg_error_at(L, "stage %I: kind '%s' is unknown", number, name);
   return NULL;
 }
 
@@ -95,10 +95,10 @@ static void refuse_unknown_fields(lua_State *L, int index, place at)
 {
   for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1)) {
     if (lua_type(L, -2) != LUA_TSTRING)
-      luaL_error(L, "stage %I (%s): field '%s' is unknown", at.number, at.kind->name, luaL_tolstring(L, -2, NULL));
+      kg_error_at(L, "stage %I (%s): field '%s' is unknown", at.number, at.kind->name, luaL_tolstring(L, -2, NULL));
     const char *name = lua_tostring(L, -2);
     if (strcmp(name, "kind") && !has_field(at.kind, name))
-      luaL_error(L, "stage %I (%s): field '%s' is unknown", at.number, at.kind->name, name);
+      kg_error_at(L, "stage %I (%s): field '%s' is unknown", at.number, at.kind->name, name);
   }
 }
 
@@ -107,7 +107,7 @@ static double read_number(lua_State *L, int index, place at, const char *field, 
 {
   const int type = lua_getfield(L, index, field);
   if (type != LUA_TNUMBER && (type != LUA_TNIL || isnan(fallback)))
-    luaL_error(L, "stage %I (%s): %s: number expected, got %s", at.number, at.kind->name, field, luaL_typename(L, -1));
+    kg_error_at(L, "stage %I (%s): %s: number expected, got %s", at.number, at.kind->name, field, luaL_typename(L, -1));
   const double value = type == LUA_TNIL ? fallback : lua_tonumber(L, -1);
   lua_pop(L, 1);
   return value;
@@ -118,7 +118,7 @@ static int32_t read_integer(lua_State *L, int index, place at, const char *field
   const double value = read_number(L, index, at, field, fallback);
   const int32_t min = strcmp(field, "last") ? 0 : -1;
   if (!(value >= min && value <= INT32_MAX) || value != (double)(int32_t)value)
-    luaL_error(L, "stage %I (%s): %s: %f is not an integer from %d to %d", at.number, at.kind->name, field, value,
+    kg_error_at(L, "stage %I (%s): %s: %f is not an integer from %d to %d", at.number, at.kind->name, field, value,
                (int)min, INT32_MAX);
   return (int32_t)value;
 }
@@ -129,20 +129,20 @@ static int32_t read_integer(lua_State *L, int index, place at, const char *field
 static void parse_values(lua_State *L, int index, place at, kg_stage *stage)
 {
   if (lua_getfield(L, index, "values") != LUA_TTABLE)
-    luaL_error(L, "stage %I (bias): values: table expected, got %s", at.number, luaL_typename(L, -1));
+    kg_error_at(L, "stage %I (bias): values: table expected, got %s", at.number, luaL_typename(L, -1));
   const int values = lua_gettop(L);
   size_t n = 0;
   for (lua_pushnil(L); lua_next(L, values); lua_pop(L, 1)) n++;
-  if (n > INT32_MAX / 8) luaL_error(L, "stage %I (bias): values: %I are too many", at.number, (lua_Integer)n);
+  if (n > INT32_MAX / 8) kg_error_at(L, "stage %I (bias): values: %I are too many", at.number, (lua_Integer)n);
   int32_t *ids = lua_newuserdatauv(L, n * (sizeof *ids + sizeof(float)) + 1, 0);
   float *numbers = (float *)(ids + n);
   size_t i = 0;
   for (lua_pushnil(L); lua_next(L, values); lua_pop(L, 1), i++) {
-    if (i == n) luaL_error(L, "stage %I (bias): values: a finalizer has changed them", at.number);
+    if (i == n) kg_error_at(L, "stage %I (bias): values: a finalizer has changed them", at.number);
     if (!lua_isinteger(L, -2) || lua_tointeger(L, -2) < 0 || lua_tointeger(L, -2) > INT32_MAX)
-      luaL_error(L, "stage %I (bias): values: '%s' is not a token id", at.number, luaL_tolstring(L, -2, NULL));
+      kg_error_at(L, "stage %I (bias): values: '%s' is not a token id", at.number, luaL_tolstring(L, -2, NULL));
     if (lua_type(L, -1) != LUA_TNUMBER)
-      luaL_error(L, "stage %I (bias): values[%I]: number expected, got %s", at.number, lua_tointeger(L, -2),
+      kg_error_at(L, "stage %I (bias): values[%I]: number expected, got %s", at.number, lua_tointeger(L, -2),
                  luaL_typename(L, -1));
     ids[i] = (int32_t)lua_tointeger(L, -2);
     numbers[i] = (float)lua_tonumber(L, -1);
@@ -160,22 +160,22 @@ static void parse_phrases(lua_State *L, int index, place at, kg_stage *stage)
   const int phrases = lua_gettop(L);
   if (type == LUA_TNIL) return;
   if (type != LUA_TTABLE)
-    luaL_error(L, "stage %I (bias): phrases: table expected, got %s", at.number, luaL_typename(L, -1));
+    kg_error_at(L, "stage %I (bias): phrases: table expected, got %s", at.number, luaL_typename(L, -1));
   const size_t n = (size_t)lua_rawlen(L, phrases);
-  if (n > INT32_MAX / 64) luaL_error(L, "stage %I (bias): phrases: %I are too many", at.number, (lua_Integer)n);
+  if (n > INT32_MAX / 64) kg_error_at(L, "stage %I (bias): phrases: %I are too many", at.number, (lua_Integer)n);
   kg_phrase *made = lua_newuserdatauv(L, n * sizeof *made + 1, 0);
   lua_createtable(L, (int)n, 0); /* holds their ids */
   for (size_t i = 0; i < n; i++) {
     size_t n_ids;
     const lua_Integer number = (lua_Integer)i + 1;
     if (lua_rawgeti(L, phrases, number) != LUA_TTABLE)
-      luaL_error(L, "stage %I (bias): phrases[%I]: table expected, got %s", at.number, number, luaL_typename(L, -1));
+      kg_error_at(L, "stage %I (bias): phrases[%I]: table expected, got %s", at.number, number, luaL_typename(L, -1));
     if (lua_getfield(L, -1, "value") != LUA_TNUMBER)
-      luaL_error(L, "stage %I (bias): phrases[%I].value: number expected, got %s", at.number, number,
+      kg_error_at(L, "stage %I (bias): phrases[%I].value: number expected, got %s", at.number, number,
                  luaL_typename(L, -1));
     made[i].value = (float)lua_tonumber(L, -1);
     made[i].ids = kg_check_ids(L, lua_gettop(L) - 1, &n_ids);
-    if (n_ids > INT32_MAX) luaL_error(L, "stage %I (bias): phrases[%I]: it is too long", at.number, number);
+    if (n_ids > INT32_MAX) kg_error_at(L, "stage %I (bias): phrases[%I]: it is too long", at.number, number);
     made[i].n = (int32_t)n_ids;
     lua_rawseti(L, -4, number);
     lua_pop(L, 2);
@@ -191,20 +191,20 @@ static void parse_breakers(lua_State *L, int index, place at, kg_stage *stage)
   const int breakers = lua_gettop(L);
   if (type == LUA_TNIL) return;
   if (type != LUA_TTABLE)
-    luaL_error(L, "stage %I (dry): breakers: table expected, got %s", at.number, luaL_typename(L, -1));
+    kg_error_at(L, "stage %I (dry): breakers: table expected, got %s", at.number, luaL_typename(L, -1));
   const size_t n = (size_t)lua_rawlen(L, breakers);
   if (n > KG_DRY_BREAKERS)
-    luaL_error(L, "stage %I (dry): %I breakers are more than %d", at.number, (lua_Integer)n, KG_DRY_BREAKERS);
+    kg_error_at(L, "stage %I (dry): %I breakers are more than %d", at.number, (lua_Integer)n, KG_DRY_BREAKERS);
   kg_string *made = lua_newuserdatauv(L, n * (sizeof *made + KG_DRY_BREAKER_SIZE) + 1, 0);
   char *bytes = (char *)(made + n);
   for (size_t i = 0; i < n; i++, bytes += KG_DRY_BREAKER_SIZE) {
     if (lua_rawgeti(L, breakers, (lua_Integer)i + 1) != LUA_TSTRING)
-      luaL_error(L, "stage %I (dry): breakers[%I]: string expected, got %s", at.number, (lua_Integer)i + 1,
+      kg_error_at(L, "stage %I (dry): breakers[%I]: string expected, got %s", at.number, (lua_Integer)i + 1,
                  luaL_typename(L, -1));
     size_t size;
     const char *text = lua_tolstring(L, -1, &size);
     if (!size || size > KG_DRY_BREAKER_SIZE)
-      luaL_error(L, "stage %I (dry): breakers[%I]: %I bytes are not 1 to %d", at.number, (lua_Integer)i + 1,
+      kg_error_at(L, "stage %I (dry): breakers[%I]: %I bytes are not 1 to %d", at.number, (lua_Integer)i + 1,
                  (lua_Integer)size, KG_DRY_BREAKER_SIZE);
     memcpy(bytes, text, size);
     made[i] = (kg_string){bytes, size};
@@ -240,10 +240,10 @@ static void parse_stage(lua_State *L, int index, place at, kg_stage *stage, cons
 /* core.chain{stage, ...} -> Chain */
 static int chain_new(lua_State *L)
 {
-  luaL_checktype(L, 1, LUA_TTABLE);
+  kg_check_type(L, 1, LUA_TTABLE);
   lua_settop(L, 1);
   const lua_Integer n = (lua_Integer)lua_rawlen(L, 1);
-  if (n > 64) return luaL_error(L, "chain: %I stages are more than 64", n);
+  if (n > 64) return kg_error_at(L, "chain: %I stages are more than 64", n);
   kg_stage *stages = lua_newuserdatauv(L, (size_t)n * sizeof *stages + 1, 0);
   const kg_handle *tokenizers[64] = {NULL}; /* on the stack */
   size_t n_stages = 0;
@@ -257,7 +257,7 @@ static int chain_new(lua_State *L)
       n_stages++;
     } else {
       refuse_unknown_fields(L, index, at);
-      if (i < n) return luaL_error(L, "stage %I (dist): the draw must be the last stage", i);
+      if (i < n) return kg_error_at(L, "stage %I (dist): the draw must be the last stage", i);
     }
     lua_remove(L, index); /* but not what parse_stage left above it */
   }
@@ -265,7 +265,7 @@ static int chain_new(lua_State *L)
   kg_handle *handle = kg_push_handle(L, KG_CLASS_CHAIN, 0);
   for (size_t i = 0; i < n_stages; i++) {
     if (!tokenizers[i]) continue;
-    if (!tokenizers[i]->object) return luaL_error(L, "stage %I (dry): the tokenizer is closed", (lua_Integer)i + 1);
+    if (!tokenizers[i]->object) return kg_error_at(L, "stage %I (dry): the tokenizer is closed", (lua_Integer)i + 1);
     stages[i].tokenizer = tokenizers[i]->object;
   }
   return kg_chain_new(stages, n_stages, (kg_chain **)&handle->object, &err) ? kg_push_error(L, &err) : 1;

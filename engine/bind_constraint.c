@@ -14,7 +14,7 @@ static kg_tokenizer *check_model_tokenizer(lua_State *L)
 {
   lua_getfield(L, 1, "model");
   lua_getfield(L, -1, "tokenizer");
-  if (lua_isnil(L, -1)) luaL_error(L, "the model was loaded without a tokenizer, which a constraint needs");
+  if (lua_isnil(L, -1)) kg_error_at(L, "the model was loaded without a tokenizer, which a constraint needs");
   return kg_check_tokenizer(L, -1);
 }
 
@@ -25,7 +25,7 @@ static void read_options(lua_State *L, kg_constraint_options *out)
   out->within = (int32_t)kg_opt_int_field(L, 3, "within", -1, -1, INT32_MAX);
   out->after = (kg_string){0};
   if (lua_istable(L, 3) && lua_getfield(L, 3, "after") != LUA_TNIL) {
-    if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "after: string expected, got %s", luaL_typename(L, -1));
+    if (lua_type(L, -1) != LUA_TSTRING) kg_error_at(L, "after: string expected, got %s", luaL_typename(L, -1));
     out->after.data = lua_tolstring(L, -1, &out->after.size); /* the table keeps it */
   }
 }
@@ -39,8 +39,8 @@ static int constrain(lua_State *L)
   kg_check_sequence(L, 1);
   lua_settop(L, 3);
   if (lua_isnil(L, 2)) {
-    if (lua_type(L, 3) == LUA_TSTRING) luaL_error(L, "no grammar, but a message: %s", lua_tostring(L, 3));
-    if (!lua_isnil(L, 3)) luaL_error(L, "a grammar expected, got nil: what made it failed (see assert)");
+    if (lua_type(L, 3) == LUA_TSTRING) kg_error_at(L, "no grammar, but a message: %s", lua_tostring(L, 3));
+    if (!lua_isnil(L, 3)) kg_error_at(L, "a grammar expected, got nil: what made it failed (see assert)");
     if (kg_sequence_constrain(kg_check_sequence(L, 1), NULL, NULL, NULL, &err)) return kg_push_error(L, &err);
     lua_settop(L, 1);
     return 1;

@@ -86,10 +86,10 @@ static int check_weights(lua_State *L)
 static int profile(lua_State *L)
 {
   kg_model *model = check_model(L);
-  luaL_checktype(L, 2, LUA_TTABLE);
+  kg_check_type(L, 2, LUA_TTABLE);
   lua_settop(L, 2);
   const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
-  if (n > INT32_MAX / 16) return luaL_error(L, "sequences: %I are too many", n);
+  if (n > INT32_MAX / 16) return kg_error_at(L, "sequences: %I are too many", n);
   kg_step_item *items = lua_newuserdatauv(L, (size_t)n * sizeof *items + 1, 0);
   kg_profile *out = lua_newuserdatauv(L, sizeof *out, 0);
   luaL_checkstack(L, (int)n + 8, "too many sequences");
@@ -116,7 +116,7 @@ static int profile(lua_State *L)
 static int flip_weight(lua_State *L)
 {
   kg_error err;
-  const char *name = luaL_checkstring(L, 2);
+  const char *name = kg_check_string(L, 2);
   const size_t at = (size_t)kg_check_int(L, 3, "at", 0, INT64_MAX);
   const unsigned char mask = (unsigned char)kg_check_int(L, 4, "mask", 0, 255);
   if (kg_model_flip_weight(check_model(L), name, at, mask, &err)) return kg_push_error(L, &err);

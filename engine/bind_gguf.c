@@ -23,7 +23,7 @@ kg_gguf *kg_check_gguf(lua_State *L, int index)
 static int open_gguf(lua_State *L)
 {
   kg_error err;
-  const char *path = luaL_checkstring(L, 1);
+  const char *path = kg_check_string(L, 1);
   kg_handle *handle = kg_push_handle(L, KG_CLASS_GGUF, 1);
   kg_gguf *gguf;
   if (kg_gguf_open(path, &gguf, &err)) return kg_push_error(L, &err);
@@ -36,7 +36,7 @@ static int parse_gguf(lua_State *L)
 {
   kg_error err;
   size_t n_bytes;
-  const char *bytes = luaL_checklstring(L, 1, &n_bytes), *name = luaL_optstring(L, 2, "bytes");
+  const char *bytes = kg_check_lstring(L, 1, &n_bytes), *name = luaL_optstring(L, 2, "bytes");
   kg_handle *handle = kg_push_handle(L, KG_CLASS_GGUF, 1);
   lua_pushvalue(L, 1);
   lua_setiuservalue(L, -2, 1);
@@ -92,7 +92,7 @@ static void push_array(lua_State *L, const kg_gguf_entry *entry)
 static int push_value(lua_State *L)
 {
   const kg_gguf *gguf = kg_check_gguf(L, 1);
-  const kg_gguf_entry *entry = kg_gguf_find(gguf, luaL_checkstring(L, 2));
+  const kg_gguf_entry *entry = kg_gguf_find(gguf, kg_check_string(L, 2));
   if (!entry)
     lua_pushnil(L);
   else if (entry->is_array)
@@ -106,7 +106,7 @@ static int push_value(lua_State *L)
 static int get(lua_State *L)
 {
   kg_check_gguf(L, 1);
-  luaL_checkstring(L, 2);
+  kg_check_string(L, 2);
   return kg_call_at_rest(L, push_value);
 }
 
@@ -115,7 +115,7 @@ static int array(lua_State *L)
 {
   kg_error err;
   const kg_gguf *gguf = kg_check_gguf(L, 1);
-  const char *key = luaL_checkstring(L, 2);
+  const char *key = kg_check_string(L, 2);
   const kg_gguf_entry *entry = kg_gguf_find(gguf, key);
   if (!entry || !entry->is_array) {
     kg_fail(&err, KG_ERR_FORMAT, "%s: key %s is %s", kg_gguf_path(gguf), key, entry ? "not an array" : "missing");
@@ -127,7 +127,7 @@ static int array(lua_State *L)
 /* gguf:count(key) -> integer: elements of an array; nil when there is none */
 static int count(lua_State *L)
 {
-  const kg_gguf_entry *entry = kg_gguf_find(kg_check_gguf(L, 1), luaL_checkstring(L, 2));
+  const kg_gguf_entry *entry = kg_gguf_find(kg_check_gguf(L, 1), kg_check_string(L, 2));
   if (entry && entry->is_array)
     lua_pushinteger(L, (lua_Integer)entry->count); /* bounded: the elements are in memory */
   else
@@ -204,7 +204,7 @@ static int tensors(lua_State *L)
 
 static int push_tensor(lua_State *L)
 {
-  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(kg_check_gguf(L, 1), luaL_checkstring(L, 2));
+  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(kg_check_gguf(L, 1), kg_check_string(L, 2));
   if (tensor)
     push_tensor_info(L, tensor);
   else
@@ -216,7 +216,7 @@ static int push_tensor(lua_State *L)
 static int tensor_info(lua_State *L)
 {
   kg_check_gguf(L, 1);
-  luaL_checkstring(L, 2);
+  kg_check_string(L, 2);
   return kg_call_at_rest(L, push_tensor);
 }
 
@@ -225,7 +225,7 @@ static int values(lua_State *L)
 {
   kg_error err;
   const kg_gguf *gguf = kg_check_gguf(L, 1);
-  const char *name = luaL_checkstring(L, 2);
+  const char *name = kg_check_string(L, 2);
   const int64_t max = lua_isnoneornil(L, 3) ? VALUES_MAX : kg_check_int(L, 3, "max", 0, INT_MAX);
   const kg_gguf_tensor *tensor = kg_gguf_tensor_find(gguf, name);
   if (!tensor) {
@@ -234,7 +234,7 @@ static int values(lua_State *L)
   }
   const kg_type_info *info = kg_type_find((uint32_t)tensor->type);
   const int64_t n = value_count(tensor);
-  if (n > max) return luaL_error(L, "tensor %s has %I values, more than %I", name, (lua_Integer)n, (lua_Integer)max);
+  if (n > max) return kg_error_at(L, "tensor %s has %I values, more than %I", name, (lua_Integer)n, (lua_Integer)max);
   if (!info->dequantize) {
     kg_fail(&err, KG_ERR_UNSUPPORTED, "%s: tensor %s: type %s cannot be computed with", kg_gguf_path(gguf), name,
             info->name);
@@ -255,7 +255,7 @@ static int values(lua_State *L)
 static int release(lua_State *L)
 {
   const kg_gguf *gguf = kg_check_gguf(L, 1);
-  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(gguf, luaL_checkstring(L, 2));
+  const kg_gguf_tensor *tensor = kg_gguf_tensor_find(gguf, kg_check_string(L, 2));
   if (tensor) kg_gguf_release_pages(gguf, tensor->data, tensor->n_bytes);
   return 0;
 }
@@ -314,12 +314,12 @@ enum { TYPE_NUMBERS = 64 }; /* tensor types have numbers below this */
 /* A type's name in any case: "q8_0". */
 static kg_type check_type(lua_State *L, int index)
 {
-  const char *name = luaL_checkstring(L, index);
+  const char *name = kg_check_string(L, index);
   for (uint32_t number = 0; number < TYPE_NUMBERS; number++) {
     const kg_type_info *info = kg_type_find(number);
     if (info && !strcasecmp(info->name, name)) return (kg_type)number;
   }
-  luaL_error(L, "unknown tensor type '%s'", name);
+  kg_error_at(L, "unknown tensor type '%s'", name);
   return KG_F32; /* not reached */
 }
 
@@ -329,11 +329,11 @@ static int dequantize(lua_State *L)
   luaL_Buffer buffer;
   size_t n_bytes;
   const kg_type_info *info = kg_type_find((uint32_t)check_type(L, 1));
-  const char *blocks = luaL_checklstring(L, 2, &n_bytes);
+  const char *blocks = kg_check_lstring(L, 2, &n_bytes);
   const size_t n_blocks = n_bytes / (size_t)info->block_bytes;
-  if (!info->dequantize) return luaL_error(L, "type %s cannot be computed with", info->name);
+  if (!info->dequantize) return kg_error_at(L, "type %s cannot be computed with", info->name);
   if (n_bytes % (size_t)info->block_bytes)
-    return luaL_error(L, "%I bytes are not whole blocks of %d (%s)", (lua_Integer)n_bytes, (int)info->block_bytes,
+    return kg_error_at(L, "%I bytes are not whole blocks of %d (%s)", (lua_Integer)n_bytes, (int)info->block_bytes,
                       info->name);
   const size_t out_bytes = n_blocks * (size_t)info->block_size * sizeof(float);
   char *out = luaL_buffinitsize(L, &buffer, out_bytes);
@@ -350,9 +350,9 @@ static int quantize(lua_State *L)
   size_t n_bytes, out_bytes;
   const kg_type type = check_type(L, 1);
   const kg_type_info *info = kg_type_find((uint32_t)type);
-  const char *in = luaL_checklstring(L, 2, &n_bytes);
+  const char *in = kg_check_lstring(L, 2, &n_bytes);
   if (n_bytes % sizeof(float) || !kg_type_bytes(info, n_bytes / sizeof(float), &out_bytes))
-    return luaL_error(L, "%I bytes are not whole blocks of %d float32 values (%s)", (lua_Integer)n_bytes,
+    return kg_error_at(L, "%I bytes are not whole blocks of %d float32 values (%s)", (lua_Integer)n_bytes,
                       (int)info->block_size, info->name);
   float *copy = lua_newuserdatauv(L, n_bytes, 0); /* strings are not aligned for floats */
   memcpy(copy, in, n_bytes);
@@ -408,7 +408,7 @@ static int call_progress(void *user, const char *what, int64_t done, int64_t tot
 static int make_model(lua_State *L)
 {
   kg_error err;
-  const char *file_path = luaL_checkstring(L, 1);
+  const char *file_path = kg_check_string(L, 1);
   lua_settop(L, 2);
   static const char *const fields[] = {"like", "type", "seed", "progress", NULL};
   kg_check_fields(L, 2, fields);
@@ -421,7 +421,7 @@ static int make_model(lua_State *L)
   else
     lua_pushnil(L);
   callback c = {.L = L, .index = lua_gettop(L)};
-  if (!lua_isnil(L, -1)) luaL_checktype(L, -1, LUA_TFUNCTION);
+  if (!lua_isnil(L, -1)) kg_check_type(L, -1, LUA_TFUNCTION);
   luaL_checkstack(L, 8, NULL);
   if (kg_make_model(file_path, like, type, (uint64_t)seed, lua_isnil(L, -1) ? NULL : call_progress, &c, &err))
     return c.raised ? lua_error(L) : kg_push_error(L, &err);
@@ -434,9 +434,9 @@ static int make_model(lua_State *L)
 static const char *check_key(lua_State *L, int index, const char *role)
 {
   size_t n;
-  if (lua_type(L, index) != LUA_TSTRING) luaL_error(L, "%s: string expected, got %s", role, luaL_typename(L, index));
+  if (lua_type(L, index) != LUA_TSTRING) kg_error_at(L, "%s: string expected, got %s", role, luaL_typename(L, index));
   const char *key = lua_tolstring(L, index, &n);
-  if (!n || strlen(key) != n) luaL_error(L, "%s: empty, or with a NUL byte", role);
+  if (!n || strlen(key) != n) kg_error_at(L, "%s: empty, or with a NUL byte", role);
   return key;
 }
 
@@ -444,9 +444,9 @@ static const char *check_key(lua_State *L, int index, const char *role)
 static void check_pairs(lua_State *L)
 {
   for (int list = 2; list <= 3; list++) {
-    luaL_checktype(L, list, LUA_TTABLE);
+    kg_check_type(L, list, LUA_TTABLE);
     for (lua_Integer i = 1; i <= (lua_Integer)lua_rawlen(L, list); i++) {
-      if (lua_rawgeti(L, list, i) != LUA_TTABLE) luaL_error(L, "pair %I: table expected", i);
+      if (lua_rawgeti(L, list, i) != LUA_TTABLE) kg_error_at(L, "pair %I: table expected", i);
       lua_rawgeti(L, -1, 1);
       check_key(L, -1, list == 2 ? "key" : "tensor name");
       lua_rawgeti(L, -2, 2);
@@ -457,7 +457,7 @@ static void check_pairs(lua_State *L)
       else if (lua_type(L, -1) == LUA_TSTRING)
         check_key(L, -1, "value");
       else if (lua_type(L, -1) != LUA_TNUMBER && !lua_isboolean(L, -1))
-        luaL_error(L, "value: string, number or boolean expected, got %s", luaL_typename(L, -1));
+        kg_error_at(L, "value: string, number or boolean expected, got %s", luaL_typename(L, -1));
       lua_pop(L, 3);
     }
   }
@@ -503,7 +503,7 @@ static int write_numbers(const kg_tensor *tensor, kg_gguf_writer *writer, kg_err
 static int write_gguf(lua_State *L)
 {
   kg_error err;
-  const char *file_path = luaL_checkstring(L, 1);
+  const char *file_path = kg_check_string(L, 1);
   lua_settop(L, 3);
   check_pairs(L);
   luaL_checkstack(L, 8, NULL);
@@ -537,7 +537,7 @@ static int write_gguf(lua_State *L)
 static kg_type *check_types(lua_State *L, const kg_gguf *gguf)
 {
   const size_t n = kg_gguf_tensor_count(gguf);
-  luaL_checktype(L, 2, LUA_TTABLE);
+  kg_check_type(L, 2, LUA_TTABLE);
   luaL_argcheck(L, lua_rawlen(L, 2) == n, 2, "not as many types as the file has tensors");
   kg_type *types = lua_newuserdatauv(L, (n + 1) * sizeof *types, 0); /* bounded: the file holds the tensors */
   for (size_t i = 0; i < n; i++) {
@@ -554,7 +554,7 @@ static int quantize_file(lua_State *L)
 {
   kg_error err;
   kg_gguf *gguf = kg_check_gguf(L, 1);
-  const char *file_path = luaL_checkstring(L, 3);
+  const char *file_path = kg_check_string(L, 3);
   lua_settop(L, 4);
   static const char *const fields[] = {"file_type", "threads", "progress", NULL};
   kg_check_fields(L, 4, fields);
@@ -564,7 +564,7 @@ static int quantize_file(lua_State *L)
     lua_pushnil(L);
   callback c = {.L = L, .index = lua_gettop(L)};
   const bool reports = !lua_isnil(L, -1);
-  if (reports) luaL_checktype(L, -1, LUA_TFUNCTION);
+  if (reports) kg_check_type(L, -1, LUA_TFUNCTION);
   const kg_quantize_options options = {
       .types = check_types(L, gguf),
       .file_type = (int32_t)kg_opt_int_field(L, 4, "file_type", 0, 0, INT32_MAX),

@@ -58,7 +58,7 @@ static kg_node read_ranges(lua_State *L, reader *r, int index, kg_node_kind kind
 {
   const size_t n = (size_t)lua_rawlen(L, index) - 1;
   kg_node made = 0;
-  if (n % 2) luaL_error(L, "%s: pairs of numbers expected", kind == KG_NODE_CLASS ? "class" : "bytes");
+  if (n % 2) kg_error_at(L, "%s: pairs of numbers expected", kind == KG_NODE_CLASS ? "class" : "bytes");
   uint32_t *ranges = lua_newuserdatauv(L, n * sizeof *ranges + 1, 0);
   for (size_t i = 0; i < n; i++) {
     lua_rawgeti(L, index, (lua_Integer)i + 2);
@@ -83,7 +83,7 @@ static kg_node read_unary(lua_State *L, reader *r, int index, kg_node_kind kind)
   const kg_node child = read_child(L, r, index);
   const char *escapes = kg_opt_string_field(L, index, "escapes", "all");
   if (strcmp(escapes, "all") && strcmp(escapes, "needed"))
-    luaL_error(L, "json: escapes: \"all\" or \"needed\" expected");
+    kg_error_at(L, "json: escapes: \"all\" or \"needed\" expected");
   if (r->status) return 0;
   return finished(r, kg_grammar_add_unary(r->grammar, kind, child, escapes[0] == 'a', &made, &r->err), &made);
 }
@@ -120,7 +120,7 @@ static kg_node read_rule(lua_State *L, reader *r, int index, kg_node_kind kind)
   (void)kind;
   kg_node made = 0;
   size_t n;
-  if (lua_rawgeti(L, index, 2) != LUA_TSTRING) luaL_error(L, "rule: string expected, got %s", luaL_typename(L, -1));
+  if (lua_rawgeti(L, index, 2) != LUA_TSTRING) kg_error_at(L, "rule: string expected, got %s", luaL_typename(L, -1));
   const char *name = lua_tolstring(L, -1, &n);
   const int status = kg_grammar_add_rule(r->grammar, name, n, &made, &r->err);
   lua_pop(L, 1);
@@ -134,7 +134,7 @@ static kg_node read_point(lua_State *L, reader *r, int index, kg_node_kind kind)
   size_t n;
   const kg_node child = read_child(L, r, index);
   if (lua_getfield(L, index, "name") != LUA_TSTRING)
-    luaL_error(L, "point: name: string expected, got %s", luaL_typename(L, -1));
+    kg_error_at(L, "point: name: string expected, got %s", luaL_typename(L, -1));
   const char *name = lua_tolstring(L, -1, &n);
   if (!r->status) finished(r, kg_grammar_add_point(r->grammar, name, n, child, &made, &r->err), &made);
   lua_pop(L, 1);
@@ -146,7 +146,7 @@ static const uint32_t *read_requires(lua_State *L, size_t *n)
 {
   *n = 0;
   if (lua_getfield(L, -1, "requires") == LUA_TNIL) return NULL;
-  luaL_checktype(L, -1, LUA_TTABLE);
+  kg_check_type(L, -1, LUA_TTABLE);
   const int list = lua_gettop(L);
   *n = (size_t)lua_rawlen(L, list);
   uint32_t *requires = lua_newuserdatauv(L, *n * sizeof *requires + 1, 0);
@@ -163,16 +163,16 @@ static kg_node read_members(lua_State *L, reader *r, int index, kg_node_kind kin
 {
   (void)kind;
   kg_node made = 0, separator, others;
-  if (lua_rawgeti(L, index, 2) != LUA_TTABLE) luaL_error(L, "members: table expected, got %s", luaL_typename(L, -1));
+  if (lua_rawgeti(L, index, 2) != LUA_TTABLE) kg_error_at(L, "members: table expected, got %s", luaL_typename(L, -1));
   const int list = lua_gettop(L);
   kg_members members = {.n_items = (size_t)lua_rawlen(L, list)};
-  if (members.n_items > KG_MEMBERS_MAX) luaL_error(L, "members: more than %d items", KG_MEMBERS_MAX);
+  if (members.n_items > KG_MEMBERS_MAX) kg_error_at(L, "members: more than %d items", KG_MEMBERS_MAX);
   kg_member *items = lua_newuserdatauv(L, members.n_items * sizeof *items + 1, 0);
   lua_newtable(L); /* keeps what the items point to */
   const int anchors = lua_gettop(L);
   for (size_t i = 0; i < members.n_items; i++) {
     if (lua_rawgeti(L, list, (lua_Integer)i + 1) != LUA_TTABLE)
-      luaL_error(L, "member %I: table expected, got %s", (lua_Integer)i + 1, luaL_typename(L, -1));
+      kg_error_at(L, "member %I: table expected, got %s", (lua_Integer)i + 1, luaL_typename(L, -1));
     const int item = lua_gettop(L);
     items[i].is_required = read_flag(L, item, "required");
     items[i].requires = read_requires(L, &items[i].n_requires);
@@ -220,14 +220,14 @@ static const node_reader node_readers[] = {{"class", KG_NODE_CLASS, read_ranges}
 
 static const node_reader *find_reader(lua_State *L, int index)
 {
-  if (lua_rawgeti(L, index, 1) != LUA_TSTRING) luaL_error(L, "node: its first element must be the name of a kind");
+  if (lua_rawgeti(L, index, 1) != LUA_TSTRING) kg_error_at(L, "node: its first element must be the name of a kind");
   const char *name = lua_tostring(L, -1);
   for (size_t i = 0; i < sizeof node_readers / sizeof node_readers[0]; i++) {
     if (strcmp(name, node_readers[i].name)) continue;
     lua_pop(L, 1);
     return &node_readers[i];
   }
-  luaL_error(L, "node: there is no kind '%s'", name);
+  kg_error_at(L, "node: there is no kind '%s'", name);
   return NULL;
 }
 
@@ -249,17 +249,17 @@ static kg_node read_node(lua_State *L, reader *r, int index)
   luaL_checkstack(L, 16, "a grammar");
   const int type = lua_type(L, index);
   if (type != LUA_TSTRING && type != LUA_TTABLE)
-    luaL_error(L, "node: string or table expected, got %s", luaL_typename(L, index));
+    kg_error_at(L, "node: string or table expected, got %s", luaL_typename(L, index));
   lua_pushvalue(L, index);
   const int known = lua_rawget(L, r->seen);
   if (known == LUA_TNUMBER) {
     node = (kg_node)lua_tointeger(L, -1);
   } else if (known != LUA_TNIL) {
-    luaL_error(L, "node: it contains itself; recursion is written with rules");
+    kg_error_at(L, "node: it contains itself; recursion is written with rules");
   } else if (type == LUA_TSTRING) {
     node = read_text(L, r, index);
   } else {
-    if (++r->depth > NESTING_MAX) luaL_error(L, "nodes are nested deeper than %d", NESTING_MAX);
+    if (++r->depth > NESTING_MAX) kg_error_at(L, "nodes are nested deeper than %d", NESTING_MAX);
     lua_pushvalue(L, index);
     lua_pushboolean(L, 0);
     lua_rawset(L, r->seen);
@@ -280,7 +280,7 @@ static void read_rules(lua_State *L, reader *r, int index)
 {
   for (lua_pushnil(L); lua_next(L, index) && !r->status; lua_pop(L, 1)) {
     if (lua_type(L, -2) != LUA_TSTRING)
-      luaL_error(L, "rules: the name of a rule is a string, got %s", luaL_typename(L, -2));
+      kg_error_at(L, "rules: the name of a rule is a string, got %s", luaL_typename(L, -2));
     size_t n;
     const kg_node node = read_node(L, r, -1);
     const char *name = lua_tolstring(L, -2, &n);
@@ -292,7 +292,7 @@ static void read_rules(lua_State *L, reader *r, int index)
 static int grammar_new(lua_State *L)
 {
   static const char *const fields[] = {"memory", "nodes", "depth", NULL};
-  luaL_checktype(L, 1, LUA_TTABLE);
+  kg_check_type(L, 1, LUA_TTABLE);
   kg_check_fields(L, 2, fields);
   const kg_grammar_options options = {
       .memory =
@@ -383,7 +383,7 @@ static int grammar_accepts(lua_State *L)
   static const char *const fields[] = {"points", NULL};
   size_t n;
   kg_check_grammar(L, 1);
-  const char *text = luaL_checklstring(L, 2, &n);
+  const char *text = kg_check_lstring(L, 2, &n);
   lua_settop(L, 3);
   kg_check_fields(L, 3, fields);
   kg_error err;
@@ -412,7 +412,7 @@ static int matcher_release(lua_State *L)
 static kg_matcher *check_not_judging(lua_State *L, kg_matcher *matcher)
 {
   if (matcher && kg_matcher_is_judging(matcher))
-    luaL_error(L, "%s is in use: the function of a point must leave it alone", KG_CLASS_MATCHER);
+    kg_error_at(L, "%s is in use: the function of a point must leave it alone", KG_CLASS_MATCHER);
   return matcher;
 }
 
@@ -457,7 +457,7 @@ static int matcher_accept_bytes(lua_State *L)
   bool accepted = false;
   kg_error err;
   kg_matcher *matcher = check_matcher(L, 1);
-  const char *text = luaL_checklstring(L, 2, &n);
+  const char *text = kg_check_lstring(L, 2, &n);
   return push_answer(L, kg_matcher_accept_bytes(matcher, text, n, &accepted, &err), &accepted, &err);
 }
 
@@ -549,7 +549,7 @@ static int matcher_rewind(lua_State *L)
   kg_matcher *matcher = check_not_judging(L, check_matcher(L, 1));
   const int32_t there = kg_matcher_n_steps(matcher);
   const int32_t n = lua_isnoneornil(L, 2) ? 1 : (int32_t)kg_check_int(L, 2, "n", 0, there);
-  if (n > there) return luaL_error(L, "n: nothing was accepted yet");
+  if (n > there) return kg_error_at(L, "n: nothing was accepted yet");
   kg_matcher_rewind(matcher, there - n);
   lua_pushinteger(L, there - n);
   return 1;

@@ -64,14 +64,14 @@ static int on_hook(void *user, int32_t value, int32_t pos, const kg_tensor *rows
 /* The values of the names at index 2, of the sequence at index 1; their ids in userdata that is left on the stack. */
 static int32_t *check_values(lua_State *L, size_t *n)
 {
-  luaL_checktype(L, 2, LUA_TTABLE);
+  kg_check_type(L, 2, LUA_TTABLE);
   *n = (size_t)lua_rawlen(L, 2);
   int32_t *values = lua_newuserdatauv(L, *n * sizeof *values + 1, 0);
   const kg_plan *plan = kg_model_plan(kg_sequence_model(kg_check_sequence(L, 1)));
   for (size_t i = 0; i < *n; i++) {
-    if (lua_rawgeti(L, 2, (lua_Integer)i + 1) != LUA_TSTRING) luaL_error(L, "names: strings expected");
+    if (lua_rawgeti(L, 2, (lua_Integer)i + 1) != LUA_TSTRING) kg_error_at(L, "names: strings expected");
     values[i] = kg_plan_value_find(plan, lua_tostring(L, -1));
-    if (values[i] == KG_NONE) luaL_error(L, "the model has no value \"%s\"", lua_tostring(L, -1));
+    if (values[i] == KG_NONE) kg_error_at(L, "the model has no value \"%s\"", lua_tostring(L, -1));
     lua_pop(L, 1);
   }
   return values;
@@ -101,7 +101,7 @@ static void keep_hook(lua_State *L, const hook_box *box)
 static int hook_sequence(lua_State *L)
 {
   kg_check_sequence(L, 1);
-  luaL_checktype(L, 3, LUA_TFUNCTION);
+  kg_check_type(L, 3, LUA_TFUNCTION);
   lua_settop(L, 3);
   size_t n;
   const int32_t *values = check_values(L, &n);
@@ -137,7 +137,7 @@ static int close_hook(lua_State *L)
   const kg_handle *handle = kg_check_handle(L, 1, CLASS_HOOK);
   const kg_hook *hook = handle->object;
   if (hook && hook->sequence && kg_model_is_stepping(kg_sequence_model(hook->sequence)))
-    return luaL_error(L, "%s cannot be closed in the middle of a step", CLASS_HOOK);
+    return kg_error_at(L, "%s cannot be closed in the middle of a step", CLASS_HOOK);
   lua_getiuservalue(L, 1, SEQUENCE);
   if (!lua_isnil(L, -1) && lua_getiuservalue(L, -1, KG_SEQUENCE_HOOKS) == LUA_TTABLE) {
     lua_pushvalue(L, 1);
@@ -212,9 +212,9 @@ static int tensor_to(lua_State *L)
 /* The tensor of the model's file that is named at index 2. */
 static const kg_gguf_tensor *check_weight(lua_State *L)
 {
-  const char *name = luaL_checkstring(L, 2);
+  const char *name = kg_check_string(L, 2);
   const kg_gguf_tensor *tensor = kg_gguf_tensor_find(kg_plan_gguf(kg_model_plan(check_model(L, 1))), name);
-  if (!tensor) luaL_error(L, "the model's file has no tensor \"%s\"", name);
+  if (!tensor) kg_error_at(L, "the model's file has no tensor \"%s\"", name);
   return tensor;
 }
 
@@ -230,7 +230,7 @@ static int model_tensor(lua_State *L)
   int64_t dims[KG_TENSOR_DIMS], n_rows = 1;
   for (int i = 0; i < source->n_dims; i++) dims[i] = source->dims[source->n_dims - 1 - i];
   for (int i = 1; i < source->n_dims; i++) n_rows *= source->dims[i]; /* they are in the file: no overflow */
-  if (!is_whole && source->n_dims == 1) return luaL_error(L, "tensor %s has one row", source->name);
+  if (!is_whole && source->n_dims == 1) return kg_error_at(L, "tensor %s has one row", source->name);
   const int64_t first = lua_isnil(L, 3) ? 0 : kg_check_int(L, 3, "first", 0, n_rows);
   const int64_t count = lua_isnil(L, 4) ? n_rows - first : kg_check_int(L, 4, "count", 0, n_rows - first);
   if (!is_whole) {
@@ -279,7 +279,7 @@ static int model_zeros(lua_State *L)
   for (int i = 0; i < n_dims; i++) {
     dims[i] = kg_check_int(L, i + 2, "size", 0, INT32_MAX);
     if (__builtin_mul_overflow(count, dims[i], &count) || count > INT64_MAX / 16)
-      return luaL_error(L, "zeros: the product of the sizes is too large");
+      return kg_error_at(L, "zeros: the product of the sizes is too large");
   }
   kg_count_garbage(L, count);
   kg_tensor **made = kg_push_tensor(L);
@@ -292,11 +292,11 @@ static int trace_rows(lua_State *L)
 {
   kg_error err;
   check_model(L, 1);
-  luaL_checktype(L, 2, LUA_TTABLE);
+  kg_check_type(L, 2, LUA_TTABLE);
   lua_settop(L, 3);
-  const char *name = luaL_checkstring(L, 3);
+  const char *name = kg_check_string(L, 3);
   const lua_Unsigned n = lua_rawlen(L, 2);
-  if (n > INT32_MAX / 16) return luaL_error(L, "sequences: %I are too many", (lua_Integer)n);
+  if (n > INT32_MAX / 16) return kg_error_at(L, "sequences: %I are too many", (lua_Integer)n);
   luaL_checkstack(L, (int)n + 16, "too many sequences");
   kg_tensor **made = kg_push_tensor(L);
   kg_step_item *items = lua_newuserdatauv(L, (size_t)n * sizeof *items + 1, 0);
@@ -308,7 +308,7 @@ static int trace_rows(lua_State *L)
   }
   kg_model *model = check_model(L, 1);
   kg_step_trace trace = {.value = kg_plan_value_find(kg_model_plan(model), name)};
-  if (trace.value == KG_NONE) return luaL_error(L, "the model has no value \"%s\"", name);
+  if (trace.value == KG_NONE) return kg_error_at(L, "the model has no value \"%s\"", name);
   const int64_t dims[2] = {n_rows, kg_plan_value(kg_model_plan(model), trace.value)->width};
   int status = kg_model_tensor(model, 2, dims, made, &err);
   if (status) return kg_push_error(L, &err);

@@ -103,7 +103,7 @@ static bool take_function(lua_State *L, judge_box *box, const char *name, const 
     lua_pop(L, 1);
     return false;
   }
-  if (!lua_isfunction(L, -1)) luaL_error(L, "points: %s: function expected, got %s", name, luaL_typename(L, -1));
+  if (!lua_isfunction(L, -1)) kg_error_at(L, "points: %s: function expected, got %s", name, luaL_typename(L, -1));
   lua_xmove(L, box->thread, 1);
   lua_rawseti(box->thread, slot, point);
   return true;
@@ -120,7 +120,7 @@ static void check_names(lua_State *L, int index, const kg_grammar *grammar)
       if (known.size == n && !memcmp(known.data, name, n)) break;
       i++;
     }
-    if (i == grammar->n_points) luaL_error(L, "points: the grammar has no point '%s'", luaL_tolstring(L, -2, NULL));
+    if (i == grammar->n_points) kg_error_at(L, "points: the grammar has no point '%s'", luaL_tolstring(L, -2, NULL));
   }
 }
 
@@ -150,12 +150,12 @@ void kg_push_judge(lua_State *L, int index, const kg_grammar *grammar, kg_model 
     if (grammar->n_points) {
       const kg_string name = kg_grammar_point_name(grammar, 0);
       lua_pushlstring(L, name.data, name.size);
-      luaL_error(L, "points: the grammar has a point '%s', for which there is no function", lua_tostring(L, -1));
+      kg_error_at(L, "points: the grammar has a point '%s', for which there is no function", lua_tostring(L, -1));
     }
     if (lua_isnoneornil(L, index)) lua_pushnil(L); /* else there is one already */
     return;
   }
-  luaL_checktype(L, -1, LUA_TTABLE);
+  kg_check_type(L, -1, LUA_TTABLE);
   const int functions = lua_gettop(L);
   check_names(L, functions, grammar);
   judge_box *box = push_box(L, model);
@@ -166,7 +166,7 @@ void kg_push_judge(lua_State *L, int index, const kg_grammar *grammar, kg_model 
     lua_rawget(L, functions);
     const bool is_table = lua_istable(L, -1);
     if (!take_function(L, box, name, is_table ? "complete" : NULL, COMPLETE, i + 1))
-      luaL_error(L, "points: there is no function for the point '%s'", name);
+      kg_error_at(L, "points: there is no function for the point '%s'", name);
     if (is_table && take_function(L, box, name, "partial", PARTIAL, i + 1)) out->asks_partial = true;
     lua_pop(L, 2);
   }

@@ -29,7 +29,7 @@ static kg_type field_type(lua_State *L)
     const kg_type_info *info = kg_type_find(number);
     if (info && !strcasecmp(info->name, name)) return (kg_type)number;
   }
-  luaL_error(L, "type: unknown tensor type '%s'", name);
+  kg_error_at(L, "type: unknown tensor type '%s'", name);
   return KG_F32; /* not reached */
 }
 
@@ -45,7 +45,7 @@ static void *push_aligned(lua_State *L, size_t n_bytes)
 static int set_up(lua_State *L, test *t, kg_error *err)
 {
   size_t n_bytes, plane_bytes;
-  luaL_checktype(L, 1, LUA_TTABLE);
+  kg_check_type(L, 1, LUA_TTABLE);
   const kg_type type = field_type(L);
   const int64_t cols = kg_opt_int_field(L, 1, "cols", 0, 1, 1 << 20), rows = kg_opt_int_field(L, 1, "rows", 0, 1, 1 << 20);
   const int64_t planes = kg_opt_int_field(L, 1, "planes", 1, 1, 1024), piece = kg_opt_int_field(L, 1, "piece", 1 << 20, 1, 1 << 20);
@@ -56,7 +56,7 @@ static int set_up(lua_State *L, test *t, kg_error *err)
   const char *blocks = field_bytes(L, "w", &n_bytes);
   if (!kg_type_bytes(kg_type_find((uint32_t)type), (uint64_t)(cols * rows), &plane_bytes) || !blocks ||
       n_bytes != plane_bytes * (size_t)planes)
-    luaL_error(L, "w: %I bytes expected, got %I", (lua_Integer)(plane_bytes * (size_t)planes), (lua_Integer)(blocks ? n_bytes : 0));
+    kg_error_at(L, "w: %I bytes expected, got %I", (lua_Integer)(plane_bytes * (size_t)planes), (lua_Integer)(blocks ? n_bytes : 0));
   t->weight.data = push_aligned(L, t->weight.n_bytes);
   for (int64_t plane = 0; plane < planes; plane++)
     for (int64_t g = 0; g < t->weight.n_groups; g += piece) {
@@ -73,7 +73,7 @@ static float *field_floats(lua_State *L, const char *field, int64_t n, bool need
   const char *bytes = field_bytes(L, field, &n_bytes);
   if (!bytes && !needed) return NULL;
   if (!bytes || n_bytes != 4 * (size_t)n)
-    luaL_error(L, "%s: %I bytes expected, got %I", field, (lua_Integer)(4 * n), (lua_Integer)(bytes ? n_bytes : 0));
+    kg_error_at(L, "%s: %I bytes expected, got %I", field, (lua_Integer)(4 * n), (lua_Integer)(bytes ? n_bytes : 0));
   float *copy = push_aligned(L, n_bytes);
   memcpy(copy, bytes, n_bytes);
   return copy;

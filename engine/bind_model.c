@@ -84,7 +84,7 @@ void kg_begin_step(lua_State *L, int model_index)
   const kg_model *model = box->handle.object ? box->handle.object : box->closing;
   kg_error err;
   if (box->L || (model && kg_model_check_idle(model, &err)))
-    luaL_error(L, "%s is in the middle of a step: a progress function or a hook may only look", KG_CLASS_MODEL);
+    kg_error_at(L, "%s is in the middle of a step: a progress function or a hook may only look", KG_CLASS_MODEL);
   luaL_checkstack(L, 10, "callbacks of a step");
   lua_getiuservalue(L, model_index, PROGRESS);
   lua_pushnil(L);
@@ -141,7 +141,7 @@ static int open_model(lua_State *L)
   lua_getiuservalue(L, 1, 1); /* the plan's file */
   lua_setiuservalue(L, 3, PARENT);
   if (lua_istable(L, 2)) {
-    if (lua_getfield(L, 2, "progress") != LUA_TNIL) luaL_checktype(L, -1, LUA_TFUNCTION);
+    if (lua_getfield(L, 2, "progress") != LUA_TNIL) kg_check_type(L, -1, LUA_TFUNCTION);
     lua_setiuservalue(L, 3, PROGRESS);
   }
   options.progress = on_progress;
@@ -174,7 +174,7 @@ void kg_release_model(lua_State *L, int model_index)
 
 static int collect_model(lua_State *L)
 {
-  model_box *box = luaL_checkudata(L, 1, KG_CLASS_MODEL);
+  model_box *box = kg_check_userdata(L, 1, KG_CLASS_MODEL);
   if (box->handle.object) box->closing = box->handle.object;
   box->handle.object = NULL;
   kg_release_model(L, 1);
@@ -186,7 +186,7 @@ static int close_model(lua_State *L)
 {
   const kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_MODEL);
   if (handle->object && kg_model_is_stepping(handle->object))
-    return luaL_error(L, "%s cannot be closed in the middle of a step", KG_CLASS_MODEL);
+    return kg_error_at(L, "%s cannot be closed in the middle of a step", KG_CLASS_MODEL);
   return collect_model(L);
 }
 
@@ -232,7 +232,7 @@ static int model_new_index(lua_State *L)
   kg_check_handle(L, 1, KG_CLASS_MODEL);
   const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
   if (!strcmp(key, "vocab_size") || !strcmp(key, "has_head") || !strcmp(key, "context") || !strcmp(key, "device"))
-    return luaL_error(L, "%s: %s is read-only", KG_CLASS_MODEL, key);
+    return kg_error_at(L, "%s: %s is read-only", KG_CLASS_MODEL, key);
   lua_settop(L, 3);
   lua_getiuservalue(L, 1, FIELDS);
   lua_insert(L, 2);
@@ -282,9 +282,9 @@ static int model_restore(lua_State *L)
 /* The sequences of the table at index 2. They stay on the stack: a progress function may empty the table. */
 static kg_sequence **check_sequences(lua_State *L, size_t *n)
 {
-  luaL_checktype(L, 2, LUA_TTABLE);
+  kg_check_type(L, 2, LUA_TTABLE);
   *n = (size_t)lua_rawlen(L, 2);
-  if (*n > INT32_MAX / 16) luaL_error(L, "sequences: %I are too many", (lua_Integer)*n);
+  if (*n > INT32_MAX / 16) kg_error_at(L, "sequences: %I are too many", (lua_Integer)*n);
   luaL_checkstack(L, (int)*n + 8, "too many sequences");
   kg_sequence **sequences = lua_newuserdatauv(L, *n * sizeof *sequences + 1, 0);
   for (size_t i = 0; i < *n; i++) {
@@ -347,7 +347,7 @@ enum { ADVANCE_MAX = 1 << 16 };
 
 static int check_item_count(lua_State *L, int index)
 {
-  luaL_checktype(L, index, LUA_TTABLE);
+  kg_check_type(L, index, LUA_TTABLE);
   const size_t n = (size_t)lua_rawlen(L, index);
   luaL_argcheck(L, n <= ADVANCE_MAX, index, "too many items");
   return (int)n;
@@ -357,7 +357,7 @@ static int check_item_count(lua_State *L, int index)
 static void push_item(lua_State *L, int index, int i, const char *field, kg_step_item *step, int32_t *ahead)
 {
   if (lua_rawgeti(L, index, i + 1) != LUA_TTABLE)
-    luaL_error(L, "item %d: table expected, got %s", i + 1, luaL_typename(L, -1));
+    kg_error_at(L, "item %d: table expected, got %s", i + 1, luaL_typename(L, -1));
   const int item = lua_gettop(L);
   if (step) {
     step->most = (int32_t)kg_opt_int_field(L, item, "most", 0, 0, INT32_MAX);
@@ -382,7 +382,7 @@ static void take_objects(lua_State *L, advance *a)
     const kg_tensor *rows = kg_check_tensor(L, at + 1);
     const int64_t n_rows = kg_tensor_count(rows) / kg_model_vocab_size(kg_sequence_model(item->sequence));
     if (n_rows < (int64_t)kg_sequence_pos(item->sequence) - item->from)
-      luaL_error(L, "item %d: rows: %d positions expected", i + 1, (int)kg_sequence_pos(item->sequence) - (int)item->from);
+      kg_error_at(L, "item %d: rows: %d positions expected", i + 1, (int)kg_sequence_pos(item->sequence) - (int)item->from);
     item->all_logits = rows->buffer;
     item->at = rows->at;
   }
@@ -439,7 +439,7 @@ static int set_progress(lua_State *L)
 {
   check_model(L, 1);
   lua_settop(L, 2);
-  if (!lua_isnil(L, 2)) luaL_checktype(L, 2, LUA_TFUNCTION);
+  if (!lua_isnil(L, 2)) kg_check_type(L, 2, LUA_TFUNCTION);
   lua_setiuservalue(L, 1, PROGRESS);
   return 0;
 }
@@ -485,7 +485,7 @@ static void let_go(kg_handle *handle)
 static const int32_t *check_some_ids(lua_State *L, int index, size_t *n)
 {
   const int32_t *ids = kg_check_ids(L, index, n);
-  if (!*n) luaL_error(L, "token ids: at least one is needed");
+  if (!*n) kg_error_at(L, "token ids: at least one is needed");
   return ids;
 }
 
@@ -514,7 +514,7 @@ static int model_trace(lua_State *L)
 {
   kg_model *model;
   check_model(L, 1);
-  luaL_checktype(L, 3, LUA_TTABLE);
+  kg_check_type(L, 3, LUA_TTABLE);
   lua_settop(L, 3);
   size_t n;
   const int32_t *ids = check_some_ids(L, 2, &n);
@@ -529,13 +529,13 @@ static int model_trace(lua_State *L)
   for (lua_Integer i = 0; i < n_names && !status; i++) {
     if (lua_rawgeti(L, 3, i + 1) != LUA_TSTRING) {
       let_go(handle);
-      return luaL_error(L, "names: strings expected");
+      return kg_error_at(L, "names: strings expected");
     }
     kg_step_trace *trace = &traces[n_traces];
     *trace = (kg_step_trace){.value = kg_plan_value_find(plan, lua_tostring(L, -1))};
     if (trace->value == KG_NONE) {
       let_go(handle);
-      return luaL_error(L, "the model has no value \"%s\"", lua_tostring(L, -1));
+      return kg_error_at(L, "the model has no value \"%s\"", lua_tostring(L, -1));
     }
     lua_pushvalue(L, -1);
     if (lua_rawget(L, -3) != LUA_TNIL) {
@@ -648,7 +648,7 @@ static int model_get_stats(lua_State *L)
 static int model_scramble(lua_State *L)
 {
   kg_model *model = check_model(L, 1);
-  const char *prefix = luaL_checkstring(L, 2);
+  const char *prefix = kg_check_string(L, 2);
   const uint64_t seed = (uint64_t)luaL_optinteger(L, 3, 0);
   int32_t n = 0;
   kg_error err;

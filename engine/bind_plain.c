@@ -42,7 +42,7 @@ static int refuse(lua_State *L, const char *name, const level *at, const char *w
   luaL_addstring(&text, name);
   add_path(L, &text, at);
   luaL_pushresult(&text);
-  return luaL_error(L, "%s: %s is no plain data; it takes nil, booleans, numbers, strings and tables of them",
+  return kg_error_at(L, "%s: %s is no plain data; it takes nil, booleans, numbers, strings and tables of them",
                     lua_tostring(L, -1), what);
 }
 
@@ -314,7 +314,7 @@ bool kg_read_plain(lua_State *L, kg_string bytes)
 static int copy_plain(lua_State *L)
 {
   luaL_checkany(L, 1);
-  const char *name = luaL_checkstring(L, 2);
+  const char *name = kg_check_string(L, 2);
   lua_pushvalue(L, 1);
   kg_copy_plain(L, name);
   return 1;

@@ -30,22 +30,22 @@ static int32_t opt_id(lua_State *L, int index, const char *role)
 static const char *check_name(lua_State *L, int index, const char *role)
 {
   size_t n;
-  if (lua_type(L, index) != LUA_TSTRING) luaL_error(L, "%s: string expected, got %s", role, luaL_typename(L, index));
+  if (lua_type(L, index) != LUA_TSTRING) kg_error_at(L, "%s: string expected, got %s", role, luaL_typename(L, index));
   const char *name = lua_tolstring(L, index, &n);
-  if (strlen(name) != n) luaL_error(L, "%s: a NUL byte at byte %d", role, (int)strlen(name) + 1);
+  if (strlen(name) != n) kg_error_at(L, "%s: a NUL byte at byte %d", role, (int)strlen(name) + 1);
   return name;
 }
 
 /* Parameters: they must be there, and kg_check_fields must know them. */
 static void check_fields(lua_State *L, int index, const char *const *allowed)
 {
-  luaL_checktype(L, index, LUA_TTABLE);
+  kg_check_type(L, index, LUA_TTABLE);
   kg_check_fields(L, index, allowed);
 }
 
 static void need_field(lua_State *L, int index, const char *field)
 {
-  if (lua_getfield(L, index, field) == LUA_TNIL) luaL_error(L, "%s: parameter is missing", field);
+  if (lua_getfield(L, index, field) == LUA_TNIL) kg_error_at(L, "%s: parameter is missing", field);
   lua_pop(L, 1);
 }
 
@@ -69,9 +69,9 @@ static float need_float(lua_State *L, int index, const char *field)
 
 static float check_float(lua_State *L, int index, const char *role)
 {
-  if (lua_type(L, index) != LUA_TNUMBER) luaL_error(L, "%s: number expected, got %s", role, luaL_typename(L, index));
+  if (lua_type(L, index) != LUA_TNUMBER) kg_error_at(L, "%s: number expected, got %s", role, luaL_typename(L, index));
   const double value = lua_tonumber(L, index);
-  if (!(fabs(value) <= FLT_MAX)) luaL_error(L, "%s: %f is not finite", role, value);
+  if (!(fabs(value) <= FLT_MAX)) kg_error_at(L, "%s: %f is not finite", role, value);
   return (float)value;
 }
 
@@ -87,7 +87,7 @@ static int check_option(lua_State *L, const char *what, const char *name, const 
     luaL_addstring(&known, names[i]);
   }
   luaL_pushresult(&known);
-  return luaL_error(L, "%s: no such thing as '%s'; there are: %s", what, name, lua_tostring(L, -1));
+  return kg_error_at(L, "%s: no such thing as '%s'; there are: %s", what, name, lua_tostring(L, -1));
 }
 
 static const char *const act_names[] = {"silu", "gelu", "gelu_erf", "relu", "swiglu_clamped", NULL};
@@ -153,7 +153,7 @@ static int plan_weight(lua_State *L)
 static int plan_weight_stack(lua_State *L)
 {
   kg_plan *plan = check_plan(L);
-  luaL_checktype(L, 2, LUA_TTABLE);
+  kg_check_type(L, 2, LUA_TTABLE);
   const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
   luaL_argcheck(L, n >= 2 && n <= KG_PLAN_MAX_EXPERTS, 2, "too many names, or too few");
   const char **names = lua_newuserdatauv(L, (size_t)n * sizeof *names, 0);
@@ -236,9 +236,9 @@ static int plan_conv(lua_State *L)
 static const float *push_freqs(lua_State *L, int index, int32_t n)
 {
   lua_getfield(L, index, "inverse_freqs");
-  if (!lua_istable(L, -1)) luaL_error(L, "inverse_freqs: table expected, got %s", luaL_typename(L, -1));
+  if (!lua_istable(L, -1)) kg_error_at(L, "inverse_freqs: table expected, got %s", luaL_typename(L, -1));
   const lua_Integer there = (lua_Integer)lua_rawlen(L, -1);
-  if (there != n) luaL_error(L, "inverse_freqs: %I numbers, %d wanted (half of dims)", there, n);
+  if (there != n) kg_error_at(L, "inverse_freqs: %I numbers, %d wanted (half of dims)", there, n);
   float *freqs = lua_newuserdatauv(L, (size_t)n * sizeof *freqs + 1, 0);
   for (int32_t i = 0; i < n; i++) {
     lua_rawgeti(L, -2, i + 1);

@@ -60,7 +60,7 @@ static int ask(lua_State *L, kg_request *head, int first, int last, kg_error *er
   kg_sandbox *sandbox = check_sandbox(L);
   kg_value_writer writer = {.out = kg_sandbox_request(sandbox, err), .max_tensors = KG_VALUE_TENSORS};
   int status = writer.out ? KG_OK : err->code;
-  if (last - first + 1 > KG_VALUE_LIST) luaL_error(L, "more than %d arguments cannot cross", (int)KG_VALUE_LIST);
+  if (last - first + 1 > KG_VALUE_LIST) kg_error_at(L, "more than %d arguments cannot cross", (int)KG_VALUE_LIST);
   for (int i = first; !status && i <= last; i++) status = kg_value_write(L, i, &writer, err);
   head->n_values = (uint32_t)(last - first + 1);
   head->n_tensors = (uint32_t)writer.n_tensors;
@@ -181,7 +181,7 @@ static int new_sandbox(lua_State *L)
   const int64_t limit = (int64_t)1 << 40;
   size_t n;
   kg_error err;
-  const char *source = luaL_checklstring(L, 1, &n);
+  const char *source = kg_check_lstring(L, 1, &n);
   kg_check_fields(L, 2, fields);
   const kg_sandbox_options options = {.isolate = kg_opt_bool_field(L, 2, "isolate", false),
                                       .memory = (size_t)kg_opt_int_field(L, 2, "memory", 16 << 20, 64 << 10, limit),

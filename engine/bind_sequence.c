@@ -50,7 +50,7 @@ static int close_sequence(lua_State *L)
 {
   const kg_handle *handle = kg_check_handle(L, 1, KG_CLASS_SEQUENCE);
   if (handle->object && kg_model_is_stepping(kg_sequence_model(handle->object)))
-    return luaL_error(L, "%s cannot be closed in the middle of a step", KG_CLASS_SEQUENCE);
+    return kg_error_at(L, "%s cannot be closed in the middle of a step", KG_CLASS_SEQUENCE);
   return collect_sequence(L);
 }
 
@@ -274,7 +274,7 @@ static int rewind_to_mark(lua_State *L)
 {
   lua_getiuservalue(L, 1, MODEL);
   lua_getiuservalue(L, 2, MARK_MODEL);
-  if (!lua_rawequal(L, -1, -2)) return luaL_error(L, "the mark is of another model's sequence");
+  if (!lua_rawequal(L, -1, -2)) return kg_error_at(L, "the mark is of another model's sequence");
   push_state_copy(L, 2, MARK_STATE); /* the mark stays good for another rewind */
   const kg_mark *mark = kg_check_open(L, 2, CLASS_MARK);
   kg_sequence *sequence = kg_check_sequence(L, 1);
@@ -346,7 +346,7 @@ static int collect_mark(lua_State *L)
 static int save(lua_State *L)
 {
   kg_check_sequence(L, 1);
-  const char *path = luaL_checkstring(L, 2);
+  const char *path = kg_check_string(L, 2);
   kg_string state;
   lua_getiuservalue(L, 1, STATE);
   kg_push_plain_bytes(L, "seq.state");
@@ -362,7 +362,7 @@ static int save(lua_State *L)
 
 static int release_saved_state(lua_State *L)
 {
-  kg_bytes_deinit(luaL_checkudata(L, 1, CLASS_SAVED_STATE));
+  kg_bytes_deinit(kg_check_userdata(L, 1, CLASS_SAVED_STATE));
   return 0;
 }
 
@@ -378,7 +378,7 @@ static bool read_state(lua_State *L, const kg_bytes *bytes)
 
 int kg_restore_sequence(lua_State *L, int model_index)
 {
-  const char *path = luaL_checkstring(L, 2);
+  const char *path = kg_check_string(L, 2);
   kg_handle *handle = kg_push_sequence(L, model_index);
   const int made = lua_gettop(L);
   kg_bytes *state = lua_newuserdatauv(L, sizeof *state, 0);
@@ -468,7 +468,7 @@ static int push_ready_logits(lua_State *L)
 static int logits_after_step(lua_State *L, int status, lua_KContext context)
 {
   (void)status, (void)context;
-  if (!lua_toboolean(L, -2)) return luaL_error(L, "%s", luaL_tolstring(L, -1, NULL));
+  if (!lua_toboolean(L, -2)) return kg_error_at(L, "%s", luaL_tolstring(L, -1, NULL));
   return push_ready_logits(L);
 }
 
@@ -547,9 +547,9 @@ static int sequence_new_index(lua_State *L)
   lua_settop(L, 3);
   const char *key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
   if (!strcmp(key, "logits") || !strcmp(key, "rng") || !strcmp(key, "model") || !strcmp(key, "stats"))
-    return luaL_error(L, "%s: %s is read-only", KG_CLASS_SEQUENCE, key);
+    return kg_error_at(L, "%s: %s is read-only", KG_CLASS_SEQUENCE, key);
   if (!strcmp(key, "state")) {
-    luaL_checktype(L, 3, LUA_TTABLE);
+    kg_check_type(L, 3, LUA_TTABLE);
     lua_setiuservalue(L, 1, STATE);
     return 0;
   }
@@ -563,7 +563,7 @@ static int sequence_new_index(lua_State *L)
 
 static kg_sequence *check_rng(lua_State *L)
 {
-  luaL_checkudata(L, 1, CLASS_RNG);
+  kg_check_userdata(L, 1, CLASS_RNG);
   lua_getiuservalue(L, 1, 1);
   kg_sequence *sequence = kg_check_sequence(L, -1);
   lua_pop(L, 1);
@@ -588,16 +588,16 @@ int kg_rng_integer(lua_State *L, double (*uniform)(void *), void *source)
 static double weight_at(lua_State *L, lua_Integer i)
 {
   lua_rawgeti(L, 2, i);
-  if (lua_type(L, -1) != LUA_TNUMBER) luaL_error(L, "probability %I: number expected, got %s", i, luaL_typename(L, -1));
+  if (lua_type(L, -1) != LUA_TNUMBER) kg_error_at(L, "probability %I: number expected, got %s", i, luaL_typename(L, -1));
   const double weight = lua_tonumber(L, -1);
-  if (!(weight >= 0) || isinf(weight)) luaL_error(L, "probability %I: %f is not finite and at least 0", i, weight);
+  if (!(weight >= 0) || isinf(weight)) kg_error_at(L, "probability %I: %f is not finite and at least 0", i, weight);
   lua_pop(L, 1);
   return weight;
 }
 
 int kg_rng_choose(lua_State *L, double (*uniform)(void *), void *source)
 {
-  luaL_checktype(L, 2, LUA_TTABLE);
+  kg_check_type(L, 2, LUA_TTABLE);
   const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
   double sum = 0;
   lua_Integer chosen = 0;
@@ -606,7 +606,7 @@ int kg_rng_choose(lua_State *L, double (*uniform)(void *), void *source)
     sum += weight;
     if (weight > 0) chosen = i;
   }
-  if (!(sum > 0) || isinf(sum)) return luaL_error(L, "probabilities: their sum %f is not positive and finite", sum);
+  if (!(sum > 0) || isinf(sum)) return kg_error_at(L, "probabilities: their sum %f is not positive and finite", sum);
   double left = uniform(source) * sum;
   for (lua_Integer i = 1; i < chosen; i++) { /* the last possible one takes what rounding leaves */
     const double weight = weight_at(L, i);

@@ -49,7 +49,7 @@ static int rewind_stream(lua_State *L)
 {
   kg_stream *stream = check_stream(L);
   const int64_t n = kg_check_int(L, 2, "n", 0, (int64_t)kg_stream_count(stream));
-  if (kg_stream_is_following(stream)) return luaL_error(L, "the stream follows a sequence: rewind that");
+  if (kg_stream_is_following(stream)) return kg_error_at(L, "the stream follows a sequence: rewind that");
   kg_stream_rewind(stream, (size_t)n);
   lua_settop(L, 1);
   return 1;
@@ -120,13 +120,13 @@ static kg_string *check_stops(lua_State *L, size_t *n)
     return stop;
   }
   if (!lua_isnil(L, table) && !lua_istable(L, table))
-    luaL_error(L, "stop: string or array of strings expected, got %s", luaL_typename(L, table));
+    kg_error_at(L, "stop: string or array of strings expected, got %s", luaL_typename(L, table));
   *n = lua_istable(L, table) ? (size_t)lua_rawlen(L, table) : 0;
-  if (*n > INT32_MAX) luaL_error(L, "stop: %I strings are too many", (lua_Integer)*n);
+  if (*n > INT32_MAX) kg_error_at(L, "stop: %I strings are too many", (lua_Integer)*n);
   kg_string *stops = lua_newuserdatauv(L, *n * sizeof *stops + 1, 0);
   for (size_t i = 0; i < *n; i++) {
     if (lua_rawgeti(L, table, (lua_Integer)i + 1) != LUA_TSTRING)
-      luaL_error(L, "stop %I: string expected, got %s", (lua_Integer)i + 1, luaL_typename(L, -1));
+      kg_error_at(L, "stop %I: string expected, got %s", (lua_Integer)i + 1, luaL_typename(L, -1));
     stops[i].data = lua_tolstring(L, -1, &stops[i].size);
     lua_pop(L, 1);
   }

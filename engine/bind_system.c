@@ -98,7 +98,7 @@ static int philox(lua_State *L)
 static int sha256(lua_State *L)
 {
   size_t n;
-  const char *bytes = luaL_checklstring(L, 1, &n);
+  const char *bytes = kg_check_lstring(L, 1, &n);
   kg_sha256 sha;
   char hex[KG_SHA256_HEX];
   (lua_toboolean(L, 2) ? kg_sha256_begin_portably : kg_sha256_begin)(&sha);
@@ -112,7 +112,7 @@ static int sha256(lua_State *L)
 static int checksum(lua_State *L)
 {
   size_t n;
-  const char *bytes = luaL_checklstring(L, 1, &n);
+  const char *bytes = kg_check_lstring(L, 1, &n);
   kg_checksum sum;
   kg_checksum_begin(&sum);
   kg_checksum_add(&sum, bytes, n / 3); /* in two parts, as files come */
@@ -126,7 +126,7 @@ static int sha256_file(lua_State *L)
 {
   char hex[KG_SHA256_HEX];
   kg_error err;
-  if (kg_sha256_file(luaL_checkstring(L, 1), hex, &err)) return kg_push_error(L, &err);
+  if (kg_sha256_file(kg_check_string(L, 1), hex, &err)) return kg_push_error(L, &err);
   lua_pushstring(L, hex);
   return 1;
 }
@@ -150,7 +150,7 @@ static int alloc_counts(lua_State *L)
  * tests. */
 static kg_sys_call check_call(lua_State *L)
 {
-  const char *name = luaL_checkstring(L, 1);
+  const char *name = kg_check_string(L, 1);
   for (int call = 0; call < KG_SYS_N_CALLS; call++)
     if (!strcmp(kg_sys_name((kg_sys_call)call), name)) return (kg_sys_call)call;
   luaL_argerror(L, 1, "unknown system call");

@@ -53,7 +53,7 @@ static kg_tensor *check_vector(lua_State *L, const char *method)
   kg_tensor *tensor = kg_check_tensor(L, 1);
   char text[KG_SHAPE_MAX];
   if (tensor->n_dims != 1)
-    luaL_error(L, "%s: one row expected, got a tensor of shape %s", method, shape_text(tensor, text));
+    kg_error_at(L, "%s: one row expected, got a tensor of shape %s", method, shape_text(tensor, text));
   return tensor;
 }
 
@@ -78,7 +78,7 @@ static int table_shape(lua_State *L, int index, int64_t shape[KG_TENSOR_DIMS])
   int n_dims = 0;
   lua_pushvalue(L, index);
   while (lua_istable(L, -1)) {
-    if (n_dims == KG_TENSOR_DIMS) luaL_error(L, "tensor: tables are nested deeper than %d", KG_TENSOR_DIMS);
+    if (n_dims == KG_TENSOR_DIMS) kg_error_at(L, "tensor: tables are nested deeper than %d", KG_TENSOR_DIMS);
     shape[n_dims++] = (int64_t)lua_rawlen(L, -1);
     lua_rawgeti(L, -1, 1);
     lua_remove(L, -2);
@@ -91,9 +91,9 @@ static int table_shape(lua_State *L, int index, int64_t shape[KG_TENSOR_DIMS])
 static float *store_table(lua_State *L, const int64_t *shape, int n_dims, float *out)
 {
   luaL_checkstack(L, 4, "tensor");
-  if (!lua_istable(L, -1)) luaL_error(L, "tensor: row expected, got %s", luaL_typename(L, -1));
+  if (!lua_istable(L, -1)) kg_error_at(L, "tensor: row expected, got %s", luaL_typename(L, -1));
   if ((int64_t)lua_rawlen(L, -1) != shape[0])
-    luaL_error(L, "tensor: a row has %I elements, the first one has %I", (lua_Integer)lua_rawlen(L, -1),
+    kg_error_at(L, "tensor: a row has %I elements, the first one has %I", (lua_Integer)lua_rawlen(L, -1),
                (lua_Integer)shape[0]);
   for (int64_t i = 0; i < shape[0]; i++) {
     lua_rawgeti(L, -1, (lua_Integer)i + 1);
@@ -102,7 +102,7 @@ static float *store_table(lua_State *L, const int64_t *shape, int n_dims, float 
     else if (lua_type(L, -1) == LUA_TNUMBER)
       *out++ = (float)lua_tonumber(L, -1);
     else
-      luaL_error(L, "tensor: element %I: number expected, got %s", (lua_Integer)i + 1, luaL_typename(L, -1));
+      kg_error_at(L, "tensor: element %I: number expected, got %s", (lua_Integer)i + 1, luaL_typename(L, -1));
     lua_pop(L, 1);
   }
   return out;
@@ -111,7 +111,7 @@ static float *store_table(lua_State *L, const int64_t *shape, int n_dims, float 
 /* core.tensor({numbers}) or core.tensor({{...}, {...}}) -> Tensor */
 static int tensor_new(lua_State *L)
 {
-  luaL_checktype(L, 1, LUA_TTABLE);
+  kg_check_type(L, 1, LUA_TTABLE);
   lua_settop(L, 1);
   int64_t shape[KG_TENSOR_DIMS];
   kg_error err;
@@ -134,7 +134,7 @@ static int zeros(lua_State *L)
   for (int i = 0; i < n_dims; i++) {
     shape[i] = kg_check_int(L, i + 1, "size", 0, INT32_MAX);
     if (__builtin_mul_overflow(count, shape[i], &count) || count > INT64_MAX / 16)
-      return luaL_error(L, "zeros: the product of the sizes is too large");
+      return kg_error_at(L, "zeros: the product of the sizes is too large");
   }
   kg_count_garbage(L, count);
   kg_error err;
@@ -187,7 +187,7 @@ static int push_row(lua_State *L, int64_t i)
 
 static int64_t check_index(lua_State *L, const kg_tensor *tensor)
 {
-  if (!tensor->shape[0]) luaL_error(L, "index: the tensor is empty");
+  if (!tensor->shape[0]) kg_error_at(L, "index: the tensor is empty");
   return kg_check_int(L, 2, "index", 0, tensor->shape[0] - 1);
 }
 
@@ -195,7 +195,7 @@ static int64_t check_index(lua_State *L, const kg_tensor *tensor)
 static int row(lua_State *L)
 {
   const kg_tensor *tensor = kg_check_tensor(L, 1);
-  if (tensor->n_dims < 2) return luaL_error(L, "row: a tensor of one dimension has no rows");
+  if (tensor->n_dims < 2) return kg_error_at(L, "row: a tensor of one dimension has no rows");
   return push_row(L, check_index(L, tensor));
 }
 
@@ -205,7 +205,7 @@ static int rows(lua_State *L)
   kg_error err;
   int64_t dims[KG_TENSOR_DIMS];
   const kg_tensor *tensor = kg_check_tensor(L, 1);
-  if (tensor->n_dims < 2) return luaL_error(L, "rows: a tensor of one dimension has no rows");
+  if (tensor->n_dims < 2) return kg_error_at(L, "rows: a tensor of one dimension has no rows");
   const int64_t first = kg_check_int(L, 2, "first", 0, tensor->shape[0]);
   const int64_t count = kg_check_int(L, 3, "count", 0, tensor->shape[0] - first);
   kg_tensor **made = kg_push_tensor(L);
@@ -333,7 +333,7 @@ static int totable(lua_State *L)
   const int64_t n = kg_tensor_count(tensor);
   for (int i = 0; i < tensor->n_dims; i++)
     if (n > TABLE_MAX || tensor->shape[i] > TABLE_MAX)
-      return luaL_error(L, "totable: a tensor of %I numbers is above the limit of %d: use whole-tensor methods",
+      return kg_error_at(L, "totable: a tensor of %I numbers is above the limit of %d: use whole-tensor methods",
                         (lua_Integer)n, TABLE_MAX);
   float *numbers = lua_newuserdatauv(L, (size_t)n * sizeof *numbers + 1, 0);
   kg_error err;
@@ -369,9 +369,9 @@ static const kg_tensor *check_operand(lua_State *L, const kg_tensor *tensor, con
   const int64_t width = tensor->shape[tensor->n_dims - 1];
   char text[KG_SHAPE_MAX], operand_text[KG_SHAPE_MAX];
   if (!same && (operand->n_dims != 1 || operand->shape[0] != width))
-    luaL_error(L, "%s: a tensor of shape %s does not fit one of shape %s", method, shape_text(operand, operand_text),
+    kg_error_at(L, "%s: a tensor of shape %s does not fit one of shape %s", method, shape_text(operand, operand_text),
                shape_text(tensor, text));
-  if (operand->buffer->ops != tensor->buffer->ops) luaL_error(L, "%s: the tensors are on two devices", method);
+  if (operand->buffer->ops != tensor->buffer->ops) kg_error_at(L, "%s: the tensors are on two devices", method);
   const int64_t n = kg_tensor_count(operand);
   *n_times = n ? kg_tensor_count(tensor) / n : 0;
   return operand;
@@ -390,7 +390,7 @@ static int mul_in_place(lua_State *L)
     for (int64_t i = 0; !status && i < n_times; i++)
       status = tensor->buffer->ops->mul(tensor->buffer, tensor->at + i * n, operand->buffer, operand->at, n, &err);
   } else {
-    const float factor = (float)luaL_checknumber(L, 2);
+    const float factor = (float)kg_check_number(L, 2);
     status = tensor->buffer->ops->affine(tensor->buffer, tensor->at, kg_tensor_count(tensor), factor, 0, &err);
   }
   return finish_in_place(L, status, &err);
@@ -411,7 +411,7 @@ static int add_in_place(lua_State *L)
     for (int64_t i = 0; !status && i < n_times; i++)
       status = buffer->ops->add(buffer, tensor->at + i * n, operand->buffer, operand->at, n, factor, &err);
   } else {
-    const float offset = (float)luaL_checknumber(L, 2) * factor;
+    const float offset = (float)kg_check_number(L, 2) * factor;
     status = buffer->ops->affine(buffer, tensor->at, kg_tensor_count(tensor), 1, offset, &err);
   }
   return finish_in_place(L, status, &err);
@@ -421,7 +421,7 @@ static int add_in_place(lua_State *L)
 static int fill_in_place(lua_State *L)
 {
   const kg_tensor *tensor = kg_check_tensor(L, 1);
-  const float value = (float)luaL_checknumber(L, 2);
+  const float value = (float)kg_check_number(L, 2);
   kg_error err;
   int status;
   if (lua_isnoneornil(L, 3)) {
@@ -462,8 +462,8 @@ static int set(lua_State *L)
 {
   kg_tensor *tensor = kg_check_tensor(L, 1);
   const int64_t i = check_index(L, tensor);
-  if (tensor->n_dims > 1) return luaL_error(L, "a row cannot be assigned: use t[%I]:fill_ or add_", (lua_Integer)i);
-  const float value = (float)luaL_checknumber(L, 3);
+  if (tensor->n_dims > 1) return kg_error_at(L, "a row cannot be assigned: use t[%I]:fill_ or add_", (lua_Integer)i);
+  const float value = (float)kg_check_number(L, 3);
   kg_error err;
   if (tensor->buffer->ops->write(tensor->buffer, tensor->at + i, 1, &value, &err)) return kg_raise(L, &err);
   return 0;
@@ -496,8 +496,8 @@ static int to_string(lua_State *L)
 static int vector_digest(lua_State *L)
 {
   size_t n_bytes;
-  const kg_vector *vector = kg_vector_find(luaL_checkstring(L, 1));
-  const char *source = luaL_checklstring(L, 2, &n_bytes);
+  const kg_vector *vector = kg_vector_find(kg_check_string(L, 1));
+  const char *source = kg_check_lstring(L, 2, &n_bytes);
   if (!vector) return 0;
   const int64_t n = (int64_t)(n_bytes / sizeof(float));
   float *x = lua_newuserdatauv(L, 3 * n_bytes + 1, 0), *y = x + n, *z = y + n;

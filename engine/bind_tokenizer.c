@@ -13,13 +13,13 @@
 
 static int tokens_gc(lua_State *L)
 {
-  kg_tokens_deinit(luaL_checkudata(L, 1, CLASS_TOKENS));
+  kg_tokens_deinit(kg_check_userdata(L, 1, CLASS_TOKENS));
   return 0;
 }
 
 static int bytes_gc(lua_State *L)
 {
-  kg_bytes_deinit(luaL_checkudata(L, 1, CLASS_BYTES));
+  kg_bytes_deinit(kg_check_userdata(L, 1, CLASS_BYTES));
   return 0;
 }
 
@@ -55,7 +55,7 @@ static bool string_field(lua_State *L, const char *field, lua_Integer at, kg_seg
   lua_pushstring(L, field);
   const int type = lua_rawget(L, -2);
   if (type != LUA_TNIL && type != LUA_TSTRING)
-    luaL_error(L, "segment %I: %s: string expected, got %s", at, field, luaL_typename(L, -1));
+    kg_error_at(L, "segment %I: %s: string expected, got %s", at, field, luaL_typename(L, -1));
   if (type == LUA_TSTRING) out->text = lua_tolstring(L, -1, &out->size);
   lua_pop(L, 1);
   return type == LUA_TSTRING;
@@ -69,9 +69,9 @@ static kg_segment check_segment(lua_State *L, int index, lua_Integer at)
   } else if (lua_istable(L, -1)) {
     const bool is_text = string_field(L, "text", at, &segment);
     segment.control = string_field(L, "control", at, &segment);
-    if (is_text == segment.control) luaL_error(L, "segment %I: either text or control expected", at);
+    if (is_text == segment.control) kg_error_at(L, "segment %I: either text or control expected", at);
   } else {
-    luaL_error(L, "segment %I: string or table expected, got %s", at, luaL_typename(L, -1));
+    kg_error_at(L, "segment %I: string or table expected, got %s", at, luaL_typename(L, -1));
   }
   lua_pop(L, 1);
   return segment;
@@ -82,9 +82,9 @@ static kg_segment *check_segments(lua_State *L, int index, size_t *n)
 {
   const bool is_string = lua_type(L, index) == LUA_TSTRING;
   if (!is_string && !lua_istable(L, index))
-    luaL_error(L, "text: string or array of segments expected, got %s", luaL_typename(L, index));
+    kg_error_at(L, "text: string or array of segments expected, got %s", luaL_typename(L, index));
   *n = is_string ? 1 : (size_t)lua_rawlen(L, index);
-  if (*n > INT32_MAX) luaL_error(L, "text: %I segments are too many", (lua_Integer)*n);
+  if (*n > INT32_MAX) kg_error_at(L, "text: %I segments are too many", (lua_Integer)*n);
   kg_segment *segments = lua_newuserdatauv(L, *n * sizeof *segments + 1, 0);
   if (is_string) {
     segments[0] = (kg_segment){0};
@@ -171,7 +171,7 @@ static int push_found(lua_State *L, int32_t (*find)(const kg_tokenizer *tokenize
 {
   const kg_tokenizer *tokenizer = kg_check_tokenizer(L, 1);
   size_t size;
-  luaL_checktype(L, 2, LUA_TSTRING);
+  kg_check_type(L, 2, LUA_TSTRING);
   const char *text = lua_tolstring(L, 2, &size);
   const int32_t id = find(tokenizer, text, size);
   if (id < 0) return 0;
@@ -190,7 +190,7 @@ static int with_prefix(lua_State *L)
 {
   kg_check_tokenizer(L, 1);
   size_t size;
-  luaL_checktype(L, 2, LUA_TSTRING);
+  kg_check_type(L, 2, LUA_TSTRING);
   const char *text = lua_tolstring(L, 2, &size);
   kg_tokens *ids = kg_push_tokens(L);
   kg_error err = {0};
@@ -212,7 +212,7 @@ static void push_segment(lua_State *L, const char *field, const char *bytes, siz
 /* tokenizer:segments(text) -> trusted text as segments: control tokens that it spells, and the text between them */
 static int segments(lua_State *L)
 {
-  luaL_checktype(L, 2, LUA_TSTRING);
+  kg_check_type(L, 2, LUA_TSTRING);
   size_t size, from = 0;
   const char *text = lua_tolstring(L, 2, &size);
   lua_Integer n = 0;
@@ -334,7 +334,7 @@ typedef struct splitting {
 
 static int splitting_gc(lua_State *L)
 {
-  splitting *s = luaL_checkudata(L, 1, CLASS_SPLITTING);
+  splitting *s = kg_check_userdata(L, 1, CLASS_SPLITTING);
   kg_split_end(&s->split);
   kg_splitter_deinit(&s->splitter);
   *s = (splitting){0};
@@ -346,7 +346,7 @@ static int split(lua_State *L)
 {
   static const char *const fields[] = {"by_regex", "count", NULL};
   size_t name_size, size;
-  const char *name = luaL_checklstring(L, 1, &name_size), *text = luaL_checklstring(L, 2, &size);
+  const char *name = kg_check_lstring(L, 1, &name_size), *text = kg_check_lstring(L, 2, &size);
   kg_check_fields(L, 3, fields);
   const bool by_regex = kg_opt_bool_field(L, 3, "by_regex", false), count = kg_opt_bool_field(L, 3, "count", false);
   const kg_pretokenizer *pre = kg_pretokenizer_find(name, name_size);

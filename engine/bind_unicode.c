@@ -40,7 +40,7 @@ static int fold(lua_State *L)
   utf8proc_int32_t folded[8];
   int boundary = 0;
   const utf8proc_ssize_t n = utf8proc_decompose_char(check_character(L), folded, 8, UTF8PROC_CASEFOLD, &boundary);
-  if (n < 0 || n > 8) return luaL_error(L, "character: %s", n < 0 ? utf8proc_errmsg(n) : "folds to too many");
+  if (n < 0 || n > 8) return kg_error_at(L, "character: %s", n < 0 ? utf8proc_errmsg(n) : "folds to too many");
   for (utf8proc_ssize_t i = 0; i < n; i++) lua_pushinteger(L, folded[i]);
   return (int)n;
 }
@@ -55,7 +55,7 @@ static bool is_of(utf8proc_int32_t character, const char *name)
 static int ranges(lua_State *L)
 {
   size_t size;
-  const char *name = luaL_checklstring(L, 1, &size);
+  const char *name = kg_check_lstring(L, 1, &size);
   lua_Integer n = 0;
   bool is_within = false;
   if (size < 1 || size > 2) return 0;

@@ -90,6 +90,27 @@ describe("kigo.load", function()
     assert.has_error(function() kigo.load(path, 5) end)
   end)
 
+  it("and all that belongs to it tell the caller's line when he is wrong", function()
+    local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
+    local seq <close> = assert(model:sequence())
+    for _, mistake in ipairs {
+      function() kigo.load(support.haiku_model, { ctx = -1 }) end, function() model:step { 1 } end,
+      function() model:logits "x" end, function() model:logits {} end, function() model:logits { 1 << 30 } end,
+      function() model:draw({ seq }, 5) end, function() seq:draw(5) end, function() seq:feed { 1, "x" } end,
+      function() seq:rewind(99) end, function() model:trace({ 1 }, { "nothing" }) end,
+      function() model:trace({ "x" }, { "logits" }) end, function() kigo.chain { 5 } end,
+      function() model.tokenizer:decode { "x" } end, function() model:restore {} end,
+      function() seq:generate { max = "x" } end, function() kigo.chain { { kind = "x" } } end,
+    } do
+      local done, message = pcall(mistake)
+      local line = debug.getinfo(mistake, "S").linedefined
+      assert.is_false(done, line)
+      local prefix = ("load_spec.lua:%d: "):format(line)
+      assert.truthy(message:find(prefix, 1, true), message)
+      assert.is_nil(message:find(prefix .. ".*load_spec.lua", 1), message)
+    end
+  end)
+
   it("refuses a device that is not here", function()
     assert.equal(kigo.err.UNSUPPORTED, refused(support.fixture "models/stories260K.gguf", { device = "abacus" }))
   end)

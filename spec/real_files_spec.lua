@@ -138,7 +138,8 @@ describe("files as they are found", function()
         { name = "v.blk.0.attn_k.weight", shape = { 8, 8 } },
         { name = "v.patch_embedding.weight", shape = { 2, 2, 3, 8 } } } },
     ["GPT-2, tied"] = { arch = "gpt2", model = "token_embd position_embd output_norm output_norm.bias",
-      keys = LAYER_NORM, sizes = { kv = 4 }, blocks = twice(QKV .. " attn_norm.bias attn_qkv.bias attn_output.bias ffn_norm.bias "
+      keys = LAYER_NORM, sizes = { kv = 4 }, blocks = twice(QKV .. " attn_norm.bias attn_qkv.bias attn_output.bias "
+        .. "ffn_norm.bias "
         .. "ffn_up.bias ffn_down.bias") },
     ["GPT-2 with its head written out"] = { arch = "gpt2", model = "token_embd position_embd " .. ENDS:sub(12)
       .. " output_norm.bias", keys = LAYER_NORM, sizes = { kv = 4 }, blocks = twice(QKV .. " attn_norm.bias "

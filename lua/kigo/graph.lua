@@ -317,8 +317,9 @@ end
 ---@field act kigo.Act
 
 ---A mixture of experts: router "ffn_gate_inp", experts "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", each with the
----bias that stands in the file (older files have a tensor for each expert, "ffn_gate.0"); "exp_probs_b.bias" is added to the experts' scores for the choice alone. A shared
----expert whose weight comes from a gate is one more mixture, of one expert, with a suffix of its own.
+---bias that stands in the file (older files have a tensor for each expert, "ffn_gate.0"); "exp_probs_b.bias" is added to
+---the experts' scores for the choice alone. A shared expert whose weight comes from a gate is one more mixture, of one
+---expert, with a suffix of its own.
 ---@param x kigo.Value
 ---@param params kigo.MoeParameters
 ---@param name? string default "ffn_moe"

@@ -141,7 +141,7 @@ function kigo.load(path, options)
   if not model then
     if plan then plan:close() end
     gguf:close()
-    if mistake then error(mistake, 2) end
+    if mistake then error(mistake, 0) end -- it tells the caller's line
     return nil, naming(path, message), code
   end
   model.path, model.gguf, model.tokenizer = path, gguf, tokenizer or nil

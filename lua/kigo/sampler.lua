@@ -31,7 +31,7 @@ local function new(f, options)
   if type(f) ~= "function" then error("sampler: function expected, got " .. type(f), 2) end
   options = check.options(options, options_known)
   local done, state = pcall(core.copy_plain, options.state or {}, "sampler: state")
-  if not done then error(state, 2) end
+  if not done then error(state, 0) end -- it tells the line
   return setmetatable({ name = options.name or place_of(f), _f = f, _state = state }, LuaSampler)
 end
 

@@ -14,8 +14,11 @@ end
 function traffic.tensor_bytes(gguf)
   local tied, shared, experts = not gguf:tensor "output.weight", 0, 0
   for _, tensor in ipairs(gguf:tensors()) do
-    if tensor.name:find "_exps%.weight$" or tensor.name:find "%.ffn_%l+%.%d+%.weight$" then experts = experts + tensor.bytes
-    elseif not is_table(tensor.name, tied) then shared = shared + tensor.bytes end
+    if tensor.name:find "_exps%.weight$" or tensor.name:find "%.ffn_%l+%.%d+%.weight$" then
+      experts = experts + tensor.bytes
+    elseif not is_table(tensor.name, tied) then
+      shared = shared + tensor.bytes
+    end
   end
   return shared, experts
 end
