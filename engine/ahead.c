@@ -301,6 +301,9 @@ static int32_t limit_draws(kg_model *model, const kg_draw_item *items, size_t n,
                                              : kg_model_context(model) - kg_sequence_pos(sequence) + 1;
     if (room < ahead) ahead = room;
     if (kg_draft_is_open(sequence) || kg_sequence_is_constrained(sequence)) ahead = 1;
+    /* Rows drawn ahead leave a state at their end alone: it shall be at the end of a page too, for the prefix cache. */
+    const int32_t to_page = KG_PAGE - kg_sequence_pos(sequence) % KG_PAGE + 1;
+    if (n == 1 && kg_model_states(model) && to_page < ahead) ahead = to_page;
   }
   return ahead;
 }

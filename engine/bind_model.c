@@ -627,8 +627,10 @@ static int push_stats(lua_State *L)
   set_page_counts(L, &pages);
   kg_set_integer(L, "n_pages_max", n_pages_max);
   kg_set_integer(L, "state_bytes", state_bytes);
+  kg_set_integer(L, "state_every", kg_states_every(kg_model_states(model)));
   kg_set_integer(L, "n_states", n_states);
   kg_set_integer(L, "n_states_used", n_states_used);
+  kg_set_integer(L, "n_states_kept", kg_kv_state_count(kg_model_kv(model)));
   push_page_groups(L, kg_model_kv(model));
   lua_setfield(L, -2, "page_groups");
   kg_set_integer(L, "chunk", kg_model_chunk(model));
@@ -637,7 +639,7 @@ static int push_stats(lua_State *L)
 }
 
 /* model:stats() -> table with the fields of kg_model_stats, chunk, n_sequences, n_pages, n_pages_used, n_pages_kept,
- * n_pages_max, page, page_groups, state_bytes, n_states, n_states_used */
+ * n_pages_max, page, page_groups, state_bytes, state_every, n_states, n_states_used, n_states_kept */
 static int model_get_stats(lua_State *L)
 {
   check_model(L, 1);

@@ -34,6 +34,7 @@ struct kg_kv {
   const kg_backend *backend;
   kg_executable *exe;
   kg_prefix *prefix;  /* NULL: no prefix cache */
+  bool has_states;    /* nobody can go on where there is none */
   int64_t epoch;      /* how often the weights have changed */
   int32_t max_kept, max_pages;
   int32_t n_groups;
@@ -43,16 +44,17 @@ struct kg_kv {
 enum { FIRST_PAGES = 4,
        MOST_SPARE = 8 /* pages that a pool with a window grows by at a time: it does not go on growing */ };
 
-int kg_kv_new(const kg_plan *plan, const kg_backend *backend, kg_executable *exe, int32_t max_pages, int32_t max_kept,
-              kg_kv **out, kg_error *err)
+int kg_kv_new(const kg_plan *plan, const kg_backend *backend, kg_executable *exe, kg_state_pool *states,
+              int32_t max_pages, int32_t max_kept, kg_kv **out, kg_error *err)
 {
   kg_kv *kv = kg_alloc_array(1, sizeof *kv);
   if (!kv) return kg_fail_memory(err, sizeof *kv, "the page pool");
-  if (max_kept >= 0 && !(kv->prefix = kg_prefix_new())) {
+  if (max_kept >= 0 && !(kv->prefix = kg_prefix_new(states))) {
     kg_free(kv);
     return kg_fail_memory(err, sizeof *kv, "the prefix cache");
   }
   kv->max_kept = max_kept > 0 ? max_kept : 0;
+  kv->has_states = states != NULL;
   kv->backend = backend;
   kv->exe = exe;
   kv->max_pages = max_pages;
@@ -546,7 +548,8 @@ static bool is_own(const kg_kv *kv, const kg_page_table *table, size_t i)
   return is;
 }
 
-void kg_kv_publish(kg_kv *kv, kg_page_table *table, const int32_t *ids, int32_t n_positions)
+void kg_kv_publish(kg_kv *kv, kg_page_table *table, const kg_snapshots *snapshots, const int32_t *ids,
+                   int32_t n_positions)
 {
   if (!takes_part(kv, table)) return;
   for (size_t i = table->n_published; i < (size_t)(n_positions / KG_PAGE); i++) {
@@ -569,6 +572,8 @@ void kg_kv_publish(kg_kv *kv, kg_page_table *table, const int32_t *ids, int32_t 
       table->ids[g][i] = known;
       drop_page(kv, g, id, false);
     }
+    const int32_t slot = kg_snapshots_slot(snapshots, (int32_t)(i + 1) * KG_PAGE);
+    if (slot != KG_NONE && kg_prefix_state(kv->prefix, node) == KG_NONE) kg_prefix_set_state(kv->prefix, node, slot);
     table->nodes[i] = node;
     table->n_published = i + 1;
   }
@@ -598,6 +603,15 @@ static bool is_there(const kg_kv *kv, const kg_page_table *table, int32_t g, siz
 {
   if (i < first) return table->ids[g][i] != KG_NO_PAGE;
   return kg_prefix_page(kv->prefix, table->nodes[i], g) != KG_NO_PAGE;
+}
+
+/* The last position up to `pos` behind which the cache has a state; at most `least` where there is none. */
+static int32_t state_before(const kg_kv *kv, const kg_page_table *table, int32_t least, int32_t pos)
+{
+  if (!kv->has_states) return pos;
+  for (pos -= pos % KG_PAGE; pos > least; pos -= KG_PAGE)
+    if (kg_prefix_state(kv->prefix, table->nodes[pos / KG_PAGE - 1]) != KG_NONE) break;
+  return pos;
 }
 
 /* As kg_kv_resume_point, with pages that could be had. */
@@ -646,12 +660,23 @@ int32_t kg_kv_reuse(kg_kv *kv, kg_page_table *table, const int32_t *ids, int32_t
   *n_known = find_nodes(kv, table, first, ids, n);
   if (*n_known == n) (*n_known)--; /* the last one's logits are wanted */
   if (*n_known <= n_positions) return n_positions;
-  const int32_t pos = resume_point_with(kv, table, first, *n_known);
+  int32_t pos = *n_known;
+  for (int32_t before = -1; before != pos && pos > n_positions;) { /* each may send the other further back */
+    before = pos;
+    pos = state_before(kv, table, n_positions, resume_point_with(kv, table, first, pos));
+  }
   if (pos <= n_positions || grow_table(kv, table, (size_t)pages_for(pos), NULL)) return n_positions;
   hold_pages(kv, table, first, (size_t)pages_for(pos), pos);
   while (table->n_published < (size_t)(pos / KG_PAGE)) kg_prefix_hold(kv->prefix, table->nodes[table->n_published++]);
   return pos;
 }
+
+int32_t kg_kv_state(const kg_kv *kv, const kg_page_table *table, int32_t pos)
+{
+  return kv->has_states ? kg_prefix_state(kv->prefix, table->nodes[pos / KG_PAGE - 1]) : KG_NONE;
+}
+
+int32_t kg_kv_state_count(const kg_kv *kv) { return kv->prefix ? kg_prefix_state_count(kv->prefix) : 0; }
 
 void kg_kv_forget(kg_kv *kv)
 {

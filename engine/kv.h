@@ -16,7 +16,7 @@
 #ifndef KG_KV_H
 #define KG_KV_H
 
-#include "backend.h"
+#include "state.h"
 
 typedef struct kg_kv kg_kv;
 
@@ -53,10 +53,10 @@ typedef struct kg_kv_stats {
   size_t page_bytes;
 } kg_kv_stats;
 
-/* max_pages: of each group. max_kept: pages of a group for whose sake its pool grows although only the prefix cache holds
+/* states: the model's, or NULL. max_pages: of each group. max_kept: pages of a group for whose sake its pool grows although only the prefix cache holds
  * them; -1: no such cache. */
-int kg_kv_new(const kg_plan *plan, const kg_backend *backend, kg_executable *exe, int32_t max_pages, int32_t max_kept,
-              kg_kv **out, kg_error *err);
+int kg_kv_new(const kg_plan *plan, const kg_backend *backend, kg_executable *exe, kg_state_pool *states,
+              int32_t max_pages, int32_t max_kept, kg_kv **out, kg_error *err);
 void kg_kv_free(kg_kv *kv);
 
 /* Make the table cover positions [0, n_positions) with all pages from the one holding `from`, a resume point, on writable
@@ -96,14 +96,18 @@ int kg_kv_restore(kg_kv *kv, kg_page_table *table, int32_t n_positions, const kg
  * other's pages. To be called before kg_kv_publish and kg_kv_reuse; other words than before only when the table is empty.
  * False: no memory, and neither of these may be called. */
 bool kg_kv_originate(kg_kv *kv, kg_page_table *table, const int32_t *words, size_t n);
-/* The table's rows [0, n_positions) are those of the ids: let others find its whole pages. Where the cache knows such a
- * page already, it takes the place of the table's own. */
-void kg_kv_publish(kg_kv *kv, kg_page_table *table, const int32_t *ids, int32_t n_positions);
+/* The table's rows [0, n_positions) are those of the ids: let others find its whole pages, and the states behind these.
+ * Where the cache knows such a page already, it takes the place of the table's own. */
+void kg_kv_publish(kg_kv *kv, kg_page_table *table, const kg_snapshots *snapshots, const int32_t *ids,
+                   int32_t n_positions);
 /* Find pages for ids [n_positions, n) of a table that covers n_positions and all of whose rows are those of its ids.
  * The resume point that it covers then; it may be in the middle of a page. *n_known: ids that the cache knows, from the
  * first one on: if they are more, pages that rows behind them see were let go. Both are n - 1 at most. */
 int32_t kg_kv_reuse(kg_kv *kv, kg_page_table *table, const int32_t *ids, int32_t n_positions, int32_t n,
                     int32_t *n_known);
+/* The slot of the state that comes with a position that was found, held by the cache; KG_NONE: there are no states. */
+int32_t kg_kv_state(const kg_kv *kv, const kg_page_table *table, int32_t pos);
+int32_t kg_kv_state_count(const kg_kv *kv); /* that the cache holds */
 /* The weights have changed: rows that are there now are published to nobody any more. */
 void kg_kv_forget(kg_kv *kv);
 

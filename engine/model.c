@@ -119,6 +119,18 @@ static int32_t choose_chunk(const kg_plan *plan, int32_t chunk, int32_t context)
   return context < MAX_CHUNK ? context : MAX_CHUNK;
 }
 
+/* The prefix cache gets a state for so many positions that states take at most a quarter of what their pages do. */
+static int32_t positions_of_state(const kg_model *model)
+{
+  const size_t state_bytes = (size_t)kg_plan_state_size(model->plan) * sizeof(float);
+  size_t page_bytes = 0;
+  for (int32_t g = 0; g < kg_plan_group_count(model->plan); g++)
+    page_bytes += model->backend->page_bytes(model->exe, g);
+  int32_t n = KG_PAGE;
+  while (n < model->context && page_bytes * (size_t)(n / KG_PAGE) < 4 * state_bytes) n *= 2; /* bounded: 2^25 pages' bytes */
+  return n;
+}
+
 static int open_parts(kg_model *model, const kg_model_options *options, kg_error *err)
 {
   const int32_t max_pages = options->pool ? (options->pool - 1) / KG_PAGE + 1 : INT32_MAX / KG_PAGE;
@@ -138,9 +150,11 @@ static int open_parts(kg_model *model, const kg_model_options *options, kg_error
   if (!status) status = kg_gguf_check_unchanged(kg_plan_gguf(model->plan), err); /* reading what a shorter file lost is fatal */
   if (!status) status = model->backend->compile(model->plan, &compile, &model->exe, err);
   const int32_t n_kept = options->prefix_cache ? options->prefix_cache : model->context;
-  if (!status)
-    status = kg_kv_new(model->plan, model->backend, model->exe, max_pages, n_kept < 0 ? -1 : n_kept / KG_PAGE, &model->kv, err);
   if (!status) status = kg_states_new(model->backend, model->exe, model->plan, &model->states, err);
+  if (!status)
+    status = kg_kv_new(model->plan, model->backend, model->exe, model->states, max_pages,
+                       n_kept < 0 ? -1 : n_kept / KG_PAGE, &model->kv, err);
+  if (!status && model->states && n_kept >= 0) kg_states_want_every(model->states, positions_of_state(model));
   return status;
 }
 

@@ -13,6 +13,7 @@ typedef struct node {
   bool is_known;               /* it is in the tree */
   int32_t n_held, n_pages;
   int32_t pages[KG_PAGE_GROUPS];
+  int32_t state;               /* slot, or KG_NONE */
   int32_t parent, child;       /* its newest child */
   int32_t newer, older;        /* children of the same parent */
   int32_t next;                /* in the bucket; of the free ones */
@@ -21,6 +22,8 @@ typedef struct node {
 } node;
 
 struct kg_prefix {
+  kg_state_pool *states;
+  int32_t n_states;            /* that nodes have */
   node *nodes;                 /* [n_nodes] */
   size_t n_nodes, capacity;
   int32_t free;                /* the first of those that are no node now */
@@ -29,10 +32,12 @@ struct kg_prefix {
   int32_t child;               /* newest node that starts a prefix */
 };
 
-kg_prefix *kg_prefix_new(void)
+kg_prefix *kg_prefix_new(kg_state_pool *states)
 {
   kg_prefix *prefix = kg_alloc_array(1, sizeof *prefix);
-  if (prefix) prefix->child = prefix->free = KG_NO_NODE;
+  if (!prefix) return NULL;
+  prefix->child = prefix->free = KG_NO_NODE;
+  prefix->states = states;
   return prefix;
 }
 
@@ -147,7 +152,7 @@ int32_t kg_prefix_add(kg_prefix *prefix, int32_t parent, const int32_t *ids)
   if (at == KG_NO_NODE) return at;
   node *e = &prefix->nodes[at];
   int32_t *children = children_of(prefix, parent);
-  *e = (node){.is_known = true, .n_held = 1, .parent = parent, .child = KG_NO_NODE, .newer = KG_NO_NODE,
+  *e = (node){.is_known = true, .n_held = 1, .state = KG_NONE, .parent = parent, .child = KG_NO_NODE, .newer = KG_NO_NODE,
               .older = *children, .hash = hash_of(parent, ids)};
   for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) e->pages[g] = KG_NO_PAGE;
   if (*children != KG_NO_NODE) prefix->nodes[*children].newer = at;
@@ -171,12 +176,21 @@ static void leave_tree(kg_prefix *prefix, int32_t at)
   e->is_known = false;
 }
 
+static void drop_state(kg_prefix *prefix, node *e)
+{
+  if (e->state == KG_NONE) return;
+  kg_states_drop(prefix->states, e->state);
+  e->state = KG_NONE;
+  prefix->n_states--;
+}
+
 /* What nobody has a use for goes, and what only stood before it. */
 static void remove_unused(kg_prefix *prefix, int32_t at)
 {
   while (at != KG_NO_NODE) {
     node *e = &prefix->nodes[at];
     if (e->n_held || e->n_pages || e->child != KG_NO_NODE) return;
+    drop_state(prefix, e);
     const int32_t parent = e->is_known ? e->parent : KG_NO_NODE;
     if (e->is_known) leave_tree(prefix, at);
     e->next = prefix->free;
@@ -209,9 +223,22 @@ void kg_prefix_clear_page(kg_prefix *prefix, int32_t at, int32_t group)
   node *e = &prefix->nodes[at];
   assert(e->pages[group] != KG_NO_PAGE);
   e->pages[group] = KG_NO_PAGE;
-  e->n_pages--;
+  if (!--e->n_pages) drop_state(prefix, e);
   remove_unused(prefix, at);
 }
+
+int32_t kg_prefix_state(const kg_prefix *prefix, int32_t at) { return prefix->nodes[at].state; }
+
+void kg_prefix_set_state(kg_prefix *prefix, int32_t at, int32_t slot)
+{
+  node *e = &prefix->nodes[at];
+  assert(e->is_known && e->n_pages && e->state == KG_NONE);
+  kg_states_ref(prefix->states, slot);
+  e->state = slot;
+  prefix->n_states++;
+}
+
+int32_t kg_prefix_state_count(const kg_prefix *prefix) { return prefix->n_states; }
 
 void kg_prefix_forget(kg_prefix *prefix)
 {
@@ -222,6 +249,7 @@ void kg_prefix_forget(kg_prefix *prefix)
     if (!e->is_known) continue;
     e->is_known = false;
     e->n_pages = 0;
+    drop_state(prefix, e);
     e->child = KG_NO_NODE;
     remove_unused(prefix, (int32_t)i);
   }

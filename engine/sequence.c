@@ -63,8 +63,7 @@ static int create(kg_model *model, uint64_t seed, kg_family *family, kg_sequence
   sequence->model = model;
   sequence->seed = seed;
   sequence->logits_pos = sequence->banned_pos = -1;
-  /* No row depends on a prefix alone; or cached rows are of no use without a state. */
-  sequence->is_apart = kg_plan_is_bidirectional(kg_model_plan(model)) || kg_model_states(model);
+  sequence->is_apart = kg_plan_is_bidirectional(kg_model_plan(model)); /* no row depends on a prefix alone */
   sequence->rows_serial = kg_model_next_serial(model);
   sequence->future.state = KG_NONE;
   kg_model_sequence_opened(model);
@@ -447,10 +446,21 @@ void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens)
   sequence->n_tokens_evaluated += n_tokens;
   if (is_public) {
     sequence->n_public = sequence->n_evaluated;
-    kg_kv_publish(kg_model_kv(sequence->model), &sequence->pages, sequence->tokens.ids, sequence->n_public);
+    kg_kv_publish(kg_model_kv(sequence->model), &sequence->pages, &sequence->snapshots, sequence->tokens.ids,
+                  sequence->n_public);
   }
   follow_prompt(sequence, from);
   forget_unseen(sequence);
+}
+
+/* The state that comes with rows [from, end) which were found. */
+static void find_state(kg_sequence *sequence, int32_t from, int32_t end)
+{
+  kg_state_pool *pool = kg_model_states(sequence->model);
+  if (!pool || end == from) return;
+  const int32_t slot = kg_kv_state(kg_model_kv(sequence->model), &sequence->pages, end);
+  kg_states_ref(pool, slot);
+  kg_snapshots_put_take(pool, &sequence->snapshots, end, slot);
 }
 
 void kg_sequence_reuse(kg_sequence *sequence)
@@ -466,6 +476,7 @@ void kg_sequence_reuse(kg_sequence *sequence)
     sequence->is_in_prompt = true;
   }
   sequence->n_evaluated = sequence->n_public = end;
+  find_state(sequence, before, end);
   sequence->n_tokens_reused += n_reused;
   kg_model_count_reused(sequence->model, n_reused);
 }

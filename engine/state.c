@@ -13,6 +13,7 @@ struct kg_state_pool {
   int32_t *free_list; /* [n] a stack, so that giving slots back needs no memory */
   int32_t n, n_free;
   int64_t n_holders;
+  int32_t every;      /* positions; 0: none */
 };
 
 int kg_states_new(const kg_backend *backend, kg_executable *exe, const kg_plan *plan, kg_state_pool **out, kg_error *err)
@@ -83,6 +84,12 @@ int kg_states_take(kg_state_pool *pool, int32_t *slot, kg_error *err)
   return KG_OK;
 }
 
+void kg_states_ref(kg_state_pool *pool, int32_t slot)
+{
+  assert(pool->refs[slot] > 0);
+  pool->refs[slot]++;
+}
+
 void kg_states_drop(kg_state_pool *pool, int32_t slot)
 {
   if (!pool || slot == KG_NONE) return;
@@ -93,10 +100,14 @@ void kg_states_drop(kg_state_pool *pool, int32_t slot)
 int32_t kg_states_count(const kg_state_pool *pool) { return pool ? pool->n : 0; }
 int32_t kg_states_used(const kg_state_pool *pool) { return pool ? pool->n - pool->n_free : 0; }
 
+int32_t kg_states_every(const kg_state_pool *pool) { return pool ? pool->every : 0; }
+void kg_states_want_every(kg_state_pool *pool, int32_t n_positions) { pool->every = n_positions; }
+
 /* Before the last token, for its logits; behind it and behind each id of a draft; and at distances that double. */
-bool kg_states_wants(int32_t pos, int32_t n)
+bool kg_states_wants(const kg_state_pool *pool, int32_t pos, int32_t n)
 {
   const int32_t gaps = (n - pos) / KG_SNAPSHOT_GAP;
+  if (pool->every && pos % pool->every == 0) return true;
   return pos >= n - 1 || (gaps && (n - pos) % KG_SNAPSHOT_GAP == 0 && (gaps & (gaps - 1)) == 0);
 }
 
@@ -155,7 +166,7 @@ void kg_snapshots_thin(kg_state_pool *pool, kg_snapshots *snapshots, int32_t n)
 void kg_snapshots_share(kg_state_pool *pool, const kg_snapshots *from, int32_t end, kg_snapshots *to)
 {
   for (int32_t i = 0; i < from->n && from->at[i].pos <= end; i++) {
-    pool->refs[from->at[i].slot]++;
+    kg_states_ref(pool, from->at[i].slot);
     kg_snapshots_put_take(pool, to, from->at[i].pos, from->at[i].slot);
   }
 }

@@ -12,7 +12,8 @@
 
 enum {
   KG_SNAPSHOT_GAP = 16, /* positions between snapshots that never matter */
-  KG_SNAPSHOTS_MAX = 80 /* of a sequence: two for each doubling of its length, and those behind the ids of a draft */
+  KG_SNAPSHOTS_MAX = 128 /* of a sequence: two for each doubling of its length, those behind the ids of a draft, and those
+                            for the prefix cache while they come */
 };
 
 typedef struct kg_state_pool kg_state_pool;
@@ -34,12 +35,16 @@ kg_state_pool *kg_states_hold(kg_state_pool *pool);
 void kg_states_free(kg_state_pool *pool);
 /* A slot with one reference, and anything in it. */
 int kg_states_take(kg_state_pool *pool, int32_t *slot, kg_error *err);
+void kg_states_ref(kg_state_pool *pool, int32_t slot);  /* one more reference */
 void kg_states_drop(kg_state_pool *pool, int32_t slot); /* one reference; KG_NONE allowed */
 int32_t kg_states_count(const kg_state_pool *pool);     /* slots that exist in the backend */
 int32_t kg_states_used(const kg_state_pool *pool);      /* that somebody refers to */
 
+/* Runs shall leave the states behind multiples of so many positions too, for the prefix cache. */
+void kg_states_want_every(kg_state_pool *pool, int32_t n_positions);
+int32_t kg_states_every(const kg_state_pool *pool); /* 0: no prefix cache */
 /* Should a run leave the state behind position `pos`, of a timeline of n tokens? */
-bool kg_states_wants(int32_t pos, int32_t n);
+bool kg_states_wants(const kg_state_pool *pool, int32_t pos, int32_t n);
 /* The slot, and its reference, is the snapshot of this position from now on. */
 void kg_snapshots_put_take(kg_state_pool *pool, kg_snapshots *snapshots, int32_t pos, int32_t slot);
 /* Those behind `end` go. */

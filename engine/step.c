@@ -205,7 +205,7 @@ static int add_states(step *s, const kg_sequence *sequence, kg_span *span, kg_er
   span->states = outs;
   for (int32_t i = 1; i <= span->n_rows; i++) {
     const bool is_last = i == span->n_rows;
-    if (!is_last && !kg_states_wants(span->pos + i, kg_sequence_pos(sequence))) continue;
+    if (!is_last && !kg_states_wants(pool, span->pos + i, kg_sequence_pos(sequence))) continue;
     const int status = kg_states_take(pool, &outs[span->n_states].slot, is_last ? err : NULL);
     if (!status) outs[span->n_states++].n_rows = i;
     if (!status || !is_last) continue;
@@ -223,7 +223,6 @@ static void keep_states(const step *s, kg_sequence *sequence)
   if (!pool) return;
   for (int32_t i = 0; i < span->n_states; i++)
     kg_snapshots_put_take(pool, &sequence->snapshots, span->pos + span->states[i].n_rows, span->states[i].slot);
-  kg_snapshots_thin(pool, &sequence->snapshots, kg_sequence_pos(sequence));
 }
 
 static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
@@ -328,12 +327,14 @@ static int settle(step *s, const kg_step_item *item, kg_error *err)
   }
   sequence->step.next = done;
   s->n_left -= sequence->step.n_rows;
+  keep_states(s, sequence);
   if (n_tokens > 0) {
     s->n_done += n_tokens;
     kg_model_count(s->model, n_tokens, 0);
     kg_sequence_evaluated(sequence, n_tokens);
   }
-  keep_states(s, sequence);
+  if (kg_model_states(s->model))
+    kg_snapshots_thin(kg_model_states(s->model), &sequence->snapshots, kg_sequence_pos(sequence));
   kg_draft_settle(sequence, done);
   return status;
 }

@@ -11,7 +11,7 @@ describe("kigo.scheduler", function()
     local stats = model:stats()
     assert.equal(0, stats.n_sequences)
     assert.equal(0, stats.n_pages_used)
-    assert.equal(0, stats.n_states_used)
+    assert.equal(stats.n_states_kept, stats.n_states_used)
   end
 
   ---@return fun(...)  that notes values in a list, logits by their bits

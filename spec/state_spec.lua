@@ -8,10 +8,17 @@ describe("states", function()
   local ids = tiny.ids(200, 5)
 
   local function model_with(device, options)
-    local all = { kind = "hybrid" }
+    local all = { kind = "hybrid", prefix_cache = false } -- so that what is computed is counted
     for k, v in pairs(device.options) do all[k] = v end
     for k, v in pairs(options or {}) do all[k] = v end
     return tiny.model(all)
+  end
+
+  ---So much was computed, or less where pages are short and more of them end where there is a state.
+  local function computed(expected, n, model)
+    local stats = model:stats()
+    if stats.state_every == stats.page then assert.equal(expected, n) end
+    assert.is_true(n <= expected)
   end
 
   ---What computing something costs.
@@ -197,8 +204,63 @@ describe("states", function()
     end)
   end
 
+  it("are found by ids, at the ends of pages", function()
+    local model <close> = model_with(tiny.devices[2], { prefix_cache = 1024 })
+    local every = model:stats().state_every
+    local straight = tiny.reference(ids, { kind = "hybrid", device = "cpu", threads = 1 })
+    local function run(n, more)
+      local seq <close> = model:sequence {}
+      seq:feed(table.move(ids, 1, n, 1, {}))
+      for i = 1, more or 0 do
+        assert.is_true(seq:step())
+        seq:push(ids[n + i])
+      end
+      local last = costs(model, function() assert.is_true(straight[n + (more or 0)] == seq.logits:bytes()) end)
+      return last + (more or 0)
+    end
+    local function whole(n) return n - n % every end
+    computed(100, run(100), model)
+    computed(150 - whole(100), run(150), model) -- pages of the first one
+    computed(140 - whole(139), run(140), model) -- of which that is a part
+    run(150, 50) -- token by token
+    computed(200 - whole(199), run(200), model)
+    local other = table.move(ids, 1, 130, 1, {})
+    other[#other + 1] = (ids[131] + 1) % tiny.vocab
+    local seq <close> = model:sequence {}
+    seq:feed(other)
+    local fresh <close> = model_with(tiny.devices[2])
+    local alone <close> = fresh:sequence {}
+    alone:feed(other)
+    local function same() assert.is_true(alone.logits:bytes() == seq.logits:bytes()) end
+    computed(131 - whole(130), costs(model, same), model)
+    seq:release()
+    seq:rewind(131)
+    computed(131 - whole(130), costs(model, same), model)
+    seq:close()
+    assert.is_true(model:stats().n_states_kept >= 200 // every)
+    assert.equal(model:stats().n_states_kept, model:stats().n_states_used)
+    assert.is_true(model:scramble("blk.0.in", 1) > 0) -- other weights, other states
+    assert.equal(0, model:stats().n_states_used)
+  end)
+
+  it("are left at the ends of pages by what is drawn ahead", function()
+    local model <close> = model_with(tiny.devices[2], { prefix_cache = 1024 })
+    local chain <close> = kigo.chain { kigo.temp(3), kigo.dist() }
+    local every, said = model:stats().state_every, table.move(ids, 1, 20, 1, {})
+    do
+      local seq <close> = model:sequence { seed = 5 }
+      seq:feed(said)
+      for _ = 1, 100 do seq:push(assert(seq:draw(chain, 16))) end
+      assert.is_true(seq:step())
+      said = seq:tokens()
+    end
+    local again <close> = model:sequence {}
+    again:feed(said)
+    computed(120 - 119 // every * every, costs(model, function() assert.is_true(again:step()) end), model)
+  end)
+
   it("come back after a release, as rows do", function()
-    local model <close> = tiny.model { kind = "hybrid", device = "cpu", threads = 1 }
+    local model <close> = model_with(tiny.devices[2])
     local seq <close> = model:sequence {}
     seq:feed(table.move(ids, 1, 90, 1, {}))
     local expected = seq.logits:bytes()
@@ -228,7 +290,7 @@ describe("states", function()
     local chain <close> = kigo.chain { kigo.top_k(1), kigo.dist() }
     local expected = tiny.reference(ids, { kind = "hybrid", device = "cpu", threads = 1 })
     local n = tiny.fail_each_allocation(function()
-      return tiny.model { kind = "hybrid", device = "cpu", threads = 1, chunk = 16 }
+      return tiny.model { kind = "hybrid", device = "cpu", threads = 1, chunk = 16, prefix_cache = 128 }
     end, function(model)
       local seq <close> = assert(model:sequence {})
       local function try(action)
@@ -255,7 +317,7 @@ describe("states", function()
       seq:feed(table.move(ids, 1, 70, 1, {}))
       assert.is_true(expected[70] == seq.logits:bytes())
       seq:close()
-      assert.equal(0, model:stats().n_states_used)
+      assert.equal(model:stats().n_states_kept, model:stats().n_states_used)
       model:close()
     end)
     assert.is_true(n > 20)

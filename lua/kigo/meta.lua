@@ -780,8 +780,10 @@ function Model:tensor(name, first, count) end
 ---@field n_pages_max integer          that there may ever be: load's `pool`
 ---@field page integer                 positions in a page
 ---@field state_bytes integer          of a snapshot of what recurrent operations remember; 0: the model has none
+---@field state_every integer          positions between those that the prefix cache holds; 0: it holds none
 ---@field n_states integer             snapshots that there is memory for
----@field n_states_used integer        that sequences and marks hold
+---@field n_states_used integer        that sequences, marks and the prefix cache hold
+---@field n_states_kept integer        that the prefix cache holds, among others or alone
 ---@field chunk integer                most rows of a forward pass
 
 ---@return kigo.ModelStats
