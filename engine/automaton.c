@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "bits.h"
 #include "error.h"
 
 /* Places that are no nodes. */
@@ -288,8 +289,6 @@ typedef struct came {
   uint32_t n, n_missing, next;
 } came;
 
-static bool has_bit(const uint64_t *bits, size_t i) { return bits[i / 64] >> i % 64 & 1; }
-
 static const uint64_t *needs_of(const came *c, size_t i)
 {
   return c->grammar->needs + c->members->first_needs + i * c->members->n_words;
@@ -308,7 +307,7 @@ static void read_block(const kg_automaton *a, kg_node node, uint32_t number, cam
   out->n_missing = 0;
   memcpy(out->missing, needs_of(out, m->n_items), m->n_words * sizeof *out->missing); /* those required anyway */
   for (size_t i = 0; i < m->n_items; i++) {
-    if (!has_bit(out->bits, i)) continue;
+    if (!kg_has_bit(out->bits, i)) continue;
     for (size_t w = 0; w < m->n_words; w++) out->missing[w] |= needs_of(out, i)[w];
   }
   for (size_t w = 0; w < m->n_words; w++) {
@@ -324,7 +323,7 @@ static bool write_block(kg_automaton *a, const came *before, size_t i, uint32_t 
   uint32_t words[MEMBER_WORDS] = {0};
   uint64_t bits[KG_MEMBERS_MAX / 64 + 1];
   memcpy(bits, before->bits, sizeof bits);
-  if (i < m->n_items) bits[i / 64] |= UINT64_C(1) << i % 64;
+  if (i < m->n_items) kg_set_bit(bits, i);
   memcpy(words, bits, m->n_words * sizeof *bits);
   const uint32_t matters = m->max == KG_NO_LIMIT ? m->min : m->max;
   words[2 * m->n_words] = before->n < matters ? before->n + 1 : matters;
@@ -354,15 +353,15 @@ static uint32_t count_usable(const came *c, size_t from)
 static bool may_add(const came *c, size_t i)
 {
   const kg_grammar_members *m = c->members;
-  if (has_bit(c->bits, i) || !c->grammar->items[m->first_item + i].is_usable) return false;
+  if (kg_has_bit(c->bits, i) || !c->grammar->items[m->first_item + i].is_usable) return false;
   if (m->is_ordered && i < c->next) return false;
   uint32_t n_missing = 0;
   for (size_t w = 0; w < m->n_words; w++) {
     uint64_t missing = (c->missing[w] | needs_of(c, i)[w]) & ~c->bits[w];
-    if (w == i / 64) missing &= ~(UINT64_C(1) << i % 64);
+    if (w == i / 64) missing &= ~kg_bit(i);
     n_missing += (uint32_t)__builtin_popcountll(missing);
     if (!m->is_ordered || !missing) continue;
-    if (w < i / 64 || (w == i / 64 && (missing & ((UINT64_C(1) << i % 64) - 1)))) return false; /* too late for it */
+    if (w < i / 64 || (w == i / 64 && (missing & (kg_bit(i) - 1)))) return false; /* too late for it */
   }
   if (m->is_ordered && m->others == KG_NO_NODE && c->n < m->min && count_usable(c, i) < m->min - c->n) return false;
   return has_room(c, n_missing);

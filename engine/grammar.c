@@ -4,6 +4,7 @@
 
 #include "alloc.h"
 #include "automaton.h"
+#include "bits.h"
 #include "error.h"
 #include "mask.h"
 
@@ -97,9 +98,10 @@ int kg_grammar_add_ranges(kg_grammar *g, kg_node_kind kind, const uint32_t *rang
 {
   const uint32_t highest = kind == KG_NODE_CLASS ? 0x10FFFF : 255;
   for (size_t i = 0; i < n_ranges; i++)
-    if (ranges[2 * i] > ranges[2 * i + 1] || ranges[2 * i + 1] > highest)
+    if (ranges[2 * i] > ranges[2 * i + 1] || ranges[2 * i + 1] > highest) /* bounded: the ranges are in memory */
+      /* bounded: in memory */
       return kg_fail(err, KG_ERR_ARGUMENT, "range %zu: %u to %u is not within 0 to %u", i + 1, ranges[2 * i],
-                     ranges[2 * i + 1], highest);
+                     ranges[2 * i + 1], highest); /* bounded: in memory */
   size_t more, need;
   if (!kg_mul_size(n_ranges, 2, &more) || !kg_add_size(g->n_ranges, more, &need) || need > UINT32_MAX)
     return kg_fail(err, KG_ERR_FULL, "the grammar has too many ranges");
@@ -107,7 +109,7 @@ int kg_grammar_add_ranges(kg_grammar *g, kg_node_kind kind, const uint32_t *rang
   if (status) return status;
   const kg_grammar_node node = {
       .kind = (uint8_t)kind, .at = (uint32_t)g->n_ranges, .n = (uint32_t)n_ranges, .negate = negate};
-  if (more) memcpy(g->ranges + g->n_ranges, ranges, more * sizeof *ranges);
+  if (more) memcpy(g->ranges + g->n_ranges, ranges, more * sizeof *ranges); /* bounded: in memory: grown above */
   g->n_ranges = need;
   return add_node(g, node, out, err);
 }
@@ -125,7 +127,7 @@ int kg_grammar_add_list(kg_grammar *g, kg_node_kind kind, const kg_node *childre
   const int status = GROW(g, children, need, err);
   if (status) return status;
   const kg_grammar_node node = {.kind = (uint8_t)kind, .at = (uint32_t)g->n_children, .n = (uint32_t)n};
-  if (n) memcpy(g->children + g->n_children, children, n * sizeof *children);
+  if (n) memcpy(g->children + g->n_children, children, n * sizeof *children); /* bounded: in memory: grown above */
   g->n_children = need;
   return add_node(g, node, out, err);
 }
@@ -162,9 +164,9 @@ static int find_rule(kg_grammar *g, const char *name, size_t n, uint32_t *out, k
   if (n < 1 || n > KG_RULE_NAME_MAX)
     return kg_fail(err, KG_ERR_FORMAT, "rule %s: a name has 1 to %d bytes", kg_quote(quoted, name, n),
                    KG_RULE_NAME_MAX);
-  uint32_t words[KG_RULE_NAME_MAX / sizeof(uint32_t) + 1] = {0};
+  uint32_t words[KG_RULE_NAME_MAX / sizeof(uint32_t) + 1] = {0}; /* bounded: a constant */
   memcpy(words, name, n);
-  const uint32_t hash = kg_intern_hash(words, n / sizeof *words + 1);
+  const uint32_t hash = kg_intern_hash(words, n / sizeof *words + 1); /* bounded: n is at most KG_RULE_NAME_MAX */
   size_t at = hash;
   for (int32_t i; (i = kg_intern_next(&g->rule_index, hash, &at)) != KG_INTERN_NONE;)
     if (g->rules[i].name_size == n && !memcmp(g->bytes + g->rules[i].name_at, name, n)) {
@@ -224,20 +226,16 @@ kg_string kg_grammar_point_name(const kg_grammar *g, uint32_t point)
 
 /* ---- members ---- */
 
-static void set_bit(uint64_t *bits, size_t i) { bits[i / 64] |= UINT64_C(1) << i % 64; }
-
-static bool has_bit(const uint64_t *bits, size_t i) { return bits[i / 64] >> i % 64 & 1; }
-
 /* Add what the items in the set ask for, until all is in it. */
 static void close_set(uint64_t *bits, const uint64_t *needs, size_t n_items, size_t n_words)
 {
   for (bool has_changed = true; has_changed;) {
     has_changed = false;
     for (size_t i = 0; i < n_items; i++) {
-      if (!has_bit(bits, i)) continue;
+      if (!kg_has_bit(bits, i)) continue;
       for (size_t w = 0; w < n_words; w++) {
-        has_changed |= (needs[i * n_words + w] & ~bits[w]) != 0;
-        bits[w] |= needs[i * n_words + w];
+        has_changed |= (needs[i * n_words + w] & ~bits[w]) != 0; /* bounded: rows of a matrix in memory */
+        bits[w] |= needs[i * n_words + w]; /* bounded: rows of a matrix in memory */
       }
     }
   }
@@ -254,8 +252,9 @@ static int check_members(const kg_grammar *g, const kg_members *m, kg_error *err
     status = check_node(g, m->items[i].node, err);
     for (size_t j = 0; j < m->items[i].n_requires && !status; j++)
       if (m->items[i].requires[j] >= m->n_items)
+        /* bounded: KG_MEMBERS_MAX */
         status = kg_fail(err, KG_ERR_ARGUMENT, "member %zu requires member %u of %zu", i + 1,
-                         m->items[i].requires[j] + 1, m->n_items);
+                         m->items[i].requires[j] + 1, m->n_items); /* bounded: it may wrap: a figure in a message */
   }
   return status;
 }
@@ -267,6 +266,7 @@ int kg_grammar_add_members(kg_grammar *g, const kg_members *m, kg_node *out, kg_
   const size_t n = m->n_items, n_words = n / 64 + 1;
   /* bounded: by KG_MEMBERS_MAX, and what is there is in memory */
   if ((status = GROW(g, items, g->n_items + n, err))) return status;
+  /* bounded: KG_MEMBERS_MAX squared more than what is in memory */
   if ((status = GROW(g, needs, g->n_needs + (n + 1) * n_words, err))) return status;
   if ((status = GROW(g, members, g->n_members + 1, err))) return status;
   g->members[g->n_members] = (kg_grammar_members){.first_item = g->n_items,
@@ -278,20 +278,22 @@ int kg_grammar_add_members(kg_grammar *g, const kg_members *m, kg_node *out, kg_
                                                   .separator = m->separator ? *m->separator : KG_NO_NODE,
                                                   .others = m->others ? *m->others : KG_NO_NODE,
                                                   .is_ordered = m->is_ordered};
-  uint64_t *needs = g->needs + g->n_needs, *required = needs + n * n_words;
-  memset(needs, 0, (n + 1) * n_words * sizeof *needs);
+  uint64_t *needs = g->needs + g->n_needs, *required = needs + n * n_words; /* bounded: in memory: grown above */
+  memset(needs, 0, (n + 1) * n_words * sizeof *needs); /* bounded: in memory: grown above */
   bool has_requires = false;
   for (size_t i = 0; i < n; i++) {
     const kg_member *item = &m->items[i];
+    /* bounded: in memory: grown above */
     g->items[g->n_items + i] = (kg_grammar_item){.node = item->node, .is_required = item->is_required};
-    set_bit(needs + i * n_words, i);
-    if (item->is_required) set_bit(required, i);
-    for (size_t j = 0; j < item->n_requires; j++) set_bit(needs + i * n_words, item->requires[j]);
+    kg_set_bit(needs + i * n_words, i); /* bounded: in memory */
+    if (item->is_required) kg_set_bit(required, i);
+    /* bounded: in memory */
+    for (size_t j = 0; j < item->n_requires; j++) kg_set_bit(needs + i * n_words, item->requires[j]);
     has_requires |= item->n_requires > 0;
   }
   if (has_requires)
-    for (size_t i = 0; i <= n; i++) close_set(needs + i * n_words, needs, n, n_words);
-  g->n_items += n;
-  g->n_needs += (n + 1) * n_words;
+    for (size_t i = 0; i <= n; i++) close_set(needs + i * n_words, needs, n, n_words); /* bounded: in memory */
+  g->n_items += n; /* bounded: as it was grown */
+  g->n_needs += (n + 1) * n_words; /* bounded: as it was grown */
   return add_node(g, (kg_grammar_node){.kind = KG_NODE_MEMBERS, .n = (uint32_t)g->n_members++}, out, err);
 }

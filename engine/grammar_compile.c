@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "bits.h"
 #include "error.h"
 #include "grammar.h"
 #include "utf8.h"
@@ -68,7 +69,7 @@ static const uint64_t *required_items(const kg_grammar *g, const kg_grammar_memb
 
 static bool is_required(const kg_grammar *g, const kg_grammar_members *m, size_t i)
 {
-  return required_items(g, m)[i / 64] >> i % 64 & 1;
+  return kg_has_bit(required_items(g, m), i);
 }
 
 static uint32_t count_required(const kg_grammar *g, const kg_grammar_members *m)
@@ -570,7 +571,7 @@ static bool is_usable(const kg_grammar *g, const kg_grammar_members *m, size_t i
 {
   const uint64_t *needs = g->needs + m->first_needs + i * m->n_words;
   for (size_t j = 0; j < m->n_items; j++)
-    if ((needs[j / 64] >> j % 64 & 1) && !g->nodes[g->items[m->first_item + j].node].is_possible) return false;
+    if (kg_has_bit(needs, j) && !g->nodes[g->items[m->first_item + j].node].is_possible) return false;
   return true;
 }
 

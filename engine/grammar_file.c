@@ -22,7 +22,7 @@ typedef struct saved_head {
 _Static_assert(sizeof(saved_node) == 20 && sizeof(saved_head) == 24, "no gaps: written as they stand in memory");
 
 enum { NODES_MAX = 10000000 }; /* what Lua may ask for */
-#define MEMORY_MAX (UINT64_C(1) << 32)
+#define MEMORY_MAX (UINT64_C(1) << 32) /* bounded: a constant */
 
 /* ---- saving ---- */
 
@@ -43,10 +43,11 @@ static int save_members(const kg_grammar *g, const kg_grammar_members *m, kg_byt
   int status = put_u32(out, m->others, err);
   if (!status) status = put_u32(out, m->is_ordered, err);
   for (size_t i = 0; i < m->n_items && !status; i++) {
-    const kg_grammar_item *item = &g->items[m->first_item + i];
+    const kg_grammar_item *item = &g->items[m->first_item + i]; /* bounded: in memory */
     status = put_u32(out, item->node, err);
     if (!status) status = put_u32(out, item->is_required, err);
     if (!status)
+      /* bounded: in memory */
       status = kg_bytes_append(out, g->needs + m->first_needs + i * m->n_words, m->n_words * sizeof *g->needs, err);
   }
   return status;
@@ -75,11 +76,11 @@ static int save_node(const kg_grammar *g, const kg_grammar_node *x, kg_bytes *ou
     return kg_bytes_append(out, g->bytes + x->at, x->n, err);
   case KG_NODE_CLASS:
   case KG_NODE_BYTES:
-    return kg_bytes_append(out, g->ranges + x->at, (size_t)x->n * 2 * sizeof *g->ranges, err);
+    return kg_bytes_append(out, g->ranges + x->at, (size_t)x->n * 2 * sizeof *g->ranges, err); /* bounded: in memory */
   case KG_NODE_SEQ:
   case KG_NODE_ALT:
   case KG_NODE_AND:
-    return kg_bytes_append(out, g->children + x->at, x->n * sizeof *g->children, err);
+    return kg_bytes_append(out, g->children + x->at, x->n * sizeof *g->children, err); /* bounded: in memory */
   case KG_NODE_RULE:
     return put_name(g, g->rules[x->n].name_at, g->rules[x->n].name_size, out, err);
   case KG_NODE_POINT:
@@ -128,11 +129,11 @@ static int take_name(loader *l, kg_string *out)
 /* `n` uint32s; the caller frees them. */
 static int take_numbers(loader *l, uint64_t n, uint32_t **out)
 {
-  const char *bytes = n <= UINT32_MAX ? kg_take(&l->left, n * sizeof **out) : NULL;
+  const char *bytes = n <= UINT32_MAX ? kg_take(&l->left, n * sizeof **out) : NULL; /* bounded: 2^34 */
   if (!bytes) return fail_load(l);
   *out = kg_alloc_array((size_t)n, sizeof **out);
   if (!*out) return kg_fail_memory(l->err, (size_t)n * sizeof **out, "a grammar");
-  memcpy(*out, bytes, (size_t)n * sizeof **out);
+  memcpy(*out, bytes, (size_t)n * sizeof **out); /* bounded: in memory */
   return KG_OK;
 }
 
@@ -170,6 +171,7 @@ static int load_item(loader *l, size_t n_items, kg_member *out, uint32_t *requir
     uint64_t bits;
     if (!kg_take_into(&l->left, &bits, sizeof bits)) return fail_load(l);
     for (size_t bit = 0; bit < 64; bit++)
+      /* bounded: below n_items + 64 */
       if (bits >> bit & 1 && word * 64 + bit < n_items) requires[out->n_requires++] = (uint32_t)(word * 64 + bit);
   }
   return KG_OK;
@@ -182,7 +184,7 @@ static int load_items(loader *l, const saved_node *x, kg_member *items, uint32_t
   if (!kg_take_into(&l->left, &others, sizeof others) || !kg_take_into(&l->left, &is_ordered, sizeof is_ordered))
     return fail_load(l);
   for (size_t i = 0; i < x->n; i++) {
-    const int status = load_item(l, x->n, &items[i], requires + i * x->n);
+    const int status = load_item(l, x->n, &items[i], requires + i * x->n); /* bounded: within the room for n * n */
     if (status) return status;
   }
   const kg_members m = {.items = items,

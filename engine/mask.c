@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "bits.h"
 #include "error.h"
 
 enum {
@@ -110,9 +111,9 @@ static void allow(const kg_masks *m, const kg_piece_node *node, uint64_t *bits)
 {
   int32_t id = node->id;
   if (id < 0) return;
-  bits[id / 64] |= UINT64_C(1) << id % 64;
+  kg_set_bit(bits, (size_t)id);
   if (!node->has_same) return;
-  while ((id = m->pieces->same[id]) >= 0) bits[id / 64] |= UINT64_C(1) << id % 64;
+  while ((id = m->pieces->same[id]) >= 0) kg_set_bit(bits, (size_t)id);
 }
 
 /* Allow the tokens of nodes [at, end), all below a node of this depth (0: the root) where the automaton is in `set`. */
@@ -419,7 +420,7 @@ int kg_masks_get_stripped(kg_masks *m, kg_set set, kg_points points, uint64_t *o
   status = walk(m, tree, space + 1, end, 1, set, points, behind, err);
   for (uint32_t at = space; at < end && !status; at++)
     for (int32_t id = tree->nodes[at].id; id >= 0; id = m->pieces->same[id]) {
-      const uint64_t bit = UINT64_C(1) << id % 64;
+      const uint64_t bit = kg_bit((size_t)id);
       if (is_stripped(m, id)) out[id / 64] = (out[id / 64] & ~bit) | (behind[id / 64] & bit);
     }
   kg_free(behind);
@@ -446,7 +447,7 @@ int kg_grammar_masks(kg_grammar *grammar, kg_tokenizer *tokenizer, kg_masks **ou
   m->classes = kg_regular_classes(grammar->regular);
   m->n_classes = kg_regular_n_classes(grammar->regular);
   m->generation = kg_automaton_generation(automaton);
-  m->n_words = ((size_t)tokenizer->vocab.size + 63) / 64; /* bounded: below 2^31 */
+  m->n_words = kg_bit_words((size_t)tokenizer->vocab.size);
   find_plain_steps(m);
   m->next = grammar->masks;
   grammar->masks = m;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "bits.h"
 #include "error.h"
 
 enum { FORCED_MAX = 4096 };
@@ -302,14 +303,14 @@ static void allow_all(kg_matcher *m, uint64_t *bits)
 {
   const size_t size = (size_t)m->tokenizer->vocab.size;
   memset(bits, 0xFF, kg_masks_n_words(m->masks) * sizeof *bits);
-  if (size % 64) bits[size / 64] = (UINT64_C(1) << size % 64) - 1;
+  if (size % 64) bits[size / 64] = kg_bit((size_t)size) - 1;
 }
 
 static void allow_ends(kg_matcher *m, uint64_t *bits)
 {
   for (size_t i = 0; i < m->tokenizer->n_ends; i++) {
     const int32_t id = m->tokenizer->ends[i];
-    bits[id / 64] |= UINT64_C(1) << id % 64;
+    kg_set_bit(bits, (size_t)id);
   }
 }
 
@@ -371,7 +372,7 @@ static int judge_candidates(kg_matcher *m, candidate *heap, size_t n, size_t *n_
     const int status = kg_matcher_fits(m, id, &fits, err);
     if (status) return status;
     if (fits) {
-      m->sure[id / 64] |= UINT64_C(1) << id % 64;
+      kg_set_bit(m->sure, (size_t)id);
       ++*n_allowed;
     }
     heap[0] = heap[--n];
@@ -515,7 +516,7 @@ static int may_be_longer(kg_matcher *m, kg_string tail, bool *out, kg_error *err
   const int status = at < end ? kg_matcher_mask(m, &possible, &sure, err) : KG_OK;
   for (; at < end && !status && !*out; at++) {
     const int32_t id = pieces->nodes[at].id;
-    *out = id >= 0 && possible[id / 64] >> id % 64 & 1;
+    *out = id >= 0 && kg_has_bit(possible, (size_t)id);
   }
   return status;
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "bits.h"
 #include "error.h"
 #include "tokenizer.h"
 
@@ -110,11 +111,11 @@ static int build_tree(kg_piece_tree *tree, const piece *sorted, size_t n, kg_err
 static int build_slice(kg_piece_slice *slice, const piece *sorted, size_t n, piece *kept, size_t n_ids, kg_error *err)
 {
   size_t n_kept = 0;
-  slice->bits = kg_alloc_array((n_ids + 63) / 64, sizeof *slice->bits);
+  slice->bits = kg_alloc_array(kg_bit_words(n_ids), sizeof *slice->bits);
   if (!slice->bits) return kg_fail_memory(err, n_ids / 8, "the vocabulary's tree");
   for (size_t i = 0; i < n; i++) {
     if (sorted[i].n_characters <= slice->max_characters)
-      slice->bits[sorted[i].id / 64] |= UINT64_C(1) << sorted[i].id % 64;
+      kg_set_bit(slice->bits, (size_t)sorted[i].id);
     else
       kept[n_kept++] = sorted[i];
   }

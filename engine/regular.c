@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "bits.h"
 #include "error.h"
 
 typedef enum re_kind { RE_NONE, RE_EMPTY, RE_SET, RE_CAT, RE_ALT, RE_AND, RE_NOT, RE_REPEAT, RE_MULTIPLE } re_kind;
@@ -161,10 +162,10 @@ static kg_re make_set(kg_regular *r, const byte_set *set)
 
 static void add_range(byte_set *set, unsigned lo, unsigned hi)
 {
-  for (unsigned b = lo; b <= hi && b < 256; b++) set->bits[b / 64] |= UINT64_C(1) << b % 64;
+  for (unsigned b = lo; b <= hi && b < 256; b++) kg_set_bit(set->bits, b);
 }
 
-static bool has_byte(const byte_set *set, unsigned byte) { return set->bits[byte / 64] >> byte % 64 & 1; }
+static bool has_byte(const byte_set *set, unsigned byte) { return kg_has_bit(set->bits, byte); }
 
 /* ---- expressions ---- */
 

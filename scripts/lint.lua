@@ -6,7 +6,7 @@
 -- it may. Nothing has to be said about
 --   - the step of a `for` header,
 --   - operands that are both constants (numbers, CAPITALS, sizeof),
---   - room for one more (`n + 1` in a line with kg_grow): the n are in memory,
+--   - room for one more (`n + 1` in a line with kg_grow or GROW): the n are in memory,
 --   - an address: a sum whose left operand has a name of POINTERS. The arithmetic that made its index was seen;
 --   - figures in the message of kg_fail_memory.
 -- It reads operators with spaces around, as .clang-format writes them. Prints FILE:LINE: TEXT of each place; exit
@@ -15,7 +15,8 @@
 local FILES = {
   { "engine/gguf.c" }, { "engine/vocab.c" }, { "engine/tokenizer.c" }, { "engine/bpe.c" }, { "engine/spm.c" },
   { "engine/merge.c" }, { "engine/stream.c" }, { "engine/utf8.c" }, { "engine/plan.c" }, { "engine/trie.c" },
-  { "engine/merges.c" }, { "engine/adapter.c" },
+  { "engine/merges.c" }, { "engine/adapter.c" }, { "engine/grammar.c" }, { "engine/grammar_file.c" },
+  { "engine/intern.c" },
   { "engine/normalize.c" }, { "engine/unigram.c" }, { "engine/wordpiece.c" }, { "engine/rwkv.c" },
   { "engine/quant.c", only = "kg_type_bytes" }, -- elsewhere it computes with the numbers of one block
 }
@@ -74,7 +75,8 @@ local function is_raw(line)
       local after = line:sub(right):match "^([%w_.]+)" or ""
       local name = before:match "([%a_][%w_]*)$"
       local is_address = operator == "+" and name and POINTERS[name]
-      local is_one_more = operator == "+" and after == "1" and line:find("kg_grow(", 1, true)
+      local is_one_more = operator == "+" and after == "1" and (line:find("kg_grow(", 1, true)
+        or line:find("GROW(", 1, true))
       if not (is_address or is_one_more or is_constant(before) and is_constant(after)) then return true end
     end
   end
