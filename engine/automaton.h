@@ -1,8 +1,9 @@
 /* automaton.h - a compiled grammar at work: a pushdown machine that follows all ways to read a text at once.
- * A frame is a place in the grammar with the frames it goes back to, its parents; frames that agree but for their parents
- * are one with all of them (a graph-structured stack; Tomita 1985). A *set* of frames, which are lexemes being read or the
- * end, is a state: everything that can be known about what may follow. Frames and sets are interned and steps are kept,
- * so that the machine becomes an automaton where it is used. All numbers (sets) are good until kg_automaton_reset. */
+ * A frame is a place in the grammar with the frames it goes back to, its parents; frames that agree but for their
+ * parents are one with all of them (a graph-structured stack; Tomita 1985). A *set* of frames, which are lexemes being
+ * read or the end, is a state: everything that can be known about what may follow. Frames and sets are interned and
+ * steps are kept, so that the machine becomes an automaton where it is used. All numbers (sets) are good until
+ * kg_automaton_reset. */
 #ifndef KG_AUTOMATON_H
 #define KG_AUTOMATON_H
 

@@ -2,8 +2,8 @@
  *
  * Shape of every binding: the userdata is made closed with its metatable, then the resource is acquired, so an error in
  * between leaks nothing; every method goes through kg_check_open; parents are kept alive in user values. Whatever makes
- * a Lua value may run finalizers, and those may close any handle: the object is taken from its handle after the last such
- * call. Caller's mistakes raise at the Lua caller's line; the world's faults return nil, message, code. */
+ * a Lua value may run finalizers, and those may close any handle: the object is taken from its handle after the last
+ * such call. Caller's mistakes raise at the Lua caller's line; the world's faults return nil, message, code. */
 #ifndef KG_BIND_H
 #define KG_BIND_H
 
@@ -43,8 +43,8 @@ kg_handle *kg_check_handle(lua_State *L, int index, const char *name);
 /* Its object; raises "NAME is closed" if it is. */
 void *kg_check_open(lua_State *L, int index, const char *name);
 
-/* As luaL_error and luaL_check*, but the position is the line of the first caller that is no file of this library: there
- * the mistake was made, however many of our own functions stand in between. */
+/* As luaL_error and luaL_check*, but the position is the line of the first caller that is no file of this library:
+ * there the mistake was made, however many of our own functions stand in between. */
 int kg_error_at(lua_State *L, const char *format, ...);
 void kg_check_type(lua_State *L, int index, int type);
 void *kg_check_userdata(lua_State *L, int index, const char *name);
@@ -59,16 +59,17 @@ int kg_raise(lua_State *L, const kg_error *err);
 
 /* An integer argument or table field within [min, max], or an error that names it. */
 int64_t kg_check_int(lua_State *L, int index, const char *name, int64_t min, int64_t max);
-/* Field of the options table at index (may be nil or absent): the value or the default, range-checked, named in errors. */
 /* Options at index: nil, or a table with fields of this list (NULL-terminated). A misspelt one must not be ignored. */
 void kg_check_fields(lua_State *L, int index, const char *const *allowed);
+/* A field of the options at index (nil: none): the value or the default, range-checked, named in errors. A string stays
+ * valid while the table does. */
 int64_t kg_opt_int_field(lua_State *L, int index, const char *field, int64_t fallback, int64_t min, int64_t max);
 double kg_opt_number_field(lua_State *L, int index, const char *field, double fallback, double min, double max);
-const char *kg_opt_string_field(lua_State *L, int index, const char *field, const char *fallback); /* stays valid while the table does */
+const char *kg_opt_string_field(lua_State *L, int index, const char *field, const char *fallback);
 bool kg_opt_bool_field(lua_State *L, int index, const char *field, bool fallback);
 
-/* For progress functions, which are called while C owns things: pcall (kg_call_progress, function, light userdata of the
- * call) -> what the function returns. Pushing the arguments may run out of memory. */
+/* For progress functions, which are called while C owns things: pcall (kg_call_progress, function, light userdata of
+ * the call) -> what the function returns. Pushing the arguments may run out of memory. */
 typedef struct kg_progress_call {
   const char *what;
   int64_t done, total;
@@ -76,8 +77,8 @@ typedef struct kg_progress_call {
 int kg_call_progress(lua_State *L);
 
 /* Call f with all arguments while the collector rests: for readers that push many values between looks at their object,
- * which a finalizer might close. f raises for want of memory only. Not for what is called per token: restarting the collector makes it take a
- * step, a fraction of a millisecond. */
+ * which a finalizer might close. f raises for want of memory only. Not for what is called per token: restarting the
+ * collector makes it take a step, a fraction of a millisecond. */
 int kg_call_at_rest(lua_State *L, lua_CFunction f);
 
 /* A Lua array of token ids as a userdata-held buffer (garbage collected), pushed on the stack; *n ids. Every element
@@ -98,16 +99,16 @@ bool kg_read_plain(lua_State *L, kg_string bytes);
 kg_tensor **kg_push_tensor(lua_State *L); /* closed tensor handle: store the tensor in it */
 kg_tensor *kg_check_tensor(lua_State *L, int index);
 /* So many numbers are about to be made into a tensor. Lua sees a handle of a few bytes where we hold megabytes, so we
- * collect when the tensors made since the last time add up: to a multiple of Lua's own memory, which is what a collection
- * costs. */
+ * collect when the tensors made since the last time add up: to a multiple of Lua's own memory, which is what a
+ * collection costs. */
 void kg_count_garbage(lua_State *L, int64_t n_floats);
 kg_sequence *kg_check_sequence(lua_State *L, int index);
 kg_tokenizer *kg_check_tokenizer(lua_State *L, int index);
 void kg_push_tokenizer(lua_State *L, kg_tokenizer *tokenizer); /* a handle with a reference of its own */
 kg_gguf *kg_check_gguf(lua_State *L, int index);
 struct kg_grammar *kg_check_grammar(lua_State *L, int index);
-/* The adapters of the list at index (nil: none), all of the model at model_index, in userdata, which is pushed: for a call
- * that comes before any other of Lua's. */
+/* The adapters of the list at index (nil: none), all of the model at model_index, in userdata, which is pushed: for a
+ * call that comes before any other of Lua's. */
 struct kg_adapter **kg_check_adapters(lua_State *L, int index, int model_index, size_t *n);
 
 enum { KG_SEQUENCE_HOOKS = 6 }; /* user value of a sequence: nil, or a table whose keys are its hooks */
@@ -126,8 +127,9 @@ int kg_rng_choose(lua_State *L, double (*uniform)(void *), void *source);
  * runs on this thread; an error in it is raised by kg_end_step. kg_begin_step refuses a step inside a step. */
 void kg_begin_step(lua_State *L, int model_index);
 void kg_end_step(lua_State *L, int model_index);
-/* In between, from a callback of the engine's: f with the light userdata `argument`, on the stack of the thread that steps
- * the model (a userdata). False when f raised: kg_end_step raises the first such error, strings with a traceback. */
+/* In between, from a callback of the engine's: f with the light userdata `argument`, on the stack of the thread that
+ * steps the model (a userdata). False when f raised: kg_end_step raises the first such error, strings with a
+ * traceback. */
 bool kg_call_in_step(void *model, lua_CFunction f, void *argument);
 /* Called before a sequence is made: now and then, have the collector free those that were forgotten. */
 void kg_collect_sequences(lua_State *L, int model_index);

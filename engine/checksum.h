@@ -1,5 +1,5 @@
-/* checksum.h - XXH64 (seed 0), written from its public specification: a fast checksum against accidents. It shows nothing
- * that somebody wants to hide; what names files is sha256.h. */
+/* checksum.h - XXH64 (seed 0), written from its public specification: a fast checksum against accidents. It shows
+ * nothing that somebody wants to hide; what names files is sha256.h. */
 #ifndef KG_CHECKSUM_H
 #define KG_CHECKSUM_H
 

@@ -1,6 +1,6 @@
-/* constraint.h - a grammar that the rest of a timeline follows: a companion (companion.h) with a matcher. Tokens that do
- * not fit are refused, and have logits of -inf. It may wait for a text first (the end of a thinking block): until then
- * everything may come but end tokens. An end token ends the constraint: what follows it is free. */
+/* constraint.h - a grammar that the rest of a timeline follows: a companion (companion.h) with a matcher. Tokens that
+ * do not fit are refused, and have logits of -inf. It may wait for a text first (the end of a thinking block): until
+ * then everything may come but end tokens. An end token ends the constraint: what follows it is free. */
 #ifndef KG_CONSTRAINT_H
 #define KG_CONSTRAINT_H
 
@@ -8,7 +8,7 @@
 #include "matcher.h"
 
 typedef struct kg_constraint_options {
-  kg_string after;       /* wait for these bytes in what the tokens write, control tokens spelled; size 0: do not wait */
+  kg_string after; /* wait for these bytes in what the tokens write, control tokens spelled; size 0: do not wait */
   int32_t within;        /* after so many tokens of waiting nothing but these bytes may come; negative: any number */
   const kg_judge *judge; /* NULL: the grammar has no points */
 } kg_constraint_options;

@@ -1,8 +1,8 @@
-/* draft.h - ids that may follow a timeline, evaluated before anybody draws them. A draft (kg_sequence_expect) is a guess
- * of any origin that the caller will feed these ids next. The next pass that the sequence needs anyway takes them along:
- * their keys and values go to the cache behind the timeline's, their logits to rows beside the sequence's. Feeding an id
- * that the draft has there costs no pass then; anything else drops the rest, which is no more than a shorter page table.
- * So nobody can tell, but by the clock, whether a draft was there, or whether it was right:
+/* draft.h - ids that may follow a timeline, evaluated before anybody draws them. A draft (kg_sequence_expect) is a
+ * guess of any origin that the caller will feed these ids next. The next pass that the sequence needs anyway takes them
+ * along: their keys and values go to the cache behind the timeline's, their logits to rows beside the sequence's.
+ * Feeding an id that the draft has there costs no pass then; anything else drops the rest, which is no more than a
+ * shorter page table. So nobody can tell, but by the clock, whether a draft was there, or whether it was right:
  * - Every id is drawn at its own position of the timeline, from its own logits, by whatever draws: history, random
  *   numbers, companions and errors are those of a timeline that grows token by token.
  * - Rows count as evaluated when the timeline reaches them (kg_model_stats.n_tokens_evaluated), and those that it never

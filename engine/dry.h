@@ -1,8 +1,8 @@
 /* dry.h - what the stage DRY looks for: repetitions along a timeline, and the texts that end them.
  *
  * A breaker is a text, like a newline, behind which words come again for good reasons. Where a breaker ends in a token,
- * wherever it began, no match goes on to the tokens before: only those behind it are compared. A token that holds a whole
- * breaker is never held back. */
+ * wherever it began, no match goes on to the tokens before: only those behind it are compared. A token that holds a
+ * whole breaker is never held back. */
 #ifndef KG_DRY_H
 #define KG_DRY_H
 

@@ -44,8 +44,8 @@ uint32_t kg_gguf_version(const kg_gguf *gguf);
 int kg_gguf_file_count(const kg_gguf *gguf);
 size_t kg_gguf_file_bytes(const kg_gguf *gguf); /* all files together */
 
-/* SHA-256 of the file as it was mapped; of a split one, of the parts' SHA-256 in hexadecimal, one after the other. Reads
- * all of it. KG_ERR_IO where a file was changed since. */
+/* SHA-256 of the file as it was mapped; of a split one, of the parts' SHA-256 in hexadecimal, one after the other.
+ * Reads all of it. KG_ERR_IO where a file was changed since. */
 int kg_gguf_digest(const kg_gguf *gguf, char hex[KG_SHA256_HEX], kg_error *err);
 
 size_t kg_gguf_entry_count(const kg_gguf *gguf);

@@ -147,8 +147,8 @@ KG_API int kg_tensor_read(const kg_tensor *tensor, int64_t at, int64_t n, float 
 typedef struct kg_model kg_model;
 typedef struct kg_sequence kg_sequence;
 
-/* Returns nonzero to cancel. `done` of `total` units of `what` ("load": bytes, "prefill": tokens). It may look at models
- * and sequences; calls that change them or start a step fail, and it must not free any. */
+/* Returns nonzero to cancel. `done` of `total` units of `what` ("load": bytes, "prefill": tokens). It may look at
+ * models and sequences; calls that change them or start a step fail, and it must not free any. */
 typedef int (*kg_progress)(void *user, const char *what, int64_t done, int64_t total);
 
 typedef struct kg_model_stats {
@@ -213,9 +213,9 @@ KG_API int kg_chain_pick(kg_chain *chain, const kg_tensor *logits, kg_sequence *
  * again gets them without waiting, and nobody else notices (ahead.h says more). 1: none. */
 KG_API int kg_sequence_draw(kg_sequence *sequence, kg_chain *chain, int32_t ahead, int32_t *id, kg_error *err);
 
-/* These ids may follow the timeline, instead of those of an earlier draft; n = 0: none, and at most 64 are kept. The next
- * pass that the sequence needs takes them along, and feeding them costs no pass then; a wrong guess costs time and nothing
- * else (draft.h). KG_ERR_ARGUMENT for ids outside the vocabulary; on failure the earlier draft stays. */
+/* These ids may follow the timeline, instead of those of an earlier draft; n = 0: none, and at most 64 are kept. The
+ * next pass that the sequence needs takes them along, and feeding them costs no pass then; a wrong guess costs time and
+ * nothing else (draft.h). KG_ERR_ARGUMENT for ids outside the vocabulary; on failure the earlier draft stays. */
 KG_API int kg_sequence_expect(kg_sequence *sequence, const int32_t *ids, size_t n, kg_error *err);
 
 /* ---- Lua --------------------------------------------------------------------------------------------------- */

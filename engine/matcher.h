@@ -7,9 +7,9 @@
 
 typedef struct kg_matcher kg_matcher;
 
-/* Who decides at the points of a grammar. `partial`: the text is not complete; may it become one that will do? The answers
- * must depend on the text alone: texts are asked about again after going back. Meanwhile all matchers of the grammar
- * refuse (KG_ERR_ARGUMENT) what would read or change them, and must be neither freed nor rewound. */
+/* Who decides at the points of a grammar. `partial`: the text is not complete; may it become one that will do? The
+ * answers must depend on the text alone: texts are asked about again after going back. Meanwhile all matchers of the
+ * grammar refuse (KG_ERR_ARGUMENT) what would read or change them, and must be neither freed nor rewound. */
 typedef struct kg_judge {
   int (*ask)(void *user, uint32_t point, bool partial, const char *text, size_t size, bool *answer, kg_error *err);
   void (*ref)(void *user); /* a matcher keeps the judge; NULL: it lives longer anyway */
@@ -19,20 +19,23 @@ typedef struct kg_judge {
 } kg_judge;
 
 enum {
-  /* Tokens on whose text a point depends are judged one by one, the likeliest first: so many, and then on until one of all
-   * tokens is allowed. The others are banned unseen. */
+  /* Tokens on whose text a point depends are judged one by one, the likeliest first: so many, and then on until one of
+   * all tokens is allowed. The others are banned unseen. */
   KG_JUDGED_MAX = 128
 };
 
-/* A matcher at the start of a text. Keeps references to the grammar and the tokenizer (NULL: bytes only). `judge` may be
- * NULL where the grammar has no points: KG_ERR_ARGUMENT. */
-int kg_matcher_new(kg_grammar *grammar, kg_tokenizer *tokenizer, const kg_judge *judge, kg_matcher **out, kg_error *err);
+/* A matcher at the start of a text. Keeps references to the grammar and the tokenizer (NULL: bytes only). `judge` may
+ * be NULL where the grammar has no points: KG_ERR_ARGUMENT. */
+int kg_matcher_new(kg_grammar *grammar, kg_tokenizer *tokenizer, const kg_judge *judge, kg_matcher **out,
+                   kg_error *err);
 const kg_judge *kg_matcher_judge(const kg_matcher *matcher);
 kg_grammar *kg_matcher_grammar(const kg_matcher *matcher); /* borrowed */
 int kg_matcher_copy(const kg_matcher *matcher, kg_matcher **out, kg_error *err);
 void kg_matcher_free(kg_matcher *matcher);
-bool kg_matcher_is_judging(const kg_matcher *matcher); /* is a judge being asked, by this one or another of its grammar? */
-/* Say, before the first token, that text begins here as behind a special token (SentencePiece leaves out a space there). */
+bool kg_matcher_is_judging(
+    const kg_matcher *matcher); /* is a judge being asked, by this one or another of its grammar? */
+/* Say, before the first token, that text begins here as behind a special token (SentencePiece leaves out a space
+ * there). */
 void kg_matcher_begin_text(kg_matcher *matcher, bool after_special);
 
 /* Go on by bytes, or by a token; *accepted false: they do not fit, and nothing has changed. An end token fits where the

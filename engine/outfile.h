@@ -1,5 +1,5 @@
-/* outfile.h - files that appear whole: written under a temporary name beside their place, made durable, then renamed. No
- * reader ever sees half a file, and what stood there stays until the new one is complete. */
+/* outfile.h - files that appear whole: written under a temporary name beside their place, made durable, then renamed.
+ * No reader ever sees half a file, and what stood there stays until the new one is complete. */
 #ifndef KG_OUTFILE_H
 #define KG_OUTFILE_H
 

@@ -54,7 +54,8 @@ typedef struct kg_plugin {
 #define KG_PLUGIN_ENTRY "kg_plugin_open"
 typedef const kg_plugin *(*kg_plugin_entry)(const kg_plugin_host *host);
 
-/* A file that comes with the engine: beside this library or program, in ../lib, or two folders up. `mode` as for access(2). */
+/* A file that comes with the engine: beside this library or program, in ../lib, or two folders up. `mode` as for
+ * access(2). */
 bool kg_find_beside(const char *name, int mode, char *path, size_t room);
 
 /* Find libkigo_cuda.so beside this library or program, or in ../lib, and open it. KG_ERR_UNSUPPORTED: it is not there;

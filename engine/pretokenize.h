@@ -1,7 +1,7 @@
-/* pretokenize.h - cutting text into words before byte-level BPE, as the model's regular expressions say. PCRE2 runs them;
- * the most frequent ones are also done by hand, in one pass and without backtracking, and those that would need more
- * than linear time are done by hand only. Both ways give the same words (spec/pretokenize_spec.lua), but for characters
- * that are newer than PCRE2's Unicode version (14.0 in Debian 12's 10.42) or ours (15.0). */
+/* pretokenize.h - cutting text into words before byte-level BPE, as the model's regular expressions say. PCRE2 runs
+ * them; the most frequent ones are also done by hand, in one pass and without backtracking, and those that would need
+ * more than linear time are done by hand only. Both ways give the same words (spec/pretokenize_spec.lua), but for
+ * characters that are newer than PCRE2's Unicode version (14.0 in Debian 12's 10.42) or ours (15.0). */
 #ifndef KG_PRETOKENIZE_H
 #define KG_PRETOKENIZE_H
 

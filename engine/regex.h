@@ -1,5 +1,5 @@
-/* regex.h - regular expressions (PCRE2, with JIT where the machine allows it) with our allocator, limits and errors. Text
- * is UTF-8; \s, \d, \w and letters are those of Unicode. A regex is immutable and serves many threads. */
+/* regex.h - regular expressions (PCRE2, with JIT where the machine allows it) with our allocator, limits and errors.
+ * Text is UTF-8; \s, \d, \w and letters are those of Unicode. A regex is immutable and serves many threads. */
 #ifndef KG_REGEX_H
 #define KG_REGEX_H
 

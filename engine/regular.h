@@ -1,6 +1,6 @@
-/* regular.h - regular languages over bytes, with intersection and complement, and their automata, which grow as they are
- * walked: a state is an expression for what may still come, a step is its derivative (Brzozowski 1964; Owens, Reppy,
- * Turon 2009). Expressions are interned, so equal ones are one state, wherever they stand.
+/* regular.h - regular languages over bytes, with intersection and complement, and their automata, which grow as they
+ * are walked: a state is an expression for what may still come, a step is its derivative (Brzozowski 1964; Owens,
+ * Reppy, Turon 2009). Expressions are interned, so equal ones are one state, wherever they stand.
  *
  * Expressions are made first; then kg_regular_freeze sorts the bytes into classes that no expression tells apart, and
  * states may be asked for. Errors are sticky: after one, functions return KG_RE_NONE or the dead state until
@@ -36,8 +36,8 @@ kg_re kg_re_alt(kg_regular *regular, const kg_re *items, size_t n);
 kg_re kg_re_and(kg_regular *regular, const kg_re *items, size_t n);
 kg_re kg_re_not(kg_regular *regular, kg_re a);
 kg_re kg_re_repeat(kg_regular *regular, kg_re a, uint32_t min, uint32_t max); /* KG_NO_LIMIT */
-/* Decimal numbers (digits, and perhaps a point and digits) that are whole multiples of k x 10^-places. How they are laid
- * out is not asked: leading zeros are fine, and so is nothing in front of the point. */
+/* Decimal numbers (digits, and perhaps a point and digits) that are whole multiples of k x 10^-places. How they are
+ * laid out is not asked: leading zeros are fine, and so is nothing in front of the point. */
 enum { KG_MULTIPLE_MAX = 1000000, KG_PLACES_MAX = 100 };
 kg_re kg_re_multiple(kg_regular *regular, uint32_t k, uint32_t places);
 bool kg_re_is_nullable(const kg_regular *regular, kg_re a);
@@ -54,8 +54,8 @@ uint32_t kg_regular_class_size(const kg_regular *regular, uint32_t class);
 
 kg_state kg_regular_start(kg_regular *regular, kg_re a);
 kg_state kg_regular_step(kg_regular *regular, kg_state state, uint32_t class);
-/* What steps have found so far, for those in a hurry: [states][classes]; KG_STATE_ASK or more: only the step knows. Good
- * until the next step. */
+/* What steps have found so far, for those in a hurry: [states][classes]; KG_STATE_ASK or more: only the step knows.
+ * Good until the next step. */
 #define KG_STATE_ASK 0x80000000u
 const kg_state *kg_regular_rows(const kg_regular *regular);
 bool kg_regular_accepts(const kg_regular *regular, kg_state state);

@@ -1,7 +1,7 @@
-/* system.h - the one table of the system calls that the library makes on files, maps and threads: each can be made to fail
- * by a test, is tried again when a signal interrupts it, goes on after short counts, and fails with one line that names the
- * file, the call and the system's words: KG_ERR_IO, "PATH: open failed: No such file or directory". `err` may be NULL.
- * Its counters and switches are mutable globals as those of alloc.h are (atomic, touched by every thread). */
+/* system.h - the one table of the system calls that the library makes on files, maps and threads: each can be made to
+ * fail by a test, is tried again when a signal interrupts it, goes on after short counts, and fails with one line that
+ * names the file, the call and the system's words: KG_ERR_IO, "PATH: open failed: No such file or directory". `err` may
+ * be NULL. Its counters and switches are mutable globals as those of alloc.h are (atomic, touched by every thread). */
 #ifndef KG_SYSTEM_H
 #define KG_SYSTEM_H
 
@@ -43,7 +43,8 @@ typedef enum kg_sys_call {
 int kg_sys_open(const char *path, int flags, int *fd, kg_error *err); /* O_CLOEXEC is added; *fd is -1 on failure */
 /* Create a file at `temporary`, whose last six bytes are replaced by random ones; errors name `path`. */
 int kg_sys_mkostemp(const char *path, char *temporary, int *fd, kg_error *err);
-int kg_sys_stat(const char *path, struct stat *out, bool *exists, kg_error *err); /* that nothing is there is no failure */
+int kg_sys_stat(const char *path, struct stat *out, bool *exists,
+                kg_error *err); /* that nothing is there is no failure */
 int kg_sys_fstat(const char *path, int fd, struct stat *out, kg_error *err);
 /* Map a whole file read-only. */
 int kg_sys_mmap(const char *path, int fd, size_t n_bytes, const void **out, kg_error *err);
@@ -80,9 +81,9 @@ void kg_sys_unlink(const char *path);
 
 const char *kg_sys_name(kg_sys_call call);
 
-/* Test switches. Let the n-th of these calls from now (1 = the next) fail with this error number, once, or from there on
- * for ever; nth 0 = never. Each call has its own switch. Error number KG_SYS_SHORT: read, write and getrandom move one
- * byte. munmap and close do their work even when they are told to fail, as the system's close does. */
+/* Test switches. Let the n-th of these calls from now (1 = the next) fail with this error number, once, or from there
+ * on for ever; nth 0 = never. Each call has its own switch. Error number KG_SYS_SHORT: read, write and getrandom move
+ * one byte. munmap and close do their work even when they are told to fail, as the system's close does. */
 enum { KG_SYS_SHORT = -1 };
 void kg_sys_inject(kg_sys_call call, int64_t nth, int error, bool for_ever);
 int64_t kg_sys_calls(kg_sys_call call); /* since the start, those that failed among them */

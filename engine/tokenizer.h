@@ -77,7 +77,8 @@ kg_string kg_tokenizer_piece(const kg_tokenizer *tokenizer, int32_t id, unsigned
 /* The token of ordinary text that writes just this, or -1. */
 int32_t kg_tokenizer_find(const kg_tokenizer *tokenizer, const char *text, size_t size);
 /* Append, by ascending id, the tokens of ordinary text that begin with this text. On failure `out` is unchanged. */
-int kg_tokenizer_with_prefix(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_tokens *out, kg_error *err);
+int kg_tokenizer_with_prefix(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_tokens *out,
+                             kg_error *err);
 /* KG_ERR_ARGUMENT unless the id is in range. */
 int kg_tokenizer_check_id(const kg_tokenizer *tokenizer, int32_t id, kg_error *err);
 

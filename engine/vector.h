@@ -30,8 +30,8 @@ typedef struct kg_vector {
   /* The sum of e = exp(x - max) for max >= every x; e below 2.7e-38 is 0. `out` gets e unless it is NULL (it may be x).
    * A NaN in x makes the sum NaN. */
   double (*exp_sum)(const float *x, int64_t n, float max, float *out);
-  /* `out` gets the same e (kg_draw_weight in draw.h); returns the sum of their kg_mass. `moment`, unless NULL, gets the sum of
-   * kg_mass(e * (max - x)). No NaNs. */
+  /* `out` gets the same e (kg_draw_weight in draw.h); returns the sum of their kg_mass. `moment`, unless NULL, gets the
+   * sum of kg_mass(e * (max - x)). No NaNs. */
   uint64_t (*weigh)(const float *x, int64_t n, float max, float scale, float *out, uint64_t *moment);
   /* The sum of p and of p * log(p) of numbers p >= 0. */
   void (*entropy_sums)(const float *p, int64_t n, double *sum, double *p_log_p);

@@ -513,7 +513,8 @@ describe("kigo.Sequence:hook", function()
       local _ <close> = seq:hook("*", function() end)
       assert.is_true(seq:step())
     end
-    seq:feed(prefix(ids, 20)) -- room on the timeline
+    seq:feed(prefix(ids, 20)) -- room on the timeline, and pages where they are small
+    assert.is_true(seq:step())
     seq:rewind(10)
     assert.is_true(seq:step())
     local n, step, count = 0, seq.step, core.alloc_counts
