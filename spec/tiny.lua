@@ -1,12 +1,15 @@
 -- tiny.lua - a very small random model made on the spot, with a plan written by hand: what the specs of sequences and
 -- steps run on. The second of its two layers sees a window of 20 positions. The other kind, "hybrid", has a state: two
--- of its three layers are convolutions, gated and not, and the attention is between them.
+-- of its three layers are convolutions, gated and not, and the attention is between them. The others are for windows_spec:
+-- windows on all layers, of several widths, and five in six as gemma3 has them (context 32768).
 local core = require "kigo.core"
 local build = require "spec.gguf_build"
 local vocabulary = require "spec.fixtures.vocabulary"
 
 local tiny = { vocab = 48, hidden = 32, heads = 2, kv_heads = 1, head_dim = 16, ffn = 40, layers = 2, context = 1024,
-  taps = 4, kinds = { plain = { "attention", "window" }, hybrid = { "gated", "attention", "conv" } } }
+  taps = 4, kinds = { plain = { "attention", "window" }, hybrid = { "gated", "attention", "conv" },
+    narrow = { 20, 5 }, mixed = { 40, 0, 70, 1, 25, 90 }, gemma = { 1024, 1024, 1024, 1024, 1024, 0 },
+    full = { 0, 0, 0, 0, 0, 0 }, wide = { "gated", 30, "conv" } } }
 
 local function tensors(kinds)
   local t, q, kv = tiny, tiny.heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim
@@ -32,7 +35,7 @@ end
 
 local bytes = {}
 
----@param kind? "plain"|"hybrid"
+---@param kind? string
 ---@return userdata gguf
 function tiny.gguf(kind)
   kind = kind or "plain"
@@ -41,7 +44,7 @@ function tiny.gguf(kind)
 end
 
 ---@param context integer?
----@param kind? "plain"|"hybrid"
+---@param kind? string
 ---@return userdata plan
 function tiny.plan(context, kind)
   local gguf <close> = tiny.gguf(kind)
@@ -53,6 +56,7 @@ function tiny.plan(context, kind)
     return p:rope(name, x, { style = "halves", heads = heads, head_dim = t.head_dim, inverse_freqs = freqs })
   end
   local norm = { epsilon = 1e-5 }
+  local windows = { window = 20, attention = 0 }
   local table_ = weight("token_embd", t.hidden, t.vocab)
   local x = p:embed("embd", table_)
   for i, block in ipairs(t.kinds[kind or "plain"]) do
@@ -68,7 +72,7 @@ function tiny.plan(context, kind)
       local q = rope(n "q_rope", linear("attn_q", h), t.heads)
       local k = rope(n "k_rope", linear("attn_k", h), t.kv_heads)
       a = linear("attn_output", p:attention(n "attn", q, k, linear("attn_v", h), nil,
-        { heads = t.heads, kv_heads = t.kv_heads, head_dim = t.head_dim, window = block == "window" and 20 or 0 }))
+        { heads = t.heads, kv_heads = t.kv_heads, head_dim = t.head_dim, window = windows[block] or block }))
     end
     x = p:add(n "attn_sum", x, a)
     h = p:norm(n "ffn_norm", x, weight(n "ffn_norm", t.hidden), nil, norm)
@@ -87,7 +91,7 @@ end
 function tiny.model(options)
   local all = { device = "reference" }
   for k, v in pairs(options or {}) do all[k] = v end
-  local plan <close> = tiny.plan(nil, all.kind)
+  local plan <close> = tiny.plan(all.ctx and all.ctx > tiny.context and all.ctx or nil, all.kind)
   all.kind = nil
   return assert(core.model(plan, all))
 end
