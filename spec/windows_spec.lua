@@ -241,17 +241,18 @@ describe("windows", function()
 
     it("learn where others go another way", function()
       local model <close> = with(cpu, { prefix_cache = 40 * PAGE })
-      local common, rows = tiny.ids(3 * PAGE + 9, 5), {}
-      for i = 1, 3 do -- all begin alike, and go far from there
+      local common, rows, n = tiny.ids(3 * PAGE + 9, 5), {}, 12 * PAGE + 9
+      for i = 1, 4 do -- their prompts begin alike, and they go far from there
         local seq <close> = model:sequence {}
-        seq:feed(common)
-        for j, id in ipairs(tiny.ids(9 * PAGE, 10 + i)) do
-          seq:push(id)
-          if j % PAGE == 0 then assert(seq:step()) end
-        end
+        local ids = slice(common, 1, #common)
+        table.move(tiny.ids(9 * PAGE, 10 + i), 1, 9 * PAGE, #ids + 1, ids)
+        seq:feed(slice(ids, 1, 8 * PAGE))
+        assert(seq:step())
+        feed_to(seq, ids, #ids)
         rows[i] = seq.stats.n_tokens_evaluated
+        assert.is_true(seq.logits:bytes() == judge_of(cpu, "plain", ids)[#ids])
       end
-      assert.same({ 12 * PAGE + 9, 9 * PAGE }, { rows[1], rows[3] })
+      assert.same({ n, n, 9 * PAGE, 9 * PAGE }, rows)
     end)
 
     it("know nothing once the weights have changed", function()
