@@ -233,6 +233,23 @@ int kg_call_progress(lua_State *L)
   return 1;
 }
 
+static const char company_key = 0;
+
+int kg_set_company(lua_State *L)
+{
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_settop(L, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &company_key);
+  return 0;
+}
+
+bool kg_push_company(lua_State *L)
+{
+  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &company_key) == LUA_TFUNCTION) return true;
+  lua_pop(L, 1);
+  return false;
+}
+
 int kg_call_at_rest(lua_State *L, lua_CFunction f)
 {
   const bool was_running = lua_gc(L, LUA_GCISRUNNING);

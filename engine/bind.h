@@ -76,6 +76,14 @@ typedef struct kg_progress_call {
 } kg_progress_call;
 int kg_call_progress(lua_State *L);
 
+/* core.set_company(f): where bodies run side by side (lua/kigo/pass.lua), those that want an answer from one device may
+ * ask together. f(kind, ...) is called before a question that takes time, and may yield. kg_push_company pushes f;
+ * false, with nothing pushed: there is none. kind: kg_look_kind (tensor, k); KG_COMPANY_PICK (chain, logits, seq),
+ * where f returns the id if it was drawn; KG_COMPANY_APPLY (the same), where f says whether it was done. */
+enum { KG_COMPANY_PICK = 10, KG_COMPANY_APPLY };
+int kg_set_company(lua_State *L);
+bool kg_push_company(lua_State *L);
+
 /* Call f with all arguments while the collector rests: for readers that push many values between looks at their object,
  * which a finalizer might close. f raises for want of memory only. Not for what is called per token: restarting the
  * collector makes it take a step, a fraction of a millisecond. */
@@ -100,8 +108,9 @@ kg_tensor **kg_push_tensor(lua_State *L); /* closed tensor handle: store the ten
 kg_tensor *kg_check_tensor(lua_State *L, int index);
 /* So many numbers are about to be made into a tensor. Lua sees a handle of a few bytes where we hold megabytes, so we
  * collect when the tensors made since the last time add up: to a multiple of Lua's own memory, which is what a
- * collection costs. */
-void kg_count_garbage(lua_State *L, int64_t n_floats);
+ * collection costs, or to `most` bytes where that is not 0, for those that are counted apart (dropped_max in
+ * tensor.h). */
+void kg_count_garbage(lua_State *L, int64_t n_floats, int64_t most);
 kg_sequence *kg_check_sequence(lua_State *L, int index);
 kg_tokenizer *kg_check_tokenizer(lua_State *L, int index);
 void kg_push_tokenizer(lua_State *L, kg_tokenizer *tokenizer); /* a handle with a reference of its own */

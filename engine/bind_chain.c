@@ -278,8 +278,18 @@ static kg_sequence *optional_sequence(lua_State *L, int index)
   return lua_isnoneornil(L, index) ? NULL : kg_check_sequence(L, index);
 }
 
-/* pick(logits, seq) -> id */
-static int pick(lua_State *L)
+/* Call company for chain, logits and seq at 1 to 3, where there is some on a device; it leaves one value. */
+static bool join_company(lua_State *L, int kind, lua_KFunction go_on)
+{
+  const kg_tensor *logits = kg_check_tensor(L, 2);
+  if (!logits->buffer->ops->look || lua_isnoneornil(L, 3) || !kg_push_company(L)) return false;
+  lua_pushinteger(L, kind);
+  for (int i = 1; i <= 3; i++) lua_pushvalue(L, i);
+  lua_callk(L, 4, 1, 0, go_on);
+  return true;
+}
+
+static int pick_alone(lua_State *L)
 {
   kg_chain *chain = kg_check_open(L, 1, KG_CLASS_CHAIN);
   int32_t id;
@@ -287,6 +297,21 @@ static int pick(lua_State *L)
   if (kg_chain_pick(chain, kg_check_tensor(L, 2), optional_sequence(L, 3), &id, &err)) return kg_push_error(L, &err);
   lua_pushinteger(L, id);
   return 1;
+}
+
+static int pick_on(lua_State *L, int status, lua_KContext context)
+{
+  (void)status;
+  (void)context;
+  return lua_isinteger(L, -1) ? 1 : pick_alone(L);
+}
+
+/* pick(logits, seq) -> id */
+static int pick(lua_State *L)
+{
+  lua_settop(L, 3);
+  kg_check_open(L, 1, KG_CLASS_CHAIN);
+  return join_company(L, KG_COMPANY_PICK, pick_on) ? pick_on(L, LUA_OK, 0) : pick_alone(L);
 }
 
 /* core.pick_as_device(chain, logits, seq) -> id as the kernels of a device draw it, computed here; for tests */
@@ -301,14 +326,70 @@ static int pick_as_device(lua_State *L)
   return 1;
 }
 
-/* core.apply(chain, logits, seq) -> logits, as the stages leave them, in place; for Tensor:apply_ */
-static int apply(lua_State *L)
+static int apply_alone(lua_State *L)
 {
   kg_chain *chain = kg_check_open(L, 1, KG_CLASS_CHAIN);
   kg_error err;
   if (kg_chain_apply(chain, kg_check_tensor(L, 2), optional_sequence(L, 3), &err)) return kg_push_error(L, &err);
   lua_settop(L, 2);
   return 1;
+}
+
+static int apply_on(lua_State *L, int status, lua_KContext context)
+{
+  (void)status;
+  (void)context;
+  if (!lua_toboolean(L, -1)) return apply_alone(L);
+  lua_settop(L, 2);
+  return 1;
+}
+
+/* core.apply(chain, logits, seq) -> logits, as the stages leave them, in place; for Tensor:apply_ */
+static int apply(lua_State *L)
+{
+  lua_settop(L, 3);
+  kg_check_open(L, 1, KG_CLASS_CHAIN);
+  return join_company(L, KG_COMPANY_APPLY, apply_on) ? apply_on(L, LUA_OK, 0) : apply_alone(L);
+}
+
+/* What the entry {kind, chain, logits, seq} on top says; false: something of it is closed. */
+static bool read_use(lua_State *L, kg_chain_use *use)
+{
+  for (int i = 1; i <= 4; i++) lua_rawgeti(L, -i, i);
+  *use = (kg_chain_use){.chain = kg_check_handle(L, -3, KG_CLASS_CHAIN)->object,
+                        .logits = kg_check_handle(L, -2, KG_CLASS_TENSOR)->object,
+                        .sequence = kg_check_handle(L, -1, KG_CLASS_SEQUENCE)->object,
+                        .applies = lua_tointeger(L, -4) == KG_COMPANY_APPLY};
+  lua_pop(L, 4);
+  return use->chain && use->logits && use->sequence;
+}
+
+/* core.use_chains{{kind, chain, logits, seq}, ...}: what company wants, done together where that can be; the fifth
+ * field of an entry that is done is set, to the id that was drawn or true */
+static int use_chains(lua_State *L)
+{
+  luaL_checktype(L, 1, LUA_TTABLE);
+  const size_t n = (size_t)lua_rawlen(L, 1);
+  kg_chain_use *uses = lua_newuserdatauv(L, n * sizeof *uses + 1, 0);
+  size_t *entry = lua_newuserdatauv(L, n * sizeof *entry + 1, 0), n_uses = 0;
+  for (size_t i = 1; i <= n; i++) { /* all stay open: nothing is made from here on */
+    lua_rawgeti(L, 1, (lua_Integer)i);
+    if (read_use(L, &uses[n_uses])) entry[n_uses++] = i;
+    lua_pop(L, 1);
+  }
+  kg_error err;
+  if (kg_chain_use_together(uses, n_uses, &err)) return 0; /* it is told to those who try by themselves */
+  for (size_t i = 0; i < n_uses; i++) {
+    if (!uses[i].is_done) continue;
+    lua_rawgeti(L, 1, (lua_Integer)entry[i]);
+    if (uses[i].applies)
+      lua_pushboolean(L, 1);
+    else
+      lua_pushinteger(L, uses[i].id);
+    lua_rawseti(L, -2, 5);
+    lua_pop(L, 1);
+  }
+  return 0;
 }
 
 /* core.apply_as_device(chain, logits, seq) -> logits: the same as the kernels of a device do it, computed here; for
@@ -446,10 +527,8 @@ void kg_bind_chain(lua_State *L)
   static const luaL_Reg metamethods[] = {
       {"__call", pick}, {"__gc", close_chain}, {"__close", close_chain}, {"__tostring", to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_CHAIN, methods, metamethods);
-  static const luaL_Reg functions[] = {{"chain", chain_new},
-                                       {"pick_as_device", pick_as_device},
-                                       {"apply", apply},
-                                       {"apply_as_device", apply_as_device},
-                                       {NULL, NULL}};
+  static const luaL_Reg functions[] = {
+      {"chain", chain_new},       {"pick_as_device", pick_as_device},   {"apply", apply},
+      {"use_chains", use_chains}, {"apply_as_device", apply_as_device}, {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -186,7 +186,7 @@ static int unembed(lua_State *L)
   const kg_tensor *x = kg_check_tensor(L, 2);
   const bool is_row = x->n_dims == 1;
   const int64_t dims[2] = {x->shape[0], vocab};
-  if (!is_row) kg_count_garbage(L, x->shape[0] * vocab); /* no more than a pass would hold */
+  if (!is_row) kg_count_garbage(L, x->shape[0] * vocab, 0); /* no more than a pass would hold */
   kg_tensor **logits = kg_push_tensor(L);
   kg_model *model = check_model(L, 1);
   x = kg_check_tensor(L, 2);
@@ -200,7 +200,7 @@ static int tensor_to(lua_State *L)
 {
   kg_error err;
   lua_settop(L, 2);
-  kg_count_garbage(L, kg_tensor_count(kg_check_tensor(L, 1)));
+  kg_count_garbage(L, kg_tensor_count(kg_check_tensor(L, 1)), 0);
   kg_tensor **made = kg_push_tensor(L);
   const kg_tensor *from = kg_check_tensor(L, 1);
   int status = lua_isnil(L, 2) ? kg_tensor_new(from->n_dims, from->shape, made, &err)
@@ -237,7 +237,7 @@ static int model_tensor(lua_State *L)
     dims[0] = count;
     dims[1] = source->dims[0];
   }
-  kg_count_garbage(L, count * source->dims[0]);
+  kg_count_garbage(L, count * source->dims[0], 0);
   kg_tensor **made = kg_push_tensor(L);
   source = check_weight(L);
   int status = kg_model_tensor(check_model(L, 1), n_dims, dims, made, &err);
@@ -281,7 +281,7 @@ static int model_zeros(lua_State *L)
     if (__builtin_mul_overflow(count, dims[i], &count) || count > INT64_MAX / 16)
       return kg_error_at(L, "zeros: the product of the sizes is too large");
   }
-  kg_count_garbage(L, count);
+  kg_count_garbage(L, count, 0);
   kg_tensor **made = kg_push_tensor(L);
   return kg_model_tensor(check_model(L, 1), n_dims, dims, made, &err) ? kg_push_error(L, &err) : 1;
 }

@@ -9,6 +9,7 @@
 #include "vector.h"
 
 enum {
+  FEW = 256, /* ids that the stack holds */
   TABLE_MAX = 65536,
   GARBAGE_MIN = 8 << 20,   /* below it, dropped tensors are not worth a collection */
   GARBAGE_MAX = 256 << 20, /* above it, they always are */
@@ -27,19 +28,21 @@ kg_tensor *kg_check_tensor(lua_State *L, int index)
 
 /* ---- helpers ---- */
 
-void kg_count_garbage(lua_State *L, int64_t n_floats)
+void kg_count_garbage(lua_State *L, int64_t n_floats, int64_t most)
 {
-  static const char key = 0;
-  lua_rawgetp(L, LUA_REGISTRYINDEX, &key);
+  static const char keys[2] = {0};
+  const void *key = &keys[most > 0];
+  lua_rawgetp(L, LUA_REGISTRYINDEX, key);
   lua_Integer n_bytes = lua_tointeger(L, -1) + (lua_Integer)n_floats * (lua_Integer)sizeof(float);
   lua_pop(L, 1);
   const lua_Integer lua_bytes = (lua_Integer)lua_gc(L, LUA_GCCOUNT) * 1024;
-  if (n_bytes > GARBAGE_MAX || (n_bytes > GARBAGE_MIN && n_bytes > GARBAGE_FACTOR * lua_bytes)) {
+  const bool is_much = n_bytes > GARBAGE_MAX || (n_bytes > GARBAGE_MIN && n_bytes > GARBAGE_FACTOR * lua_bytes);
+  if (most > 0 ? n_bytes > most : is_much) {
     lua_gc(L, LUA_GCCOLLECT);
     n_bytes = 0;
   }
   lua_pushinteger(L, n_bytes);
-  lua_rawsetp(L, LUA_REGISTRYINDEX, &key);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, key);
 }
 
 static const char *shape_text(const kg_tensor *tensor, char text[KG_SHAPE_MAX])
@@ -121,7 +124,7 @@ static int tensor_new(lua_State *L)
   lua_pushvalue(L, 1);
   store_table(L, shape, n_dims, (*slot)->buffer->data); /* a new tensor is on the host */
   lua_pop(L, 1);
-  kg_count_garbage(L, kg_tensor_count(*slot));
+  kg_count_garbage(L, kg_tensor_count(*slot), 0);
   return 1;
 }
 
@@ -136,7 +139,7 @@ static int zeros(lua_State *L)
     if (__builtin_mul_overflow(count, shape[i], &count) || count > INT64_MAX / 16)
       return kg_error_at(L, "zeros: the product of the sizes is too large");
   }
-  kg_count_garbage(L, count);
+  kg_count_garbage(L, count, 0);
   kg_error err;
   return kg_tensor_new(n_dims, shape, kg_push_tensor(L), &err) ? kg_push_error(L, &err) : 1;
 }
@@ -144,7 +147,9 @@ static int zeros(lua_State *L)
 /* A closed handle for a tensor of the size of the one at index 1. */
 static kg_tensor **push_like(lua_State *L)
 {
-  kg_count_garbage(L, kg_tensor_count(kg_check_tensor(L, 1)));
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  const kg_buffer *buffer = tensor->buffer;
+  kg_count_garbage(L, kg_tensor_count(tensor), buffer->ops->dropped_max ? buffer->ops->dropped_max(buffer) : 0);
   return kg_push_tensor(L);
 }
 
@@ -226,9 +231,25 @@ static int shape(lua_State *L)
   return tensor->n_dims;
 }
 
-/* t:argmax() -> id, value; of rows: a list of ids and one of values */
-static int argmax(lua_State *L)
+/* Ask now, or, where company asks at the same time (kg_push_company), when all have: then the answer is known. */
+static int look(lua_State *L, kg_look_kind kind, int64_t k, lua_KFunction ask, lua_KContext context)
 {
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  const kg_look question = {kind, tensor->buffer, tensor->at, kg_tensor_count(tensor), k};
+  const kg_tensor_ops *ops = tensor->buffer->ops;
+  if (ops->look && !ops->knows(&question) && kg_push_company(L)) {
+    lua_pushinteger(L, kind);
+    lua_pushvalue(L, 1);
+    lua_pushinteger(L, k);
+    lua_callk(L, 3, 0, context, ask);
+  }
+  return ask(L, LUA_OK, context);
+}
+
+static int ask_best(lua_State *L, int status, lua_KContext context)
+{
+  (void)status;
+  (void)context;
   const bool is_row = kg_check_tensor(L, 1)->n_dims == 1;
   lua_settop(L, 1);
   if (!is_row) lua_newtable(L);
@@ -249,13 +270,25 @@ static int argmax(lua_State *L)
   return 2;
 }
 
-/* t:topk(k) -> ids, values, best first; all of them when k is larger than the tensor */
-static int topk(lua_State *L)
+/* t:argmax() -> id, value; of rows: a list of ids and one of values */
+static int argmax(lua_State *L)
 {
-  int64_t k = kg_check_int(L, 2, "k", 0, INT32_MAX);
-  const int64_t n = check_vector(L, "topk")->shape[0];
-  if (k > n) k = n;
-  int32_t *ids = lua_newuserdatauv(L, (size_t)k * (sizeof *ids + sizeof(float)) + 1, 0);
+  if (kg_check_tensor(L, 1)->n_dims > 1) return ask_best(L, LUA_OK, 0);
+  return look(L, KG_LOOK_BEST, 0, ask_best, 0);
+}
+
+static int64_t check_count(lua_State *L)
+{
+  const int64_t k = kg_check_int(L, 2, "k", 0, INT32_MAX), n = check_vector(L, "topk")->shape[0];
+  return k < n ? k : n;
+}
+
+static int ask_top(lua_State *L, int status, lua_KContext context)
+{
+  (void)status;
+  (void)context;
+  const int64_t k = check_count(L);
+  int32_t few[2 * FEW], *ids = k <= FEW ? few : lua_newuserdatauv(L, (size_t)k * 2 * sizeof *ids, 0);
   float *values = (float *)(ids + k);
   const kg_tensor *tensor = kg_check_tensor(L, 1);
   kg_error err;
@@ -270,9 +303,13 @@ static int topk(lua_State *L)
   return 2;
 }
 
-/* t:entropy() -> nats, of a row of probabilities */
-static int entropy(lua_State *L)
+/* t:topk(k) -> ids, values, best first; all of them when k is larger than the tensor */
+static int topk(lua_State *L) { return look(L, KG_LOOK_TOP, check_count(L), ask_top, 0); }
+
+static int ask_entropy(lua_State *L, int status, lua_KContext context)
 {
+  (void)status;
+  (void)context;
   const kg_tensor *tensor = check_vector(L, "entropy");
   double nats;
   kg_error err;
@@ -282,34 +319,36 @@ static int entropy(lua_State *L)
   return 1;
 }
 
-static int push_reduced(lua_State *L, bool want_sum, bool want_min)
+/* t:entropy() -> nats, of a row of probabilities */
+static int entropy(lua_State *L)
 {
+  check_vector(L, "entropy");
+  return look(L, KG_LOOK_REDUCE, 0, ask_entropy, 0);
+}
+
+typedef enum reduction { SUM, MIN, MAX } reduction;
+
+static int ask_reduction(lua_State *L, int status, lua_KContext context)
+{
+  (void)status;
+  const reduction wanted = (reduction)context;
   const kg_tensor *tensor = kg_check_tensor(L, 1);
   double sum = 0;
   float min = 0, max = 0;
   kg_error err;
-  if (tensor->buffer->ops->reduce(tensor->buffer, tensor->at, kg_tensor_count(tensor), want_sum ? &sum : NULL,
-                                  !want_sum && want_min ? &min : NULL, !want_sum && !want_min ? &max : NULL, &err))
+  if (tensor->buffer->ops->reduce(tensor->buffer, tensor->at, kg_tensor_count(tensor), wanted == SUM ? &sum : NULL,
+                                  wanted == MIN ? &min : NULL, wanted == MAX ? &max : NULL, &err))
     return kg_push_error(L, &err);
-  lua_pushnumber(L, want_sum ? sum : want_min ? (lua_Number)min : (lua_Number)max);
+  lua_pushnumber(L, wanted == SUM ? sum : wanted == MIN ? (lua_Number)min : (lua_Number)max);
   return 1;
 }
 
 /* t:sum(), t:min(), t:max() -> number, over all elements */
-static int tensor_sum(lua_State *L)
-{
-  return push_reduced(L, true, false);
-}
+static int tensor_sum(lua_State *L) { return look(L, KG_LOOK_REDUCE, 0, ask_reduction, SUM); }
 
-static int tensor_min(lua_State *L)
-{
-  return push_reduced(L, false, true);
-}
+static int tensor_min(lua_State *L) { return look(L, KG_LOOK_REDUCE, 0, ask_reduction, MIN); }
 
-static int tensor_max(lua_State *L)
-{
-  return push_reduced(L, false, false);
-}
+static int tensor_max(lua_State *L) { return look(L, KG_LOOK_REDUCE, 0, ask_reduction, MAX); }
 
 /* Push the numbers of shape[0..n_dims) as nested tables. */
 static const float *push_table(lua_State *L, const int64_t *dims, int n_dims, const float *x)
@@ -491,6 +530,34 @@ static int to_string(lua_State *L)
   return 1;
 }
 
+/* core.look{{kind, tensor, k}, ...}: find the answers to what company asks, together; what goes wrong is told to those
+ * who ask again */
+static int look_together(lua_State *L)
+{
+  luaL_checktype(L, 1, LUA_TTABLE);
+  const size_t n = (size_t)lua_rawlen(L, 1);
+  kg_look *looks = lua_newuserdatauv(L, n * sizeof *looks + 1, 0);
+  const kg_tensor_ops *ops = NULL;
+  size_t n_looks = 0;
+  for (size_t i = 1; i <= n; i++) {
+    lua_rawgeti(L, 1, (lua_Integer)i);
+    lua_rawgeti(L, -1, 1);
+    lua_rawgeti(L, -2, 2);
+    lua_rawgeti(L, -3, 3);
+    const kg_tensor *tensor =
+        kg_check_handle(L, -2, KG_CLASS_TENSOR)->object; /* stays open: nothing is made from here on */
+    if (tensor && tensor->buffer->ops->look && (!ops || tensor->buffer->ops == ops)) {
+      ops = tensor->buffer->ops;
+      looks[n_looks++] = (kg_look){(kg_look_kind)lua_tointeger(L, -3), tensor->buffer, tensor->at,
+                                   kg_tensor_count(tensor), lua_tointeger(L, -1)};
+    }
+    lua_pop(L, 4);
+  }
+  kg_error err;
+  if (n_looks) (void)ops->look(looks, n_looks, &err);
+  return 0;
+}
+
 /* core.vector_digest(variant, bytes of float32) -> what the loops of that variant make of the numbers, as bytes; nil
  * where the processor does not run it. For tests: all variants must agree to the bit. */
 static int vector_digest(lua_State *L)
@@ -546,7 +613,8 @@ void kg_bind_tensor(lua_State *L)
                                          {"__gc", close_tensor},    {"__close", close_tensor},
                                          {"__tostring", to_string}, {NULL, NULL}};
   kg_class(L, KG_CLASS_TENSOR, methods, metamethods);
-  static const luaL_Reg functions[] = {
-      {"tensor", tensor_new}, {"zeros", zeros}, {"vector_digest", vector_digest}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {{"tensor", tensor_new},           {"zeros", zeros},
+                                       {"vector_digest", vector_digest}, {"look", look_together},
+                                       {"set_company", kg_set_company},  {NULL, NULL}};
   luaL_setfuncs(L, functions, 0);
 }

@@ -704,31 +704,67 @@ static bool may_apply(const kg_chain *chain, const kg_sequence *sequence)
   return true;
 }
 
+/* A use that devices can make of the chain; false: it is the host's. */
+static bool plan_use(const kg_chain *chain, const kg_tensor *logits, const kg_sequence *sequence, bool applies,
+                     kg_draw_use *use)
+{
+  const int64_t n = kg_tensor_count(logits);
+  if (!logits->buffer->ops->draw || logits->n_dims != 1 || (applies && !may_apply(chain, sequence))) return false;
+  *use = (kg_draw_use){.buffer = logits->buffer, .at = logits->at, .n = n, .applies = applies};
+  return kg_chain_plan_draw(chain, sequence, n, &use->draw);
+}
+
 int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err)
 {
-  const kg_tensor_ops *ops = logits->buffer->ops;
-  const int64_t n = kg_tensor_count(logits);
-  kg_draw draw;
-  if (ops->apply && logits->n_dims == 1 && may_apply(chain, sequence) &&
-      kg_chain_plan_draw(chain, sequence, n, &draw)) {
-    kg_drawn applied;
-    const int status = ops->apply(logits->buffer, logits->at, n, &draw, &applied, err);
-    if (status || settle(applied, sequence)) return status;
+  kg_draw_use use;
+  if (plan_use(chain, logits, sequence, true, &use)) {
+    const int status = logits->buffer->ops->draw(&use, 1, err);
+    if (status || settle(use.drawn, sequence)) return status;
   }
   return apply_on_host(chain, logits, sequence, err);
 }
 
 int kg_chain_pick(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err)
 {
-  const kg_tensor_ops *ops = logits->buffer->ops;
-  const int64_t n = kg_tensor_count(logits);
-  kg_draw draw;
-  if (ops->draw && logits->n_dims == 1 && kg_chain_plan_draw(chain, sequence, n, &draw)) {
-    kg_drawn drawn;
-    const int status = ops->draw(logits->buffer, logits->at, n, &draw, &drawn, err);
-    if (status || settle_draw(drawn, sequence, id)) return status;
+  kg_draw_use use;
+  if (plan_use(chain, logits, sequence, false, &use)) {
+    const int status = logits->buffer->ops->draw(&use, 1, err);
+    if (status || settle_draw(use.drawn, sequence, id)) return status;
   }
   return pick_on_host(chain, logits, sequence, id, err);
+}
+
+/* Is there an earlier one of the same sequence, whose random numbers come first, or of the same numbers? */
+static bool comes_second(const kg_chain_use *uses, size_t i)
+{
+  for (size_t j = 0; j < i; j++)
+    if (uses[j].sequence == uses[i].sequence || uses[j].logits->buffer == uses[i].logits->buffer) return true;
+  return false;
+}
+
+int kg_chain_use_together(kg_chain_use *uses, size_t n, kg_error *err)
+{
+  kg_draw_use *planned = kg_alloc_array(n, sizeof *planned);
+  size_t *origin = kg_alloc_array(n, sizeof *origin), n_planned = 0;
+  const kg_tensor_ops *ops = NULL;
+  int status = planned && origin ? KG_OK : kg_fail_memory(err, n * sizeof *planned, "draws");
+  for (size_t i = 0; i < n && !status; i++) {
+    kg_chain_use *use = &uses[i];
+    use->is_done = false;
+    if (comes_second(uses, i) || (ops && use->logits->buffer->ops != ops) ||
+        !plan_use(use->chain, use->logits, use->sequence, use->applies, &planned[n_planned]))
+      continue;
+    ops = use->logits->buffer->ops;
+    origin[n_planned++] = i;
+  }
+  if (n_planned && !status) status = ops->draw(planned, n_planned, err);
+  for (size_t i = 0; i < n_planned && !status; i++) {
+    kg_chain_use *use = &uses[origin[i]];
+    use->is_done = settle_draw(planned[i].drawn, use->sequence, &use->id);
+  }
+  kg_free(planned);
+  kg_free(origin);
+  return status;
 }
 
 int kg_chain_pick_as_device(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err)

@@ -30,6 +30,18 @@ const kg_stage *kg_chain_stages(const kg_chain *chain, size_t *n);
  * they are as before. */
 int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err);
 
+/* Several picks and applications at once, where a device can make them together. A use that is not done then is to be
+ * made by itself. No sequence is NULL. */
+typedef struct kg_chain_use {
+  kg_chain *chain;
+  kg_tensor *logits;
+  kg_sequence *sequence;
+  bool applies; /* as kg_chain_apply; else as kg_chain_pick */
+  bool is_done;
+  int32_t id;
+} kg_chain_use;
+int kg_chain_use_together(kg_chain_use *uses, size_t n, kg_error *err);
+
 /* The candidates that the stages leave, best first, with their probabilities: for tests and scripts. At most
  * `capacity` are written; *n is the full number. Nothing is drawn: where a stage wants a random number, it sees the one
  * that a draw would get. Without a sequence (NULL) there is no history. */

@@ -9,6 +9,28 @@ enum { KG_TENSOR_DIMS = 4 };
 
 typedef struct kg_buffer kg_buffer;
 
+/* A question that a device computes an answer to. */
+typedef enum kg_look_kind {
+  KG_LOOK_REDUCE, /* entropy, reduce */
+  KG_LOOK_BEST,   /* argmax */
+  KG_LOOK_TOP     /* topk */
+} kg_look_kind;
+
+typedef struct kg_look {
+  kg_look_kind kind;
+  const kg_buffer *buffer;
+  int64_t at, n, k;
+} kg_look;
+
+/* A chain on n logits. */
+typedef struct kg_draw_use {
+  kg_buffer *buffer;
+  int64_t at, n;
+  kg_draw draw;
+  bool applies;   /* write what the stages leave of the logits to their place; else draw, and they are only read */
+  kg_drawn drawn; /* the result; KG_DRAW_FAILED: it is left to the host, and nothing has changed */
+} kg_draw_use;
+
 /* Operations on n floats from index `at` of buffers. Host implementation: kg_host_tensor_ops. NaNs compare as
  * smaller than everything; ties go to the lower index. Elsewhere NaNs spread as in arithmetic: a row with a NaN or
  * +inf, or with nothing above -inf, has NaNs for its softmax. Equal input gives equal bits, wherever it stands. */
@@ -32,10 +54,15 @@ typedef struct kg_tensor_ops {
   int (*entropy)(const kg_buffer *b, int64_t at, int64_t n, double *out, kg_error *err);
   /* min and max skip NaNs: +inf and -inf when nothing is left */
   int (*reduce)(const kg_buffer *b, int64_t at, int64_t n, double *sum, float *min, float *max, kg_error *err);
-  /* draw from n logits, or leave it to the host (KG_DRAW_FAILED); NULL where the numbers are on the host anyway */
-  int (*draw)(const kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, kg_drawn *out, kg_error *err);
-  /* the same for what the chain's stages leave of them, in place: nothing has changed where the host has to do it */
-  int (*apply)(kg_buffer *b, int64_t at, int64_t n, const kg_draw *draw, kg_drawn *out, kg_error *err);
+  /* Have several chains at work, on buffers of these operations; no buffer twice if one of its uses applies. NULL where
+   * the numbers are on the host anyway. */
+  int (*draw)(kg_draw_use *uses, size_t n, kg_error *err);
+  /* Find the answers to many questions at once, so that they are known, as long as the numbers stay; what is not found
+   * is found when it is asked. Both NULL where asking one by one takes no longer. */
+  int (*look)(const kg_look *looks, size_t n, kg_error *err);
+  bool (*knows)(const kg_look *look);
+  /* bytes of dropped tensors like this one that may wait for a collection; NULL: as on the host */
+  int64_t (*dropped_max)(const kg_buffer *b);
 } kg_tensor_ops;
 
 struct kg_buffer {

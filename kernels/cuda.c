@@ -196,6 +196,7 @@ static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, 
   exe->state_floats = (size_t)kg_plan_state_size(plan);
   exe->half = options->kv_type == KG_KV_F16;
   int code = kg_stream_new(options->device, &exe->stream, err);
+  if (!code) exe->stream->row_floats = kg_plan_vocab_size(plan);
   if (!code) code = name_device(exe, err);
   if (!code) code = kg_gpu_cache_open(exe, err);
   if (!code) code = kg_gpu_weights_open(exe, err);

@@ -22,7 +22,10 @@ typedef struct kg_stream {
   int32_t n_refs;
   cudaMemPool_t pool;     /* of its buffers: keeps what is given back, so that a tensor per token costs no call of the driver */
   struct kg_draws *draws; /* draws.h, and */
-  struct kg_mail *mail;   /* buffer.c: made when first used */
+  struct kg_answers *answers;      /* answers.h: made when first used */
+  struct kg_block *spare;          /* buffer.c: memory that was given back, all of one size */
+  int64_t row_floats;              /* that size: of the model's logits */
+  int64_t spare_bytes, kept_bytes; /* how much that is, and how much it, and the pool, may be */
 } kg_stream;
 
 /* A matrix in fragment order (format.h), by value in the arguments of kernels. */

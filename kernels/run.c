@@ -16,6 +16,7 @@ typedef struct kg_pass {
   int32_t n_ahead;           /* positions behind the rows' that follow without a round trip */
   int32_t n_splits, n_few, n_spans, span_rows; /* attention: see kg_attention_args */
   int32_t n_state_spans, state_span_rows; /* spans of the pass, where the plan has states; rows of the longest */
+  bool draws_first;                       /* from logits that are there, before any pass */
   bool is_alone;             /* every row is its sequence's only one */
   bool is_adapted;           /* some row of the batch has adapters; then */
   int32_t n_tiles;           /* see kg_adapt_args; else 0 */
@@ -440,7 +441,10 @@ static int copy_traces(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     const kg_trace *trace = &p->batch->traces[i];
     if (trace->value != stage->out) continue;
     const size_t width = (size_t)width_of(p, stage->out);
-    float *out = (float *)trace->buffer->data + trace->at + (size_t)p->row0 * width;
+    float *out;
+    code = kg_cuda_buffer_claim(trace->buffer, trace->at + (int64_t)p->row0 * (int64_t)width,
+                                (int64_t)p->n * (int64_t)width, false, &out, err);
+    if (code) break;
     code = kg_cuda_check(cudaMemcpyAsync(out, floats_of(p, stage->side, stage->out), (size_t)p->n * width * sizeof *out,
                                          cudaMemcpyDeviceToDevice, p->exe->stream->handle),
                          "copying a trace", err);
@@ -500,8 +504,11 @@ static int call_tap(const pass *p, const kg_gpu_stage *stage, const kg_tap *tap,
     if (!code) code = waited;
   }
   if (!code) {
+    const float *changed;
     tap->call(tap->user, p->batch->positions[p->row0 + first], n, copy);
-    code = kg_cuda_check(cudaMemcpyAsync(rows, copy->data, n_bytes, cudaMemcpyDeviceToDevice, s->handle), "a tap", err);
+    code = kg_cuda_buffer_numbers(copy, &changed, err);
+    if (!code)
+      code = kg_cuda_check(cudaMemcpyAsync(rows, changed, n_bytes, cudaMemcpyDeviceToDevice, s->handle), "a tap", err);
   }
   if (!code && before) code = renew_changed(p, tap->value, first, n, before, err);
   kg_free(before);
@@ -737,16 +744,17 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
     }
     if (batch->positions[p->row0 + first + n - 1] > max_pos) max_pos = batch->positions[p->row0 + first + n - 1];
   }
-  for (int32_t i = 0; i < p->n_wanted; i++) {
+  for (int32_t i = 0; i < p->n_wanted && !code; i++) {
     const kg_wanted *wanted = &batch->wanted[p->wanted0 + i];
+    code = kg_cuda_buffer_claim(wanted->buffer, wanted->at, kg_plan_vocab_size(exe->plan), p->draws_first,
+                                &((float **)(m + p->at.out_rows))[i], err);
     ((int32_t *)(m + p->at.wanted_rows))[i] = wanted->row - p->row0;
     ((int32_t *)(m + p->at.wanted_tokens))[i] = batch->tokens[wanted->row];
     ((int32_t *)(m + p->at.wanted_positions))[i] = batch->positions[wanted->row];
-    ((float **)(m + p->at.out_rows))[i] = (float *)wanted->buffer->data + wanted->at;
   }
   p->n_splits = 8; /* a power of two, so that graphs live long */
   while (p->n_splits < KG_ATTENTION_SPREAD && p->n_splits * KG_ATTENTION_SPLIT <= max_pos + p->n_ahead) p->n_splits *= 2;
-  return KG_OK;
+  return code;
 }
 
 static bool is_decoding(const pass *p)
@@ -789,8 +797,23 @@ static int begin(kg_executable *exe, const kg_batch *batch, pass *out, kg_error 
   return code;
 }
 
+/* What will be asked about the logits is asked now, behind the pass and for all of them at once. That there is no
+ * memory for it is no fault of the pass. */
+static int32_t ask_ahead(kg_executable *exe, const kg_batch *batch, kg_question *questions)
+{
+  const int64_t n_vocab = kg_plan_vocab_size(exe->plan);
+  int32_t n = 0;
+  for (int32_t i = 0; i < batch->n_wanted && n < KG_QUESTIONS_MAX; i++) {
+    const kg_wanted *wanted = &batch->wanted[i];
+    if (!wanted->at && wanted->buffer->n == n_vocab && kg_cuda_buffer_expects(wanted->buffer, &questions[n])) n++;
+  }
+  return !n || kg_answers_ask(exe->stream, questions, n, n_vocab, NULL) ? 0 : n;
+}
+
 int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
+  kg_question questions[KG_QUESTIONS_MAX];
+  int32_t n_questions = 0;
   pass first;
   int code = begin(exe, batch, &first, err);
   const int32_t step = first.program->max_rows[KG_ALL_ROWS];
@@ -806,8 +829,10 @@ int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
     code = run_pass(&p, err);
   }
   if (!code) code = kg_gpu_timing_end(exe, err);
+  if (!code) n_questions = ask_ahead(exe, batch, questions);
   const int waited = kg_stream_wait(exe->stream, "a step", code ? NULL : err); /* faults belong to the step that made them */
   if (!code) code = waited;
+  if (!code) kg_answers_take(exe->stream, questions, n_questions);
   return code ? code : kg_gpu_timing_add(exe, 1, err);
 }
 
@@ -842,7 +867,11 @@ int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n
   const kg_batch none = {.n_rows = n_rows};
   const int32_t step = exe->traced.max_rows[KG_ALL_ROWS], residual = kg_plan_residual(exe->plan);
   const int64_t width = kg_plan_value(exe->plan, residual)->width, vocab = kg_plan_vocab_size(exe->plan);
-  int code = kg_stream_use(exe->stream, err);
+  const float *in;
+  float *out;
+  int code = kg_cuda_buffer_numbers(x, &in, err);
+  if (!code) code = kg_cuda_buffer_claim(logits, logits_at, n_rows * vocab, false, &out, err);
+  if (!code) code = kg_stream_use(exe->stream, err);
   void *memory = exe->unembedding_arena;
   if (!code && !memory) code = kg_cuda_alloc(exe->traced.arena_bytes, "intermediate results", &memory, err);
   if (code) return code;
@@ -852,8 +881,7 @@ int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n
   for (int32_t row = 0; row < n_rows && !code; row += step) {
     pass p = {.exe = exe, .batch = &none, .program = &exe->traced};
     p.n = p.n_rows = n_rows - row < step ? n_rows - row : step;
-    code = unembed_rows(&p, residual, (const float *)x->data + at + row * width,
-                        (float *)logits->data + logits_at + row * vocab, err);
+    code = unembed_rows(&p, residual, in + at + row * width, out + row * vocab, err);
   }
   exe->arena = arena;
   const int waited = kg_stream_wait(exe->stream, "unembedding", code ? NULL : err);
@@ -912,6 +940,7 @@ int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahe
   int code = begin(exe, batch, &p, err);
   p.n_rows = p.n_wanted = batch->n_rows;
   p.n_ahead = ahead->n_draws - 1;
+  p.draws_first = !ahead->evaluates_first;
   if (!code) code = bring_rows(&p, err);
   for (int32_t i = 0; i < batch->n_rows && !code; i++) requests[i] = request_of(&p, ahead, i);
   if (!code) code = kg_gpu_timing_begin(exe, err);
