@@ -1,5 +1,6 @@
--- bench_scheduler.lua - what the scheduler costs: bodies that sample in Lua beside bodies that draw with a chain in C,
--- and a step of bodies that do nothing else beside the plain model:step of the same sequences.
+-- bench_scheduler.lua - what the scheduler costs: bodies that sample in Lua, with a loop of their own or a chain at the
+-- end, beside bodies that draw with a chain in C, and a step of bodies that do nothing else beside the plain
+-- model:step of the same sequences.
 --   kigo scripts/bench_scheduler.lua [--model FILE | --like SHAPE] [--batch 32] [--steps 200] [--device D]
 -- SHAPE: of kigo make-model; "tiny" unless given. The kinds take their steps in turn; all figures are medians.
 local kigo = require "kigo"
@@ -22,9 +23,15 @@ end
 -- The stages of everyday use.
 local chain <close> = kigo.chain { kigo.top_k(40), kigo.top_p(0.95), kigo.min_p(0.05), kigo.temp(0.7) }
 
+local best <close> = kigo.chain { kigo.top_k(64) }
+
 local kinds = {
   chain = function(seq) return assert(seq:draw(chain)) end,
   lua = function(seq) return cautious(seq.logits, seq) end,
+  mixed = function(seq)
+    local entropy = seq.logits:softmax():entropy()
+    return assert(best(seq.logits:mul_(1 / (0.6 + 0.4 * entropy)), seq))
+  end,
   nothing = function(seq)
     assert(seq:step())
     return 5
@@ -83,7 +90,7 @@ local model <close> = open()
 local stats = model:stats()
 print(("%s on %s (%s, %d threads), vocabulary %d: %d sequences, %d steps"):format(options.model or options.like,
   stats.device, stats.variant, stats.n_threads, model.vocab_size, BATCH, STEPS))
-local ORDER = { "chain", "lua", "nothing", "plain" }
+local ORDER = { "chain", "lua", "mixed", "nothing", "plain" }
 local steps, seconds, schedulers = {}, {}, {}
 for _, name in ipairs(ORDER) do
   if name == "plain" then steps.plain = plain(model) else steps[name], schedulers[name] = bodies(model, kinds[name]) end
@@ -110,11 +117,14 @@ local function show(what, name)
 end
 show("bodies that draw with a chain (top_k, top_p, min_p, temp)", "chain")
 show("bodies that sample in Lua (entropy, top-k 64, draw)", "lua")
+show("bodies that sample in Lua (entropy, then a chain: top-k 64)", "mixed")
 show("bodies that only step", "nothing")
 show("model:step of the same sequences, without a scheduler", "plain")
-print(("Lua sampling keeps %.3f of the chain's speed"):format(median_of(function(i)
-  return seconds.chain[i] / seconds.lua[i]
-end)))
+for _, name in ipairs { "chain", "nothing" } do
+  print(("Lua sampling keeps %.3f of the speed of bodies with %s, with a chain at the end %.3f"):format(
+    median_of(function(i) return seconds[name][i] / seconds.lua[i] end),
+    name, median_of(function(i) return seconds[name][i] / seconds.mixed[i] end)))
+end
 print(("the scheduler takes %.2f us per sequence and step"):format(median_of(function(i)
   return (seconds.nothing[i] - seconds.plain[i]) / BATCH * 1e6
 end)))

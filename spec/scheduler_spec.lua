@@ -913,6 +913,37 @@ describe("kigo.scheduler", function()
     is_clean(model)
   end)
 
+  it("has bodies ask a device together, and go on when all have", function()
+    local model <close> = tiny.model { device = "cpu", threads = 1 }
+    local scheduler <close> = kigo.scheduler(model)
+    local order = {}
+    for i = 1, 3 do
+      scheduler:spawn(function()
+        local seq = assert(model:sequence { seed = i })
+        assert(seq:feed { i })
+        local logits = seq.logits
+        for round = 1, 2 do
+          order[#order + 1] = ("%d asks %d"):format(i, round)
+          -- As tensors of a device do: nothing is found about those of the host.
+          assert.is_nil(require "kigo.pass".running():ask_together(2, logits, 5))
+        end
+        assert.is_nil(require "kigo.pass".running():ask_together(10, kigo.chain {}, logits, seq))
+        order[#order + 1] = ("%d has %d"):format(i, (logits:argmax()))
+      end)
+    end
+    assert.is_true(scheduler:run())
+    assert.equal("1 asks 1, 2 asks 1, 3 asks 1, 1 asks 2, 2 asks 2, 3 asks 2", table.concat(order, ", ", 1, 6))
+    assert.equal(9, #order)
+    -- A single one has nobody to wait for, and elsewhere nobody waits.
+    local n_steps = scheduler.n_steps
+    local task = scheduler:spawn(function()
+      return require "kigo.pass".running():ask_together(2, core.zeros(4), 1) == nil
+    end)
+    assert.is_true(scheduler:run())
+    assert.same({ true, n = 1 }, task.results)
+    assert.equal(n_steps + 1, scheduler.n_steps)
+  end)
+
   describe("failing allocations", function()
     ---Bodies whose n-th allocation from now on fails, Lua's own ones included.
     local function run_failing(model, kind, nth, for_ever)

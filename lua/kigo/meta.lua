@@ -364,10 +364,27 @@ function Stream:close() end
 ---Never loop over a vocabulary in Lua: a whole-tensor method takes a hundredth of the time.
 ---
 ---NaN ranks below everything, ties go to the lower id; elsewhere NaN spreads as in arithmetic.
+---On a device numbers stay there, and methods run there. What was asked about the logits of a sequence is asked of
+---its next ones behind their pass, before anybody asks again; a softmax, and logits times a number, are computed
+---when somebody looks at more than is known of them anyway. In a body of a scheduler a question to a device is a place
+---where others go on, as a pass is. Nothing but the speed depends on any of it.
 ---@class kigo.Tensor
 ---@operator len: integer
 ---@field [integer] number|kigo.Tensor  one number of a row, or a row (a view) of more dimensions
 local Tensor = {}
+
+---For schedulers: f(kind, ...) is called before a device is asked something that takes time, and may yield
+---(engine/bind.h).
+---@param f fun(kind: integer, ...): integer|boolean|nil
+function core.set_company(f) end
+
+---Find the answers to questions about tensors of a device together; after that they are known.
+---@param questions table[]   { kind, tensor, k }
+function core.look(questions) end
+
+---Have chains draw or apply together where a device can. The fifth field of what is done is set, to the id or true.
+---@param uses table[]   { kind, chain, logits, seq }
+function core.use_chains(uses) end
 
 ---@param numbers number[]|table[]   one row, or nested lists
 ---@return kigo.Tensor?

@@ -8,7 +8,8 @@
 --   pass.step(seq, rows, from)  and write those behind every position from `from` on to the tensor `rows`
 --   pass.draw(seq, chain)       draw an id
 --   pass.alone(on, run, ...)    whatever else steps in C: run(...) is called when its turn has come
--- and what makes a sequence hands it to pass.made.
+-- and what makes a sequence hands it to pass.made. Tensors and chains that need a device's answer come here
+-- by themselves (engine/bind.h); on the host they have it at once.
 local core = require "kigo.core"
 
 -- What computes here and now. model.lua and sequence.lua replace these methods by ones that come here.
@@ -110,6 +111,9 @@ function pass.made(seq, ...)
   if running and seq then running:own(seq) end
   return seq, ...
 end
+
+-- A tensor on a device, or a chain on one, is about to be asked something: other bodies may ask the same now.
+core.set_company(function(...) return running and running:ask_together(...) end)
 
 ---The task whose body runs now.
 ---@return kigo.Task?

@@ -7,6 +7,8 @@
 -- * Cache pages go by rank: higher priority first, then the older task. When the pool is full the lowest gives all of
 --   its pages up, and what it needs of them is computed again when there is room. The highest one that waits is always
 --   served, so that all come to an end.
+-- * What a body asks a device about a tensor, or a chain about one (logits:topk(40), pick(logits, seq)), waits until
+--   all bodies that go on have asked: one launch and one round trip serve them all.
 -- * A body's end, error or cancellation is its own: its <close> variables run, its sequences are closed, and the others
 --   go on.
 local core = require "kigo.core"
@@ -393,6 +395,26 @@ function Scheduler:_pass(waiting)
   return true
 end
 
+---Have the questions answered that bodies have to devices, all of them together, until none has one.
+function Scheduler:_answer()
+  while true do
+    local asking, looks, uses = {}, {}, {}
+    for _, task in ipairs(self._live) do
+      local question = task.status == "waiting" and task.question
+      if question then
+        local list = question[4] and uses or looks
+        asking[#asking + 1], list[#list + 1] = task, question
+      end
+    end
+    if #asking == 0 then return end
+    if #looks > 0 then core.look(looks) end
+    if #uses > 0 then core.use_chains(uses) end
+    for _, task in ipairs(asking) do
+      if task.status == "waiting" then task:resume() end
+    end
+  end
+end
+
 ---Those who had no turn come first in the next step; who has ended goes.
 function Scheduler:_rotate()
   local live = {}
@@ -407,6 +429,7 @@ end
 function Scheduler:_step()
   self.n_steps = self.n_steps + 1
   self:_wake()
+  self:_answer()
   local waiting = self:_waiting()
   local done, message, code = self:_pass(waiting)
   for _, task in ipairs(self._live) do task:end_cancelled() end -- while they were computed
@@ -416,6 +439,7 @@ function Scheduler:_step()
       task:resume(outcome_of(task.items))
     end
   end
+  self:_answer()
   self:_rotate()
   if self._progress and self._progress("batch", self.n_ended, self.n_tasks) then
     return nil, ("cancelled after %d of %d bodies"):format(self.n_ended, self.n_tasks), core.err.CANCELLED

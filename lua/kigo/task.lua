@@ -12,6 +12,7 @@ local pass = require "kigo.pass"
 ---@field batch { failed: kigo.Task? }  tasks that belong together, and the first of them that failed
 ---@field items kigo.PassItem[]?        what it waits for
 ---@field joined kigo.Task?             whose end it waits for
+---@field question table?               that a device is to answer
 ---@field _number integer      in order of spawning
 ---@field _sequences table<kigo.Sequence, true>  that the body made; weak
 ---@field _cancelled boolean?  it is to end as soon as it does not run
@@ -71,6 +72,17 @@ function Task:ask(items)
   return outcome, message, code
 end
 
+---A question to a device, for engine/bind.h: wait until all bodies that have one have asked.
+---@return integer|boolean|nil   what core.use_chains has found; of a question to a tensor the answer is known now
+function Task:ask_together(...)
+  if not can_yield(self) or self.scheduler.n_ended == self.scheduler.n_tasks - 1 then return nil end
+  local question = { ... }
+  self.question = question
+  coroutine.yield()
+  self.question = nil
+  return question[5]
+end
+
 ---The body made this sequence.
 ---@param seq kigo.Sequence
 function Task:own(seq) self._sequences[seq] = true end
@@ -110,7 +122,7 @@ end
 local function finish(task, status, results, problem)
   local scheduler = task.scheduler
   task.status, task.results, task.error = status, results, problem
-  task.items, task.joined = nil, nil
+  task.items, task.joined, task.question = nil, nil, nil
   scheduler.n_ended = scheduler.n_ended + 1
   if status == "failed" then task.batch.failed = task.batch.failed or task end
   if task.thread then
