@@ -35,7 +35,11 @@ static __global__ void __launch_bounds__(128) conv_rows(const __grid_constant__ 
     for (int t = 0; t < a.taps; t++)
       sum += a.weights[(size_t)c * a.taps + t] * input_at(a, span, row + t - (a.taps - 1), c);
     const size_t at = span.row + row;
-    a.out[at * a.width + c] = a.gated ? sum * a.in[(3 * at + 1) * a.width + c] : sum;
+    const float value = a.gated ? sum * a.in[(3 * at + 1) * a.width + c] : sum;
+    a.out[at * a.width + c] = value;
+    if (!a.out_max) continue;
+    const float largest = warp_max(fabsf(value));
+    if (threadIdx.x % 32 == 0) raise_max(a.out_max + at, largest);
   }
   if (span.n_rows <= KG_CONV_ROWS) leave_states(a, span, c);
 }
@@ -53,7 +57,7 @@ int kg_cuda_conv(kg_stream *s, const kg_conv_args *a, kg_error *err)
 {
   const unsigned blocks = (unsigned)(a->width + 127) / 128, n_spans = (unsigned)a->n_spans;
   const unsigned chunks = (unsigned)(a->most_rows + KG_CONV_ROWS - 1) / KG_CONV_ROWS;
-  if (a->n_spans < 1 || a->n_spans > 65535 || a->most_rows < 1 || chunks > 65535)
+  if (a->n_spans < 1 || a->n_spans > 65535 || a->most_rows < 1 || chunks > 65535 || (a->out_max && a->width % 32))
     return kg_fail(err, KG_ERR_ARGUMENT, "a convolution of %d spans of up to %d rows", a->n_spans, a->most_rows);
   const int code = run_kernel(s, "conv_rows", conv_rows, dim3(blocks, n_spans, chunks), 128, 0, err, *a);
   if (code || chunks == 1) return code;

@@ -35,6 +35,7 @@ typedef struct kg_conv_args {
   int32_t n_spans, most_rows; /* of a span */
   int64_t state_at;     /* of the operation in a state, floats: [taps - 1][width] */
   float *out;           /* [rows][width] */
+  float *out_max;       /* [rows] raised to the largest magnitudes, or NULL; the width is a multiple of 32 then */
 } kg_conv_args;
 int kg_cuda_conv(kg_stream *s, const kg_conv_args *a, kg_error *err);
 

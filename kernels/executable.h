@@ -65,7 +65,7 @@ typedef struct kg_gpu_stage {
   int32_t fused_in;                    /* linear: the norm or half stage that it can do itself, or KG_NONE */
   bool is_needed;                      /* norm, half: by another stage too, or for another form */
   bool is_adapted;                     /* linear, embed: an adapt stage completes it, in a pass with adapters */
-  int32_t max_slot;                    /* linear, adapt, attention, embed, gather: where the largest magnitudes of its
+  int32_t max_slot;                    /* linear, adapt, attention, conv, embed, gather: where the largest magnitudes of its
                                           rows go, or KG_NONE */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
   int32_t rotation[2];                 /* of q and k or of the stage, index into rotations, or KG_NONE */

@@ -111,8 +111,8 @@ static int32_t find_stage(const builder *b, kg_stage_kind kind, kg_side side, in
 /* The stage that makes this value and can tell the largest magnitudes of its rows; or KG_NONE. */
 static int32_t find_measuring(const builder *b, kg_side side, int32_t value)
 {
-  static const kg_stage_kind kinds[] = {KG_STAGE_ADAPT,     KG_STAGE_LINEAR, KG_STAGE_ATTENTION,
-                                        KG_STAGE_EMBED_ROWS, KG_STAGE_GATHER};
+  static const kg_stage_kind kinds[] = {KG_STAGE_ADAPT, KG_STAGE_LINEAR,     KG_STAGE_ATTENTION,
+                                        KG_STAGE_CONV,  KG_STAGE_EMBED_ROWS, KG_STAGE_GATHER};
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
     const int32_t found = find_stage(b, kinds[i], side, value);
     if (found == KG_NONE) continue;

@@ -267,7 +267,8 @@ static int run_conv(const pass *p, const kg_gpu_stage *stage, kg_error *err)
                           .n_spans = p->n_state_spans,
                           .most_rows = p->state_span_rows,
                           .state_at = op->u.conv.state_at,
-                          .out = floats_of(p, stage->side, stage->out)};
+                          .out = floats_of(p, stage->side, stage->out),
+                          .out_max = max_slot(p, stage->max_slot, stage->out)};
   return kg_cuda_conv(p->exe->stream, &a, err);
 }
 
