@@ -40,7 +40,9 @@ void kg_sequence_drop_ahead(kg_sequence *sequence)
   future->chain = NULL;
   future->passes = NULL;
   future->n = future->at = 0;
-  kg_sequence_go_back(sequence, sequence->n_evaluated); /* there, or to where there is a state */
+  kg_sequence_trim(sequence);
+  if (kg_sequence_resume_point(sequence, sequence->n_evaluated) < sequence->n_evaluated) /* in the middle of its rows */
+    kg_sequence_go_back(sequence, sequence->n_evaluated);
 }
 
 void kg_sequence_interrupt(kg_sequence *sequence)
@@ -128,13 +130,19 @@ static int run_on_host(kg_executable *exe, const kg_backend *backend, kg_batch *
   return code;
 }
 
-/* Rows from position `pos` on go on with the state there, in a slot of their own: what they leave is of the last row. */
-static int prepare_state(const group *g, kg_sequence *sequence, int32_t pos, kg_error *err)
+/* Rows from position `pos` on go on with the state there, in a slot of their own: what they leave is of the last row.
+ * Where there are none to come, that state itself stands for it. */
+static int prepare_state(const group *g, kg_sequence *sequence, int32_t pos, bool has_rows, kg_error *err)
 {
   kg_state_pool *pool = kg_model_states(g->model);
   if (!pool) return KG_OK;
   const int32_t from = kg_snapshots_slot(&sequence->snapshots, pos);
   if (pos && from == KG_NONE) return kg_fail(err, KG_ERR_UNSUPPORTED, "no state of position %d", pos);
+  if (!has_rows) {
+    kg_states_ref(pool, from);
+    sequence->future.state = from;
+    return KG_OK;
+  }
   const int status = kg_states_take(pool, &sequence->future.state, err);
   return status ? status : g->backend->state_copy(kg_model_executable(g->model), sequence->future.state, from, err);
 }
@@ -156,7 +164,7 @@ static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
   const int32_t first = g->evaluates_first ? pos - 1 : pos;
   if (!status && has_rows)
     status = kg_kv_reserve(kg_model_kv(g->model), &sequence->pages, first, pos + g->n_draws - 1, err);
-  if (!status && has_rows) status = prepare_state(g, sequence, first, err);
+  if (!status) status = prepare_state(g, sequence, first, has_rows, err);
   if (status) return status;
   g->scratch->tokens[i] = sequence->tokens.ids[pos - 1];
   g->scratch->positions[i] = pos - 1;
