@@ -8,32 +8,27 @@
 #include "linear.cuh"
 
 enum {
-  COLUMNS = KG_PANEL_ROWS,      /* rows of x of a block */
   GROUPS = 2,                   /* warp groups that multiply; each takes 4 tiles */
   CONSUMERS = 128 * GROUPS,     /* threads; one more group brings the data and gives them its registers */
   PANEL_BYTES = KG_CHUNK * 512, /* 8 rows of x, a chunk of their columns */
-  X_BYTES = COLUMNS / 8 * PANEL_BYTES,
-  EXCHANGE_BYTES = 64 * COLUMNS * sizeof(float), /* where sums change hands */
-  STAGES_MAX = 4
+  STRIDE = 20,                  /* floats of a column's 16 rows where sums change hands, apart for the banks' sake */
+  EXCHANGE_BYTES = 4 * GROUPS * 32 * STRIDE * sizeof(float),
+  SUM_STRIDE = 64 * GROUPS + 4, /* the same of all rows of a block's tiles: where blocks read each other's */
+  STAGES_MAX = 8
 };
 
-template <int T, int D> static __host__ __device__ constexpr int stage_bytes()
-{
-  return X_BYTES + 4 * GROUPS * chunk<T>::n_bytes;
-}
+/* A stage: a chunk of N rows of x, and of 4 GROUPS tiles. */
+template <int T, int N> struct stage {
+  static constexpr int x_bytes = N / 8 * PANEL_BYTES, n_bytes = x_bytes + 4 * GROUPS * chunk<T>::n_bytes;
+};
 
-template <int T, int D> static __host__ __device__ constexpr int n_stages()
-{
-  constexpr int room = (224 << 10) - EXCHANGE_BYTES, n = room / stage_bytes<T, D>();
-  return n > STAGES_MAX ? STAGES_MAX : n;
-}
-
-/* How a launch is cut. Where n_runs is not 1, a task is one run of a product: few rows of x and few tiles would leave
- * most of the device idle. Their sums go to memory, and join_runs adds them. */
+/* How a launch is cut. */
 struct columns_shape {
-  int n_tasks, n_columns, run, n_runs;
-  int n_rows; /* of all parts */
+  int n_tasks, n_columns, run, stages;
+  int n_runs, runs_each; /* linear_runs: of a product, and of each block of a cluster */
 };
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 static __device__ __forceinline__ float4 add_four(float4 a, float4 b)
 {
@@ -43,8 +38,6 @@ static __device__ __forceinline__ float4 scale_four(float4 a, float b)
 {
   return make_float4(a.x * b, a.y * b, a.z * b, a.w * b);
 }
-
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /* Core matrices of B: neighbours in k are 128 bytes apart, in n a panel. */
 static __device__ __forceinline__ uint64_t descriptor(uint32_t address)
@@ -76,84 +69,182 @@ static __device__ __forceinline__ void multiply(float (&c)[64], const uint32_t a
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds));
 }
 
+/* The same for 64 rows of x. */
+static __device__ __forceinline__ void multiply(float (&c)[32], const uint32_t a[4], uint64_t b, int adds)
+{
+  asm volatile("{\n"
+               ".reg .pred adds;\n"
+               "setp.ne.b32 adds, %37, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+               "{%32, %33, %34, %35}, %36, adds, 1, 1, 0;\n"
+               "}\n"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+                 "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+                 "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+                 "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds));
+}
+
+/* Weights are numbers now, all of them, before the tensor cores get the first. */
+template <int N> static __device__ __forceinline__ void settle(uint32_t (&a)[N])
+{
+#pragma unroll
+  for (int i = 0; i < N; i += 8)
+    asm volatile(""
+                 : "+r"(a[i]), "+r"(a[i + 1]), "+r"(a[i + 2]), "+r"(a[i + 3]), "+r"(a[i + 4]), "+r"(a[i + 5]),
+                   "+r"(a[i + 6]), "+r"(a[i + 7])
+                 :
+                 : "memory");
+}
+
 /* The sums are whole now, and the weights read. Until then neither may be touched, which the compiler does not know of
  * registers that the tensor cores read: `seen` uses them here, so that they are not given to others before. Even so
  * nothing is decoded meanwhile: copies of them, which the compiler makes to have four in a row, would be given away, and
  * were (cuda_spec: the same bits every time). The other warp group decodes in that time. */
-static __device__ __forceinline__ void multiply_wait(const uint32_t (&a)[8], uint32_t &seen)
+template <int N> static __device__ __forceinline__ void multiply_wait(const uint32_t (&a)[N], uint32_t &seen)
 {
-  asm volatile("wgmma.wait_group.sync.aligned 0;\n"
-               "lop3.b32 %0, %1, %2, %0, 0x96;\n"
-               "lop3.b32 %0, %3, %4, %0, 0x96;\n"
-               "lop3.b32 %0, %5, %6, %0, 0x96;\n"
-               "lop3.b32 %0, %7, %8, %0, 0x96;\n"
-               : "+r"(seen)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(a[4]), "r"(a[5]), "r"(a[6]), "r"(a[7])
-               : "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < N; i += 8)
+    asm volatile("lop3.b32 %0, %1, %2, %0, 0x96;\n"
+                 "lop3.b32 %0, %3, %4, %0, 0x96;\n"
+                 "lop3.b32 %0, %5, %6, %0, 0x96;\n"
+                 "lop3.b32 %0, %7, %8, %0, 0x96;\n"
+                 : "+r"(seen)
+                 : "r"(a[i]), "r"(a[i + 1]), "r"(a[i + 2]), "r"(a[i + 3]), "r"(a[i + 4]), "r"(a[i + 5]),
+                   "r"(a[i + 6]), "r"(a[i + 7])
+                 : "memory");
 }
 
-/* What one block computes, in turn: 4 GROUPS tiles of a part (gated: 4 of both parts) and COLUMNS rows of x. */
+/* c += N blocks, from block `first` of a chunk on; c is nothing before unless it `adds`. */
+template <int T, int N, int C>
+static __device__ __forceinline__ void add_blocks(float (&c)[C], const unsigned char *chunk_memory, int block0,
+                                                  int first, int lane, uint64_t b, int adds, uint32_t &seen)
+{
+  uint32_t weights[8 * N];
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    decode_chunk<T>(chunk_memory, block0, first + i, lane, *(uint32_t(*)[8])(weights + 8 * i));
+  settle(weights);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    multiply(c, weights + 8 * i, b + (first + i) * (512 >> 4), i || adds);
+    multiply(c, weights + 8 * i + 4, b + (first + i) * (512 >> 4) + (256 >> 4), 1);
+  }
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  multiply_wait(weights, seen);
+}
+
+/* c becomes the sum of blocks [block0, block0 + n) of 16 rows of weights, n at most KG_CHUNK, that stand in a stage, or
+ * adds it. */
+template <int T, int N>
+static __device__ __forceinline__ void add_chunk(float (&c)[N / 2], const unsigned char *at, int block0, int n, int warp,
+                                                 int lane, int adds, uint32_t &seen)
+{
+  const uint64_t b = descriptor(shared_address(at));
+  const unsigned char *mine = at + stage<T, N>::x_bytes + warp * chunk<T>::n_bytes;
+  if (n >= KG_CHUNK)
+    add_blocks<T, KG_CHUNK>(c, mine, block0, 0, lane, b, adds, seen);
+  else
+#pragma unroll 1
+    for (int i = 0; i < n; i++) add_blocks<T, 1>(c, mine, block0, i, lane, b, i || adds, seen);
+}
+
+/* What one block computes, in turn: 4 GROUPS tiles of a part (gated: 4 of both parts) and N rows of x. */
 struct task {
   int part, tile, n0;
   int first, end; /* blocks */
-  float *out;     /* where the bare sums of a run go, or NULL: the task is complete */
 };
 
+template <int N>
 static __device__ __forceinline__ task task_at(const kg_linear_args &a, int index, const columns_shape &shape,
                                                int tiles)
 {
-  const int n_blocks = a.part[0].m.n_blocks;
-  task t = {0, 0, index % shape.n_columns * COLUMNS, 0, n_blocks, NULL};
+  task t = {0, 0, index % shape.n_columns * N, 0, a.part[0].m.n_blocks};
   index /= shape.n_columns;
-  const int run = index % shape.n_runs;
-  index /= shape.n_runs;
-  size_t rows_before = 0;
   if (!a.gated)
-    for (int n; index >= (n = (a.part[t.part].m.n_tiles + tiles - 1) / tiles); t.part++) {
-      index -= n;
-      rows_before += a.part[t.part].m.rows;
-    }
+    for (int n; index >= (n = (a.part[t.part].m.n_tiles + tiles - 1) / tiles); t.part++) index -= n;
   t.tile = index * tiles;
-  if (shape.n_runs == 1) return t;
-  t.first = run * shape.run;
-  t.end = min(t.first + shape.run, n_blocks);
-  t.out = a.scratch + ((size_t)run * shape.n_rows + rows_before) * a.n; /* [runs][parts][n][rows] */
   return t;
 }
 
-/* A warp of the group that brings x and weights: warp w of 4 the tiles 2 w and 2 w + 1 of a task, the first x too. One
- * thread does it: a copy's instruction wants its numbers from one thread, and lanes would take turns. */
-template <int T, int D>
-static __device__ __forceinline__ void bring(const kg_linear_args &a, const columns_shape &shape, unsigned char *stages,
-                                             uint64_t *full, uint64_t *empty, int w)
-{
-  constexpr int TILES = 4 * GROUPS / D, EACH = GROUPS;
-  const int n_blocks = a.part[0].m.n_blocks;
-  int at = 0;
-  uint32_t parity = 1; /* the first time round all are empty */
-  for (int index = blockIdx.x; index < shape.n_tasks; index += gridDim.x) {
-    const task t = task_at(a, index, shape, TILES);
-    const uint32_t x_bytes = w ? 0 : min(COLUMNS / 8, (a.n + 7) / 8 - t.n0 / 8) * PANEL_BYTES;
-    const kg_matrix &m = a.part[D == 2 ? w * EACH / TILES : t.part].m;
-    const int tile = t.tile + (D == 2 ? w * EACH % TILES : w * EACH), n_tiles = max(0, min(EACH, m.n_tiles - tile));
-#pragma unroll 1
-    for (int block = t.first; block < t.end; block += KG_CHUNK) {
-      const int n = min(KG_CHUNK, t.end - block);
-      unsigned char *x = stages + at * stage_bytes<T, D>(), *weights = x + X_BYTES + w * EACH * chunk<T>::n_bytes;
-      barrier_wait(empty + at, parity);
-      barrier_expect(full + at, x_bytes + n_tiles * chunk_bytes<T>(block, n));
-      if (x_bytes) bulk_copy(x, (const char *)a.x + kg_panel_at(t.n0, block, n_blocks), x_bytes, full + at);
+/* A ring of stages, as those see it who fill it and those who read it. */
+struct ring_place {
+  int at, stages;
+  uint32_t parity;
+
+  __device__ __forceinline__ void next()
+  {
+    if (++at < stages) return;
+    at = 0;
+    parity ^= 1;
+  }
+};
+
+/* What a warp brings of the stages of a task: warp w of 4 those tiles that warps 2 w and 2 w + 1 multiply, the first x
+ * too. Gated, the first half of each group multiplies the gate's tiles and the other the up's. One thread does it: a copy's
+ * instruction wants its numbers from one thread, and lanes would take turns. */
+template <int T, int D, int N> struct porter {
+  static constexpr int EACH = GROUPS;
+  const kg_linear_args &a;
+  unsigned char *stages;
+  uint64_t *full;
+  int w;
+
+  __device__ __forceinline__ uint32_t x_bytes(const task &t) const
+  {
+    return w ? 0 : min(N / 8, (a.n + 7) / 8 - t.n0 / 8) * PANEL_BYTES;
+  }
+  __device__ __forceinline__ void bring_x(const task &t, int block, int at) const
+  {
+    if (!w)
+      bulk_copy(stages + at * stage<T, N>::n_bytes,
+                (const char *)a.x + kg_panel_at(t.n0, block, a.part[0].m.n_blocks), x_bytes(t), full + at);
+  }
+  /* The weights of this stage; x is announced with them. */
+  __device__ __forceinline__ void bring_weights(const task &t, int block, int at) const
+  {
+    const kg_matrix &m = a.part[D == 2 ? w % 2 : t.part].m;
+    const int tile = t.tile + w / D * EACH, n_tiles = max(0, min(EACH, m.n_tiles - tile));
+    const int n = min(KG_CHUNK, t.end - block);
+    unsigned char *weights = stages + at * stage<T, N>::n_bytes + stage<T, N>::x_bytes + w * EACH * chunk<T>::n_bytes;
+    barrier_expect(full + at, x_bytes(t) + n_tiles * chunk_bytes<T>(block, n));
 #pragma unroll
-      for (int i = 0; i < EACH; i++)
-        if (i < n_tiles)
-          each_plane<T>(m, 0, tile + i, block, n, weights + i * chunk<T>::n_bytes,
-                        [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) {
-                          bulk_copy(to, from, n_bytes, full + at);
-                        });
-      if (++at == n_stages<T, D>()) {
-        at = 0;
-        parity ^= 1;
-      }
+    for (int i = 0; i < EACH; i++)
+      if (i < n_tiles)
+        each_plane<T>(m, 0, tile + i, block, n, weights + i * chunk<T>::n_bytes,
+                      [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) {
+                        bulk_copy(to, from, n_bytes, full + at);
+                      });
+  }
+};
+
+/* All stages of tasks `index`, index + step, ... Weights go ahead of the kernel before this one, x does not. */
+template <int T, int D, int N, typename Find>
+static __device__ __forceinline__ void bring(const porter<T, D, N> &p, const columns_shape &shape, uint64_t *empty,
+                                             int index, int step, Find find)
+{
+  ring_place place = {0, shape.stages, 1}; /* the first time round all are empty */
+  bool waited = false;
+  for (; index < shape.n_tasks; index += step) {
+    const task t = find(index);
+    int block = t.first;
+    if (!waited) {
+      for (int i = 0; i < shape.stages && block + i * KG_CHUNK < t.end; i++)
+        p.bring_weights(t, block + i * KG_CHUNK, i);
+      await_previous();
+      for (int i = 0; i < shape.stages && block < t.end; i++, block += KG_CHUNK, place.next())
+        p.bring_x(t, block, place.at);
+      waited = true;
+    }
+#pragma unroll 1
+    for (; block < t.end; block += KG_CHUNK, place.next()) {
+      barrier_wait(empty + place.at, place.parity);
+      p.bring_weights(t, block, place.at);
+      p.bring_x(t, block, place.at);
     }
   }
 }
@@ -165,90 +256,126 @@ static __device__ __noinline__ float4 gated_four(int act, float limit, float alp
                      gated(act, limit, alpha, gate.z, up.z), gated(act, limit, alpha, gate.w, up.w));
 }
 
-static __device__ __forceinline__ void consumers_sync()
+/* Gated: the warps of a group, by a barrier of their own, so that groups need not be at the same place. */
+template <int D> static __device__ __forceinline__ void exchange_sync(int warp)
 {
-  asm volatile("bar.sync 1, %0;" ::"n"((int)CONSUMERS) : "memory");
+  if (D == 2)
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + warp / 4) : "memory");
+  else
+    __syncwarp();
 }
 
 /* A thread's sums are of rows g and g + 8 of its warp's tile, and of columns 8 i + 2 t and 8 i + 2 t + 1. They leave by
  * way of shared memory, 32 columns at a time, so that four neighbours of a row of out are written at once, by 4 lanes a
  * column. Gated: a gate's warp finishes half of these columns and its up's warp the other. */
-template <int D>
-static __device__ __forceinline__ void store_all(const kg_linear_args &a, const task &t, const float (&total)[64],
+template <int D, int N>
+static __device__ __forceinline__ void store_all(const kg_linear_args &a, const task &t, const float (&total)[N / 2],
                                                  float *exchange, int warp, int lane)
 {
-  constexpr int STRIDE = 20,
-                EACH = 4 / D; /* floats of a column's 16 rows, apart for the banks' sake; columns of a lane */
+  constexpr int EACH = 4 / D, ROUNDS = N / 32; /* columns of a lane in a round */
   const kg_linear_part &part = a.part[t.part];
-  const int tile = t.tile + (D == 2 ? warp % 4 : warp), row = tile * 16 + 4 * (lane % 4), n_rows = part.m.rows;
-  const int column0 = (D == 2 ? warp / 4 * 16 : 0) + lane / 4, n_columns = a.n - t.n0 - column0;
+  const int tile = t.tile + (D == 2 ? warp / 4 * 2 + warp % 2 : warp), row = tile * 16 + 4 * (lane % 4),
+            n_rows = part.m.rows;
+  const int column0 = (D == 2 ? warp % 4 / 2 * 16 : 0) + lane / 4, n_columns = a.n - t.n0 - column0;
   const bool inside = row < n_rows; /* all four are: parts have a multiple of 4 rows */
   float *to = exchange + warp * 32 * STRIDE + 2 * (lane % 4) * STRIDE + lane / 4;
-  const float *from = exchange + (D == 2 ? warp % 4 : warp) * 32 * STRIDE + column0 * STRIDE + 4 * (lane % 4);
+  const float *from = exchange + (D == 2 ? warp & ~2 : warp) * 32 * STRIDE + column0 * STRIDE + 4 * (lane % 4);
   const float *scales = a.x_scale + t.n0 + column0;
   const size_t at = (size_t)(t.n0 + column0) * n_rows + row;
-  const bool bare = D == 1 && t.out;
-  const float *residuals = a.residual && !bare ? a.residual + at : NULL;
-  float *out = (bare ? t.out : part.out) + at;
+  const float *residuals = a.residual ? a.residual + at : NULL;
+  float *out = part.out + at;
   const size_t next = 8 * (size_t)n_rows; /* floats from a column of a lane to its next */
   const float4 none = make_float4(0, 0, 0, 0);
-  const float4 bias = part.bias && !bare && inside ? *(const float4 *)(part.bias + row) : none;
-  const float4 up_bias = D == 2 && a.part[1].bias && inside ? *(const float4 *)(a.part[1].bias + row) : none;
-#pragma unroll
-  for (int i0 = 0; i0 < 16; i0 += 4) {
-    float4 residual[EACH];
-    float scale[EACH];
-#pragma unroll
-    for (int i = 0; i < EACH; i++) { /* all of these loads are under way at once */
-      const int column = 8 * (i0 + i);
-      const bool exists = inside && column < n_columns;
-      scale[i] = exists && !bare ? scales[column] : 1;
-      residual[i] = exists && residuals ? *(const float4 *)(residuals + (i0 + i) * next) : none;
-    }
-    if (D == 2)
-      consumers_sync();
-    else
-      __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 16; i++) to[(i / 4 * 8 + i % 2) * STRIDE + i % 4 / 2 * 8] = total[4 * i0 + i];
-    if (D == 2)
-      consumers_sync();
-    else
-      __syncwarp();
+  float scale[ROUNDS * EACH];
+  float4 residual[2][EACH]; /* of this round and the next: all of these loads are under way at once */
+  auto load_residuals = [&](int round) {
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      const int column = 8 * (i0 + i);
-      float4 v = scale_four(*(const float4 *)(from + 8 * i * STRIDE), scale[i]);
-      if (part.bias && !bare) v = add_four(v, bias);
+      const int column = 4 * round + i;
+      residual[round % 2][i] =
+          residuals && inside && 8 * column < n_columns ? *(const float4 *)(residuals + column * next) : none;
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < ROUNDS * EACH; i++) {
+    const int column = 8 * (i / EACH * 4 + i % EACH);
+    scale[i] = column < n_columns ? scales[column] : 1;
+  }
+  const float4 bias = part.bias && inside ? *(const float4 *)(part.bias + row) : none;
+  const float4 up_bias = D == 2 && a.part[1].bias && inside ? *(const float4 *)(a.part[1].bias + row) : none;
+  if (D == 1) load_residuals(0);
+#pragma unroll
+  for (int round = 0; round < ROUNDS; round++) {
+    if (D == 1 && round + 1 < ROUNDS) load_residuals(round + 1);
+    exchange_sync<D>(warp);
+#pragma unroll
+    for (int i = 0; i < 16; i++) to[(i / 4 * 8 + i % 2) * STRIDE + i % 4 / 2 * 8] = total[16 * round + i];
+    exchange_sync<D>(warp);
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+      const int column = 4 * round + i;
+      float4 v = scale_four(*(const float4 *)(from + 8 * i * STRIDE), scale[round * EACH + i]);
+      if (part.bias) v = add_four(v, bias);
       if (D == 2) {
-        float4 up = scale_four(*(const float4 *)(from + (4 * 32 + 8 * i) * STRIDE), scale[i]);
+        float4 up = scale_four(*(const float4 *)(from + (2 * 32 + 8 * i) * STRIDE), scale[round * EACH + i]);
         if (a.part[1].bias) up = add_four(up, up_bias);
         v = a.act == KG_CUDA_SILU
                 ? make_float4(gated(KG_CUDA_SILU, 0, 0, v.x, up.x), gated(KG_CUDA_SILU, 0, 0, v.y, up.y),
                               gated(KG_CUDA_SILU, 0, 0, v.z, up.z), gated(KG_CUDA_SILU, 0, 0, v.w, up.w))
                 : gated_four(a.act, a.act_limit, a.act_alpha, v, up);
       }
-      if (residuals) v = add_four(v, residual[i]);
-      if (!inside || column >= n_columns) continue;
-      *(float4 *)(a.out_rows && !bare ? a.out_rows[t.n0 + column0 + column] + row : out + (i0 + i) * next) = v;
+      if (D == 1 && residuals) v = add_four(v, residual[round % 2][i]);
+      if (!inside || 8 * column >= n_columns) continue;
+      *(float4 *)(a.out_rows ? a.out_rows[t.n0 + column0 + 8 * column] + row : out + column * next) = v;
     }
   }
-  if (D == 2) consumers_sync();
 }
 
 /* A run is complete: its sum joins the others. */
-static __device__ __forceinline__ void join_run(float (&total)[64], const float (&c)[64])
+template <int C> static __device__ __forceinline__ void join_run(float (&total)[C], const float (&c)[C])
 {
 #pragma unroll
-  for (int i = 0; i < 64; i++) total[i] += c[i];
+  for (int i = 0; i < C; i++) total[i] += c[i];
+}
+
+/* Blocks of a cluster: all have come here, and what they wrote to shared memory can be read by the others. */
+static __device__ __forceinline__ void meet_cluster()
+{
+  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+/* Four numbers from shared memory of block `rank` of the cluster. */
+static __device__ __forceinline__ float4 read_from(const float *at, int rank)
+{
+  float4 v;
+  asm volatile("{\n"
+               ".reg .b32 there;\n"
+               "mapa.shared::cluster.u32 there, %4, %5;\n"
+               "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
+               "}\n"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(shared_address(at)), "r"(rank)
+               : "memory");
+  return v;
+}
+
+static __device__ __forceinline__ void open_barriers(uint64_t *full, uint64_t *empty, int stages)
+{
+  if (threadIdx.x == 0)
+    for (int i = 0; i < stages; i++) {
+      barrier_init(full + i, 4);
+      barrier_init(empty + i, CONSUMERS);
+    }
+  barriers_ready();
+  __syncthreads();
 }
 
 #endif
 
 /* linear_columns: grid: as many blocks as run at once, each takes tasks in turn; block: GROUPS warp groups that
  * multiply and one that brings. Shared: stages of x and weights, room for sums that change hands. moves each weight
- * once per 128 rows, from the second-level cache; twin: linear_rows, equal to the bit. */
-template <int T, int D>
+ * once per N rows, from the second-level cache; twin: linear_rows, equal to the bit. */
+template <int T, int D, int N>
 static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
     linear_columns(const __grid_constant__ kg_linear_args a, const columns_shape shape)
 {
@@ -257,52 +384,34 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
   __shared__ uint64_t full[STAGES_MAX], empty[STAGES_MAX];
   constexpr int TILES = 4 * GROUPS / D;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0)
-    for (int i = 0; i < n_stages<T, D>(); i++) {
-      barrier_init(full + i, 4);
-      barrier_init(empty + i, CONSUMERS);
-    }
-  barriers_ready();
-  __syncthreads();
-  wait_for_previous();
+  auto find = [&](int index) { return task_at<N>(a, index, shape, TILES); };
+  let_next_start();
+  open_barriers(full, empty, shape.stages);
   if (warp >= 4 * GROUPS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (lane == 0) bring<T, D>(a, shape, stages, full, empty, warp - 4 * GROUPS);
+    const porter<T, D, N> p = {a, stages, full, warp - 4 * GROUPS};
+    if (lane == 0) bring(p, shape, empty, blockIdx.x, gridDim.x, find);
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-  const int mine = X_BYTES + warp * chunk<T>::n_bytes; /* this warp's weights in a stage */
-  int at = 0;
-  uint32_t parity = 0, seen = 0;
+  await_previous();
+  ring_place place = {0, shape.stages, 0};
+  uint32_t seen = 0;
   for (int index = blockIdx.x; index < shape.n_tasks; index += gridDim.x) {
-    const task t = task_at(a, index, shape, TILES);
-    float total[64], c[64];
+    const task t = find(index);
+    float total[N / 2], c[N / 2];
 #pragma unroll
-    for (int i = 0; i < 64; i++) c[i] = total[i] = 0; /* and of -0 and 0 becomes 0, as in linear_rows */
-    for (int block0 = t.first; block0 < t.end; block0 += KG_CHUNK) {
-      const unsigned char *stage = stages + at * stage_bytes<T, D>();
-      const uint64_t b = descriptor(shared_address(stage));
-      uint64_t *done = empty + at;
-      barrier_wait(full + at, parity);
-#pragma unroll
-      for (int i = 0; i < KG_CHUNK; i++) {
-        if (block0 + i >= t.end) break;
-        uint32_t weights[8];
-        decode_chunk<T>(stage + mine, block0, i, lane, weights);
-        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-        multiply(c, weights, b + i * (512 >> 4), i || block0 % shape.run);
-        multiply(c, weights + 4, b + i * (512 >> 4) + (256 >> 4), 1);
-        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        multiply_wait(weights, seen);
-      }
-      barrier_arrive(done); /* every thread for what it has read itself */
-      if (++at == n_stages<T, D>()) {
-        at = 0;
-        parity ^= 1;
-      }
-      if ((block0 + KG_CHUNK) % shape.run == 0 || block0 + KG_CHUNK >= t.end) join_run(total, c);
+    for (int i = 0; i < N / 2; i++) c[i] = total[i] = 0; /* and of -0 and 0 becomes 0, as in linear_rows */
+    for (int block0 = t.first, run_end = t.first; block0 < t.end; block0 += KG_CHUNK) {
+      const int adds = block0 < run_end;
+      if (!adds) run_end += shape.run;
+      barrier_wait(full + place.at, place.parity);
+      add_chunk<T, N>(c, stages + place.at * stage<T, N>::n_bytes, block0, t.end - block0, warp, lane, adds, seen);
+      barrier_arrive(empty + place.at); /* every thread for what it has read itself */
+      place.next();
+      if (block0 + KG_CHUNK >= min(run_end, t.end)) join_run(total, c);
     }
-    store_all<D>(a, t, total, (float *)(stages + n_stages<T, D>() * stage_bytes<T, D>()), warp, lane);
+    store_all<D, N>(a, t, total, (float *)(stages + shape.stages * stage<T, N>::n_bytes), warp, lane);
   }
   if (a.n < 0) a.part[0].out[0] = __uint_as_float(seen); /* never: see multiply_wait */
 #else
@@ -310,57 +419,141 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
 #endif
 }
 
-/* join_runs: the sums of all runs of a product, from left to right, and what linear_columns would have done with them.
- * grid: (rows of all parts / 4 / 128, n); a thread: four neighbours of a row of out. */
-static __global__ void __launch_bounds__(128)
-    join_runs(const __grid_constant__ kg_linear_args a, const columns_shape shape)
+/* linear_runs: few rows of x and few tiles, which would leave most of the device idle: the runs of a product are shared out
+ * among the blocks of a cluster, and each block adds those of some rows of x, from left to right.
+ * grid: tasks * blocks of a cluster; block: as linear_columns. Shared: stages; sums of this block's runs, [run][N][SUM_STRIDE].
+ * moves each weight once; twin: linear_rows, equal to the bit. */
+template <int T, int N>
+static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
+    linear_runs(const __grid_constant__ kg_linear_args a, const columns_shape shape)
 {
-  wait_for_previous();
-  int row = 4 * (blockIdx.x * blockDim.x + threadIdx.x), d = 0;
-  const int n = blockIdx.y;
-  if (row >= shape.n_rows) return;
-  size_t rows_before = 0;
-  while (row >= a.part[d].m.rows) {
-    row -= a.part[d].m.rows;
-    rows_before += a.part[d++].m.rows;
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(128) unsigned char stages[];
+  __shared__ uint64_t full[STAGES_MAX], empty[STAGES_MAX];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int blocks = (shape.n_runs + shape.runs_each - 1) / shape.runs_each, index = blockIdx.x / blocks,
+            rank = blockIdx.x - index * blocks;
+  task t = task_at<N>(a, index, shape, 4 * GROUPS);
+  t.first = rank * shape.runs_each * shape.run;
+  t.end = min(t.first + shape.runs_each * shape.run, t.end);
+  float *sums = (float *)(stages + shape.stages * stage<T, N>::n_bytes);
+  let_next_start();
+  open_barriers(full, empty, shape.stages);
+  if (warp >= 4 * GROUPS) {
+    const porter<T, 1, N> p = {a, stages, full, warp - 4 * GROUPS};
+    if (lane == 0) bring(p, shape, empty, index, shape.n_tasks, [&](int) { return t; });
+    __syncwarp();
+    meet_cluster();
+    meet_cluster();
+    return;
   }
-  const kg_linear_part &part = a.part[d];
-  const size_t at = (size_t)n * part.m.rows + row, run = (size_t)shape.n_rows * a.n;
-  const float *sums = a.scratch + rows_before * a.n + at;
-  const float4 none = make_float4(0, 0, 0, 0), residual = a.residual ? *(const float4 *)(a.residual + at) : none;
-  float4 v = none;
-#pragma unroll 4
-  for (int i = 0; i < shape.n_runs; i++) v = add_four(v, *(const float4 *)(sums + i * run));
-  v = scale_four(v, a.x_scale[n]);
-  if (part.bias) v = add_four(v, *(const float4 *)(part.bias + row));
-  if (a.residual) v = add_four(v, residual);
-  *(float4 *)(a.out_rows ? a.out_rows[n] + row : part.out + at) = v;
+  ring_place place = {0, shape.stages, 0};
+  uint32_t seen = 0;
+  float c[N / 2];
+#pragma unroll
+  for (int i = 0; i < N / 2; i++) c[i] = 0;
+  for (int block0 = t.first, run_end = t.first, run = 0; block0 < t.end; block0 += KG_CHUNK) {
+    const int adds = block0 < run_end;
+    if (!adds) run_end += shape.run;
+    barrier_wait(full + place.at, place.parity);
+    add_chunk<T, N>(c, stages + place.at * stage<T, N>::n_bytes, block0, t.end - block0, warp, lane, adds, seen);
+    barrier_arrive(empty + place.at);
+    place.next();
+    if (block0 + KG_CHUNK < min(run_end, t.end)) continue;
+    float *to = sums + (run++ * N + 2 * (lane % 4)) * SUM_STRIDE + warp * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) to[(i / 4 * 8 + i % 2) * SUM_STRIDE + i % 4 / 2 * 8] = c[i];
+  }
+  const kg_linear_part &part = a.part[t.part];
+  const int row = t.tile * 16 + 4 * lane, each = (a.n + blocks - 1) / blocks, end = min((rank + 1) * each, a.n);
+  const bool inside = row < part.m.rows;
+  const float4 none = make_float4(0, 0, 0, 0), bias = part.bias && inside ? *(const float4 *)(part.bias + row) : none;
+  await_previous();
+  meet_cluster();
+#pragma unroll 1
+  for (int n = rank * each + warp; n < end && inside; n += 4 * GROUPS) {
+    const size_t at = (size_t)n * part.m.rows + row;
+    const float4 residual = a.residual ? *(const float4 *)(a.residual + at) : none;
+    const float scale = a.x_scale[n];
+    float4 v = none;
+#pragma unroll 8
+    for (int i = 0; i < shape.n_runs; i++) {
+      const int owner = i / shape.runs_each;
+      v = add_four(v, read_from(sums + ((i - owner * shape.runs_each) * N + n) * SUM_STRIDE + 4 * lane, owner));
+    }
+    v = scale_four(v, scale);
+    if (part.bias) v = add_four(v, bias);
+    if (a.residual) v = add_four(v, residual);
+    *(float4 *)(a.out_rows ? a.out_rows[n] + row : part.out + at) = v;
+  }
+  __syncwarp();
+  meet_cluster(); /* nobody leaves before all have read */
+  if (a.n < 0) a.part[0].out[0] = __uint_as_float(seen); /* never: see multiply_wait */
+#else
+  wait_for_previous();
+#endif
+}
+
+enum { CLUSTER_MAX = 8 };
+
+static int min_of(int a, int b) { return a < b ? a : b; }
+
+template <typename K>
+static int run_columns(kg_stream *s, const char *name, K kernel, const kg_linear_args *a, const columns_shape *shape,
+                       int blocks, int cluster, size_t shared, kg_error *err)
+{
+  const int code = kg_cuda_check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), name, err);
+  return code ? code
+              : run_clusters(s, name, kernel, dim3(blocks), cluster, CONSUMERS + 128, shared, err, *a, *shape);
+}
+
+/* Stages that fit beside `others` bytes: no more than there are chunks. */
+template <int T, int N> static int stages_beside(const kg_stream *s, size_t others, int n_blocks)
+{
+  const size_t room = (size_t)s->shared_max - 1024 - others;
+  return min_of(min_of((int)(room / stage<T, N>::n_bytes), STAGES_MAX), (n_blocks + KG_CHUNK - 1) / KG_CHUNK);
+}
+
+/* Shares out runs where that pays and where their sums fit. */
+template <int T, int N> static bool share_runs(const kg_stream *s, const kg_linear_args *a, columns_shape *shape, size_t *shared)
+{
+  const int n_runs = (a->part[0].m.n_blocks + shape->run - 1) / shape->run;
+  const int each = (n_runs + CLUSTER_MAX - 1) / CLUSTER_MAX;
+  const size_t sums = (size_t)each * N * SUM_STRIDE * sizeof(float);
+  if (a->gated || n_runs < 2 || 2 * shape->n_tasks > s->n_sms || shape->n_columns > 1 ||
+      sums + 2 * stage<T, N>::n_bytes + 1024 > (size_t)s->shared_max)
+    return false;
+  shape->n_runs = n_runs;
+  shape->runs_each = each;
+  shape->stages = stages_beside<T, N>(s, sums, each * shape->run);
+  *shared = sums + (size_t)shape->stages * stage<T, N>::n_bytes;
+  return true;
+}
+
+template <int T, int D, int N> static int launch_columns(kg_stream *s, const kg_linear_args *a, kg_error *err)
+{
+  constexpr int TILES = 4 * GROUPS / D;
+  columns_shape shape = {};
+  shape.n_columns = (a->n + N - 1) / N;
+  shape.run = kg_cuda_linear_run(&a->part[0].m);
+  for (int i = 0; i < (D == 2 ? 1 : a->n_parts); i++)
+    shape.n_tasks += (a->part[i].m.n_tiles + TILES - 1) / TILES * shape.n_columns;
+  size_t shared;
+  if constexpr (N == 64 && D == 1)
+    if (share_runs<T, N>(s, a, &shape, &shared)) {
+      const int cluster = (shape.n_runs + shape.runs_each - 1) / shape.runs_each;
+      return run_columns(s, "linear_runs", linear_runs<T, N>, a, &shape, shape.n_tasks * cluster, cluster, shared, err);
+    }
+  shape.stages = stages_beside<T, N>(s, EXCHANGE_BYTES, a->part[0].m.n_blocks);
+  shared = (size_t)shape.stages * stage<T, N>::n_bytes + EXCHANGE_BYTES;
+  return run_columns(s, "linear_columns", linear_columns<T, D, N>, a, &shape, min_of(shape.n_tasks, s->n_sms), 1, shared,
+                     err);
 }
 
 template <int T, int D> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
-  constexpr int TILES = 4 * GROUPS / D, shared = n_stages<T, D>() * stage_bytes<T, D>() + (int)EXCHANGE_BYTES;
-  columns_shape shape = {};
-  shape.n_columns = (a->n + COLUMNS - 1) / COLUMNS;
-  shape.run = kg_cuda_linear_run(&a->part[0].m);
-  shape.n_runs = 1;
-  for (int i = 0; i < (D == 2 ? 1 : a->n_parts); i++) {
-    shape.n_tasks += (a->part[i].m.n_tiles + TILES - 1) / TILES * shape.n_columns;
-    shape.n_rows += a->part[i].m.rows;
-  }
-  const int n_runs = (a->part[0].m.n_blocks + shape.run - 1) / shape.run;
-  const size_t wanted = (size_t)n_runs * (size_t)shape.n_rows * (size_t)a->n;
-  if (D == 1 && wanted <= a->scratch_floats && 2 * shape.n_tasks < s->n_sms) shape.n_runs = n_runs;
-  shape.n_tasks *= shape.n_runs;
-  int code =
-      kg_cuda_check(cudaFuncSetAttribute(linear_columns<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-                    "linear_columns", err);
-  if (!code)
-    code =
-        run_kernel(s, "linear_columns", linear_columns<T, D>, dim3(shape.n_tasks < s->n_sms ? shape.n_tasks : s->n_sms),
-                   CONSUMERS + 128, shared, err, *a, shape);
-  if (code || shape.n_runs == 1) return code;
-  return run_kernel(s, "join_runs", join_runs, dim3((shape.n_rows / 4 + 127) / 128, a->n), 128, 0, err, *a, shape);
+  return a->n <= 64 ? launch_columns<T, D, 64>(s, a, err) : launch_columns<T, D, 128>(s, a, err);
 }
 
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err)

@@ -157,6 +157,57 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
   }
 }
 
+/* norm_plain: norm_rows without mean, bias and parts, to the same bits, of rows that WARPS warps keep in registers, EACH
+ * segments each: what the plans of most models consist of. grid: rows, WARPS 1: / 4; block: WARPS warps a row. */
+template <int WARPS, int EACH>
+static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
+    norm_plain(const __grid_constant__ kg_norm_args a)
+{
+  __shared__ float squares[WARPS == 1 ? 1 : WARPS * EACH], maxima[32];
+  const int warp = WARPS == 1 ? 0 : threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int row = WARPS == 1 ? blockIdx.x * 4 + threadIdx.x / 32 : blockIdx.x, first = (warp * EACH * SEGMENT) + 4 * lane;
+  float4 w[EACH], v[EACH];
+#pragma unroll
+  for (int i = 0; i < EACH; i++) w[i] = four_of(a.scale, a.width, first + i * SEGMENT);
+  wait_for_previous();
+  if (row >= a.n) return;
+  const float *x = a.x + (size_t)row * a.width;
+  float square[EACH], max = 0, sum = 0;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) v[i] = four_of(x, a.width, first + i * SEGMENT);
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    square[i] = fmaf(v[i].w, v[i].w, fmaf(v[i].z, v[i].z, fmaf(v[i].y, v[i].y, v[i].x * v[i].x)));
+    max = fmaxf(fmaxf(max, fmaxf(fabsf(v[i].x), fabsf(v[i].y))), fmaxf(fabsf(v[i].z), fabsf(v[i].w)));
+  }
+#pragma unroll
+  for (int step = 16; step; step >>= 1)
+#pragma unroll
+    for (int i = 0; i < EACH; i++) square[i] += __shfl_xor_sync(~0u, square[i], step);
+  if (WARPS == 1) {
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      if (i * SEGMENT < a.width) sum += square[i];
+    max = warp_max(max);
+  } else {
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+      if (!lane) squares[warp * EACH + i] = square[i];
+    max = block_max(max, maxima); /* and the squares are there */
+    for (int i = 0; i < n_segments(a.width); i++) sum += squares[i];
+  }
+  const float factor = norm_factor(sum, a.width, a.epsilon), up = norm_half_scale(max, a.scale_max);
+  if (a.half && !lane && !warp) a.half_scale[row] = undo_scale(up) * factor;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const int c = first + i * SEGMENT;
+    const float4 y = make_float4(v[i].x * w[i].x, v[i].y * w[i].y, v[i].z * w[i].z, v[i].w * w[i].w);
+    if (a.half) write_half(a, row, c, make_float4(y.x * up, y.y * up, y.z * up, y.w * up));
+    if (a.out && c < a.width)
+      *(float4 *)(a.out + (size_t)row * a.width + c) = make_float4(y.x * factor, y.y * factor, y.z * factor, y.w * factor);
+  }
+}
+
 /* half_rows: the f16 form of rows. grid: pairs of rows; block: 8 warps, each half of a warp a row, so that two rows of
  * a panel are written together. */
 static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ kg_norm_args a)
@@ -196,6 +247,11 @@ int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)
     return kg_fail(err, KG_ERR_ARGUMENT, "a norm of %d rows of %d in %d parts", a->n, a->width, a->groups);
   if (!a->normalize) return run_kernel(s, "half_rows", half_rows, dim3((a->n + 1) / 2), 256, 0, err, *a);
   const int parts = a->n * a->groups;
+  if (!a->subtract_mean && !a->bias && a->groups == 1 && !a->is_wide && a->width % 4 == 0 && a->width <= 8 * 8 * SEGMENT) {
+    if (a->width <= 8 * SEGMENT) return run_kernel(s, "norm_plain", norm_plain<1, 8>, dim3((a->n + 3) / 4), 128, 0, err, *a);
+    if (a->width <= 4 * 8 * SEGMENT) return run_kernel(s, "norm_plain", norm_plain<4, 8>, dim3(a->n), 128, 0, err, *a);
+    return run_kernel(s, "norm_plain", norm_plain<8, 8>, dim3(a->n), 256, 0, err, *a);
+  }
   if (parts < ENOUGH_PARTS && a->width / a->groups > 4 * SEGMENT)
     return run_kernel(s, "norm_rows", norm_rows<8>, dim3(parts), 256, 0, err, *a);
   return run_kernel(s, "norm_rows", norm_rows<1>, dim3((parts + 3) / 4), 128, 0, err, *a);
