@@ -10,6 +10,7 @@
  * Values that are narrower than keys or a part of them, and wide heads, are in attention_wide.cu. A float32 cache, and
  * heads that are no multiple of 8 wide, have a plain kernel (attention_rows). */
 #include "attention.cuh"
+#include "half.cuh"
 
 /* cache_write: grid: kv heads of all rows / 4; block: 4 warps, one each. twin: attention in cpu/reference.c; f16
  * rounding where the cache is f16. */
@@ -28,6 +29,17 @@ static __global__ void __launch_bounds__(128) cache_write(const __grid_constant_
                 [&](int c, float x) { store(k + c, x); });
 #pragma unroll 4
   for (int c = lane; a.v && c < a.value_dim; c += 32) store(v + c, from_v[c]);
+}
+
+/* Channels c and c + 1 of a head's result. */
+static __device__ __forceinline__ void store_pair(const kg_attention_args &a, int row, int head, int c, float2 v)
+{
+  const int column = head * a.head_dim + c;
+  if (a.out) *(float2 *)(a.out + (size_t)row * a.n_heads * a.head_dim + column) = v;
+  if (!a.half_out.panels) return;
+  *panel_pair(a.half_out.panels, a.n_heads * a.head_dim / KG_BLOCK_COLS, row, column) =
+      __floats2half2_rn(v.x * a.half_out.up, v.y * a.half_out.up);
+  if (!column) a.half_out.undo[row] = undo_scale(a.half_out.up);
 }
 
 /* ---- a split on tensor cores ---- */
@@ -483,7 +495,7 @@ static __global__ void __launch_bounds__(1024 / P, 1)
         const float factor = last_factor(top, sum, a.sinks, head0 + h);
         out = make_float2(out.x * factor, out.y * factor);
         if (c >= a.head_dim) continue;
-        *(float2 *)(a.out + ((size_t)row * a.n_heads + head0 + h) * a.head_dim + c) = out;
+        store_pair(a, row, head0 + h, c, out);
         largest = fmaxf(largest, fmaxf(fabsf(out.x), fabsf(out.y)));
       } else {
         state[lane] = out;
@@ -643,14 +655,13 @@ static __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
       const int pair = warp0 + TILE * m + g + 8 * h, row = row0 + pair / group, head = kv_head * group + pair % group;
       float largest = 0;
       if (pair < n_pairs) {
-        float *to = a.out + ((size_t)row * a.n_heads + head) * a.head_dim;
         const float factor = last_factor(top[m][h], sum[m][h], a.sinks, head);
 #pragma unroll
         for (int i = 0; i < 8 * P; i++) {
           const int c = 8 * i + 2 * t;
           if (c >= a.head_dim) continue;
           const float2 v = make_float2(out[i / 8][m][i % 8][2 * h] * factor, out[i / 8][m][i % 8][2 * h + 1] * factor);
-          *(float2 *)(to + c) = v;
+          store_pair(a, row, head, c, v);
           largest = fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y)));
         }
       }

@@ -50,7 +50,8 @@ typedef struct kg_attention_args {
   float *scratch;            /* room for splits that blocks share, scratch_floats numbers */
   size_t scratch_floats;
   float *out_max;            /* [n] raised to the largest magnitude of the row, or NULL */
-  float *out;                /* [n][n_heads][value_dim] */
+  float *out;                /* [n][n_heads][value_dim]; may be NULL where there is */
+  kg_half_out half_out;      /* its f16 form, of the kernels of attention.cu on tensor cores (kg_cuda_attention_is_even) */
 } kg_attention_args;
 
 /* Rotates q and k, stores k and v. What changes during a step (q, k, v, rotations, the rows' places in the cache) is

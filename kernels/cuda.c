@@ -30,6 +30,7 @@ static void cuda_release(kg_executable *exe)
   (void)cudaGetLastError();
   kg_stream_unref(exe->stream);
   kg_free(exe->weights);
+  kg_free(exe->half_up);
   kg_free(exe);
 }
 
@@ -86,7 +87,7 @@ static size_t lay_out_experts(const kg_executable *exe, size_t at, kg_moe_scratc
   return at;
 }
 
-/* Values, scratch of products, experts. */
+/* Values, scratch of attention, experts. */
 static int grow_arena(kg_executable *exe, size_t values, size_t scratch_floats, kg_error *err)
 {
   if (exe->arena && values <= exe->values_bytes && scratch_floats <= exe->scratch_floats) return KG_OK;
@@ -200,11 +201,13 @@ static int cuda_compile(const kg_plan *plan, const kg_backend_options *options, 
   if (!code) code = name_device(exe, err);
   if (!code) code = kg_gpu_cache_open(exe, err);
   if (!code) code = kg_gpu_weights_open(exe, err);
+  if (!code) code = kg_gpu_bounds_open(exe, err);
   if (!code) code = kg_program_build(exe, false, NULL, &exe->fused, err);
   if (!code) code = kg_program_build(exe, true, NULL, &exe->traced, err);
   if (!code) code = allocate(exe, err);
   if (!code) code = copy_planes(exe, err);
-  if (!code) code = kg_gpu_weights_pack(exe, options, err); /* last: everything before it is quick to fail */
+  if (!code) code = kg_gpu_weights_pack(exe, options, err); /* late: everything before it is quick to fail */
+  if (!code) code = kg_gpu_bounds_find(exe, KG_NONE, err);
   if (code) {
     cuda_release(exe);
     return code;
@@ -290,7 +293,10 @@ static int cuda_weight_write(kg_executable *exe, int32_t weight, size_t at, size
   if (code || !n) return code;
   code = kg_cuda_check(cudaMemcpyAsync(exe->weights[weight].data + at, in, n, cudaMemcpyHostToDevice, exe->stream->handle),
                        "writing weights", err);
-  return code ? code : kg_stream_wait(exe->stream, "writing weights", err);
+  const int waited = kg_stream_wait(exe->stream, "writing weights", code ? NULL : err);
+  if (code || waited) return code ? code : waited;
+  kg_gpu_forget_graphs(exe);
+  return kg_gpu_bounds_find(exe, weight, err);
 }
 
 static int cuda_buffer_new(kg_executable *exe, int64_t n_floats, kg_buffer **out, kg_error *err)

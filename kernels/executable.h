@@ -65,6 +65,9 @@ typedef struct kg_gpu_stage {
   int32_t fused_in;                    /* linear: the norm or half stage that it can do itself, or KG_NONE */
   bool is_needed;                      /* norm, half: by another stage too, or for another form */
   bool is_adapted;                     /* linear, embed: an adapt stage completes it, in a pass with adapters */
+  int32_t maker;                       /* half: the stage that makes the value and can write its f16 form, too, or KG_NONE */
+  int32_t half;                        /* linear, attention: the stage of which it is that, or KG_NONE */
+  bool has_reader;                     /* half: somebody reads the float32 form of the value */
   int32_t max_slot;                    /* linear, adapt, attention, conv, embed, gather: where the largest magnitudes of its
                                           rows go, or KG_NONE */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
@@ -95,7 +98,7 @@ typedef struct kg_program {
   size_t n_rotations, rotations_capacity;
   int32_t max_rows[KG_SIDES];
   int32_t n_max_slots; /* of KG_LINEAR_FEW floats each */
-  size_t scratch_floats; /* of products of few rows */
+  size_t scratch_floats; /* of attention */
   size_t arena_bytes;
   float *freqs; /* device: of its rotations */
 } kg_program;
@@ -148,6 +151,7 @@ struct kg_executable {
   kg_moe_scratch moe;
   kg_gpu_adapters *adapters; /* NULL until some batch has any */
   int32_t *planes;          /* of all products of each head */
+  float *half_up;           /* [values] powers of two of f16 forms that are known from the weights (bounds.c), or 0 */
   float *row_max;           /* [slots][KG_LINEAR_FEW], zero when a pass begins */
 
   unsigned char *meta_host, *meta; /* pinned and on the device */
@@ -193,6 +197,10 @@ static inline kg_attention_args kg_gpu_attention_shape(const kg_executable *exe,
 /* weights.c */
 int kg_gpu_weights_open(kg_executable *exe, kg_error *err);
 int kg_gpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err);
+/* bounds.c */
+int kg_gpu_bounds_open(kg_executable *exe, kg_error *err);
+/* From weights that are packed; of those values that depend on one of them, or of all (KG_NONE). Graphs know them. */
+int kg_gpu_bounds_find(kg_executable *exe, int32_t weight, kg_error *err);
 /* program.c */
 /* Traced: every value is in memory for a moment, and adapters may be added to each that can have some. Else they may to
  * those that are `adapted` ([values], NULL: none). */

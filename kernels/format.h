@@ -33,6 +33,13 @@ typedef struct kg_format {
   int32_t s_blocks;         /* 1 or 8 */
 } kg_format;
 
+/* Where what makes a value writes its f16 form, in panels, as its power of two is known before (bounds.c). */
+typedef struct kg_half_out {
+  void *panels; /* or NULL */
+  float *undo;  /* [n] what undoes the power of two */
+  float up;     /* the power of two */
+} kg_half_out;
+
 #ifdef __cplusplus
 extern "C" {
 #endif

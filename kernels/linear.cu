@@ -13,7 +13,7 @@ typedef float few_squares[KG_LINEAR_FEW_NUMBERS / SEGMENT + KG_LINEAR_FEW];
 
 static __device__ __forceinline__ float few_up(const kg_linear_args &a, float x_max)
 {
-  return a.norm_scale ? norm_half_scale(x_max, a.norm_max) : half_scale(x_max);
+  return a.norm_scale ? norm_half_scale(x_max, a.norm_max) : known_half_scale(x_max, a.x_up);
 }
 
 /* Blocks [first, end) of all rows as f16, the same numbers as norm_rows and half_rows write, by the warp that reads
@@ -217,12 +217,6 @@ static int runs_of(const kg_matrix *m) { return (m->n_blocks + kg_cuda_linear_ru
 int32_t kg_cuda_linear_many_tiles(const kg_matrix *m)
 {
   return is_common(m->type) && m->rows % 4 == 0 ? m->n_tiles : 0;
-}
-
-size_t kg_cuda_linear_scratch(const kg_matrix *m, int64_t n_rows, int32_t n)
-{
-  enum { MOST_ROWS = 1 << 14 }; /* of taller matrices the tiles fill the device */
-  return kg_cuda_linear_many_tiles(m) && n_rows <= MOST_ROWS ? (size_t)runs_of(m) * (size_t)n_rows * (size_t)n : 0;
 }
 
 bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && runs_of(m) <= 8; }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "act.cuh"
+#include "half.cuh"
 #include "ring.cuh"
 
 /* Types that one meets often: they have kernels for gates and for many rows; the others, to build faster, compute gates

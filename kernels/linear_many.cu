@@ -184,69 +184,141 @@ struct ring_place {
   }
 };
 
-/* What a warp brings of the stages of a task: warp w of 4 those tiles that warps 2 w and 2 w + 1 multiply, the first x
- * too. Gated, the first half of each group multiplies the gate's tiles and the other the up's. One thread does it: a copy's
- * instruction wants its numbers from one thread, and lanes would take turns. */
-template <int T, int D, int N> struct porter {
+/* A whole warp calls these and one thread of it does it. So the warp stays together, and what is the same for all of its
+ * threads stands in registers of the warp, from which alone these instructions take numbers. */
+static __device__ __forceinline__ void elect_expect(uint64_t *barrier, uint32_t n_bytes)
+{
+  asm volatile("{\n"
+               ".reg .pred one;\n"
+               "elect.sync _|one, 0xffffffff;\n"
+               "@one mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n"
+               "}\n" ::"r"(shared_address(barrier)),
+               "r"(n_bytes)
+               : "memory");
+}
+
+static __device__ __forceinline__ void elect_copy(void *to, const void *from, uint32_t n_bytes, uint64_t *barrier)
+{
+  asm volatile("{\n"
+               ".reg .pred one;\n"
+               "elect.sync _|one, 0xffffffff;\n"
+               "@one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n"
+               "}\n" ::"r"(shared_address(to)),
+               "l"(from), "r"(n_bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+/* What warp W of 4 brings of the stages of a task: those tiles that warps 2 W and 2 W + 1 multiply, the first x too.
+ * Gated, the first half of each group multiplies the gate's tiles and the other the up's. One thread does it, in code that
+ * knows W: then all addresses are the same for all threads of a warp as far as the compiler can see, and it takes a third
+ * of the instructions; it must not take longer than the products. */
+template <int T, int D, int N, int W> struct porter {
   static constexpr int EACH = GROUPS;
   const kg_linear_args &a;
   unsigned char *stages;
   uint64_t *full;
-  int w;
+  /* Of the next chunk: */
+  const unsigned char *x, *q[EACH], *h[EACH], *s[EACH];
+  uint32_t x_bytes;
+  int n_tiles, block, end;
 
-  __device__ __forceinline__ uint32_t x_bytes(const task &t) const
+  __device__ __forceinline__ porter(const kg_linear_args &a, unsigned char *stages, uint64_t *full)
+      : a(a), stages(stages), full(full)
   {
-    return w ? 0 : min(N / 8, (a.n + 7) / 8 - t.n0 / 8) * PANEL_BYTES;
   }
-  __device__ __forceinline__ void bring_x(const task &t, int block, int at) const
+
+  __device__ __forceinline__ void begin(const task &t)
   {
-    if (!w)
-      bulk_copy(stages + at * stage<T, N>::n_bytes,
-                (const char *)a.x + kg_panel_at(t.n0, block, a.part[0].m.n_blocks), x_bytes(t), full + at);
-  }
-  /* The weights of this stage; x is announced with them. */
-  __device__ __forceinline__ void bring_weights(const task &t, int block, int at) const
-  {
-    const kg_matrix &m = a.part[D == 2 ? w % 2 : t.part].m;
-    const int tile = t.tile + w / D * EACH, n_tiles = max(0, min(EACH, m.n_tiles - tile));
-    const int n = min(KG_CHUNK, t.end - block);
-    unsigned char *weights = stages + at * stage<T, N>::n_bytes + stage<T, N>::x_bytes + w * EACH * chunk<T>::n_bytes;
-    barrier_expect(full + at, x_bytes(t) + n_tiles * chunk_bytes<T>(block, n));
+    const kg_matrix &m = a.part[D == 2 ? W % 2 : t.part].m;
+    const int tile = t.tile + W / D * EACH;
+    n_tiles = m.n_tiles - tile;
+    block = t.first;
+    end = t.end;
+    x_bytes = W ? 0 : min(N / 8, (a.n + 7) / 8 - t.n0 / 8) * PANEL_BYTES;
+    x = (const unsigned char *)a.x + kg_panel_at(t.n0, t.first, m.n_blocks);
 #pragma unroll
-    for (int i = 0; i < EACH; i++)
-      if (i < n_tiles)
-        each_plane<T>(m, 0, tile + i, block, n, weights + i * chunk<T>::n_bytes,
-                      [&](unsigned char *to, const unsigned char *from, uint32_t n_bytes) {
-                        bulk_copy(to, from, n_bytes, full + at);
-                      });
+    for (int i = 0; i < EACH; i++) {
+      const size_t at = (size_t)(tile + i) * m.n_blocks + t.first;
+      q[i] = m.q + at * sizes<T>::q;
+      h[i] = m.h + at * sizes<T>::h;
+      s[i] = m.s + at / sizes<T>::s_blocks * sizes<T>::s;
+    }
+  }
+
+  /* The weights of this stage; x is announced with them. */
+  __device__ __forceinline__ void bring_weights(int at)
+  {
+    const int n = min(KG_CHUNK, end - block);
+    const uint32_t s_bytes = (sizes<T>::has_heads ? 1 : n) * sizes<T>::s, q_bytes = n * sizes<T>::q,
+                   h_bytes = n * sizes<T>::h;
+    unsigned char *to = stages + at * stage<T, N>::n_bytes + stage<T, N>::x_bytes + W * EACH * chunk<T>::n_bytes;
+    elect_expect(full + at, x_bytes + max(0, min(EACH, n_tiles)) * (q_bytes + h_bytes + s_bytes));
+#pragma unroll
+    for (int i = 0; i < EACH; i++, to += chunk<T>::n_bytes) {
+      if (i < n_tiles) {
+        elect_copy(to, q[i], q_bytes, full + at);
+        if (sizes<T>::h) elect_copy(to + chunk<T>::h, h[i], h_bytes, full + at);
+        if (sizes<T>::s) elect_copy(to + chunk<T>::s, s[i], s_bytes, full + at);
+      }
+      q[i] += KG_CHUNK * sizes<T>::q;
+      h[i] += KG_CHUNK * sizes<T>::h;
+      if (!sizes<T>::has_heads)
+        s[i] += KG_CHUNK * sizes<T>::s;
+      else if (block & KG_CHUNK) /* two chunks have the heads of one block of 256 */
+        s[i] += sizes<T>::s;
+    }
+    block += KG_CHUNK;
+  }
+
+  __device__ __forceinline__ void bring_x(int at)
+  {
+    if (W) return;
+    elect_copy(stages + at * stage<T, N>::n_bytes, x, x_bytes, full + at);
+    x += KG_PANEL_ROWS / 8 * PANEL_BYTES;
   }
 };
 
 /* All stages of tasks `index`, index + step, ... Weights go ahead of the kernel before this one, x does not. */
-template <int T, int D, int N, typename Find>
-static __device__ __forceinline__ void bring(const porter<T, D, N> &p, const columns_shape &shape, uint64_t *empty,
-                                             int index, int step, Find find)
+template <int T, int D, int N, int W, typename Find>
+static __device__ __forceinline__ void bring(const kg_linear_args &a, unsigned char *stages, uint64_t *full,
+                                             uint64_t *empty, const columns_shape &shape, int index, int step, Find find)
 {
+  porter<T, D, N, W> p(a, stages, full);
   ring_place place = {0, shape.stages, 1}; /* the first time round all are empty */
   bool waited = false;
   for (; index < shape.n_tasks; index += step) {
-    const task t = find(index);
-    int block = t.first;
+    p.begin(find(index));
     if (!waited) {
-      for (int i = 0; i < shape.stages && block + i * KG_CHUNK < t.end; i++)
-        p.bring_weights(t, block + i * KG_CHUNK, i);
+      int n = 0;
+      for (; n < shape.stages && p.block < p.end; n++) p.bring_weights(n);
       await_previous();
-      for (int i = 0; i < shape.stages && block < t.end; i++, block += KG_CHUNK, place.next())
-        p.bring_x(t, block, place.at);
+      for (; n; n--, place.next()) p.bring_x(place.at);
       waited = true;
     }
 #pragma unroll 1
-    for (; block < t.end; block += KG_CHUNK, place.next()) {
+    while (p.block < p.end) {
       barrier_wait(empty + place.at, place.parity);
-      p.bring_weights(t, block, place.at);
-      p.bring_x(t, block, place.at);
+      p.bring_weights(place.at);
+      p.bring_x(place.at);
+      place.next();
     }
   }
+}
+
+/* By warp w. */
+template <int T, int D, int N, typename Find>
+static __device__ __forceinline__ void bring_all(const kg_linear_args &a, unsigned char *stages, uint64_t *full,
+                                                 uint64_t *empty, const columns_shape &shape, int w, int index, int step,
+                                                 Find find)
+{
+  if (w == 0)
+    bring<T, D, N, 0>(a, stages, full, empty, shape, index, step, find);
+  else if (w == 1)
+    bring<T, D, N, 1>(a, stages, full, empty, shape, index, step, find);
+  else if (w == 2)
+    bring<T, D, N, 2>(a, stages, full, empty, shape, index, step, find);
+  else
+    bring<T, D, N, 3>(a, stages, full, empty, shape, index, step, find);
 }
 
 /* Functions that are less common, once in the code: they are long. */
@@ -326,6 +398,14 @@ static __device__ __forceinline__ void store_all(const kg_linear_args &a, const 
       }
       if (D == 1 && residuals) v = add_four(v, residual[round % 2][i]);
       if (!inside || 8 * column >= n_columns) continue;
+      if (D == 2 && a.half.panels) {
+        const int n = t.n0 + column0 + 8 * column;
+        __half2 *pair = panel_pair(a.half.panels, n_rows / KG_BLOCK_COLS, n, row);
+        pair[0] = __floats2half2_rn(v.x * a.half.up, v.y * a.half.up);
+        pair[32] = __floats2half2_rn(v.z * a.half.up, v.w * a.half.up);
+        if (row == 0) a.half.undo[n] = undo_scale(a.half.up);
+        if (!part.out) continue;
+      }
       *(float4 *)(a.out_rows ? a.out_rows[t.n0 + column0 + 8 * column] + row : out + column * next) = v;
     }
   }
@@ -383,14 +463,13 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
   extern __shared__ __align__(128) unsigned char stages[];
   __shared__ uint64_t full[STAGES_MAX], empty[STAGES_MAX];
   constexpr int TILES = 4 * GROUPS / D;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   auto find = [&](int index) { return task_at<N>(a, index, shape, TILES); };
   let_next_start();
   open_barriers(full, empty, shape.stages);
   if (warp >= 4 * GROUPS) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    const porter<T, D, N> p = {a, stages, full, warp - 4 * GROUPS};
-    if (lane == 0) bring(p, shape, empty, blockIdx.x, gridDim.x, find);
+    bring_all<T, D, N>(a, stages, full, empty, shape, warp - 4 * GROUPS, blockIdx.x, gridDim.x, find);
     return;
   }
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
@@ -430,7 +509,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) unsigned char stages[];
   __shared__ uint64_t full[STAGES_MAX], empty[STAGES_MAX];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   const int blocks = (shape.n_runs + shape.runs_each - 1) / shape.runs_each, index = blockIdx.x / blocks,
             rank = blockIdx.x - index * blocks;
   task t = task_at<N>(a, index, shape, 4 * GROUPS);
@@ -440,8 +519,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
   let_next_start();
   open_barriers(full, empty, shape.stages);
   if (warp >= 4 * GROUPS) {
-    const porter<T, 1, N> p = {a, stages, full, warp - 4 * GROUPS};
-    if (lane == 0) bring(p, shape, empty, index, shape.n_tasks, [&](int) { return t; });
+    bring_all<T, 1, N>(a, stages, full, empty, shape, warp - 4 * GROUPS, index, shape.n_tasks, [&](int) { return t; });
     __syncwarp();
     meet_cluster();
     meet_cluster();
@@ -468,23 +546,45 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
   const int row = t.tile * 16 + 4 * lane, each = (a.n + blocks - 1) / blocks, end = min((rank + 1) * each, a.n);
   const bool inside = row < part.m.rows;
   const float4 none = make_float4(0, 0, 0, 0), bias = part.bias && inside ? *(const float4 *)(part.bias + row) : none;
+  constexpr int AT_ONCE = 2; /* rows of x of a warp */
+  float4 residual[AT_ONCE];
+  float scale[AT_ONCE];
+  auto load = [&](int n0) {
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int n = n0 + i * 4 * GROUPS;
+      const bool exists = inside && n < end;
+      residual[i] = a.residual && exists ? *(const float4 *)(a.residual + (size_t)n * part.m.rows + row) : none;
+      scale[i] = exists ? a.x_scale[n] : 1;
+    }
+  };
   await_previous();
+  load(rank * each + warp);
   meet_cluster();
 #pragma unroll 1
-  for (int n = rank * each + warp; n < end && inside; n += 4 * GROUPS) {
-    const size_t at = (size_t)n * part.m.rows + row;
-    const float4 residual = a.residual ? *(const float4 *)(a.residual + at) : none;
-    const float scale = a.x_scale[n];
-    float4 v = none;
+  for (int n0 = rank * each + warp; n0 < end && inside; n0 += AT_ONCE * 4 * GROUPS) {
+    float4 v[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) v[i] = none;
 #pragma unroll 8
-    for (int i = 0; i < shape.n_runs; i++) {
-      const int owner = i / shape.runs_each;
-      v = add_four(v, read_from(sums + ((i - owner * shape.runs_each) * N + n) * SUM_STRIDE + 4 * lane, owner));
+    for (int r = 0, owner = 0, at = 0; r < shape.n_runs; r++) {
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++)
+        v[i] = add_four(v[i], read_from(sums + (at * N + min(n0 + i * 4 * GROUPS, end - 1)) * SUM_STRIDE + 4 * lane, owner));
+      if (++at < shape.runs_each) continue;
+      at = 0;
+      owner++;
     }
-    v = scale_four(v, scale);
-    if (part.bias) v = add_four(v, bias);
-    if (a.residual) v = add_four(v, residual);
-    *(float4 *)(a.out_rows ? a.out_rows[n] + row : part.out + at) = v;
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int n = n0 + i * 4 * GROUPS;
+      if (n >= end) continue;
+      v[i] = scale_four(v[i], scale[i]);
+      if (part.bias) v[i] = add_four(v[i], bias);
+      if (a.residual) v[i] = add_four(v[i], residual[i]);
+      *(float4 *)(a.out_rows ? a.out_rows[n] + row : part.out + (size_t)n * part.m.rows + row) = v[i];
+    }
+    if (n0 + AT_ONCE * 4 * GROUPS < end) load(n0 + AT_ONCE * 4 * GROUPS);
   }
   __syncwarp();
   meet_cluster(); /* nobody leaves before all have read */

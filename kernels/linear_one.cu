@@ -47,7 +47,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
       v[i] = *(const float4 *)(x_floats + (block + BLOCKS * i) * KG_BLOCK_COLS);
       if (NORM && block) w[i] = *(const float4 *)(norm_scale + (block + BLOCKS * i) * KG_BLOCK_COLS);
     }
-    const float up = NORM ? norm_half_scale(x_max, a.norm_max) : half_scale(x_max);
+    const float up = NORM ? norm_half_scale(x_max, a.norm_max) : known_half_scale(x_max, a.x_up);
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
       const float4 y = NORM ? make_float4(v[i].x * w[i].x, v[i].y * w[i].y, v[i].z * w[i].z, v[i].w * w[i].w) : v[i];
@@ -94,7 +94,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
     __syncthreads();
     if (threadIdx.x >= 16) continue;
     if (index == blockIdx.x) {
-      scale = undo_scale(NORM ? norm_half_scale(x_max, a.norm_max) : half_scale(x_max));
+      scale = undo_scale(NORM ? norm_half_scale(x_max, a.norm_max) : known_half_scale(x_max, a.x_up));
       if (NORM) {
         float total = 0;
 #pragma unroll 8

@@ -79,23 +79,13 @@ static kg_gpu_stage *add_stage(builder *b, kg_stage_kind kind, kg_side side, con
   }
   kg_gpu_stage *stage = &p->stages[p->n_stages++];
   *stage = (kg_gpu_stage){.kind = kind, .side = side, .op = op, .residual = KG_NONE, .in = {KG_NONE, KG_NONE, KG_NONE},
-                          .out = KG_NONE, .rotation = {KG_NONE, KG_NONE}, .fused_in = KG_NONE, .max_slot = KG_NONE};
+                          .out = KG_NONE, .rotation = {KG_NONE, KG_NONE}, .fused_in = KG_NONE, .max_slot = KG_NONE,
+                          .maker = KG_NONE, .half = KG_NONE};
   if (op) {
     memcpy(stage->in, op->in, sizeof stage->in);
     stage->out = op->out;
   }
   return stage;
-}
-
-static int add_half(builder *b, kg_side side, int32_t value)
-{
-  if (b->has_half[side][value]) return KG_OK;
-  kg_gpu_stage *stage = add_stage(b, KG_STAGE_HALF, side, NULL);
-  if (!stage) return KG_ERR_MEMORY;
-  stage->in[0] = stage->out = value;
-  b->has_half[side][value] = true;
-  b->wants_float[side][value] = true;
-  return KG_OK;
 }
 
 /* The stage that makes this value, on this side, of this kind; or KG_NONE. */
@@ -106,6 +96,37 @@ static int32_t find_stage(const builder *b, kg_stage_kind kind, kg_side side, in
     if (stage->kind == kind && stage->side == side && stage->out == value) return i;
   }
   return KG_NONE;
+}
+
+/* The stage that makes this value and can write its f16 form, too, where many rows have a known power of two: gates
+ * and attention; or KG_NONE. */
+static int32_t find_maker(const builder *b, kg_side side, int32_t value)
+{
+  if (b->traced || value_at(b, value)->width % KG_BLOCK_COLS) return KG_NONE;
+  const int32_t attention = find_stage(b, KG_STAGE_ATTENTION, side, value);
+  if (attention != KG_NONE) {
+    const kg_attention_args shape = kg_gpu_attention_shape(b->exe, b->program->stages[attention].op, 1);
+    return kg_cuda_attention_is_even(&shape) ? attention : KG_NONE;
+  }
+  const int32_t linear = find_stage(b, KG_STAGE_LINEAR, side, value);
+  const kg_gpu_stage *stage = linear == KG_NONE ? NULL : &b->program->stages[linear];
+  const bool gates = stage && stage->glu && kg_cuda_linear_many_tiles(matrix_of(b, stage->parts[0]->w[0])) &&
+                     kg_cuda_linear_many_tiles(matrix_of(b, stage->parts[1]->w[0]));
+  return gates ? linear : KG_NONE;
+}
+
+static int add_half(builder *b, kg_side side, int32_t value)
+{
+  if (b->has_half[side][value]) return KG_OK;
+  kg_gpu_stage *stage = add_stage(b, KG_STAGE_HALF, side, NULL);
+  if (!stage) return KG_ERR_MEMORY;
+  stage->in[0] = stage->out = value;
+  stage->has_reader = b->wants_float[side][value];
+  stage->maker = find_maker(b, side, value);
+  if (stage->maker != KG_NONE) b->program->stages[stage->maker].half = (int32_t)b->program->n_stages - 1;
+  b->has_half[side][value] = true;
+  b->wants_float[side][value] = true;
+  return KG_OK;
 }
 
 /* The stage that makes this value and can tell the largest magnitudes of its rows; or KG_NONE. */
@@ -282,15 +303,11 @@ static int add_linear(builder *b, int32_t op_index)
   if (!code) code = add_adapters(b);
   if (code) return code;
   kg_gpu_stage *stage = &b->program->stages[index];
-  const kg_matrix *m = matrix_of(b, stage->op->w[0]);
-  if (m->type == KG_F32) return KG_OK;
+  if (matrix_of(b, stage->op->w[0])->type == KG_F32) return KG_OK;
   kg_value_place *place = &b->program->places[stage->side][stage->in[0]];
   int32_t n_tiles = 0;
   for (int i = 0; i < stage->n_parts; i++) n_tiles += kg_cuda_linear_many_tiles(matrix_of(b, stage->parts[i]->w[0]));
   if (n_tiles > place->n_tiles) place->n_tiles = n_tiles;
-  const int32_t few = b->program->max_rows[KG_WANTED_ROWS];
-  const size_t scratch = stage->glu ? 0 : kg_cuda_linear_scratch(m, (int64_t)n_tiles * KG_TILE_ROWS, few);
-  if (scratch > b->program->scratch_floats) b->program->scratch_floats = scratch;
   stage->fused_in = find_fusable(b, stage->side, stage->in[0]);
   if (stage->fused_in == KG_NONE) need_half(b, stage->side, stage->in[0]);
   return KG_OK;
@@ -454,6 +471,7 @@ static void touch_stage(layout *l, int32_t i)
     return;
   }
   if (stage->to_logits) return;
+  if (stage->half != KG_NONE) touch_value(l, side, true, stage->out, i);
   touch_value(l, side, false, stage->out, i);
   if (!stage->glu || stage->kind == KG_STAGE_ADAPT)
     for (int j = stage->kind == KG_STAGE_LINEAR; j < stage->n_parts; j++)

@@ -1,5 +1,6 @@
 #include "act.cuh"
 #include "format.cuh"
+#include "half.cuh"
 #include "norm.cuh"
 #include "rotate.cuh"
 
@@ -50,7 +51,7 @@ static __device__ __forceinline__ void write_half(const kg_norm_args &a, int row
   const __half2 low = __floats2half2_rn(v.x, v.y), high = __floats2half2_rn(v.z, v.w);
   if (block >= n_blocks) return;
   if (a.panels) {
-    __half2 *out = (__half2 *)((char *)a.half + kg_panel_at(row, block, n_blocks)) + 64 * step + row % 8 * 4 + slot;
+    __half2 *out = panel_pair(a.half, n_blocks, row, c);
     out[0] = low;
     out[32] = high;
   } else
@@ -228,7 +229,7 @@ static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ 
   if (lane % 16 == 0) maxima[second][warp] = max;
   __syncthreads();
   for (int w = 0; w < 8; w++) max = fmaxf(max, maxima[second][w]);
-  const float up = half_scale(max);
+  const float up = known_half_scale(max, a.half_up);
   if (!exists) return;
 #pragma unroll 4
   for (int c = first; c < padded; c += 512) {

@@ -28,6 +28,7 @@ typedef struct kg_norm_args {
   float *out;         /* [n][width], or NULL */
   void *half;         /* f16 in the order of format.h, [n][width rounded up to 32], or NULL; groups is 1 then */
   bool panels;        /* half in panels */
+  float half_up;      /* not of a norm: the power of two of half where that is known (bounds.c), or 0 */
   float *half_scale;  /* [n] what undoes the scale of half */
 } kg_norm_args;
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err);

@@ -122,6 +122,23 @@ static float *max_slot(const pass *p, int32_t slot, int32_t value)
   return slot == KG_NONE || !is_few(p, value) ? NULL : p->exe->row_max + (size_t)slot * KG_LINEAR_FEW;
 }
 
+/* Does this stage write the f16 form of its value, too? */
+static bool makes_half(const pass *p, const kg_gpu_stage *stage)
+{
+  if (stage->half == KG_NONE || !(p->exe->half_up[stage->out] > 0)) return false;
+  return has_panels(p, place_of(p, stage->side, stage->out)) &&
+         (stage->kind == KG_STAGE_ATTENTION || has_panels(p, place_of(p, stage->side, stage->in[0])));
+}
+
+/* Where it goes; *out, where the float32 form would, becomes NULL if nobody reads that. */
+static kg_half_out half_out(const pass *p, const kg_gpu_stage *stage, float **out)
+{
+  if (!makes_half(p, stage)) return (kg_half_out){0};
+  const kg_value_place *place = place_of(p, stage->side, stage->out);
+  if (!p->program->stages[stage->half].has_reader) *out = NULL;
+  return (kg_half_out){in_arena(p, place->half), in_arena(p, place->half_scale), p->exe->half_up[stage->out]};
+}
+
 static int run_embed(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
   kg_stream *s = p->exe->stream;
@@ -140,6 +157,7 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   const kg_value_place *place = place_of(p, stage->side, stage->out);
   kg_norm_args a = {.x = floats_of(p, stage->side, stage->in[0]), .n = p->n, .width = width_of(p, stage->out), .groups = 1};
   const bool is_norm = stage->kind == KG_STAGE_NORM_ROWS;
+  if (stage->maker != KG_NONE && makes_half(p, &p->program->stages[stage->maker])) return KG_OK;
   const bool has_reader = is_norm && place->at != SIZE_MAX; /* of the float32 form */
   if (is_few(p, stage->out) && !stage->is_needed && !has_reader) return KG_OK; /* products do it themselves */
   if (is_norm) {
@@ -157,6 +175,7 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   if (!is_norm || a.groups == 1) {
     a.half = in_arena(p, place->half);
     a.half_scale = in_arena(p, place->half_scale);
+    a.half_up = p->exe->half_up[stage->out];
     a.panels = has_panels(p, place);
   }
   return kg_cuda_norm(p->exe->stream, &a, err);
@@ -174,6 +193,7 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     const kg_gpu_stage *before = &p->program->stages[stage->fused_in];
     a.x_floats = floats_of(p, stage->side, before->in[0]);
     a.x_max = max_slot(p, before->max_slot, stage->in[0]);
+    a.x_up = p->exe->half_up[stage->in[0]];
     if (before->kind == KG_STAGE_NORM_ROWS) {
       a.norm_scale = vector_of(p, before->op->w[0]);
       a.norm_max = weight_of(p, before->op->w[0])->vector_max;
@@ -183,10 +203,9 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     set_x(p, &a, stage->side, stage->in[0]);
   a.out_max = max_slot(p, stage->max_slot, stage->out);
   if (stage->glu) set_act(&a, &stage->glu->u.act);
+  a.half = half_out(p, stage, &a.part[0].out);
   a.residual = floats_of(p, stage->side, stage->residual);
   if (stage->to_logits) a.out_rows = out_rows(p);
-  a.scratch = p->exe->scratch;
-  a.scratch_floats = p->program->scratch_floats;
   return kg_cuda_linear(p->exe->stream, &a, err);
 }
 
@@ -228,6 +247,7 @@ static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err
   const kg_op *rope[2] = {NULL, NULL};
   for (int i = 0; i < 2; i++)
     rope[i] = kg_plan_op(p->exe->plan, kg_plan_value(p->exe->plan, op->in[i])->producer);
+  float *out = floats_of(p, stage->side, stage->out);
   kg_attention_args a = kg_gpu_attention_shape(p->exe, op, p->n);
   a.q = floats_of(p, stage->side, stage->in[0]);
   a.k = floats_of(p, stage->side, stage->in[1]);
@@ -249,7 +269,8 @@ static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err
   a.scratch = p->exe->scratch;
   a.scratch_floats = p->program->scratch_floats;
   a.out_max = max_slot(p, stage->max_slot, stage->out);
-  a.out = floats_of(p, stage->side, stage->out);
+  a.half_out = half_out(p, stage, &out);
+  a.out = out;
   return kg_cuda_attention(p->exe->stream, &a, err);
 }
 
@@ -464,7 +485,8 @@ static int renew_half(const pass *p, int32_t value, int32_t first, int32_t n, kg
                           .width = width,
                           .groups = 1,
                           .half = (char *)in_arena(p, place->half) + (size_t)first * half_row,
-                          .half_scale = (float *)in_arena(p, place->half_scale) + first};
+                          .half_scale = (float *)in_arena(p, place->half_scale) + first,
+                          .half_up = p->exe->half_up[value]};
   return kg_cuda_norm(p->exe->stream, &a, err);
 }
 
