@@ -70,7 +70,8 @@ end
 
 -- Matrices of hidden x rows and the like: { name, cols, rows, experts }.
 local function shapes(m)
-  local list = { { "token_embd.weight", m.hidden, m.vocab }, { "output_norm.weight", m.hidden } }
+  local list = { { "token_embd.weight", m.hidden, m.vocab },
+    { m.arch == "lfm2" and "token_embd_norm.weight" or "output_norm.weight", m.hidden } }
   local kv = m.hidden // m.heads
   local block = { { "attn_norm.weight", m.hidden }, { "attn_q.weight", m.hidden, m.hidden },
     { "attn_k.weight", m.hidden, kv }, { "attn_v.weight", m.hidden, kv },
@@ -85,9 +86,19 @@ local function shapes(m)
   } do
     block[#block + 1] = { row[1] .. suffix, row[2], row[3], m.experts }
   end
+  local function add(i, row) list[#list + 1] = { ("blk.%d.%s"):format(i, row[1]), table.unpack(row, 2) } end
   for i = 0, m.layers - 1 do
+    local is_conv = m.arch == "lfm2" and i % 2 == 0
     for _, row in ipairs(block) do
-      list[#list + 1] = { ("blk.%d.%s"):format(i, row[1]), table.unpack(row, 2) }
+      if not (is_conv and row[1]:find "^attn_[qkvo]") then add(i, row) end
+    end
+    if is_conv then
+      add(i, { "shortconv.in_proj.weight", m.hidden, 3 * m.hidden })
+      add(i, { "shortconv.conv.weight", 3, m.hidden })
+      add(i, { "shortconv.out_proj.weight", m.hidden, m.hidden })
+    elseif m.arch == "lfm2" then
+      add(i, { "attn_q_norm.weight", m.hidden // m.heads })
+      add(i, { "attn_k_norm.weight", m.hidden // m.heads })
     end
   end
   return list
@@ -98,10 +109,11 @@ local function model(m)
   local entries, prefix = {}, m.arch .. "."
   for _, row in ipairs {
     { "context_length", "u32", 64 }, { "embedding_length", "u32", m.hidden }, { "block_count", "u32", m.layers },
-    { "attention.head_count", "u32", m.heads }, { "attention.head_count_kv", "u32", 1 },
+    { "attention.head_count", "u32", m.heads }, { "attention.head_count_kv", "u32", m.heads_kv or 1 },
     { "attention.layer_norm_rms_epsilon", "f32", 1e-5 }, { "rope.freq_base", "f32", 10000 },
     { "rope.dimension_count", "u32", m.hidden // m.heads }, { "feed_forward_length", "u32", m.ffn },
-    m.experts and { "expert_count", "u32", m.experts }, m.experts and { "expert_used_count", "u32", 2 },
+    m.arch == "lfm2" and { "shortconv.l_cache", "u32", 3 }, m.experts and { "expert_count", "u32", m.experts },
+    m.experts and { "expert_used_count", "u32", 2 },
   } do
     if row then entries[#entries + 1] = { prefix .. row[1], row[2], row[3] } end
   end
@@ -113,7 +125,7 @@ local function model(m)
   for i, shape in ipairs(shapes(m)) do
     local n, dims = 1, { table.unpack(shape, 2) }
     for _, size in ipairs(dims) do n = n * size end
-    local is_matrix = #dims > 1 and not shape[1]:find "gate_inp"
+    local is_matrix = #dims > 1 and not (shape[1]:find "gate_inp" or shape[1]:find "conv.weight")
     local type_number = is_matrix and (shape[1]:find "ffn_down" and m.down_type or m.type) or 0
     local bytes = tensor_bytes(type_number, n)
     tensors[i] = { name = shape[1], dims = dims, type = type_number, offset = offset }
@@ -138,6 +150,7 @@ models.list = {
     vocabulary = models.vocabularies.spm },
   model { arch = "llama", hidden = 4, heads = 1, layers = 1, ffn = 4, vocab = 13, type = 0,
     vocabulary = models.vocabularies.bert },
+  model { arch = "lfm2", hidden = 8, heads = 2, heads_kv = { 0, 1, 0 }, layers = 3, ffn = 8, vocab = 24, type = 0 },
   model { arch = "llama", hidden = 4, heads = 1, layers = 1, ffn = 4, vocab = 5, type = 0,
     vocabulary = { { "tokenizer.ggml.model", "string", "none" }, { "llama.vocab_size", "u32", 5 } } },
 }

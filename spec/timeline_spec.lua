@@ -426,7 +426,7 @@ describe("timelines", function()
   }
   if tiny.has_gpu then table.insert(MODELS, { device = "cuda", chunk = 3 }) end
   for i = 1, #MODELS do
-    local hybrid = { kind = "hybrid" }
+    local hybrid = { kind = i % 2 == 1 and "wide" or "hybrid" }
     for option, value in pairs(MODELS[i]) do hybrid[option] = value end
     table.insert(MODELS, hybrid)
   end

@@ -1,7 +1,8 @@
 -- tiny.lua - a very small random model made on the spot, with a plan written by hand: what the specs of sequences and
 -- steps run on. The second of its two layers sees a window of 20 positions. The other kind, "hybrid", has a state: two
--- of its three layers are convolutions, gated and not, and the attention is between them. The others are for windows_spec:
--- windows on all layers, of several widths, and five in six as gemma3 has them (context 32768).
+-- of its three layers are convolutions, gated and not, and the attention is between them. The others are for
+-- windows_spec: windows on all layers, of several widths, and five in six as gemma3 has them (context 32768); and for
+-- what has windows and states.
 local core = require "kigo.core"
 local build = require "spec.gguf_build"
 local vocabulary = require "spec.fixtures.vocabulary"
@@ -9,7 +10,7 @@ local vocabulary = require "spec.fixtures.vocabulary"
 local tiny = { vocab = 48, hidden = 32, heads = 2, kv_heads = 1, head_dim = 16, ffn = 40, layers = 2, context = 1024,
   taps = 4, kinds = { plain = { "attention", "window" }, hybrid = { "gated", "attention", "conv" },
     narrow = { 20, 5 }, mixed = { 40, 0, 70, 1, 25, 90 }, gemma = { 1024, 1024, 1024, 1024, 1024, 0 },
-    wide = { "gated", 30, "conv" } } }
+    wide = { "gated", 30, "conv" }, both = { 0, 20, "gated" } } }
 
 local function tensors(kinds)
   local t, q, kv = tiny, tiny.heads * tiny.head_dim, tiny.kv_heads * tiny.head_dim

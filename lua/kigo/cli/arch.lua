@@ -40,7 +40,8 @@ end
 local function show(family, as_json)
   local rows = json.array {}
   for i, row in ipairs(hyperparameters.merged(family.rows)) do
-    rows[i] = { key = family.name .. "." .. row.key, type = row.type, range = range_of(row), default = default_of(row) }
+    rows[i] = { key = family.name .. "." .. row.key, type = row.type, range = range_of(row), default = default_of(row),
+      per_block = row.per_block }
   end
   if as_json then
     local all = { name = family.name, models = description(family.name), rope = family.rope, parameters = rows }
@@ -49,7 +50,8 @@ local function show(family, as_json)
   end
   io.write(("%s: %s\nrotation: %s\n\n"):format(family.name, description(family.name), family.rope))
   for _, row in ipairs(rows) do
-    io.write(("%-52s %-8s %-28s %s\n"):format(row.key, row.type, row.range, row.default))
+    local default = row.default .. (row.per_block and "; one for each block" or "")
+    io.write(("%-52s %-8s %-28s %s\n"):format(row.key, row.type, row.range, default))
   end
 end
 
