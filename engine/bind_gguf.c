@@ -105,9 +105,10 @@ static int push_value(lua_State *L)
 /* gguf:get(key) -> string | number | boolean | array, or nil when absent */
 static int get(lua_State *L)
 {
-  kg_check_gguf(L, 1);
-  kg_check_string(L, 2);
-  return kg_call_at_rest(L, push_value);
+  const char *key = kg_check_string(L, 2);
+  const kg_gguf_entry *entry = kg_gguf_find(kg_check_gguf(L, 1), key);
+  if (entry && entry->is_array) return kg_call_at_rest(L, push_value);
+  return push_value(L); /* one value: Lua collects behind it */
 }
 
 /* gguf:array(key) -> array, or nil, message, code when it is absent or no array */

@@ -113,11 +113,11 @@ describe("the families", function()
   end)
 
   for _, name in ipairs(NAMES) do
-    it(("%s: is refused without any one of its tensors, or with another shape of it"):format(name), function()
+    it(("%s: is refused without one of its tensors, or with another shape of it"):format(name), function()
       local bytes = support.read(FOLDER .. name .. ".gguf")
       local gguf <close> = assert(core.parse_gguf(bytes, "spec.gguf"))
-      for _, tensor in ipairs(gguf:tensors()) do
-        if tensor.name:find "^blk%.[1-9]" then goto continue end -- as those of block 0
+      for i, tensor in ipairs(gguf:tensors()) do -- all of them: spec/wrong_files_spec.lua
+        if tensor.name:find "^blk%.[1-9]" or (i + #name) % 3 ~= 0 then goto continue end
         refused(rename(bytes, tensor.name), tensor.name)
         local reshaped = reshape(bytes, tensor)
         if reshaped then refused(reshaped, tensor.name) end

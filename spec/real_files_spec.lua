@@ -4,6 +4,8 @@ describe("files as they are found", function()
   local arch = require "kigo.arch"
   local build = require "spec.gguf_build"
   local core = require "kigo.core"
+  local edit = require "spec.gguf_edit"
+  local support = require "spec.support"
   require "kigo" -- Model:embed
   local model_fixtures = require "spec.model_fixtures"
 
@@ -190,6 +192,90 @@ describe("files as they are found", function()
     local plan <close> = assert(arch.build(gguf))
     return assert(core.model(plan, { device = device, threads = 1, kv = "f32" })), plan
   end
+
+  -- ---- other names of what a family computes ----
+
+  -- The file under another architecture's name.
+  local function renamed(bytes, to)
+    local parts, from = edit.read(bytes), nil
+    for _, entry in ipairs(parts.entries) do
+      if entry.key == "general.architecture" then from = entry.value end
+    end
+    local entries = {}
+    for i, entry in ipairs(parts.entries) do
+      local key, raw = entry.key, entry.raw
+      if key == "general.architecture" then raw = string.pack("<I4s8", 8, to) end
+      if key:sub(1, #from + 1) == from .. "." then key = to .. key:sub(#from + 1) end
+      entries[i] = { key = key, raw = raw }
+    end
+    return edit.with(parts, { entries = entries })
+  end
+
+  local function logits(bytes)
+    local model <close> = open(bytes, "reference")
+    local out <close> = assert(model:logits { 1, 2, 3, 4, 5, 6 })
+    return out:bytes()
+  end
+
+  for other, name in pairs { internlm2 = "llama_linear", exaone = "llama_factors", qwen3vlmoe = "qwen3moe",
+    minicpm = "granite" } do
+    it(("%s computes what the family of %s does"):format(other, name), function()
+      local bytes = support.read("spec/fixtures/families/" .. name .. ".gguf")
+      local there, here = logits(bytes), logits(edit.write(renamed(bytes, other)))
+      assert.equal(other ~= "exaone", there == here) -- whose files hold heads in another order
+    end)
+  end
+
+  for other, name in pairs { qwen2vl = "qwen2", qwen3vl = "qwen3" } do
+    it(("%s computes what %s does"):format(other, name), function()
+      local bytes = support.read(support.fixture("models/" .. name .. ".gguf"))
+      local parts = renamed(bytes, other)
+      table.insert(parts.entries, { key = other .. ".rope.dimension_sections",
+        raw = string.pack("<I4I4I8i4i4i4i4", 9, 5, 4, 16, 24, 24, 0) })
+      assert.is_true(logits(bytes) == logits(edit.write(parts)))
+    end)
+  end
+
+  it("MiniCPM is refused where its file does not say the multipliers", function()
+    local parts = renamed(support.read "spec/fixtures/families/granite.gguf", "minicpm")
+    for i, entry in ipairs(parts.entries) do
+      if entry.key == "minicpm.residual_scale" then parts.entries = edit.replaced(parts.entries, i) end
+    end
+    local gguf <close> = assert(core.parse_gguf(edit.write(parts), "spec"))
+    local plan, message, code = arch.build(gguf)
+    assert.is_nil(plan)
+    assert.equal(core.err.FORMAT, code)
+    assert.truthy(message:find("minicpm.residual_scale", 1, true))
+  end)
+
+  it("GLM 4.5: the blocks that guess are left out, and counted", function()
+    local bytes = support.read "spec/fixtures/families/glm4moe.gguf"
+    local function with(blocks, guessing)
+      local parts = edit.read(bytes)
+      for i, entry in ipairs(parts.entries) do
+        if entry.key == "glm4moe.block_count" then
+          parts.entries = edit.replaced(parts.entries, i, { key = entry.key, raw = string.pack("<I4I4", 4, blocks) })
+        end
+      end
+      table.insert(parts.entries, { key = "glm4moe.nextn_predict_layers", raw = string.pack("<I4I4", 4, guessing) })
+      for _, name in ipairs { "nextn.eh_proj", "attn_norm", "nextn.shared_head_norm" } do
+        local first = edit.with(parts.tensors[1], { name = ("blk.2.%s.weight"):format(name), dims = { 1 },
+          offset = #parts.data, type = 0 })
+        parts.data = parts.data .. ("\0"):rep(32)
+        table.insert(parts.tensors, first)
+      end
+      return edit.write(parts)
+    end
+    assert.is_true(logits(bytes) == logits(with(3, 1)))
+    for _, case in ipairs { { 3, 0, "blk.2" }, { 2, 0, "blk.2" }, { 3, 3, "nextn_predict_layers" } } do
+      local gguf <close> = assert(core.parse_gguf(with(case[1], case[2]), "spec"))
+      local plan, message = arch.build(gguf)
+      assert.is_nil(plan)
+      assert.truthy(message:find(case[3], 1, true), message)
+    end
+  end)
+
+  -- ---- all of them ----
 
   for name, file in pairs(files) do
     it(name .. " loads and runs", function()

@@ -78,6 +78,7 @@ end
 ---@field hp kigo.Hyperparameters
 ---@field has_head boolean
 ---@field stacked table<string, boolean>  tensors that are a part of a weight
+---@field left_out table<string, boolean> "blk.N." of blocks that are for something else
 ---@field _plan kigo.Plan
 ---@field _prefix string
 ---@field _tokens integer?   that the tokenizer has
@@ -93,8 +94,8 @@ Graph.__tostring = function(self) return "kigo.Graph " .. (self._prefix == "" an
 ---@param tokens? integer  of the file's tokenizer, where it has one
 ---@return kigo.Graph
 function graph.new(plan, hp, tokens)
-  return setmetatable({ hp = hp, has_head = true, stacked = {}, _plan = plan, _prefix = "", _tokens = tokens,
-    _optional = {} }, Graph)
+  return setmetatable({ hp = hp, has_head = true, stacked = {}, left_out = {}, _plan = plan, _prefix = "",
+    _tokens = tokens, _optional = {} }, Graph)
 end
 
 ---The part of the graph for block i: 0-based, as in the file.
@@ -104,6 +105,10 @@ function Graph:block(i)
   return setmetatable({ hp = self.hp, stacked = self.stacked, _plan = self._plan, _prefix = ("blk.%d."):format(i),
     _optional = self._optional }, Graph)
 end
+
+---Block i of the file has another use than to make logits from tokens (to guess several at once, say).
+---@param i integer
+function Graph:leave_out(i) self.left_out[("blk.%d."):format(i)] = true end
 
 ---Does the file have the tensor "blk.i.NAME.weight" (or with another ending)?
 ---@param name string
@@ -132,6 +137,14 @@ function Graph:has_like_others(name, ending)
 end
 
 local function smaller(a, b) return (not b or a < b) and a or b end
+
+---Fails where the file does not have this tensor of the block.
+---@param name string
+---@param ending? string default "weight"
+function Graph:wants(name, ending)
+  if self:has(name, ending) then return end
+  fail(core.err.FORMAT, "tensor %s%s.%s is not in the file", self._prefix, name, ending or "weight")
+end
 
 ---Fails where a part is in some blocks and not in others.
 ---@param g kigo.Graph
@@ -317,9 +330,9 @@ end
 ---@field act kigo.Act
 
 ---A mixture of experts: router "ffn_gate_inp", experts "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", each with the
----bias that stands in the file (older files have a tensor for each expert, "ffn_gate.0"); "exp_probs_b.bias" is added to
----the experts' scores for the choice alone. A shared expert whose weight comes from a gate is one more mixture, of one
----expert, with a suffix of its own.
+---bias that stands in the file (older files have a tensor for each expert, "ffn_gate.0"); "exp_probs_b.bias" is added
+---to the experts' scores for the choice alone. A shared expert whose weight comes from a gate is one more mixture, of
+---one expert, with a suffix of its own.
 ---@param x kigo.Value
 ---@param params kigo.MoeParameters
 ---@param name? string default "ffn_moe"

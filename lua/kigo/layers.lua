@@ -35,6 +35,8 @@ end
 ---@field rope? kigo.RopeParameters|false   default hp.rope; false: no rotation
 ---@field attention? kigo.AttentionParameters   default hp.attention
 ---@field head_norm? boolean|kigo.NormParameters   normalize the heads of q and k (layers.head_norms)
+---@field late_norm? boolean   the same after they have turned
+---@field row_norm? boolean    normalize all of q and all of k
 
 ---Attention of normalized rows h over their own sequence, projected back.
 ---@param b kigo.Graph
@@ -47,9 +49,11 @@ function layers.self_attention(b, h, options)
   local q, k, v = layers.qkv(b, h)
   local head_norm = options.head_norm
   if head_norm then q, k = layers.head_norms(b, q, k, head_norm ~= true and head_norm or nil, attention.kv_heads) end
+  if options.row_norm then q, k = b:norm(q, "attn_q_norm"), b:norm(k, "attn_k_norm") end
   local rope = options.rope
   if rope == nil then rope = b.hp.rope end
   if rope then q, k = b:rope(q, rope), b:rope(k, rope) end
+  if options.late_norm then q, k = layers.head_norms(b, q, k) end
   return b:linear(b:attention(q, k, v, attention), "attn_output")
 end
 
@@ -80,12 +84,27 @@ function layers.gated(b, act, h)
   return b:linear(b:glu(act, gate, up), "ffn_down")
 end
 
----act(up), projected down.
+---act(up), projected down; "relu_squared" beside the activations of graphs.
 ---@param b kigo.Graph
 ---@param act kigo.Act
 ---@param h kigo.Value
 ---@return kigo.Value
-function layers.plain(b, act, h) return b:linear(b:act(act, b:linear(h, "ffn_up")), "ffn_down") end
+function layers.plain(b, act, h)
+  local up = b:linear(h, "ffn_up")
+  return b:linear(act == "relu_squared" and b:glu("relu", up, up) or b:act(act, up), "ffn_down")
+end
+
+---In models that have windows in all blocks but every n-th: which attention a block has.
+---@param hp kigo.Hyperparameters
+---@param every integer
+---@return fun(i: integer): kigo.AttentionParameters, boolean   of block i; does it see everything?
+function layers.windowed(hp, every)
+  local all = layers.with(hp.attention, { window = 0 })
+  return function(i)
+    local sees_all = hp.window == 0 or (i + 1) % every == 0
+    return sees_all and all or hp.attention, sees_all
+  end
+end
 
 ---The experts of a block as the file counts them, or its gated feed-forward where it has none.
 ---@param b kigo.Graph
@@ -96,6 +115,54 @@ function layers.gated_or_experts(b, h, params)
   local hp = b.hp
   if hp.expert_count == 0 or not b:has "ffn_gate_inp" then return layers.gated(b, "silu", h) end
   return b:moe(h, layers.with({ experts = hp.expert_count, used = hp.expert_used_count, act = "silu" }, params or {}))
+end
+
+---What some experts made, and what the one that all tokens share adds where the block has it.
+---@param b kigo.Graph
+---@param h kigo.Value
+---@param chosen kigo.Value
+---@return kigo.Value
+function layers.and_shared_expert(b, h, chosen)
+  if not b:has_like_others "ffn_gate_shexp" then return chosen end
+  local shared = b:glu("silu", b:linear(h, "ffn_gate_shexp"), b:linear(h, "ffn_up_shexp"))
+  return chosen + b:linear(shared, "ffn_down_shexp")
+end
+
+---Rows of families whose files say how experts are chosen, for layers.chosen_experts.
+---@type kigo.HyperparameterRow[]
+layers.expert_rows = {
+  { key = "leading_dense_block_count", name = "dense_blocks", type = "integer", min = 0, max = 1024, default = 0 },
+  { key = "expert_gating_func", name = "gate", type = "integer", one_of = { true, true }, default = 1 },
+  { key = "expert_weights_scale", name = "experts_scale", type = "number", min = 0, max = 1e6, default = 1 },
+  { key = "expert_weights_norm", name = "experts_normalize", type = "boolean", default = false },
+  { key = "expert_group_count", name = "expert_groups", type = "integer", min = 1, max = 1024, default = 1 },
+  { key = "expert_group_used_count", name = "expert_groups_used", type = "integer", min = 1, max = 1024,
+    default = function(hp) return hp.expert_groups end },
+}
+
+---Several lists of rows in one.
+---@param ... kigo.HyperparameterRow[]
+---@return kigo.HyperparameterRow[]
+function layers.rows(...)
+  local all = {}
+  for _, rows in ipairs { ... } do table.move(rows, 1, #rows, #all + 1, all) end
+  return all
+end
+
+---A gated feed-forward in the first blocks, behind them experts as the file's numbers say, and a shared one.
+---@param b kigo.Graph
+---@param h kigo.Value
+---@param i integer  the block
+---@return kigo.Value
+function layers.chosen_experts(b, h, i)
+  local hp = b.hp
+  if i < hp.dense_blocks or hp.expert_count == 0 then return layers.gated(b, "silu", h) end
+  local chosen = b:moe(h, { experts = hp.expert_count, used = hp.expert_used_count,
+    act = "silu", gate = hp.gate == 2 and "sigmoid" or "softmax", normalize = hp.experts_normalize,
+    scale = hp.experts_scale, groups = hp.expert_groups, groups_used = hp.expert_groups_used,
+    group_top = b:has_like_others("exp_probs_b", "bias") and 2 or 1 })
+  if hp.gate == 2 then b:wants("exp_probs_b", "bias") end
+  return layers.and_shared_expert(b, h, chosen)
 end
 
 ---The hyperparameter row of families with LayerNorm: its epsilon has a key of its own.

@@ -23,13 +23,6 @@ local rows = {
     default = function(hp) return hp.value_dim end },
   { key = "rope.scaling.yarn_log_multiplier", name = "yarn_log_multiplier", type = "number", min = 0, max = 100,
     default = 0 },
-  { key = "leading_dense_block_count", name = "dense_blocks", type = "integer", min = 0, max = 1024, default = 0 },
-  { key = "expert_gating_func", name = "gate", type = "integer", one_of = { true, true }, default = 1 },
-  { key = "expert_weights_scale", name = "experts_scale", type = "number", min = 0, max = 1e6, default = 1 },
-  { key = "expert_weights_norm", name = "experts_normalize", type = "boolean", default = false },
-  { key = "expert_group_count", name = "expert_groups", type = "integer", min = 1, max = 1024, default = 1 },
-  { key = "expert_group_used_count", name = "expert_groups_used", type = "integer", min = 1, max = 1024,
-    default = function(hp) return hp.expert_groups end },
 }
 
 -- The queries of all heads, without and with rotation.
@@ -67,19 +60,7 @@ local function attention(b, h, rope, scale)
   return b:linear(b:linear_each(out, "attn_v_b"), "attn_output")
 end
 
-local function feed_forward(b, h, i)
-  local hp = b.hp
-  if i < hp.dense_blocks or hp.expert_count == 0 then return layers.gated(b, "silu", h) end
-  local chosen = b:moe(h, { experts = hp.expert_count, used = hp.expert_used_count, act = "silu",
-    gate = hp.gate == 2 and "sigmoid" or "softmax", normalize = hp.experts_normalize, scale = hp.experts_scale,
-    groups = hp.expert_groups, groups_used = hp.expert_groups_used,
-    group_top = b:has_like_others("exp_probs_b", "bias") and 2 or 1 })
-  if not b:has_like_others "ffn_gate_shexp" then return chosen end
-  local shared = b:glu("silu", b:linear(h, "ffn_gate_shexp"), b:linear(h, "ffn_up_shexp"))
-  return chosen + b:linear(shared, "ffn_down_shexp")
-end
-
-return arch.family("deepseek2", { rope = "pairs", rows = rows }, function(g, hp)
+return arch.family("deepseek2", { rope = "pairs", rows = layers.rows(rows, layers.expert_rows) }, function(g, hp)
   local rope = layers.with(hp.rope, { head_dim = hp.rope_dims, magnitude = 1 })
   -- what yarn elsewhere does to queries and keys is done to the scores here
   local stretched = hp.rope_scaling == "yarn" and 1 + hp.yarn_log_multiplier * math.log(hp.rope_scale) or 1
@@ -88,7 +69,7 @@ return arch.family("deepseek2", { rope = "pairs", rows = rows }, function(g, hp)
   for i = 0, hp.block_count - 1 do
     local b = g:block(i)
     x = x + attention(b, b:norm(x, "attn_norm"), rope, scale)
-    x = b:out(x + feed_forward(b, b:norm(x, "ffn_norm"), i))
+    x = b:out(x + layers.chosen_experts(b, b:norm(x, "ffn_norm"), i))
   end
   return g:logits(g:norm(x, "output_norm"), "output", "token_embd")
 end)

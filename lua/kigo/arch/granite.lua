@@ -1,4 +1,4 @@
--- granite.lua - Granite 3: LLaMA with multipliers on embeddings, scores, residuals and logits.
+-- granite.lua - Granite 3, dense and with experts: LLaMA with multipliers on embeddings, scores, residuals and logits.
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
@@ -19,7 +19,9 @@ return arch.family("granite", { rope = "pairs", rows = ROWS }, function(g, hp)
   for i = 0, hp.block_count - 1 do
     local b = g:block(i)
     x = x + b:scale(layers.self_attention(b, b:norm(x, "attn_norm"), { attention = attention }), hp.residual_scale)
-    x = b:out(x + b:scale(layers.gated(b, "silu", b:norm(x, "ffn_norm")), hp.residual_scale))
+    local h = b:norm(x, "ffn_norm")
+    local f = layers.gated_or_experts(b, h, { gate = "softmax", normalize = true })
+    x = b:out(x + b:scale(layers.and_shared_expert(b, h, f), hp.residual_scale))
   end
   x = g:logits(g:norm(x, "output_norm"), "output", "token_embd"):named("unscaled")
   return g:scale(x, 1 / hp.logit_scale, "logits")

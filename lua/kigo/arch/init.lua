@@ -28,29 +28,52 @@ Family.__tostring = function(self) return "kigo.Family " .. self.name end
 ---arch.family("mine", ...). A file lua/kigo/arch/NAME.lua is found without an entry.
 ---@type table<string, kigo.Family|string>
 arch.families = {
+  arcee = "AFM 4.5B",
   bert = "BERT, BGE, GTE, E5, MiniLM: embeddings",
+  cohere2 = "Command R7B, Command A",
+  ["command-r"] = "Command R and R+",
   deepseek2 = "DeepSeek V2, V2 Lite, V3 and R1, Kimi K2",
+  dots1 = "dots.llm1",
+  ernie4_5 = "ERNIE 4.5",
+  ["ernie4_5-moe"] = "ERNIE 4.5 with experts",
+  exaone = "EXAONE 3 and 3.5",
+  exaone4 = "EXAONE 4",
   falcon = "Falcon 7B and 40B",
   gemma = "Gemma 1",
   gemma2 = "Gemma 2",
   gemma3 = "Gemma 3, text",
+  glm4 = "GLM 4 (0414)",
+  glm4moe = "GLM 4.5 and 4.6",
   ["gpt-oss"] = "gpt-oss 20B and 120B",
   gpt2 = "GPT-2",
   gptneox = "GPT-NeoX, Pythia, Dolly 2",
   granite = "Granite 3",
+  granitemoe = "Granite 3 with experts",
+  ["hunyuan-dense"] = "Hunyuan 0.5B to 7B",
+  ["hunyuan-moe"] = "Hunyuan A13B",
+  internlm2 = "InternLM 2 and 2.5",
   lfm2 = "LFM2 350M to 2.6B",
   lfm2moe = "LFM2 8B-A1B",
   llama = "LLaMA 1 to 3, Mistral, Mixtral, SmolLM, TinyLlama",
+  minicpm = "MiniCPM 1 and 2",
+  ["minimax-m2"] = "MiniMax M2",
+  nemotron = "Nemotron 3 and 4, Minitron",
   ["nomic-bert"] = "nomic-embed-text: embeddings",
-  olmo2 = "OLMo 2",
+  olmo2 = "OLMo 2 and 3",
+  olmoe = "OLMoE",
   phi2 = "Phi 1, 1.5 and 2",
   phi3 = "Phi 3, 3.5 and 4",
   qwen2 = "Qwen 2 and 2.5",
   qwen2moe = "Qwen 1.5 and 2 with experts",
+  qwen2vl = "Qwen 2 and 2.5 VL, text",
   qwen3 = "Qwen 3",
   qwen3moe = "Qwen 3 with experts",
+  qwen3vl = "Qwen 3 VL, text",
+  qwen3vlmoe = "Qwen 3 VL with experts, text",
+  seed_oss = "Seed-OSS",
   smollm3 = "SmolLM 3",
   stablelm = "StableLM 3B, 2 1.6B and 2 12B",
+  starcoder = "StarCoder 1",
   starcoder2 = "StarCoder 2",
 }
 
@@ -69,6 +92,17 @@ function arch.family(name, options, declare)
   if type(declare) ~= "function" then error("declare: function expected, got " .. type(declare), 2) end
   return setmetatable({ name = name, declare = declare, rope = options.rope or "halves", rows = options.rows or {} },
     Family)
+end
+
+---The family of files that say another name and hold what one of ours computes.
+---@param name string
+---@param other string  a file of lua/kigo/arch
+---@param changes? kigo.FamilyOptions
+---@return kigo.Family
+function arch.like(name, other, changes)
+  local family = require("kigo.arch." .. other)
+  changes = changes or {}
+  return arch.family(name, { rope = changes.rope or family.rope, rows = changes.rows or family.rows }, family.declare)
 end
 
 ---The names of the known families, in order.
@@ -134,11 +168,12 @@ local function is_known_unused(name)
 end
 
 -- A tensor that the plan leaves out is a part of the model that we would silently not compute: refuse it.
-local function check_all_used(plan, gguf, stacked)
-  local used = setmetatable({}, { __index = stacked })
+local function check_all_used(plan, gguf, g)
+  local used = setmetatable({}, { __index = g.stacked })
   for _, weight in ipairs(plan:weights()) do used[weight.name] = true end
   for _, tensor in ipairs(gguf:tensors()) do
-    if not used[tensor.name] and not is_known_unused(tensor.name) then
+    local is_left_out = g.left_out[tensor.name:match "^blk%.%d+%."]
+    if not used[tensor.name] and not is_known_unused(tensor.name) and not is_left_out then
       local name = check.name(tensor.name)
       return nil, ("tensor %s: this architecture has no use for it"):format(name), core.err.UNSUPPORTED
     end
@@ -165,7 +200,7 @@ local function declare(family, plan, hp, gguf)
     return nil, result.message, result.code
   end
   local done, message, code = plan:finish(result.id, hp.context_length, g.has_head)
-  if done then done, message, code = check_all_used(plan, gguf, g.stacked) end
+  if done then done, message, code = check_all_used(plan, gguf, g) end
   return done, message, code
 end
 

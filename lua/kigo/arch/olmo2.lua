@@ -1,14 +1,19 @@
--- olmo2.lua - OLMo 2: norms behind the parts instead of before them, and over the whole of q and k.
+-- olmo2.lua - OLMo 2: norms behind the parts instead of before them, and over the whole of q and k. OLMo 3, whose files
+-- say the same name, has windows in three of four blocks, where rotations are not stretched.
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
+local rope = require "kigo.rope"
+
+local GLOBAL_EVERY = 4
 
 return arch.family("olmo2", function(g, hp)
+  local attention_of, near = layers.windowed(hp, GLOBAL_EVERY), rope.plain(hp, hp.rope_base)
   local x = g:embed("token_embd")
   for i = 0, hp.block_count - 1 do
     local b = g:block(i)
-    local q, k, v = layers.qkv(b, x)
-    q, k = b:rope(b:norm(q, "attn_q_norm"), hp.rope), b:rope(b:norm(k, "attn_k_norm"), hp.rope)
-    local a = b:linear(b:attention(q, k, v, hp.attention), "attn_output")
+    local attention, sees_all = attention_of(i)
+    local a = layers.self_attention(b, x, { row_norm = true, attention = attention,
+      rope = sees_all and hp.rope or near })
     x = x + b:norm(a, "post_attention_norm")
     x = b:out(x + b:norm(layers.gated(b, "silu", x), "post_ffw_norm"))
   end

@@ -1,0 +1,13 @@
+-- dots1.lua - dots.llm1: Qwen 3 with experts chosen as DeepSeek V3 does.
+local arch = require "kigo.arch"
+local layers = require "kigo.layers"
+
+return arch.family("dots1", { rows = layers.expert_rows }, function(g, hp)
+  local x = g:embed("token_embd")
+  for i = 0, hp.block_count - 1 do
+    local b = g:block(i)
+    x = x + layers.self_attention(b, b:norm(x, "attn_norm"), { head_norm = true })
+    x = b:out(x + layers.chosen_experts(b, b:norm(x, "ffn_norm"), i))
+  end
+  return g:logits(g:norm(x, "output_norm"), "output", "token_embd")
+end)
