@@ -175,7 +175,8 @@ int kg_sequence_mark(const kg_sequence *sequence, kg_mark **out, kg_error *err)
                     .hash = hash_tokens(sequence, pos),
                     .n_draws = kg_sequence_draws(sequence),
                     .states = kg_states_hold(kg_model_states(sequence->model)),
-                    .rows_serial = sequence->rows_serial};
+                    .rows_serial = sequence->rows_serial,
+                    .epoch = sequence->pages.epoch};
   kg_snapshots_share(mark->states, &sequence->snapshots, sequence->n_evaluated, &mark->snapshots);
   const int status = kg_companions_copy(sequence->companions, &mark->companions, err);
   if (status)
@@ -206,7 +207,8 @@ int kg_sequence_rewind_to(kg_sequence *sequence, const kg_mark *mark, kg_error *
   kg_companion *companions;
   status = kg_companions_copy(mark->companions, &companions, err); /* the mark stays good for another time */
   if (status) return status;
-  if (mark->rows_serial == sequence->rows_serial && !sequence->is_private)
+  const bool is_same = mark->rows_serial == sequence->rows_serial && mark->epoch == sequence->pages.epoch;
+  if (is_same && !sequence->is_private) /* the mark's rows are those that are there */
     kg_snapshots_share(mark->states, &mark->snapshots, sequence->n_evaluated, &sequence->snapshots);
   shorten(sequence, mark->pos);
   kg_sequence_set_draws(sequence, mark->n_draws);

@@ -141,7 +141,7 @@ typedef struct kg_mark {
   kg_companion *companions;
   kg_state_pool *states;   /* the model's, held */
   kg_snapshots snapshots;
-  int64_t rows_serial;     /* of the sequence, as then */
+  int64_t rows_serial, epoch; /* of the sequence and of its pages, as then */
 } kg_mark;
 
 int kg_sequence_mark(const kg_sequence *sequence, kg_mark **out, kg_error *err);

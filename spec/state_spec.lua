@@ -271,6 +271,42 @@ describe("states", function()
     assert.equal(90, costs(model, function() assert.is_true(expected == seq.logits:bytes()) end))
   end)
 
+  it("of marks are of no use where the rows are others now", function()
+    local model <close> = model_with(tiny.devices[2])
+    local file <close> = assert(core.parse_gguf(require "spec.gguf_build".random({ ["general.type"] = "adapter",
+      ["adapter.type"] = "lora", ["general.architecture"] = "tiny", ["adapter.lora.alpha"] = 4.0 }, {
+      { name = "blk.1.attn_q.weight.lora_a", shape = { 32, 2 } },
+      { name = "blk.1.attn_q.weight.lora_b", shape = { 2, 32 } } }), "adapter"))
+    local adapter <close> = assert(model:adapter(file))
+    local changes = {
+      function(seq) seq:adapt(adapter, 30) end,
+      function(seq)
+        assert(model:scramble("blk.0.in", 1) > 0)
+        seq:rewind(0)
+        seq:feed(table.move(ids, 1, 60, 1, {}))
+      end,
+    }
+    for i, change in ipairs(changes) do
+      local seq <close> = model:sequence {}
+      seq:feed(table.move(ids, 1, 50, 1, {}))
+      local before = seq.logits:bytes()
+      local mark = seq:mark()
+      seq:feed(table.move(ids, 51, 60, 1, {}))
+      assert.is_true(seq:step())
+      change(seq)
+      assert.is_true(seq:step())
+      seq:rewind(mark)
+      local fresh <close> = model:sequence {}
+      if i == 1 then fresh:adapt(adapter, 30) end
+      fresh:feed(table.move(ids, 1, 50, 1, {}))
+      assert.is_true(seq.logits:bytes() == fresh.logits:bytes())
+      assert.is_false(before == fresh.logits:bytes())
+      seq:push(ids[51])
+      fresh:push(ids[51])
+      assert.is_true(seq.logits:bytes() == fresh.logits:bytes())
+    end
+  end)
+
   it("may be held by marks that outlive their model", function()
     local mark
     do
