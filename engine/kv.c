@@ -64,7 +64,7 @@ int kg_kv_new(const kg_plan *plan, const kg_backend *backend, kg_executable *exe
     kv->pools[g] = (pool){.window = window == 1 ? 2 : window,
                           .left = {KG_NO_PAGE, KG_NO_PAGE, 0},
                           .unseen = {KG_NO_PAGE, KG_NO_PAGE, 0},
-                          .max_unseen = window / KG_PAGE + 4};
+                          .max_unseen = window / KG_PAGE / 4 + 4};
   }
   *out = kv;
   return KG_OK;
@@ -424,15 +424,31 @@ int32_t kg_kv_resume_point(const kg_kv *kv, const kg_page_table *table, int32_t 
   return pos;
 }
 
-/* Is page i seen by rows that go on from one of the points, or from just before it? */
-static bool is_wanted(const pool *p, const kg_kv_wanted *wanted, size_t i)
+/* Is page i seen by rows that go on from this point, or from just before it? */
+static bool is_seen_from(const pool *p, int64_t point, size_t i)
 {
   const int64_t first = (int64_t)i * KG_PAGE;
+  return first < point && first + KG_PAGE > point - p->window;
+}
+
+/* Places to come back to, wherever the caller wants to: multiples of this. Those with more factors of two stay longer, so
+ * that there are as many as the logarithm of the length, and going back d positions computes some 2 d again at most. */
+static int64_t gap_of(const pool *p) { return (int64_t)8 * p->window; }
+
+static bool is_station(const pool *p, int64_t point, int32_t from)
+{
+  const int64_t n = point / gap_of(p), low_bit = n & -n;
+  return from - point <= 2 * low_bit * gap_of(p);
+}
+
+static bool is_wanted(const pool *p, const kg_kv_wanted *wanted, size_t i)
+{
+  const int64_t first = (int64_t)i * KG_PAGE, gap = gap_of(p);
   for (int list = 0; list < 2; list++)
-    for (size_t k = 0; k < wanted->n_points[list]; k++) {
-      const int64_t point = wanted->points[list][k];
-      if (first < point && first + KG_PAGE > point - p->window) return true;
-    }
+    for (size_t k = 0; k < wanted->n_points[list]; k++)
+      if (is_seen_from(p, wanted->points[list][k], i)) return true;
+  for (int64_t point = (first / gap + 1) * gap; point < first + KG_PAGE + p->window; point += gap)
+    if (is_station(p, point, wanted->from)) return true;
   return false;
 }
 
@@ -441,7 +457,10 @@ void kg_kv_forget_unseen(kg_kv *kv, kg_page_table *table, const kg_kv_wanted *wa
   for (int32_t g = 0; g < kv->n_groups; g++) {
     const pool *p = &kv->pools[g];
     if (!p->window || wanted->from <= p->window) continue;
-    size_t i = is_less ? 0 : table->n_seen[g], end = (size_t)((wanted->from - p->window) / KG_PAGE);
+    const int64_t n_gaps = wanted->from / gap_of(p);
+    const bool is_again = is_less || n_gaps != table->n_gaps[g]; /* some of the stations may be too many now */
+    size_t i = is_again ? 0 : table->n_seen[g], end = (size_t)((wanted->from - p->window) / KG_PAGE);
+    table->n_gaps[g] = n_gaps;
     if (end > table->n) end = table->n;
     for (; i < end; i++) {
       const int32_t id = table->ids[g][i];

@@ -3,9 +3,9 @@
  * has a pool of its own. Forks share pages; a shared page is copied before somebody writes to it.
  *
  * Windows: where no row of a group sees everything, a table lets pages go that no later row sees (kg_kv_forget_unseen).
- * It keeps some more: KG_KV_SLACK positions, so that going back a little computes nothing again, and what the caller wants
- * to come back to. From a position whose pages are gone nothing can be computed: kg_kv_resume_point says where one can
- * begin.
+ * It keeps some more: KG_KV_SLACK positions, so that going back a little computes nothing again, what the caller wants
+ * to come back to, and fewer and fewer places before that, so that going back far does not compute everything again. From
+ * a position whose pages are gone nothing can be computed: kg_kv_resume_point says where one can begin.
  *
  * The prefix cache (prefix.h): whole pages whose rows are what their ids make of them, and nothing else, can be
  * published. Tables that need the same ids at the same positions share them; a page that no table holds any more rests,
@@ -27,7 +27,8 @@ typedef struct kg_page_table {
   int32_t *ids[KG_PAGE_GROUPS]; /* [n] by group; KG_NONE: let go, or never had. Never so where rows see everything */
   size_t capacity[KG_PAGE_GROUPS];
   size_t n;
-  size_t n_seen[KG_PAGE_GROUPS]; /* of those before, nothing is left to let go */
+  size_t n_seen[KG_PAGE_GROUPS];  /* of those before, nothing is left to let go */
+  int64_t n_gaps[KG_PAGE_GROUPS]; /* when they were looked at; see kv.c */
   int32_t *nodes;     /* [n_published] of the prefix cache: each is held */
   size_t n_published; /* leading pages that the prefix cache knows */
   size_t nodes_capacity;

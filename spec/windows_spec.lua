@@ -136,9 +136,9 @@ describe("windows", function()
     it("stay while there is a mark, in forks too, and no longer", function()
       local seq <close> = prompt(PAGE)
       feed_to(seq, ids, 4 * PAGE + 9)
-      local mark, fork = seq:mark(), nil
+      local mark = seq:mark()
       feed_to(seq, ids, 6 * PAGE)
-      fork = assert(seq:fork {})
+      local fork = assert(seq:fork {})
       feed_to(fork, ids, LONG)
       feed_to(seq, ids, LONG)
       local pages = window_pages()
@@ -252,7 +252,8 @@ describe("windows", function()
         rows[i] = seq.stats.n_tokens_evaluated
         assert.is_true(seq.logits:bytes() == judge_of(cpu, "plain", ids)[#ids])
       end
-      assert.same({ n, n, 9 * PAGE, 9 * PAGE }, rows)
+      assert.same({ n, 9 * PAGE, 9 * PAGE }, { rows[1], rows[3], rows[4] })
+      assert.is_true(rows[2] >= 9 * PAGE and rows[2] <= n)
     end)
 
     it("know nothing once the weights have changed", function()
@@ -405,7 +406,8 @@ describe("windows", function()
         if device.name ~= "reference" or kind == "plain" and PAGE < 64 then
           local judge = {}
           for _, way in ipairs(ways) do judge[way] = judge_of(device, kind, way) end
-          for i, options in ipairs { { pool = LONG + PAGE, chunk = 33 }, { chunk = 2 * PAGE }, { prefix_cache = false } } do
+          local all = { { pool = LONG + PAGE, chunk = 33 }, { chunk = 2 * PAGE }, { prefix_cache = false } }
+          for i, options in ipairs(all) do
             options.kind = kind
             local model <close> = with(device, options)
             for number = 1, n_lives // 6 + 1 do n = n + live(model, number * 40 + d * 5 + i, ways, judge) end
@@ -464,21 +466,25 @@ describe("windows", function()
   end)
 
   it("hold less than a third of the memory: five layers in six, 1024 of 32768 positions", function()
-    local n = os.getenv "KIGO_SCHEDULES" and 32768 or 8192 -- behind a few windows nothing grows but what sees everything
-    local model <close> = tiny.model { kind = "gemma", device = "cpu", kv = "f16", ctx = 32768, pool = 32768 }
+    -- The made-up model is narrow; only that all of it is there makes this take a second, and sanitized builds longer.
+    local n, n_drawn = 32768, 1500
+    if os.getenv "ASAN_OPTIONS" then n, n_drawn = 4096, 100 end
+    local options = { kind = "gemma", device = "cpu", threads = 1, kv = "f16", ctx = 32768, pool = 32768 }
+    local model <close> = tiny.model(options)
     local seq <close> = model:sequence {}
-    local before
-    for end_ = 2048, n, 2048 do
-      seq:feed(tiny.ids(2048))
-      assert(seq:step())
-      local groups = model:stats().page_groups
-      if end_ > 4096 then assert.equal(before, groups[2].n_pages) end
-      before = groups[2].n_pages
-    end
+    seq:feed(tiny.ids(n - n_drawn))
+    assert(seq:step())
+    local pick <close> = core.chain { { kind = "greedy" } }
+    for _ = 1, n_drawn do assert(seq:push(assert(seq:draw(pick)))) end -- away from its prompt, which is kept too
     local groups, pages = model:stats().page_groups, 32768 // PAGE
     local bytes = pages * groups[1].page_bytes + groups[2].n_pages * groups[2].page_bytes
     local full = pages * (groups[1].page_bytes + groups[2].page_bytes)
     assert.is_true(3 * bytes < full, ("%d of %d"):format(bytes, full))
     if n == 32768 then assert.equal(bytes, model:stats().kv_bytes) end
+    -- Going back does not begin again.
+    for _, pos in ipairs { n - n_drawn // 2, n - n_drawn, n - 2 * n_drawn, n * 3 // 4 + 10, n // 2 } do
+      seq:rewind(pos)
+      assert.is_true(seq:pending() <= 1 + 2 * (n - pos), ("%d rows for %d"):format(seq:pending(), pos))
+    end
   end)
 end)

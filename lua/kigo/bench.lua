@@ -112,7 +112,7 @@ local function measure_one(model, about, path, options, load, load_s)
   prefill_s, about.logits_hash, about.kv_bytes = measure_prefill(model, some_ids(n_prompt, model.vocab_size),
     about.repeats)
   about.prefill_tokens_per_s = n_prompt / prefill_s
-  about.kv_bytes_per_token = math.floor(about.kv_bytes / n_prompt * n / 2)
+  about.kv_bytes_per_token = math.floor(traffic.kv_bytes(model:stats(), n / 2))
   count_weight_bytes(model, about)
   about.peak_bytes = bench.peak_memory() -- of one model's load and use, before the bandwidth's own buffer
   measure_decode_and_bandwidth(model, about)

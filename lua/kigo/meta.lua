@@ -772,6 +772,14 @@ function Model:residual() end
 ---@return integer? code
 function Model:tensor(name, first, count) end
 
+---Layers that see equally far share cache pages, and let go of those that none of their rows will see any more.
+---@class kigo.PageGroup
+---@field window integer        positions that a row sees; 0: all before it
+---@field n_pages integer       as allocated now
+---@field n_pages_used integer  that sequences hold
+---@field n_pages_kept integer  that only the prefix cache holds
+---@field page_bytes integer    of one page
+
 ---@class kigo.ModelStats
 ---@field device string
 ---@field note string                  why "auto" is no GPU; empty where it is one, where another device was asked for,
@@ -791,10 +799,11 @@ function Model:tensor(name, first, count) end
 ---@field expert_bytes integer?        of the file, in experts out of several that products read, each once in a pass;
 ---nil on devices that do not count them (Model:profile does there)
 ---@field n_sequences integer
----@field n_pages integer              of the key/value cache, as allocated now
+---@field n_pages integer              of the key/value cache, as allocated now; of the first group, as the next two
 ---@field n_pages_used integer         that sequences hold
 ---@field n_pages_kept integer         that only the prefix cache holds: as good as free
----@field n_pages_max integer          that there may ever be: load's `pool`
+---@field n_pages_max integer          that there may ever be of a group: load's `pool`
+---@field page_groups kigo.PageGroup[] the layers that see everything come first, where there are any
 ---@field page integer                 positions in a page
 ---@field state_bytes integer          of a snapshot of what recurrent operations remember; 0: the model has none
 ---@field state_every integer          positions between those that the prefix cache holds; 0: it holds none
@@ -945,7 +954,8 @@ function Sequence:pending() end
 ---@return boolean   was its next draw made ahead, so that it needs no pass?
 function Sequence:drawn(chain) end
 
----@return integer n   cache pages that the timeline holds, shared ones too
+---@return integer n   cache pages that the timeline holds, shared ones too; of the first group of layers
+---(kigo.PageGroup)
 function Sequence:pages() end
 
 ---Give the cache pages back. The timeline stays and is evaluated again when somebody asks for what lies behind it:

@@ -67,4 +67,17 @@ function traffic.attention_flops(gguf, positions)
   return 4 * of_arch "block_count" * width * positions
 end
 
+---Bytes of the cache that a token reads which sees so many positions, in layers with a window as many as that is wide.
+---@param stats kigo.ModelStats
+---@param positions number
+---@return number
+function traffic.kv_bytes(stats, positions)
+  local bytes = 0
+  for _, group in ipairs(stats.page_groups) do
+    local seen = group.window > 0 and math.min(group.window, positions) or positions
+    bytes = bytes + seen * group.page_bytes / stats.page
+  end
+  return bytes
+end
+
 return traffic

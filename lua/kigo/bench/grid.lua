@@ -26,12 +26,6 @@ local ENOUGH_S = 1 -- after so many seconds nothing is repeated once more
 
 grid.FIRST_PROMPT = 32 -- tokens, of the time to the first token
 
----The memory that the cache of one token takes.
-local function kv_bytes(model)
-  local stats = model:stats()
-  return stats.kv_bytes / (stats.n_pages * stats.page)
-end
-
 ---Runs that a figure is the median of: as many as asked for, fewer of what takes long.
 local function repeated(repeats, measure)
   local seconds, sum = {}, 0
@@ -133,13 +127,14 @@ end
 local function prefill_floor(model, rates, batch, context)
   local layers, head = traffic.flops(model.gguf)
   local rows = batch * context
-  return floor_s(rates, traffic.weight_bytes(model.gguf, rows) + rows * kv_bytes(model),
+  return floor_s(rates, traffic.weight_bytes(model.gguf, rows) + rows * traffic.kv_bytes(model:stats(), 1),
     rows * (layers + traffic.attention_flops(model.gguf, context / 2)) + batch * head)
 end
 
 local function decode_floor(model, rates, batch, context, expert_bytes)
   local layers, head = traffic.flops(model.gguf)
-  return floor_s(rates, traffic.tensor_bytes(model.gguf) + (expert_bytes or 0) + batch * context * kv_bytes(model),
+  local cache_bytes = batch * traffic.kv_bytes(model:stats(), context)
+  return floor_s(rates, traffic.tensor_bytes(model.gguf) + (expert_bytes or 0) + cache_bytes,
     batch * (layers + head + traffic.attention_flops(model.gguf, context)))
 end
 
@@ -150,8 +145,8 @@ local function too_large(model, batch, context, tokens)
   if context + tokens + 1 > model.context then return ("the context ends at %d"):format(model.context) end
   local info = model:device_info()
   local stats = model:stats()
-  if not info or stats.n_pages == 0 then return nil end
-  local wanted = batch * (context + tokens) * kv_bytes(model) - stats.kv_bytes
+  if not info then return nil end
+  local wanted = batch * traffic.kv_bytes(stats, context + tokens) - stats.kv_bytes
   if wanted > 0.9 * (info.total - info.in_use) then
     return ("%.1f GB more of cache are not free"):format(wanted / 1e9)
   end
