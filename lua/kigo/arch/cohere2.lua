@@ -1,5 +1,5 @@
--- cohere2.lua - Command R7B and Command A: Command R whose blocks have windows and rotation, but for every fourth, which
--- sees everything and does not know positions.
+-- cohere2.lua - Command R7B and Command A: Command R whose blocks have windows and rotation, but for every fourth,
+-- which sees everything and does not know positions.
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 

@@ -1,4 +1,5 @@
--- ernie4_5.lua - ERNIE 4.5, dense and with experts: LLaMA; experts in some blocks, chosen with a bias, and a shared one.
+-- ernie4_5.lua - ERNIE 4.5, dense and with experts: LLaMA; experts in some blocks, chosen with a bias, and a shared
+-- one.
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 

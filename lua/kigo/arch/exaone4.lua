@@ -1,5 +1,5 @@
--- exaone4.lua - EXAONE 4: norms behind the parts, normalized heads; the larger model has windows in three of four blocks,
--- and no rotation in the others.
+-- exaone4.lua - EXAONE 4: norms behind the parts, normalized heads; the larger model has windows in three of four
+-- blocks, and no rotation in the others.
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 

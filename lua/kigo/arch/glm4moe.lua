@@ -1,5 +1,5 @@
--- glm4moe.lua - GLM 4.5 and 4.6, Air: experts chosen as DeepSeek V3 does, a part of each head turning. The last blocks of
--- a file may be there to guess several tokens at once.
+-- glm4moe.lua - GLM 4.5 and 4.6, Air: experts chosen as DeepSeek V3 does, a part of each head turning. The last blocks
+-- of a file may be there to guess several tokens at once.
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 

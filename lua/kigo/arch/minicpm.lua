@@ -1,5 +1,5 @@
--- minicpm.lua - MiniCPM 1 and 2: what granite.lua computes. Files that do not say the multipliers are refused: they were
--- made when programs had to know them.
+-- minicpm.lua - MiniCPM 1 and 2: what granite.lua computes. Files that do not say the multipliers are refused: they
+-- were made when programs had to know them.
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
