@@ -77,43 +77,64 @@ static int64_t place_of(const step *s, const kg_step_item *item, int32_t pos)
   return item->at + (int64_t)(pos - item->from) * kg_model_vocab_size(s->model);
 }
 
-/* Number the rows of the step, find sequences that do not belong or come twice, and make room for what they want. */
+/* Find sequences that do not belong or come twice. */
+static int admit(const step *s, size_t i, int64_t serial, kg_error *err)
+{
+  kg_sequence *sequence = s->items[i].sequence;
+  if (sequence->model != s->model)
+    return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the step belongs to another model", i);
+  if (sequence->step.serial == serial)
+    return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the step is in it twice", i);
+  return KG_OK;
+}
+
+/* Can what the item wants of its n_rows rows, which end at `end`, be done? */
+static int check_wishes(const step *s, size_t i, int32_t n_rows, int32_t end, kg_error *err)
+{
+  const kg_step_item *item = &s->items[i];
+  if (!n_rows) return KG_OK;
+  if (item->all_logits && item->all_logits->ops != item->sequence->logits->ops)
+    return kg_fail(err, KG_ERR_ARGUMENT, "the rows for the logits of sequence %zu are on another device", i);
+  if (is_one_piece(s) && n_rows > kg_model_chunk(s->model))
+    return kg_fail(err, KG_ERR_FULL, "%d tokens that look both ways must fit one pass of %d: load with a larger chunk",
+                   n_rows, kg_model_chunk(s->model));
+  if (!wants_all(item, end - 1)) return KG_OK;
+  return check_room(item->all_logits, item->at, end - item->from, kg_model_vocab_size(s->model), err);
+}
+
+/* Number the rows of an item and make room for what it wants. */
+static int prepare_item(step *s, size_t i, int64_t serial, kg_error *err)
+{
+  const kg_step_item *item = &s->items[i];
+  kg_sequence *sequence = item->sequence;
+  if (kg_sequence_pending(sequence)) kg_sequence_interrupt(sequence); /* it computes what is asked for, here and now */
+  if (kg_sequence_pending(sequence) && !item->all_logits && !s->n_traces) kg_sequence_reuse(sequence);
+  const int32_t pending = kg_sequence_pending(sequence), n_rows = rows_of(s, item);
+  sequence->step.serial = serial;
+  sequence->step.pos = kg_sequence_pos(sequence) - pending;
+  sequence->step.next = sequence->step.pos;
+  sequence->step.row = s->n_total;
+  sequence->step.n_rows = 0;
+  sequence->step.is_over = false;
+  sequence->step.end = sequence->step.pos + n_rows;
+  s->n_total += n_rows;
+  int status = pending ? kg_sequence_ensure_logits(sequence, err) : kg_draft_take_logits(sequence, err);
+  if (!status && pending) kg_sequence_go_back(sequence, sequence->step.pos);
+  if (!status) status = check_wishes(s, i, n_rows, sequence->step.end, err);
+  if (pending && (n_rows < pending || item->all_logits || s->n_traces || sequence->hooks || is_one_piece(s)))
+    kg_draft_drop(sequence);
+  else if (pending)
+    sequence->step.end += kg_draft_begin(sequence);
+  s->n_left += sequence->step.end - sequence->step.pos;
+  return status;
+}
+
 static int prepare(step *s, kg_error *err)
 {
   const int64_t serial = ++s->scratch->serial;
   for (size_t i = 0; i < s->n_items; i++) {
-    kg_sequence *sequence = s->items[i].sequence;
-    if (sequence->model != s->model)
-      return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the step belongs to another model", i);
-    if (sequence->step.serial == serial)
-      return kg_fail(err, KG_ERR_ARGUMENT, "sequence %zu of the step is in it twice", i);
-    const kg_step_item *item = &s->items[i];
-    if (kg_sequence_pending(sequence)) kg_sequence_interrupt(sequence); /* it computes what is asked for, here and now */
-    if (kg_sequence_pending(sequence) && !item->all_logits && !s->n_traces) kg_sequence_reuse(sequence);
-    const int32_t pending = kg_sequence_pending(sequence), n_rows = rows_of(s, item);
-    sequence->step.serial = serial;
-    sequence->step.pos = kg_sequence_pos(sequence) - pending;
-    sequence->step.next = sequence->step.pos;
-    sequence->step.row = s->n_total;
-    sequence->step.n_rows = 0;
-    sequence->step.is_over = false;
-    s->n_total += n_rows;
-    int status = pending ? kg_sequence_ensure_logits(sequence, err) : kg_draft_take_logits(sequence, err);
-    if (!status && pending) kg_sequence_go_back(sequence, sequence->step.pos);
-    const int32_t end = sequence->step.pos + n_rows;
-    if (!status && n_rows && item->all_logits && item->all_logits->ops != sequence->logits->ops)
-      status = kg_fail(err, KG_ERR_ARGUMENT, "the rows for the logits of sequence %zu are on another device", i);
-    if (!status && is_one_piece(s) && n_rows > kg_model_chunk(s->model))
-      status = kg_fail(err, KG_ERR_FULL, "%d tokens that look both ways must fit one pass of %d: load with a larger "
-                       "chunk", n_rows, kg_model_chunk(s->model));
-    if (!status && n_rows && wants_all(item, end - 1))
-      status = check_room(item->all_logits, item->at, end - item->from, kg_model_vocab_size(s->model), err);
-    sequence->step.end = end;
-    if (pending && (n_rows < pending || item->all_logits || s->n_traces || sequence->hooks || is_one_piece(s)))
-      kg_draft_drop(sequence);
-    else if (pending)
-      sequence->step.end += kg_draft_begin(sequence);
-    s->n_left += sequence->step.end - sequence->step.pos;
+    int status = admit(s, i, serial, err);
+    if (!status) status = prepare_item(s, i, serial, err);
     if (status) return status;
   }
   return prepare_traces(s, err);
