@@ -421,6 +421,52 @@ describe("windows", function()
     end)
   end
 
+  it("in a scheduler whose pool is too small for all: what each makes alone", function()
+    local scheduler = require "kigo.scheduler"
+    local pick <close> = core.chain { { kind = "temp", value = 4 }, { kind = "dist" } }
+    for _, kind in ipairs { "plain", "narrow" } do
+      local function body(model, i)
+        local seq = assert(model:sequence { seed = i })
+        assert(seq:feed(tiny.ids(3 * PAGE + 50 * i, i)))
+        local mark
+        for j = 1, 30 do
+          if j == 20 then mark = seq:mark() end
+          assert(seq:push(assert(seq:draw(pick))))
+        end
+        seq:feed(tiny.ids(2 * PAGE, i + 9))
+        assert(seq:step())
+        seq:rewind(mark)
+        seq:push(assert(seq:draw(pick)))
+        assert(seq:step())
+        return table.concat(seq:tokens(), " ") .. core.checksum(seq.logits:bytes())
+      end
+      local large <close> = with(cpu, { kind = kind, prefix_cache = false })
+      local alone = {}
+      for i = 1, 6 do alone[i] = body(large, i) end
+      for _, pages in ipairs { 14, 20 } do
+        local model <close> = with(cpu, { kind = kind, chunk = 50, pool = pages * PAGE + 300 })
+        local together <close>, tasks = scheduler.new(model), {}
+        for i = 1, 6 do tasks[i] = together:spawn(body, model, i) end
+        assert(together:run())
+        for i, task in ipairs(tasks) do assert.equal(alone[i], task.results[1]) end
+      end
+    end
+  end)
+
+  it("when a full context is shifted", function()
+    local ids = tiny.ids(LONG)
+    local model <close> = with(cpu, { ctx = 6 * PAGE + 40 })
+    local judge <close> = with(cpu, { chunk = LONG, prefix_cache = false })
+    local seq <close> = model:sequence { on_overflow = "shift" }
+    seq.keep = 7
+    for i, id in ipairs(ids) do
+      assert(seq:push(id))
+      if i % 9 == 0 then assert(seq:step()) end
+    end
+    assert.is_true(seq.shifted > 0)
+    assert.is_true(seq.logits:bytes() == tiny.oracle(judge, seq:tokens())[seq:pos()])
+  end)
+
   it("leave nothing behind when memory fails", function()
     local ids = tiny.ids(9 * PAGE + 5)
     local expected

@@ -294,6 +294,14 @@ local function sort_out(waiting)
   return groups, call, top
 end
 
+---Pages that a sequence of so many tokens needs while its prompt is computed: those of layers with a window let go of
+---some meanwhile.
+local function pages_for(stats, n_tokens)
+  local window = stats.page_groups[1].window
+  if window > 0 then n_tokens = math.min(n_tokens, 2 * window + stats.chunk) end
+  return n_tokens // stats.page + 1
+end
+
 ---Leave out those who hold no pages and will not find enough: with the lower ones, in order of rank.
 local function admit(group)
   local new = {}
@@ -305,7 +313,7 @@ local function admit(group)
   local stats, refused = group.model:stats(), {}
   local room = stats.n_pages_max - stats.n_pages_used - (#group.items - #new) -- each may need another one soon
   for _, item in ipairs(new) do
-    room = room - (item.seq:pos() // stats.page + 1)
+    room = room - pages_for(stats, item.seq:pos())
     if room < 0 then refused[item] = true end
   end
   local admitted = {}
