@@ -489,23 +489,24 @@ int32_t kg_kv_count_held(const kg_page_table *table)
   return n;
 }
 
-static bool is_in_ranges(const kg_kv_range *ranges, size_t n_ranges, int32_t group, int32_t from, int32_t end)
+/* Do positions [from, end) of the group lie in one of the ranges? *at is the first one that may hold them or later ones. */
+static bool is_in_ranges(const kg_kv_range *ranges, size_t n_ranges, size_t *at, int32_t group, int32_t from, int32_t end)
 {
-  for (size_t i = 0; i < n_ranges; i++)
-    if (ranges[i].group == group && ranges[i].from <= from && ranges[i].end >= end) return true;
-  return false;
+  while (*at < n_ranges && (ranges[*at].group < group || (ranges[*at].group == group && ranges[*at].end < end))) ++*at;
+  return *at < n_ranges && ranges[*at].group == group && ranges[*at].from <= from;
 }
 
 int kg_kv_restore(kg_kv *kv, kg_page_table *table, int32_t n_positions, const kg_kv_range *ranges, size_t n_ranges,
                   kg_error *err)
 {
   const size_t n = (size_t)pages_for(n_positions);
+  size_t at = 0;
   int status = grow_table(kv, table, n, err);
   for (int32_t g = 0; g < kv->n_groups && !status; g++) {
     int32_t n_new = 0;
     for (size_t i = 0; i < n; i++) {
       const int32_t from = (int32_t)i * KG_PAGE, end = from + KG_PAGE < n_positions ? from + KG_PAGE : n_positions;
-      const bool is_there = is_in_ranges(ranges, n_ranges, g, from, end);
+      const bool is_there = is_in_ranges(ranges, n_ranges, &at, g, from, end);
       table->ids[g][i] = is_there ? 0 : KG_NO_PAGE;
       n_new += is_there;
     }

@@ -86,8 +86,9 @@ typedef struct kg_kv_range {
   int32_t group, from, end;
 } kg_kv_range;
 
-/* Have an empty table cover [0, n_positions): pages of its own for what lies in the ranges as a whole, the end apart. On
- * failure it is empty. */
+/* Have an empty table cover [0, n_positions): with pages of its own for positions that lie in a range as a whole page (of
+ * the last page: what there is of it). The ranges are in order of groups and positions and do not touch. On failure the
+ * table is empty. */
 int kg_kv_restore(kg_kv *kv, kg_page_table *table, int32_t n_positions, const kg_kv_range *ranges, size_t n_ranges,
                   kg_error *err);
 

@@ -1003,7 +1003,8 @@ function Sequence:adapt(adapter, scale) end
 ---@return kigo.Adapted[] adapters   that take part, in the order in which they are applied; new handles
 function Sequence:adapters() end
 
----@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds
+---@return kigo.Mark   position, random numbers and a copy of the state; good for any number of rewinds. While it is
+---there, what layers with windows need for going on from it is kept, by the sequence and its forks
 function Sequence:mark() end
 
 ---Write everything to a file for model:restore: tokens, cache, random numbers, streams, state, and which adapters take
@@ -1030,6 +1031,8 @@ function Sequence:detach(stream) end
 function Sequence:attached() end
 
 ---A mark brings random numbers and state back too; a position leaves the state alone, and drawing starts anew there.
+---Where layers see a window or remember a state, going back far without a mark may mean that some tokens before the
+---position are evaluated again (Sequence:pending says how many): nobody can tell but by the clock.
 ---@param to kigo.Mark|integer
 ---@return integer? pos
 ---@return string? message
