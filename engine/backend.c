@@ -192,6 +192,6 @@ int kg_kv_rows_check(const kg_plan *plan, const kg_kv_rows *rows, const int32_t 
   if (rows->page >= 0 && rows->page < n && rows->slot >= 0 && rows->n >= 1 && rows->slot < KG_PAGE &&
       rows->n <= KG_PAGE - rows->slot)
     return KG_OK;
-  return kg_fail(err, KG_ERR_ARGUMENT, "%d slots from %d of page %d of %d in layer %d", rows->n, rows->slot, rows->page, n,
-                 rows->layer);
+  return kg_fail(err, KG_ERR_ARGUMENT, "%d slots from %d of page %d of %d in layer %d", rows->n, rows->slot,
+                 rows->page, n, rows->layer);
 }

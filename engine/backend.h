@@ -59,11 +59,12 @@ typedef struct kg_trace {
   int64_t at;
 } kg_trace;
 
-/* Rows of one sequence that somebody looks at, and may write to, in the middle of a run. When `value` is there for them
- * and before anything reads it, `call` gets a copy of those that are computed (in the plan's tail: the wanted ones):
- * n_rows * width floats at the start of a buffer of this backend, which it may keep. What stands there when it returns
- * goes on. A call has rows of consecutive positions, from `pos` on; there may be several, in ascending order. Calls come
- * on the thread that started the run; they must not start another one, but may use tensors and kg_backend.unembed. */
+/* Rows of one sequence that somebody looks at, and may write to, in the middle of a run. When `value` is there for
+ * them and before anything reads it, `call` gets a copy of those that are computed (in the plan's tail: the wanted
+ * ones): n_rows * width floats at the start of a buffer of this backend, which it may keep. What stands there when
+ * it returns goes on. A call has rows of consecutive positions, from `pos` on; there may be several, in ascending
+ * order. Calls come on the thread that started the run; they must not start another one, but may use tensors and
+ * kg_backend.unembed. */
 typedef struct kg_tap {
   int32_t value;
   int32_t row, n_rows;    /* of the batch, within one span */
@@ -239,8 +240,8 @@ static inline int32_t kg_first_page(int32_t window, int32_t pos)
   return window && pos >= window ? (pos - window + 1) / KG_PAGE : 0;
 }
 
-/* The caller's promises about a batch, for executables of `chunk` rows with n_pages[group] pages: a bug elsewhere becomes
- * KG_ERR_ARGUMENT instead of a wild write. The spans' rows may be followed by n_ahead more. */
+/* The caller's promises about a batch, for executables of `chunk` rows with n_pages[group] pages: a bug elsewhere
+ * becomes KG_ERR_ARGUMENT instead of a wild write. The spans' rows may be followed by n_ahead more. */
 int kg_batch_check(const kg_plan *plan, const kg_batch *batch, int32_t chunk, const int32_t *n_pages, int32_t n_ahead,
                    kg_error *err);
 int kg_batch_check_states(const kg_plan *plan, const kg_batch *batch, int32_t n_slots, kg_error *err);

@@ -26,7 +26,7 @@ typedef struct pool {
   int32_t *free_list; /* [n_pages] a stack, so that giving pages back needs no memory */
   int32_t n_pages;    /* that exist in the backend */
   int32_t n_free;
-  line left, unseen;  /* that rest: their last table has gone back or away; they were let go because they are out of sight */
+  line left, unseen;  /* that rest: their last table has gone back or away; or let them go, as they are out of sight */
   int32_t max_unseen;
 } pool;
 
@@ -139,8 +139,8 @@ static void forget_page(kg_kv *kv, int32_t g, int32_t id)
   p->free_list[p->n_free++] = id;
 }
 
-/* The same with what else is of no use without it: nobody goes on from a node whose rows of all positions are not there.
- * Whoever holds another page of the node holds this one too. */
+/* The same with what else is of no use without it: nobody goes on from a node whose rows of all positions are not
+ * there. Whoever holds another page of the node holds this one too. */
 static void evict(kg_kv *kv, int32_t g, int32_t id)
 {
   const int32_t node = kv->pools[g].pages[id].node;
@@ -431,8 +431,9 @@ static bool is_seen_from(const pool *p, int64_t point, size_t i)
   return first < point && first + KG_PAGE > point - p->window;
 }
 
-/* Places to come back to, wherever the caller wants to: multiples of this. Those with more factors of two stay longer, so
- * that there are as many as the logarithm of the length, and going back d positions computes some 2 d again at most. */
+/* Places to come back to, wherever the caller wants to: multiples of this. Those with more factors of two stay
+ * longer, so that there are as many as the logarithm of the length, and going back d positions computes some 2 d
+ * again at most. */
 static int64_t gap_of(const pool *p) { return (int64_t)8 * p->window; }
 
 static bool is_station(const pool *p, int64_t point, int32_t from)
@@ -489,8 +490,10 @@ int32_t kg_kv_count_held(const kg_page_table *table)
   return n;
 }
 
-/* Do positions [from, end) of the group lie in one of the ranges? *at is the first one that may hold them or later ones. */
-static bool is_in_ranges(const kg_kv_range *ranges, size_t n_ranges, size_t *at, int32_t group, int32_t from, int32_t end)
+/* Do positions [from, end) of the group lie in one of the ranges? *at is the first one that may hold them or later
+ * ones. */
+static bool is_in_ranges(const kg_kv_range *ranges, size_t n_ranges, size_t *at, int32_t group, int32_t from,
+                         int32_t end)
 {
   while (*at < n_ranges && (ranges[*at].group < group || (ranges[*at].group == group && ranges[*at].end < end))) ++*at;
   return *at < n_ranges && ranges[*at].group == group && ranges[*at].from <= from;
@@ -599,8 +602,8 @@ void kg_kv_publish(kg_kv *kv, kg_page_table *table, const kg_snapshots *snapshot
   }
 }
 
-/* Nodes behind those of the table for ids [.., n), to table->nodes but held by nobody, the last one perhaps only for some
- * of its ids. How many ids the cache knows; 0 where there is no memory. */
+/* Nodes behind those of the table for ids [.., n), to table->nodes but held by nobody, the last one perhaps only for
+ * some of its ids. How many ids the cache knows; 0 where there is no memory. */
 static int32_t find_nodes(const kg_kv *kv, kg_page_table *table, size_t i, const int32_t *ids, int32_t n)
 {
   for (; (i + 1) * KG_PAGE <= (size_t)n; i++) {

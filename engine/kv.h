@@ -4,15 +4,16 @@
  *
  * Windows: where no row of a group sees everything, a table lets pages go that no later row sees (kg_kv_forget_unseen).
  * It keeps some more: KG_KV_SLACK positions, so that going back a little computes nothing again, what the caller wants
- * to come back to, and fewer and fewer places before that, so that going back far does not compute everything again. From
- * a position whose pages are gone nothing can be computed: kg_kv_resume_point says where one can begin.
+ * to come back to, and fewer and fewer places before that, so that going back far does not compute everything again.
+ * From a position whose pages are gone nothing can be computed: kg_kv_resume_point says where one can begin.
  *
  * The prefix cache (prefix.h): whole pages whose rows are what their ids make of them, and nothing else, can be
- * published. Tables that need the same ids at the same positions share them; a page that no table holds any more rests,
- * keeps its rows and is used for something else when pages are wanted, the one that was left longest ago first. Of those
- * that were let go because they were out of sight just the latest rest. A published page is never written to. Pages are
- * not cleared: nobody reads a row of a page but behind ids that equal those it was written for, as a table's rows are its
- * own, a fork's, or found by ids. What else rows depend on stands before the ids in the tree, as nodes without pages. */
+ * published. Tables that need the same ids at the same positions share them; a page that no table holds any more
+ * rests, keeps its rows and is used for something else when pages are wanted, the one that was left longest ago
+ * first. Of those that were let go because they were out of sight just the latest rest. A published page is never
+ * written to. Pages are not cleared: nobody reads a row of a page but behind ids that equal those it was written
+ * for, as a table's rows are its own, a fork's, or found by ids. What else rows depend on stands before the ids in
+ * the tree, as nodes without pages. */
 #ifndef KG_KV_H
 #define KG_KV_H
 
@@ -54,14 +55,14 @@ typedef struct kg_kv_stats {
   size_t page_bytes;
 } kg_kv_stats;
 
-/* states: the model's, or NULL. max_pages: of each group. max_kept: pages of a group for whose sake its pool grows although only the prefix cache holds
- * them; -1: no such cache. */
+/* states: the model's, or NULL. max_pages: of each group. max_kept: pages of a group for whose sake its pool grows
+ * although only the prefix cache holds them; -1: no such cache. */
 int kg_kv_new(const kg_plan *plan, const kg_backend *backend, kg_executable *exe, kg_state_pool *states,
               int32_t max_pages, int32_t max_kept, kg_kv **out, kg_error *err);
 void kg_kv_free(kg_kv *kv);
 
-/* Make the table cover positions [0, n_positions) with all pages from the one holding `from`, a resume point, on writable
- * by this table alone. KG_ERR_FULL (pages used, wanted, limit) or KG_ERR_MEMORY: nothing has changed. */
+/* Make the table cover positions [0, n_positions) with all pages from the one holding `from`, a resume point, on
+ * writable by this table alone. KG_ERR_FULL (pages used, wanted, limit) or KG_ERR_MEMORY: nothing has changed. */
 int kg_kv_reserve(kg_kv *kv, kg_page_table *table, int32_t from, int32_t n_positions, kg_error *err);
 /* Give back the pages beyond n_positions. */
 void kg_kv_truncate(kg_kv *kv, kg_page_table *table, int32_t n_positions);
@@ -71,12 +72,14 @@ void kg_kv_release(kg_kv *kv, kg_page_table *table); /* all pages and the table 
 
 /* ---- windows ---- */
 
-/* The largest position <= pos such that all pages are there that rows from it on see before it. The table covers pos. */
+/* The largest position <= pos such that all pages are there that rows from it on see before it. The table covers
+ * pos. */
 int32_t kg_kv_resume_point(const kg_kv *kv, const kg_page_table *table, int32_t pos);
-/* Let go of pages that no row sees and that are not wanted. `is_less`: points were wanted last time that are not now. */
+/* Let go of pages that no row sees and that are not wanted. `is_less`: points were wanted last time that are not
+ * now. */
 void kg_kv_forget_unseen(kg_kv *kv, kg_page_table *table, const kg_kv_wanted *wanted, bool is_less);
-/* The first of the positions [*from, n_positions) of a group that the table holds, to *from, and behind the last one that
- * follows without a gap. Returns *from where there are no more. */
+/* The first of the positions [*from, n_positions) of a group that the table holds, to *from, and behind the last one
+ * that follows without a gap. Returns *from where there are no more. */
 int32_t kg_kv_held(const kg_page_table *table, int32_t group, int32_t n_positions, int32_t *from);
 /* Pages that the table holds, of the first group. */
 int32_t kg_kv_count_held(const kg_page_table *table);
@@ -86,17 +89,17 @@ typedef struct kg_kv_range {
   int32_t group, from, end;
 } kg_kv_range;
 
-/* Have an empty table cover [0, n_positions): with pages of its own for positions that lie in a range as a whole page (of
- * the last page: what there is of it). The ranges are in order of groups and positions and do not touch. On failure the
- * table is empty. */
+/* Have an empty table cover [0, n_positions): with pages of its own for positions that lie in a range as a whole
+ * page (of the last page: what there is of it). The ranges are in order of groups and positions and do not touch. On
+ * failure the table is empty. */
 int kg_kv_restore(kg_kv *kv, kg_page_table *table, int32_t n_positions, const kg_kv_range *ranges, size_t n_ranges,
                   kg_error *err);
 
 /* ---- the prefix cache ---- */
 
-/* The table's rows are what its ids make of them under these words: adapters, say. Only tables with the same words find each
- * other's pages. To be called before kg_kv_publish and kg_kv_reuse; other words than before only when the table is empty.
- * False: no memory, and neither of these may be called. */
+/* The table's rows are what its ids make of them under these words: adapters, say. Only tables with the same words
+ * find each other's pages. To be called before kg_kv_publish and kg_kv_reuse; other words than before only when the
+ * table is empty. False: no memory, and neither of these may be called. */
 bool kg_kv_originate(kg_kv *kv, kg_page_table *table, const int32_t *words, size_t n);
 /* The table's rows [0, n_positions) are those of the ids: let others find its whole pages, and the states behind these.
  * Where the cache knows such a page already, it takes the place of the table's own. */

@@ -43,7 +43,8 @@ typedef struct kg_kv_adapter {
 } kg_kv_adapter;
 
 _Static_assert(KG_PAGE_GROUPS == 4 && sizeof(kg_kv_range) == 12, "a format of files");
-_Static_assert(sizeof(kg_kv_header) == 248 && sizeof(kg_kv_adapter) == 128, "no gaps: they are written as they stand in memory");
+_Static_assert(sizeof(kg_kv_header) == 248 && sizeof(kg_kv_adapter) == 128,
+               "no gaps: they are written as they stand in memory");
 
 static uint64_t header_checksum(kg_kv_header header)
 {
@@ -110,8 +111,8 @@ static void name_device(const kg_model *model, char out[MAX_DEVICE])
 
 /* ---- rows between pages and a file ---- */
 
-/* One direction: kv_read or kv_write of positions [pos, pos + n) of a layer, page by page; what has no page here is left
- * out. */
+/* One direction: kv_read or kv_write of positions [pos, pos + n) of a layer, page by page; what has no page here is
+ * left out. */
 typedef struct rows_of {
   kg_model *model;
   const kg_page_table *pages;
@@ -131,8 +132,8 @@ static int move_rows(const rows_of *r, int32_t layer, int32_t pos, int32_t n, kg
     const kg_kv_rows rows = {.page = pages[(pos + done) / KG_PAGE], .slot = slot,
                              .n = n - done < room ? n - done : room, .layer = layer};
     unsigned char *keys = r->keys + (size_t)done * row.keys, *values = r->values + (size_t)done * row.values;
-    if (rows.page != KG_NONE)
-      status = r->writes ? backend->kv_write(exe, &rows, keys, values, err) : backend->kv_read(exe, &rows, keys, values, err);
+    if (rows.page != KG_NONE && r->writes) status = backend->kv_write(exe, &rows, keys, values, err);
+    if (rows.page != KG_NONE && !r->writes) status = backend->kv_read(exe, &rows, keys, values, err);
     done += rows.n;
   }
   return status;
@@ -629,7 +630,8 @@ static int read_all(reader *r, kg_sequence *sequence, const kg_kv_needs *needs, 
   if (!status) status = get_bytes(r, r->header.state_bytes, state, err);
   if (!status) status = get_cache(r, sequence, err);
   if (!status) status = get_snapshots(r, sequence, err);
-  if (!status) kg_sequence_go_back(sequence, r->header.n_cached); /* there, or to where there is a state, and all of a page: they may have been of another size there */
+  /* There, or to where there is a state, and the whole of each page: they may have been of another size there. */
+  if (!status) kg_sequence_go_back(sequence, r->header.n_cached);
   if (!status) status = check_end(r, err);
   if (!status) status = check_tokens(r, sequence, err);
   kg_string left = {companions.data ? companions.data : "", companions.size};

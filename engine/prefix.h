@@ -1,7 +1,8 @@
-/* prefix.h - which ids led to which cache pages: a tree of nodes, each KG_PAGE ids behind a parent (or none). Hashes only
- * find candidates: ids are compared one by one and parents are nodes themselves, so that no two prefixes are ever taken
- * for each other. A node has up to one page of every page group. It stays while somebody holds it, it has a page, or
- * others stand behind it; while it has one it may have the state behind its last id, too. Which pages it has, and what becomes of them when nobody uses them, is kv.c's business. */
+/* prefix.h - which ids led to which cache pages: a tree of nodes, each KG_PAGE ids behind a parent (or none). Hashes
+ * only find candidates: ids are compared one by one and parents are nodes themselves, so that no two prefixes are
+ * ever taken for each other. A node has up to one page of every page group. It stays while somebody holds it, it has
+ * a page, or others stand behind it; while it has one it may have the state behind its last id, too. Which pages it
+ * has, and what becomes of them when nobody uses them, is kv.c's business. */
 #ifndef KG_PREFIX_H
 #define KG_PREFIX_H
 

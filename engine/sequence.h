@@ -1,14 +1,14 @@
 /* sequence.h - one timeline: tokens, cache pages, seed. Rows [0, n_evaluated) were computed; the rest is pending.
  *
- * Resume points. What is left of earlier rows may be less than all of them: position c is a resume point while everything
- * is there that a row at c, or one behind it, reads of rows before c. n_evaluated is one always, and 0 is one always.
- * Whatever goes back to a position, or comes to one without computing it (rewind, fork, a found prefix, a file, and the
- * last row once more when its logits are gone), goes to the largest resume point that is not behind it, and the rows from
- * there on are pending again. They are rows like any others:
+ * Resume points. What is left of earlier rows may be less than all of them: position c is a resume point while
+ * everything is there that a row at c, or one behind it, reads of rows before c. n_evaluated is one always, and 0 is
+ * one always. Whatever goes back to a position, or comes to one without computing it (rewind, fork, a found prefix, a
+ * file, and the last row once more when its logits are gone), goes to the largest resume point that is not behind it,
+ * and the rows from there on are pending again. They are rows like any others:
  * - Ids stay, and everything that belongs to ids: companions were fed them, random numbers are a function of the
  *   position, logits are wanted where they would have been (kg_step_item.from). Rows have the same bits as before.
- * - They are evaluated, so they count as evaluated, in progress and in stats; they may be found in the prefix cache; steps
- *   that trace all rows of a step trace these too.
+ * - They are evaluated, so they count as evaluated, in progress and in stats; they may be found in the prefix cache;
+ *   steps that trace all rows of a step trace these too.
  * - A hook sees none of them that were made before its time (kg_hook.from). */
 #ifndef KG_SEQUENCE_H
 #define KG_SEQUENCE_H
@@ -64,8 +64,8 @@ struct kg_sequence {
   int32_t n_adapters;
   bool is_apart;           /* takes nothing from the prefix cache and leaves nothing there */
   kg_page_table pages;
-  int32_t prompt[2];       /* where the latest stretch of rows begins and ends that were evaluated several at a time: places
-                              to come back to, a chat's last turn for one */
+  int32_t prompt[2];       /* where the latest stretch of rows begins and ends that were evaluated several at a time:
+                              places to come back to, a chat's last turn for one */
   bool is_in_prompt;       /* it may grow */
   int64_t n_unmarked;      /* marks of the family that were gone when pages were last let go */
   kg_snapshots snapshots;  /* of models with states, from which rows can be computed on */
@@ -92,19 +92,21 @@ struct kg_sequence {
 };
 
 kg_model *kg_sequence_model(const kg_sequence *sequence);
-/* Tokens that a step has to evaluate before the logits are those of the last one: those that were not, or, when they all
- * were (after a rewind), those from the last resume point before the end on. All of them where tokens look both ways. */
+/* Tokens that a step has to evaluate before the logits are those of the last one: those that were not, or, when they
+ * all were (after a rewind), those from the last resume point before the end on. All of them where tokens look both
+ * ways. */
 int32_t kg_sequence_pending(const kg_sequence *sequence);
 /* The largest resume point that is not behind `pos`, nor behind n_evaluated. */
 int32_t kg_sequence_resume_point(const kg_sequence *sequence, int32_t pos);
-/* Rows from there on are pending, and not in the pages, from now on. Nothing may be drawn ahead, nor drafted, behind it. */
+/* Rows from there on are pending, and not in the pages, from now on. Nothing may be drawn ahead, nor drafted, behind
+ * it. */
 void kg_sequence_go_back(kg_sequence *sequence, int32_t pos);
 /* Give all cache pages back: the timeline stays, and is evaluated again when somebody asks for what lies behind it.
  * Logits that are there stay too, as somebody may have written to them; nobody can tell but by the clock. A private
  * sequence keeps its pages: evaluated again they might be others. */
 int kg_sequence_release(kg_sequence *sequence, kg_error *err);
-/* Are the logits those of the last token, but its rows not in the cache, or its state not there? Nothing can be computed
- * behind it then. */
+/* Are the logits those of the last token, but its rows not in the cache, or its state not there? Nothing can be
+ * computed behind it then. */
 bool kg_sequence_is_released(const kg_sequence *sequence);
 /* Positions whose keys and values are in the pages: those of the timeline and of the draft. */
 int32_t kg_sequence_cached_end(const kg_sequence *sequence);
@@ -145,8 +147,8 @@ typedef struct kg_mark {
 } kg_mark;
 
 int kg_sequence_mark(const kg_sequence *sequence, kg_mark **out, kg_error *err);
-/* Go back to a mark of this sequence or of one that it shares its past with, as often as one likes. KG_ERR_ARGUMENT: the
- * mark is another sequence's, or this one has gone another way since. On failure nothing has changed. */
+/* Go back to a mark of this sequence or of one that it shares its past with, as often as one likes. KG_ERR_ARGUMENT:
+ * the mark is another sequence's, or this one has gone another way since. On failure nothing has changed. */
 int kg_sequence_rewind_to(kg_sequence *sequence, const kg_mark *mark, kg_error *err);
 void kg_mark_free(kg_mark *mark);
 /* Where drawing stands at the current position, and going back there. */

@@ -490,8 +490,8 @@ static int renew_half(const pass *p, int32_t value, int32_t first, int32_t n, kg
   return kg_cuda_norm(p->exe->stream, &a, err);
 }
 
-/* A norm has written the f16 form of its rows itself, with another rounding than from its float32 form: only of rows that
- * are other numbers now it is made again. */
+/* A norm has written the f16 form of its rows itself, with another rounding than from its float32 form: only of rows
+ * that are other numbers now it is made again. */
 static int renew_changed(const pass *p, int32_t value, int32_t first, int32_t n, const float *before, kg_error *err)
 {
   const size_t width = (size_t)width_of(p, value), n_bytes = (size_t)n * width * sizeof *before;
@@ -686,8 +686,8 @@ static int32_t last_page(const pass *p, const kg_span *span, int32_t first, int3
   return (span->pos + p->row0 + first + n - 1 - span->row + p->n_ahead) / KG_PAGE;
 }
 
-/* Rows [first, first + n) of the pass are of this span: the states that they find and leave. What follows in another pass
- * finds its state where the whole span leaves its last. */
+/* Rows [first, first + n) of the pass are of this span: the states that they find and leave. What follows in another
+ * pass finds its state where the whole span leaves its last. */
 static void fill_states(pass *p, const kg_span *span, int32_t first, int32_t n, int32_t *n_places)
 {
   const kg_executable *exe = p->exe;
@@ -708,12 +708,14 @@ static void fill_states(pass *p, const kg_span *span, int32_t first, int32_t n, 
 /* The first page that kernels read of a group for rows from this one of the span on: splits are fetched as a whole. */
 static int32_t first_page(const pass *p, int32_t group, const kg_span *span, int32_t first)
 {
-  const int32_t page = kg_first_page(kg_plan_group_window(p->exe->plan, group), span->pos + p->row0 + first - span->row);
+  const int32_t pos = span->pos + p->row0 + first - span->row;
+  const int32_t page = kg_first_page(kg_plan_group_window(p->exe->plan, group), pos);
   return page / PAGES_PER_SPLIT * PAGES_PER_SPLIT;
 }
 
-/* The pages of a group that n rows of a span see to `pages`, of which *at are there. row_pages[row] is where page 0 would be.
- * Those that were let go are before what any row sees: some page stands in for them, as numbers that count for nothing. */
+/* The pages of a group that n rows of a span see to `pages`, of which *at are there. row_pages[row] is where page 0
+ * would be. Those that were let go are before what any row sees: some page stands in for them, as numbers that count
+ * for nothing. */
 static void fill_pages(const pass *p, int32_t group, const kg_span *span, int32_t first, int32_t n, int32_t *row_pages,
                        unsigned char **pages, int32_t *at)
 {
@@ -756,8 +758,10 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
     const kg_span *span = &batch->spans[s];
     if ((n = rows_in_pass(p, span, &first)) <= 0) continue;
     if (exe->state_floats) fill_states(p, span, first, n, &n_places);
-    for (int32_t g = 0; g < n_groups; g++)
-      fill_pages(p, g, span, first, n, (int32_t *)(m + p->at.row_pages + (size_t)g * p->at.group_row_pages), pages, &at);
+    for (int32_t g = 0; g < n_groups; g++) {
+      int32_t *row_pages = (int32_t *)(m + p->at.row_pages + (size_t)g * p->at.group_row_pages);
+      fill_pages(p, g, span, first, n, row_pages, pages, &at);
+    }
     for (int32_t i = 0; i < n; i++) lasts[first + i] = span->pos + span->n_rows - 1;
     for (int32_t i = 0; i < n && n <= KG_ATTENTION_FEW; i++) few[p->n_few++] = first + i;
     if (n > KG_ATTENTION_FEW) {
@@ -955,7 +959,8 @@ static kg_draw_request request_of(const pass *p, const kg_run_ahead *ahead, int3
                            .positions = {positions + i, wanted_positions + i}};
 }
 
-/* Everything is enqueued at once: what a draw finds is written to where the next pass reads its tokens and positions. */
+/* Everything is enqueued at once: what a draw finds is written to where the next pass reads its tokens and
+ * positions. */
 int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err)
 {
   kg_draw_request requests[KG_AHEAD_ROWS];

@@ -757,14 +757,16 @@ static int reference_kv_copy(kg_executable *exe, int32_t group, int32_t to, int3
 {
   const int32_t n_pages = exe->n_pages[group];
   if (to < 0 || to >= n_pages || from < 0 || from >= n_pages || n_positions < 0 || n_positions > KG_PAGE)
-    return kg_fail(err, KG_ERR_ARGUMENT, "copy of %d positions from page %d to %d of %d", n_positions, from, to, n_pages);
+    return kg_fail(err, KG_ERR_ARGUMENT, "copy of %d positions from page %d to %d of %d", n_positions, from, to,
+                   n_pages);
   for (int32_t i = 0; i < kg_plan_layer_count(exe->plan); i++) {
     const kg_attention_params *p = &kg_plan_layer(exe->plan, i)->u.attention;
     const size_t widths[] = {(size_t)kg_key_width(p), (size_t)kg_value_width(p)};
     size_t at = exe->layer_at[i];
     if (p->group != group) continue;
     for (int part = 0; part < 2; at += KG_PAGE * widths[part++])
-      memmove(exe->pages[group][to] + at, exe->pages[group][from] + at, (size_t)n_positions * widths[part] * sizeof(float));
+      memmove(exe->pages[group][to] + at, exe->pages[group][from] + at,
+              (size_t)n_positions * widths[part] * sizeof(float));
   }
   return KG_OK;
 }
