@@ -1,5 +1,5 @@
 -- Model files of every family with one thing wrong: loading says what in one line that names the file and the key or
--- tensor, and what is taken all the same runs. One case in 307 is tried, always the same ones; KIGO_WRONG_FILES=1 tries
+-- tensor, and what is taken all the same runs. One case in 607 is tried, always the same ones; KIGO_WRONG_FILES=1 tries
 -- one in 1.
 describe("a wrong file", function()
   local arch = require "kigo.arch"
@@ -8,7 +8,7 @@ describe("a wrong file", function()
   local kigo = require "kigo"
   local support = require "spec.support"
 
-  local ONE_IN = math.tointeger(os.getenv "KIGO_WRONG_FILES") or 307 -- a prime, so that all kinds of cases come along
+  local ONE_IN = math.tointeger(os.getenv "KIGO_WRONG_FILES") or 607 -- a prime, so that all kinds of cases come along
   local MAX_GROWTH = 512 * 1024 -- kilobytes of resident memory; a sanitizer keeps half of that back
   local FORMAT, UNSUPPORTED = kigo.err.FORMAT, kigo.err.UNSUPPORTED
   local build = require "spec.gguf_build"
