@@ -39,6 +39,12 @@ typedef struct kg_weight {
   const void *const *parts; /* [planes] those tensors' data, or NULL */
 } kg_weight;
 
+/* Numbers in it; the plan checked them against the file's bytes. */
+static inline int64_t kg_weight_values(const kg_weight *w)
+{
+  return w->cols * w->rows * w->planes; /* bounded: 2^58 */
+}
+
 /* Rows of a plane as in the file. */
 static inline const unsigned char *kg_weight_plane(const kg_weight *w, int64_t plane)
 {

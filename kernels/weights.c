@@ -3,17 +3,16 @@
 #include <string.h>
 
 #include "executable.h"
+#include "packing.h"
 
 enum { PIECE_BYTES = 32 << 20, ALIGNMENT = 256 };
 
-static void mark(kg_executable *exe, int32_t weight, bool as_matrix)
+static void mark(void *user, int32_t weight, bool as_matrix)
 {
-  if (weight == KG_NONE) return;
+  kg_executable *exe = user;
   exe->weights[weight].is_matrix |= as_matrix;
   exe->weights[weight].is_vector |= !as_matrix;
 }
-
-static int64_t value_count(const kg_weight *weight) { return weight->cols * weight->rows * weight->planes; }
 
 static int shape(kg_executable *exe, int32_t i, kg_error *err)
 {
@@ -22,7 +21,7 @@ static int shape(kg_executable *exe, int32_t i, kg_error *err)
   size_t vector_bytes = 0;
   if ((w->is_matrix &&
        !kg_matrix_init(&w->m, weight->type, weight->cols, weight->rows, weight->planes, &w->matrix_bytes)) ||
-      (w->is_vector && (!kg_mul_size((size_t)value_count(weight), sizeof(float), &vector_bytes) ||
+      (w->is_vector && (!kg_mul_size((size_t)kg_weight_values(weight), sizeof(float), &vector_bytes) ||
                         !kg_align_size(vector_bytes, ALIGNMENT, &vector_bytes))) ||
       !kg_add_size(w->matrix_bytes, vector_bytes, &w->n_bytes) ||
       !kg_add_size(exe->weight_bytes, w->n_bytes, &exe->weight_bytes))
@@ -35,11 +34,7 @@ int kg_gpu_weights_open(kg_executable *exe, kg_error *err)
   exe->n_weights = kg_plan_weight_count(exe->plan);
   exe->weights = kg_alloc_array((size_t)exe->n_weights, sizeof *exe->weights);
   if (!exe->weights) return kg_fail_memory(err, (size_t)exe->n_weights * sizeof *exe->weights, "the table of weights");
-  for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
-    const kg_op *op = kg_plan_op(exe->plan, i);
-    const int n_matrices = kg_op_matrices(op->kind);
-    for (int j = 0; j < KG_OP_WEIGHTS; j++) mark(exe, op->w[j], j < n_matrices);
-  }
+  kg_each_weight_use(exe->plan, mark, exe);
   int code = KG_OK;
   for (int32_t i = 0; i < exe->n_weights && !code; i++) code = shape(exe, i, err);
   if (code) return code;
@@ -62,20 +57,11 @@ int kg_gpu_weights_open(kg_executable *exe, kg_error *err)
 
 typedef struct packing {
   kg_executable *exe;
-  const kg_backend_options *options;
-  int64_t done, total; /* bytes of the file */
+  kg_packing_progress progress;
   void *raw;           /* on the device */
   size_t raw_bytes;
   kg_error *err;
 } packing;
-
-static int report(packing *p, size_t n_bytes)
-{
-  p->done += (int64_t)n_bytes;
-  if (!p->options->progress || !p->options->progress(p->options->progress_user, "load", p->done, p->total))
-    return KG_OK;
-  return kg_fail(p->err, KG_ERR_CANCELLED, "loading was cancelled");
-}
 
 static int upload(packing *p, void *to, const void *from, size_t n_bytes)
 {
@@ -96,7 +82,7 @@ static int pack_piece(packing *p, const kg_weight *weight, const kg_matrix *m, i
   if (!code) code = kg_cuda_pack(p->exe->stream, m, plane, tile0, tile1, p->raw, p->err);
   if (code) return code;
   kg_gguf_release_pages(kg_plan_gguf(p->exe->plan), from, n_bytes);
-  return report(p, n_bytes);
+  return kg_report_packed(&p->progress, n_bytes, p->err);
 }
 
 static int pack_matrix(packing *p, const kg_weight *weight, const kg_matrix *m)
@@ -114,7 +100,7 @@ static int pack_matrix(packing *p, const kg_weight *weight, const kg_matrix *m)
 static int pack_vector(packing *p, const kg_weight *weight, kg_cuda_weight *w)
 {
   const kg_type_info *info = kg_type_find(weight->type);
-  const int64_t n = value_count(weight);
+  const int64_t n = kg_weight_values(weight);
   float *values = kg_alloc((size_t)n * sizeof *values);
   if (!values) return kg_fail_memory(p->err, (size_t)n * sizeof *values, weight->name);
   info->dequantize(weight->data, n / info->block_size, values);
@@ -131,18 +117,18 @@ static int pack_all(packing *p)
     const kg_weight *weight = kg_plan_weight_at(p->exe->plan, i);
     kg_cuda_weight *w = &p->exe->weights[i];
     if (w->is_vector) code = pack_vector(p, weight, w);
-    if (!code) code = w->is_matrix ? pack_matrix(p, weight, &w->m) : report(p, weight->n_bytes);
+    if (!code) code = w->is_matrix ? pack_matrix(p, weight, &w->m) : kg_report_packed(&p->progress, weight->n_bytes, p->err);
   }
   return code;
 }
 
 int kg_gpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err)
 {
-  packing p = {.exe = exe, .options = options, .raw_bytes = PIECE_BYTES, .err = err};
+  packing p = {.exe = exe, .progress.options = options, .raw_bytes = PIECE_BYTES, .err = err};
   for (int32_t i = 0; i < exe->n_weights; i++) {
     const kg_weight *weight = kg_plan_weight_at(exe->plan, i);
     const size_t tile = weight->n_bytes / (size_t)weight->planes / (size_t)weight->rows * KG_TILE_ROWS;
-    p.total += (int64_t)weight->n_bytes;
+    p.progress.total += (int64_t)weight->n_bytes;
     if (exe->weights[i].is_matrix && tile > p.raw_bytes) p.raw_bytes = tile;
   }
   int code = kg_cuda_alloc(p.raw_bytes, "packing weights", &p.raw, err);

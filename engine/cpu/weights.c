@@ -5,29 +5,15 @@
 
 #include "alloc.h"
 #include "error.h"
+#include "packing.h"
 
 enum { PIECE_BYTES = 16 << 20 }; /* of the file: so much of it is resident beside its packed form */
 
-static void mark(kg_executable *exe, int32_t weight, bool as_matrix)
+static void mark(void *user, int32_t weight, bool as_matrix)
 {
-  if (weight == KG_NONE) return;
-  kg_cpu_weight *w = &exe->weights[weight];
-  w->is_matrix |= as_matrix;
-  w->is_vector |= !as_matrix;
-}
-
-static void mark_uses(kg_executable *exe)
-{
-  for (int32_t i = 0; i < kg_plan_op_count(exe->plan); i++) {
-    const kg_op *op = kg_plan_op(exe->plan, i);
-    const int n_matrices = kg_op_matrices(op->kind);
-    for (int j = 0; j < KG_OP_WEIGHTS; j++) mark(exe, op->w[j], j < n_matrices);
-  }
-}
-
-static int64_t value_count(const kg_weight *weight)
-{
-  return weight->cols * weight->rows * weight->planes; /* fits: the plan checked it against the file's bytes */
+  kg_executable *exe = user;
+  exe->weights[weight].is_matrix |= as_matrix;
+  exe->weights[weight].is_vector |= !as_matrix;
 }
 
 int kg_cpu_weights_open(kg_executable *exe, kg_error *err)
@@ -35,7 +21,7 @@ int kg_cpu_weights_open(kg_executable *exe, kg_error *err)
   exe->n_weights = kg_plan_weight_count(exe->plan);
   exe->weights = kg_alloc_array((size_t)exe->n_weights, sizeof *exe->weights);
   if (!exe->weights) return kg_fail_memory(err, (size_t)exe->n_weights * sizeof *exe->weights, "the table of weights");
-  mark_uses(exe);
+  kg_each_weight_use(exe->plan, mark, exe);
   for (int32_t i = 0; i < exe->n_weights; i++) {
     const kg_weight *weight = kg_plan_weight_at(exe->plan, i);
     kg_cpu_weight *w = &exe->weights[i];
@@ -44,7 +30,7 @@ int kg_cpu_weights_open(kg_executable *exe, kg_error *err)
       if (code) return code;
     }
     size_t vector_bytes = 0;
-    if (w->is_vector && (!kg_mul_size((size_t)value_count(weight), sizeof(float), &vector_bytes) ||
+    if (w->is_vector && (!kg_mul_size((size_t)kg_weight_values(weight), sizeof(float), &vector_bytes) ||
                          !kg_align_size(vector_bytes, KG_ALIGNMENT, &vector_bytes)))
       return kg_fail_memory(err, SIZE_MAX, weight->name);
     w->n_bytes = w->packed.n_bytes + vector_bytes; /* in this order */
@@ -78,18 +64,9 @@ static void pack_job(void *arg, int32_t worker)
 
 typedef struct packing {
   kg_executable *exe;
-  const kg_backend_options *options;
-  int64_t done, total; /* bytes of the file */
+  kg_packing_progress progress;
   kg_error *err;
 } packing;
-
-static int report(packing *p, size_t n_bytes)
-{
-  p->done += (int64_t)n_bytes;
-  if (!p->options->progress || !p->options->progress(p->options->progress_user, "load", p->done, p->total))
-    return KG_OK;
-  return kg_fail(p->err, KG_ERR_CANCELLED, "loading was cancelled");
-}
 
 /* Bytes [from, to) of all planes will not be read soon. */
 static void release(const packing *p, const kg_weight *weight, size_t from, size_t to)
@@ -123,7 +100,7 @@ static int pack_matrix(packing *p, const kg_weight *weight, const kg_cpu_weight 
     if (rows > weight->rows) rows = weight->rows;
     const size_t read = (size_t)plane * plane_bytes + (size_t)rows * row_bytes;
     release(p, weight, released, read);
-    const int code = report(p, read - released);
+    const int code = kg_report_packed(&p->progress, read - released, p->err);
     if (code) return code;
     released = read;
   }
@@ -132,7 +109,7 @@ static int pack_matrix(packing *p, const kg_weight *weight, const kg_cpu_weight 
 
 int kg_cpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err)
 {
-  packing p = {.exe = exe, .options = options, .err = err};
+  packing p = {.exe = exe, .progress.options = options, .err = err};
   exe->weight_block = kg_packed_memory(exe->weight_bytes);
   if (!exe->weight_block) return kg_fail_memory(err, exe->weight_bytes, "the packed weights");
   unsigned char *at = exe->weight_block;
@@ -142,18 +119,18 @@ int kg_cpu_weights_pack(kg_executable *exe, const kg_backend_options *options, k
     at += w->n_bytes;
     w->packed.data = w->is_matrix ? w->data : NULL;
     w->vector = w->is_vector ? (float *)(w->data + w->packed.n_bytes) : NULL;
-    p.total += (int64_t)kg_plan_weight_at(exe->plan, i)->n_bytes;
+    p.progress.total += (int64_t)kg_plan_weight_at(exe->plan, i)->n_bytes;
   }
   for (int32_t i = 0; i < exe->n_weights; i++) {
     const kg_weight *weight = kg_plan_weight_at(exe->plan, i);
     kg_cpu_weight *w = &exe->weights[i];
     if (w->is_vector) {
       const kg_type_info *info = kg_type_find(weight->type);
-      const int64_t n = value_count(weight);
+      const int64_t n = kg_weight_values(weight);
       memset(w->vector, 0, w->n_bytes - w->packed.n_bytes);
       info->dequantize(weight->data, n / info->block_size, w->vector);
     }
-    const int code = w->is_matrix ? pack_matrix(&p, weight, w) : report(&p, weight->n_bytes);
+    const int code = w->is_matrix ? pack_matrix(&p, weight, w) : kg_report_packed(&p.progress, weight->n_bytes, err);
     if (code) return code;
   }
   return KG_OK;
