@@ -5,5 +5,5 @@ return {
   "olmo2", "granite", "smollm3", "bert", "nomic_bert", "deepseek2", "deepseek2_kv_b", "deepseek2_v3", "lfm2", "lfm2moe",
   "olmo3", "olmoe", "granitemoe", "command_r", "cohere2", "exaone4", "exaone4_small", "glm4", "glm4moe", "dots1",
   "minimax_m2", "ernie4_5", "ernie4_5_moe", "hunyuan_dense", "hunyuan_moe", "seed_oss", "nemotron", "arcee",
-  "starcoder",
+  "starcoder", "ministral3",
 }

@@ -6,7 +6,7 @@ describe("files as they are found", function()
   local core = require "kigo.core"
   local edit = require "spec.gguf_edit"
   local support = require "spec.support"
-  require "kigo" -- Model:embed
+  local kigo = require "kigo"
   local model_fixtures = require "spec.model_fixtures"
 
   local H, HEADS, KV, HEAD, FFN, VOCAB = 32, 4, 2, 8, 48, 40
@@ -246,6 +246,18 @@ describe("files as they are found", function()
     assert.is_nil(plan)
     assert.equal(core.err.FORMAT, code)
     assert.truthy(message:find("minicpm.residual_scale", 1, true))
+  end)
+
+  it("Ministral 3: contexts end where queries would be made longer", function()
+    local path = "spec/fixtures/families/ministral3.gguf"
+    local model <close> = assert(kigo.load(path, { device = "reference" }))
+    assert.equal(40, model.context)
+    assert.error_matches(function() kigo.load(path, { device = "reference", ctx = 41 }) end, "40 positions")
+    local parts = edit.read(support.read(path)) -- DeepSeek's way to say it: a length of its own
+    table.insert(parts.entries, { key = "mistral3.attention.temperature_length", raw = string.pack("<I4I4", 4, 7) })
+    local gguf <close> = assert(core.parse_gguf(edit.write(parts), "spec"))
+    local plan <close> = assert(arch.build(gguf))
+    assert.equal(7, plan:info().context_length)
   end)
 
   it("GLM 4.5: the blocks that guess are left out, and counted", function()

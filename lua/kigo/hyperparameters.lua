@@ -35,6 +35,10 @@ local hyperparameters = {}
 ---@field rope_original integer positions of the training before the scaling
 ---@field rope_attn_factor number multiplies cos and sin
 ---@field rope_yarn_fast number turns over the original context, and rope_yarn_slow: between them yarn's ramp
+---@field rope_yarn_attn_factor number multiplies cos and sin too, under yarn
+---@field yarn_log_multiplier number under yarn cos and sin are divided by 1 + so many times 0.1 log(rope_scale)
+---@field temperature_scale number 0: none
+---@field temperature_length integer
 ---@field expert_count integer 0: a dense model
 ---@field expert_used_count integer
 ---@field rope kigo.RopeParameters for graph:rope, made by kigo.arch
@@ -89,6 +93,16 @@ hyperparameters.rows = {
     default = 32 },
   { key = "rope.scaling.yarn_beta_slow", name = "rope_yarn_slow", type = "number", min = 1e-3, max = 1e6,
     default = 1 },
+  { key = "rope.scaling.yarn_attn_factor", name = "rope_yarn_attn_factor", type = "number", min = 1e-3, max = 1e3,
+    default = 1 },
+  { key = "rope.scaling.yarn_log_multiplier", name = "yarn_log_multiplier", type = "number", min = 0, max = 100,
+    default = 0 },
+  { key = "rope.scaling.yarn_ext_factor", name = "rope_yarn_ext_factor", type = "number",
+    one_of = { true, [-1] = true }, default = 1 }, -- how much yarn there is: all
+  -- queries of positions behind this many are made longer, which no operation of ours does: contexts end there
+  { key = "attention.temperature_scale", name = "temperature_scale", type = "number", min = 0, max = 1e3, default = 0 },
+  { key = "attention.temperature_length", name = "temperature_length", type = "integer", min = 1, max = 1 << 24,
+    default = function(hp) return hp.rope_original end },
   { key = "expert_count", name = "expert_count", type = "integer", min = 0, max = 1024, default = 0 },
   { key = "expert_used_count", name = "expert_used_count", type = "integer", min = 0, max = 1024, default = 0,
     relation = function(hp)

@@ -72,7 +72,9 @@ local function scaling(gguf, hp, context)
   if kind == "yarn" then
     local share = yarn_share(hp)
     local function divisor(i) return factor(i) / (share(i) / hp.rope_scale + 1 - share(i)) end
-    return divisor, hp.rope_attn_factor * (1 + 0.1 * math.log(hp.rope_scale))
+    local log = 0.1 * math.log(hp.rope_scale)
+    local magnitude = (1 + log) / (1 + hp.yarn_log_multiplier * log)
+    return divisor, hp.rope_attn_factor * hp.rope_yarn_attn_factor * magnitude
   end
   return factor, 1
 end

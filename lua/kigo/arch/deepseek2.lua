@@ -21,8 +21,6 @@ local rows = {
     end },
   { key = "attention.value_length_mla", name = "value_dim_mla", type = "integer", min = 1, max = DIM,
     default = function(hp) return hp.value_dim end },
-  { key = "rope.scaling.yarn_log_multiplier", name = "yarn_log_multiplier", type = "number", min = 0, max = 100,
-    default = 0 },
 }
 
 -- The queries of all heads, without and with rotation.
