@@ -227,6 +227,18 @@ describe("kigo.arch", function()
         function(metadata) metadata["llama.attention.causal"] = false end)
     end)
 
+    it("refuse what the family would leave out", function()
+      for key, value in pairs { ["attention.clamp_kqv"] = 8.0, logit_scale = 0.5, attn_logit_softcapping = 50.0,
+        residual_scale = "much" } do
+        refused(UNSUPPORTED, { "llama." .. key }, "llama", function(metadata) metadata["llama." .. key] = value end)
+      end
+      local plan <close> = assert(build("llama", function(metadata)
+        metadata["llama.attention.clamp_kqv"] = 0.0
+        metadata["llama.logit_scale"] = 1.0
+      end))
+      assert.truthy(plan)
+    end)
+
     it("stand in relation to each other", function()
       refused(FORMAT, { "llama.expert_used_count = 0", "expert_count = 5" }, "llama",
         function(metadata) metadata["llama.expert_count"] = 5 end)

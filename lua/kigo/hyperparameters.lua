@@ -115,6 +115,12 @@ hyperparameters.rows = {
     end },
 }
 
+-- Keys that change what is computed, with the value that changes nothing: where a family has no row for one, a file with
+-- another value wants what the family does not do.
+local CHANGING = { ["attention.clamp_kqv"] = 0, ["attention.max_alibi_bias"] = 0, attn_logit_softcapping = 0,
+  final_logit_softcapping = 0, router_logit_softcapping = 0, embedding_scale = 1, residual_scale = 1, logit_scale = 1,
+  expert_weights_scale = 1 }
+
 -- A value from a file as it may stand in a one-line message.
 local function quoted(value)
   if type(value) == "table" then return "an array" end
@@ -173,6 +179,22 @@ local function block_values(row, hp, value)
   return value
 end
 
+-- A key that asks for something else than the rows know: what is wrong, or nil.
+local function unread(gguf, architecture, rows)
+  local known, keys = {}, {}
+  for _, row in ipairs(rows) do known[row.key] = true end
+  for key in pairs(CHANGING) do
+    if not known[key] then keys[#keys + 1] = key end
+  end
+  table.sort(keys)
+  for _, key in ipairs(keys) do
+    local value = gguf:get(architecture .. "." .. key)
+    if value ~= nil and value ~= CHANGING[key] and value ~= 0 then
+      return ("%s.%s = %s: this architecture does not do that"):format(architecture, key, quoted(value))
+    end
+  end
+end
+
 ---Read and check all rows.
 ---@param gguf kigo.Gguf
 ---@param architecture string the prefix of the keys
@@ -181,8 +203,8 @@ end
 ---@return string? message
 ---@return integer? code
 function hyperparameters.read(gguf, architecture, extra)
-  local hp = {}
-  for _, row in ipairs(hyperparameters.merged(extra)) do
+  local hp, rows = {}, hyperparameters.merged(extra)
+  for _, row in ipairs(rows) do
     local key = architecture .. "." .. row.key
     local value = gguf:get(key)
     if value == nil then
@@ -203,6 +225,8 @@ function hyperparameters.read(gguf, architecture, extra)
     if not wrong and row.relation then wrong, code = row.relation(hp), core.err.FORMAT end
     if wrong then return nil, ("%s = %s %s"):format(key, quoted(value), wrong), code end
   end
+  local more = unread(gguf, architecture, rows)
+  if more then return nil, more, core.err.UNSUPPORTED end
   return hp
 end
 
