@@ -613,7 +613,7 @@ describe("kigo.cli", function()
       assert.equal(0, status)
       assert.truthy(out:find("\ngpt%-oss +gpt%-oss 20B"))
       local families = cjson.decode((select(2, run { "arch", "--json" })))
-      assert.equal("bert", families[1].name)
+      assert.equal("arcee", families[1].name)
       status, out = run { "arch", "gemma2" }
       assert.equal(0, status)
       assert.truthy(out:find("\ngemma2.attn_logit_softcapping +number", 1), out)

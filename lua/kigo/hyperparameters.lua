@@ -115,8 +115,8 @@ hyperparameters.rows = {
     end },
 }
 
--- Keys that change what is computed, with the value that changes nothing: where a family has no row for one, a file with
--- another value wants what the family does not do.
+-- Keys that change what is computed, with the value that changes nothing: where a family has no row for one, a file
+-- with another value wants what the family does not do.
 local CHANGING = { ["attention.clamp_kqv"] = 0, ["attention.max_alibi_bias"] = 0, attn_logit_softcapping = 0,
   final_logit_softcapping = 0, router_logit_softcapping = 0, embedding_scale = 1, residual_scale = 1, logit_scale = 1,
   expert_weights_scale = 1 }
