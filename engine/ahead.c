@@ -404,11 +404,15 @@ static int draw_each(const kg_draw_item *items, size_t n, int32_t *ids, kg_error
   return status;
 }
 
-/* Does somebody want to see what comes between two draws? */
+/* Does somebody want to see what comes between two draws, or might rows come out otherwise that were computed between two
+ * states when they are computed again? */
 static bool is_watched(const kg_draw_item *items, size_t n)
 {
-  for (size_t i = 0; i < n; i++)
-    if (items[i].sequence->hooks || kg_sequence_is_constrained(items[i].sequence)) return true;
+  for (size_t i = 0; i < n; i++) {
+    const kg_sequence *sequence = items[i].sequence;
+    if (sequence->hooks || kg_sequence_is_constrained(sequence)) return true;
+    if (sequence->is_private && kg_model_states(sequence->model)) return true;
+  }
   return false;
 }
 

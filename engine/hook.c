@@ -30,7 +30,7 @@ int kg_sequence_hook(kg_sequence *sequence, const int32_t *values, size_t n_valu
   kg_hook *hook = kg_alloc(sizeof *hook + n_values * sizeof *values); /* different values: there are few */
   if (!hook) return kg_fail_memory(err, sizeof *hook + n_values * sizeof *values, "a hook");
   *hook = (kg_hook){
-      .sequence = sequence, .from = sequence->n_evaluated, .call = call, .user = user, .n_values = n_values};
+      .sequence = sequence, .from = sequence->n_made, .call = call, .user = user, .n_values = n_values};
   memcpy(hook->values, values, n_values * sizeof *values);
   kg_sequence_drop_ahead(sequence); /* both were evaluated without the hook */
   kg_draft_drop(sequence);

@@ -541,7 +541,7 @@ static int get_cache(reader *r, kg_sequence *sequence, kg_error *err)
   for (uint32_t i = 0; i < h->n_ranges && !status; i++) status = get_range(r, &to, &r->ranges[i], err);
   kg_free(to.keys);
   if (status) return status;
-  sequence->n_evaluated = h->n_cached;
+  sequence->n_evaluated = sequence->n_made = h->n_cached;
   memcpy(sequence->prompt, h->prompt, sizeof sequence->prompt);
   return KG_OK;
 }

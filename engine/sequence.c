@@ -142,6 +142,7 @@ static void shorten(kg_sequence *sequence, int32_t pos)
   kg_draft_drop(sequence);
   sequence->tokens.n = (size_t)pos;
   kg_sequence_go_back(sequence, pos);
+  if (sequence->n_made > pos) sequence->n_made = pos;
   kg_hooks_go_back(sequence, pos);
   for (int i = 0; i < 2; i++)
     if (sequence->prompt[i] > pos) sequence->prompt[i] = pos;
@@ -264,6 +265,7 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   fork->rows_serial = sequence->rows_serial;
   fork->is_private = sequence->is_private;
   fork->n_evaluated = sequence->n_evaluated;
+  fork->n_made = sequence->n_made;
   fork->n_public = sequence->n_public;
   memcpy(fork->prompt, sequence->prompt, sizeof fork->prompt);
   fork->is_apart = sequence->is_apart;
@@ -292,6 +294,16 @@ int32_t kg_sequence_pending(const kg_sequence *sequence)
   return n - kg_sequence_resume_point(sequence, n - 1);
 }
 
+/* The last position up to `pos` to go on from with the state there. Rows that may come out otherwise are computed again
+ * from regular positions on, so that it is no matter how they were cut. */
+static int32_t state_before(const kg_sequence *sequence, int32_t pos)
+{
+  const kg_snapshots *snapshots = &sequence->snapshots;
+  const bool goes_on = pos == sequence->n_evaluated && kg_snapshots_slot(snapshots, pos) != KG_NONE;
+  if (goes_on) return pos;
+  return sequence->is_private ? kg_snapshots_regular_before(snapshots, pos) : kg_snapshots_before(snapshots, pos);
+}
+
 int32_t kg_sequence_resume_point(const kg_sequence *sequence, int32_t pos)
 {
   if (kg_plan_is_bidirectional(kg_model_plan(sequence->model))) return 0; /* each row depends on all */
@@ -299,7 +311,7 @@ int32_t kg_sequence_resume_point(const kg_sequence *sequence, int32_t pos)
   for (int32_t before = -1; before != pos;) { /* of pages and of states, each may send the other further back */
     before = pos;
     pos = kg_kv_resume_point(kg_model_kv(sequence->model), &sequence->pages, pos);
-    if (kg_model_states(sequence->model)) pos = kg_snapshots_before(&sequence->snapshots, pos);
+    if (kg_model_states(sequence->model)) pos = state_before(sequence, pos);
   }
   return pos;
 }
@@ -321,7 +333,7 @@ bool kg_sequence_is_released(const kg_sequence *sequence)
 
 static void forget_rows(kg_sequence *sequence)
 {
-  sequence->n_evaluated = sequence->n_public = 0;
+  sequence->n_evaluated = sequence->n_made = sequence->n_public = 0;
   kg_sequence_trim(sequence);
 }
 
@@ -445,6 +457,7 @@ void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens)
   const bool is_public = takes_part(sequence);
   const int32_t from = sequence->n_evaluated;
   sequence->n_evaluated += n_tokens;
+  if (sequence->n_made < sequence->n_evaluated) sequence->n_made = sequence->n_evaluated;
   sequence->n_tokens_evaluated += n_tokens;
   if (is_public) {
     sequence->n_public = sequence->n_evaluated;
@@ -478,6 +491,7 @@ void kg_sequence_reuse(kg_sequence *sequence)
     sequence->is_in_prompt = true;
   }
   sequence->n_evaluated = sequence->n_public = end;
+  if (sequence->n_made < end) sequence->n_made = end;
   find_state(sequence, before, end);
   sequence->n_tokens_reused += n_reused;
   kg_model_count_reused(sequence->model, n_reused);

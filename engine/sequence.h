@@ -58,6 +58,7 @@ struct kg_sequence {
   kg_tokens tokens;        /* the timeline */
   int32_t n_evaluated;     /* tokens whose rows were computed, or found: a resume point, but while rows drawn ahead are
                               taken one by one, of which the last alone leaves a state */
+  int32_t n_made;          /* tokens whose rows were, at some time; those behind n_evaluated will be made again */
   int32_t n_public;        /* leading ones whose rows were computed here from their ids alone, or found: others may
                               have them (kv.h) */
   kg_adapted adapters[KG_ADAPTERS_MAX]; /* all rows in the pages are theirs; each one reference */

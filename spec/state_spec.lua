@@ -259,6 +259,38 @@ describe("states", function()
     computed(120 - 119 // every * every, costs(model, function() assert.is_true(again:step()) end), model)
   end)
 
+  it("do not tell hooks how rows were cut, nor show them rows that were made before", function()
+    local function play(chunk, straight)
+      local model <close> = model_with(tiny.devices[2], { chunk = chunk })
+      local seq <close> = model:sequence {}
+      seq:feed(table.move(ids, 1, straight and 67 or 74, 1, {}))
+      assert.is_true(seq:step())
+      seq:rewind(67)
+      local first
+      local hook <close> = assert(seq:hook("blk.0.out", function(x, _, pos)
+        first = first or pos
+        x:mul_(0.9)
+      end))
+      seq:feed(table.move(ids, 68, 69, 1, {}))
+      local said = { seq.logits:bytes() }
+      assert.equal(67, first)
+      seq:feed(table.move(ids, 70, 90, 1, {}))
+      assert.is_true(seq:step())
+      hook:close()
+      for pos = 91, 120 do
+        seq:push(ids[pos])
+        assert.is_true(seq:step())
+      end
+      seq:rewind(93) -- rows are made again from a place that all have
+      said[2] = seq.logits:bytes()
+      seq:rewind(85)
+      said[3] = seq.logits:bytes()
+      return said
+    end
+    local expected = play(512, true)
+    for _, chunk in ipairs { 1, 2, 7, 64, 512 } do assert.same(expected, play(chunk)) end
+  end)
+
   it("come back after a release, as rows do", function()
     local model <close> = model_with(tiny.devices[2])
     local seq <close> = model:sequence {}
