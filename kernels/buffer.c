@@ -902,6 +902,28 @@ static int cuda_entropy(const kg_buffer *b, int64_t at, int64_t n, double *out, 
 
 /* ---- chains ---- */
 
+/* Have numbers to begin with, that may be written to where the chain applies. It does the scaling itself where it can.
+ */
+static int prepare_use(const kg_draw_use *use, kg_error *err)
+{
+  const device_buffer *b = inside(use->buffer);
+  const bool is_own = is_whole(use->buffer, use->at, use->n) && b->block && b->block->n_refs == 1;
+  if (b->is_scaled && (is_own || !use->applies)) return KG_OK;
+  return use->applies ? own_and_keep(use->buffer, err) : settle(use->buffer, err);
+}
+
+static kg_draw_request request_of(const kg_draw_use *use)
+{
+  const device_buffer *b = inside(use->buffer);
+  float *row = floats(use->buffer, use->at);
+  return (kg_draw_request){.draw = &use->draw,
+                           .logits = row,
+                           .is_scaled = b->is_scaled,
+                           .factor = b->factor,
+                           .offset = b->offset,
+                           .applied = use->applies ? row : NULL};
+}
+
 /* As many of the uses as are of rows like that of `first`, at once. */
 static int draw_alike(kg_draw_use *uses, size_t n, size_t first, bool *done, kg_error *err)
 {
@@ -914,16 +936,19 @@ static int draw_alike(kg_draw_use *uses, size_t n, size_t first, bool *done, kg_
     kg_draw_use *use = &uses[i];
     if (done[i] || stream_of(use->buffer) != s || use->n != uses[first].n) continue;
     done[i] = true;
-    code = use->applies ? own_and_keep(use->buffer, err) : settle(use->buffer, err);
+    code = prepare_use(use, err);
     if (code) return code;
-    float *row = floats(use->buffer, use->at);
     drawing[n_rows] = use;
-    requests[n_rows++] = (kg_draw_request){.draw = &use->draw, .logits = row, .applied = use->applies ? row : NULL};
+    requests[n_rows++] = request_of(use);
   }
   if (!code) code = kg_draws_begin(s, requests, n_rows, (int32_t)uses[first].n, 1, err);
   if (!code) code = kg_draws_next(s, err);
   if (!code) code = kg_stream_wait(s, "drawing", err);
-  for (int32_t i = 0; i < n_rows && !code; i++) drawing[i]->drawn = kg_draws_of(s, i)[0];
+  for (int32_t i = 0; i < n_rows && !code; i++) {
+    kg_draw_use *use = drawing[i];
+    use->drawn = kg_draws_of(s, i)[0];
+    if (use->applies && use->drawn.status >= 0) move_to(inside(use->buffer), inside(use->buffer)->block);
+  }
   return code;
 }
 

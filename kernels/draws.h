@@ -11,6 +11,8 @@ typedef struct kg_draws kg_draws;
 typedef struct kg_draw_request {
   const kg_draw *draw;     /* host */
   const float *logits;     /* device */
+  bool is_scaled;          /* see kg_sample_row */
+  float factor, offset;
   float *applied;          /* device: write what the stages leave there instead of drawing; NULL: draw */
   int32_t *tokens[2], *positions[2]; /* see kg_sample_row */
 } kg_draw_request;

@@ -75,8 +75,11 @@ static __global__ void __launch_bounds__(PREPARE_THREADS) prepare_rows(kg_sample
     const int i = threadIdx.x + j * PREPARE_THREADS;
     x[j] = i < n ? logits[i] : 0;
   }
+  const bool is_scaled = row->is_scaled;
+  const float factor = row->factor, offset = row->offset;
 #pragma unroll
   for (int j = 0; j < PREPARE_EACH; j++) {
+    if (is_scaled && threadIdx.x + j * PREPARE_THREADS < n) x[j] = x[j] * factor + offset;
     is_bad |= !(x[j] < CUDART_INF_F);
     c.x[threadIdx.x + j * PREPARE_THREADS] = x[j];
   }

@@ -16,6 +16,8 @@ typedef struct kg_sample_row {
   kg_draw draw;       /* pos, n_draws and the history go on with every draw */
   kg_draw_row room;
   const float *logits;
+  bool is_scaled; /* what is meant is logits * factor + offset */
+  float factor, offset;
   int32_t *history;   /* of draw, with room for what is drawn */
   int32_t *tokens[2], *positions[2]; /* what the next step reads: its row and, counted from there, the position; or NULL */
   float *applied;     /* instead of drawing, write what the stages leave there; NULL: draw */

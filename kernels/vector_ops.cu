@@ -512,7 +512,7 @@ static __global__ void __launch_bounds__(KG_DRAW_THREADS)
 }
 
 /* look_again: what wants to know that first. grid: (rows, a block for the best, parts by PARTS). */
-static __global__ void __launch_bounds__(KG_DRAW_THREADS)
+static __global__ void __launch_bounds__(KG_DRAW_THREADS, 3)
     look_again(const __grid_constant__ kg_row_list rows, int64_t n, int k, unsigned asked,
                const __grid_constant__ kg_vector_room all)
 {
