@@ -585,36 +585,62 @@ int kg_rng_integer(lua_State *L, double (*uniform)(void *), void *source)
   return 1;
 }
 
-static double weight_at(lua_State *L, lua_Integer i)
+static double number_at(lua_State *L, lua_Integer i, const char *what)
 {
   lua_rawgeti(L, 2, i);
-  if (lua_type(L, -1) != LUA_TNUMBER) kg_error_at(L, "probability %I: number expected, got %s", i, luaL_typename(L, -1));
-  const double weight = lua_tonumber(L, -1);
-  if (!(weight >= 0) || isinf(weight)) kg_error_at(L, "probability %I: %f is not finite and at least 0", i, weight);
+  if (lua_type(L, -1) != LUA_TNUMBER) kg_error_at(L, "%s %I: number expected, got %s", what, i, luaL_typename(L, -1));
+  const double number = lua_tonumber(L, -1);
   lua_pop(L, 1);
-  return weight;
+  return number;
 }
 
-int kg_rng_choose(lua_State *L, double (*uniform)(void *), void *source)
+/* `best`: NULL for weights, or the highest of logits. */
+static double weight_at(lua_State *L, lua_Integer i, const double *best)
 {
-  kg_check_type(L, 2, LUA_TTABLE);
+  const double number = number_at(L, i, best ? "logit" : "probability");
+  if (best) return exp(number - *best);
+  if (!(number >= 0) || isinf(number)) kg_error_at(L, "probability %I: %f is not finite and at least 0", i, number);
+  return number;
+}
+
+static int choose(lua_State *L, double (*uniform)(void *), void *source, const double *best)
+{
   const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
   double sum = 0;
   lua_Integer chosen = 0;
   for (lua_Integer i = 1; i <= n; i++) {
-    const double weight = weight_at(L, i);
+    const double weight = weight_at(L, i, best);
     sum += weight;
     if (weight > 0) chosen = i;
   }
   if (!(sum > 0) || isinf(sum)) return kg_error_at(L, "probabilities: their sum %f is not positive and finite", sum);
   double left = uniform(source) * sum;
   for (lua_Integer i = 1; i < chosen; i++) { /* the last possible one takes what rounding leaves */
-    const double weight = weight_at(L, i);
+    const double weight = weight_at(L, i, best);
     if (left < weight) chosen = i;
     left -= weight;
   }
   lua_pushinteger(L, chosen);
   return 1;
+}
+
+int kg_rng_choose(lua_State *L, double (*uniform)(void *), void *source)
+{
+  kg_check_type(L, 2, LUA_TTABLE);
+  return choose(L, uniform, source, NULL);
+}
+
+int kg_rng_choose_logits(lua_State *L, double (*uniform)(void *), void *source)
+{
+  kg_check_type(L, 2, LUA_TTABLE);
+  double best = -INFINITY;
+  for (lua_Integer i = 1; i <= (lua_Integer)lua_rawlen(L, 2); i++) {
+    const double logit = number_at(L, i, "logit");
+    if (!(logit < INFINITY)) return kg_error_at(L, "logit %I: %f is not below infinity", i, logit);
+    if (logit > best) best = logit;
+  }
+  if (best == -INFINITY) return kg_error_at(L, "logits: there is none above -infinity");
+  return choose(L, uniform, source, &best);
 }
 
 static double sequence_uniform(void *sequence)
@@ -634,6 +660,12 @@ static int rng_choose(lua_State *L)
   return kg_rng_choose(L, sequence_uniform, check_rng(L));
 }
 
+/* rng:choose_logits(logits) -> index, drawn by their softmax */
+static int rng_choose_logits(lua_State *L)
+{
+  return kg_rng_choose_logits(L, sequence_uniform, check_rng(L));
+}
+
 void kg_bind_sequence(lua_State *L)
 {
   static const luaL_Reg methods[] = {
@@ -646,8 +678,11 @@ void kg_bind_sequence(lua_State *L)
   static const luaL_Reg metamethods[] = {{"__index", sequence_index},        {"__newindex", sequence_new_index},
                                          {"__gc", collect_sequence},         {"__close", close_sequence},
                                          {"__tostring", sequence_to_string}, {NULL, NULL}};
-  static const luaL_Reg rng_methods[] = {
-      {"uniform", rng_uniform}, {"integer", rng_integer}, {"choose", rng_choose}, {NULL, NULL}};
+  static const luaL_Reg rng_methods[] = {{"uniform", rng_uniform},
+                                         {"integer", rng_integer},
+                                         {"choose", rng_choose},
+                                         {"choose_logits", rng_choose_logits},
+                                         {NULL, NULL}};
   static const luaL_Reg no_functions[] = {{NULL, NULL}};
   static const luaL_Reg mark_metamethods[] = {
       {"__index", mark_index}, {"__tostring", mark_to_string}, {"__gc", collect_mark}, {NULL, NULL}};

@@ -16,8 +16,6 @@ local function curious(logits, seq)
   local entropy = logits:softmax():entropy()
   if entropy < 0.1 then return (logits:argmax()) end
   local ids, scores = logits:mul_(1 / (0.5 + 0.3 * entropy)):topk(64)
-  local weights = {}
-  for i, score in ipairs(scores) do weights[i] = math.exp(score - scores[1]) end
-  return ids[seq.rng:choose(weights)]
+  return ids[seq.rng:choose_logits(scores)]
 end
 print("A function:\n" .. assert(model:chat(question, { seed = 2, sample = curious })).text)

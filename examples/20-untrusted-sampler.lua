@@ -9,9 +9,7 @@ local theirs = [[
   return function(logits, s)
     s.state.sure = (s.state.sure or 0) + (logits:softmax():max() > 0.9 and 1 or 0)
     local ids, scores = logits:mul_(1 / 0.7):topk(40)
-    local weights = {}
-    for i, score in ipairs(scores) do weights[i] = math.exp(score - scores[1]) end
-    return ids[s.rng:choose(weights)]
+    return ids[s.rng:choose_logits(scores)]
   end]]
 
 local model <close> = assert(kigo.load(arg[1] or haiku.bundled_model()))

@@ -15,9 +15,7 @@ local function cautious(logits, seq)
   local entropy = logits:softmax():entropy()
   if entropy < 0.1 then return (logits:argmax()) end
   local ids, scores = logits:mul_(1 / (0.6 + 0.4 * entropy)):topk(64)
-  local weights, best = {}, scores[1]
-  for i, score in ipairs(scores) do weights[i] = math.exp(score - best) end
-  return ids[seq.rng:choose(weights)]
+  return ids[seq.rng:choose_logits(scores)]
 end
 
 -- The stages of everyday use.

@@ -212,6 +212,7 @@ describe("kigo.sandbox", function()
             for i, score in ipairs(scores) do weights[i] = math.exp(score - scores[1]) end
             if s:pos() % 3 == 0 then s.rng:uniform() end
             if s:pos() % 5 == 0 then return ids[s.rng:integer(2)] end
+            if s:pos() % 4 == 0 then return ids[s.rng:choose_logits(scores)] end
             return ids[s.rng:choose(weights)]
           end]]
         local model <close> = tiny.model {}

@@ -352,8 +352,25 @@ describe("kigo.sequence", function()
       assert.equal(2, seq.rng:choose { 0, 1e-300, 0 })
     end)
 
+    it("chooses among logits as among their exponentials", function()
+      local one <close> = model:sequence { seed = 5 }
+      local other <close> = model:sequence { seed = 5 }
+      for round = 1, 300 do
+        local logits, weights = {}, {}
+        for i = 1, 1 + round % 9 do logits[i] = 60 * core.uniform(8, round, i) - 30 end
+        if round % 7 == 0 then logits[#logits + 1] = -math.huge end
+        local best = math.max(table.unpack(logits))
+        for i, logit in ipairs(logits) do weights[i] = math.exp(logit - best) end
+        assert.equal(one.rng:choose(weights), other.rng:choose_logits(logits))
+      end
+    end)
+
     it("refuses what cannot be drawn from", function()
       local seq <close> = model:sequence {}
+      for _, bad in ipairs { {}, { -math.huge }, { 0, 0 / 0 }, { math.huge }, { "1" } } do
+        assert.has_error(function() seq.rng:choose_logits(bad) end)
+      end
+      assert.has_error(function() seq.rng:choose_logits(1) end)
       for _, bad in ipairs { {}, { 0, 0 }, { 1, -1 }, { 0 / 0 }, { math.huge }, { "1" }, { 1e308, 1e308 } } do
         assert.has_error(function() seq.rng:choose(bad) end)
       end

@@ -75,6 +75,13 @@ static int rng_choose(lua_State *L)
   return kg_rng_choose(L, next_uniform, script_of(L));
 }
 
+static int rng_choose_logits(lua_State *L)
+{
+  luaL_checktype(L, 2, LUA_TTABLE);
+  kg_budget_charge(L, 3 * lua_rawlen(L, 2));
+  return kg_rng_choose_logits(L, next_uniform, script_of(L));
+}
+
 static int timeline_pos(lua_State *L)
 {
   lua_pushinteger(L, script_of(L)->request.pos);
@@ -294,8 +301,11 @@ static int open_state(lua_State *L)
   kg_library_open(L);
   lua_pushglobaltable(L);
   kg_loan_open(L);
-  static const luaL_Reg rng[] = {
-      {"uniform", rng_uniform}, {"integer", rng_integer}, {"choose", rng_choose}, {NULL, NULL}};
+  static const luaL_Reg rng[] = {{"uniform", rng_uniform},
+                                 {"integer", rng_integer},
+                                 {"choose", rng_choose},
+                                 {"choose_logits", rng_choose_logits},
+                                 {NULL, NULL}};
   luaL_newlib(L, rng);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &rng_key);
   return 0;

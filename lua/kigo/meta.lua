@@ -536,6 +536,10 @@ function Rng:integer(n) end
 ---@param weights number[]   need not add up to 1
 ---@return integer index     1-based, drawn in proportion to them
 function Rng:choose(weights) end
+---The same as choose with the exponential of each, less the highest: topk's values as they are.
+---@param logits number[]    below infinity; -math.huge is never chosen
+---@return integer index     1-based, drawn by their softmax
+function Rng:choose_logits(logits) end
 
 -- ---- models and sequences ----
 
