@@ -39,8 +39,7 @@ int kg_cuda_alloc(size_t n_bytes, const char *what, void **out, kg_error *err)
 
 /* ---- blocks: memory of numbers ---- */
 
-/* Shared by a buffer, whose numbers it holds, and by those that are to be computed from these numbers as they are now.
- */
+/* Shared by the buffers whose numbers it holds, and by those that are to be computed from these numbers as they are. */
 typedef struct kg_block {
   float *data;
   int64_t n;
@@ -322,7 +321,7 @@ static void note_habits(device_buffer *b)
       b->habit[i]--;
 }
 
-/* Go on in another block, whose numbers are new, or in the same with others. */
+/* Go on in another block, or in the same with other numbers. */
 static void move_to(device_buffer *b, kg_block *block)
 {
   note_habits(b);
@@ -416,7 +415,7 @@ int kg_cuda_buffer_numbers(const kg_buffer *buffer, const float **out, kg_error 
   return code;
 }
 
-/* ---- what is expected of the rows of passes ---- */
+/* ---- rows of passes ---- */
 
 int kg_cuda_buffer_claim(kg_buffer *buffer, int64_t at, int64_t n, bool keeps, float **out, kg_error *err)
 {
@@ -714,16 +713,20 @@ static kg_known *note_asked(const target *t)
   return t->block->known;
 }
 
+static int settle_target(const kg_look *look, target *t, kg_error *err)
+{
+  if (t->is_ready) return KG_OK;
+  const int code = settle(look->buffer, err);
+  t->block = inside(look->buffer)->block;
+  return code;
+}
+
 /* The answers are kept with the block, or come to `elsewhere`. */
 static int answer(const kg_look *look, target *t, kg_known *elsewhere, const kg_known **out, kg_error *err)
 {
   kg_stream *s = stream_of(look->buffer);
-  int code = KG_OK;
-  if (!t->is_ready) {
-    code = settle(look->buffer, err);
-    if (code) return code;
-    t->block = inside(look->buffer)->block;
-  }
+  int code = settle_target(look, t, err);
+  if (code) return code;
   kg_known *known = is_whole(look->buffer, look->at, look->n) ? note_asked(t) : NULL;
   if (!known) {
     elsewhere->asked = 0;
@@ -763,9 +766,8 @@ static int look_alike(const kg_look *looks, size_t n, size_t first, bool *done, 
     if (done[i] || stream_of(look->buffer) != s || look->n != looks[first].n) continue;
     done[i] = true;
     target t = target_of(look);
-    if (!t.is_ready) code = settle(look->buffer, err);
+    code = settle_target(look, &t, err);
     if (code) break;
-    if (!t.is_ready) t.block = inside(look->buffer)->block;
     kg_known *known = note_asked(&t);
     if (known && !is_known(known, t.asked, t.k))
       questions[n_questions++] = (kg_question){t.block->data, t.asked, t.k, known};
@@ -902,8 +904,7 @@ static int cuda_entropy(const kg_buffer *b, int64_t at, int64_t n, double *out, 
 
 /* ---- chains ---- */
 
-/* Have numbers to begin with, that may be written to where the chain applies. It does the scaling itself where it can.
- */
+/* Have numbers to begin with, that may be written to where the chain applies. Kernels of chains can scale. */
 static int prepare_use(const kg_draw_use *use, kg_error *err)
 {
   const device_buffer *b = inside(use->buffer);
