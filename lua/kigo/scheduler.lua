@@ -23,6 +23,7 @@ local scheduler = {}
 ---@field n_ended integer      of them
 ---@field n_steps integer
 ---@field n_preempted integer  how often a task gave its cache pages up
+---@field is_asked boolean?    has a body asked a device something?
 ---@field _live kigo.Task[]    started, not ended; in order of their turns
 ---@field _queues table        by priority: what is not started yet
 local Scheduler = {}
@@ -405,7 +406,8 @@ end
 
 ---Have the questions answered that bodies have to devices, all of them together, until none has one.
 function Scheduler:_answer()
-  while true do
+  while self.is_asked do
+    self.is_asked = false
     local asking, looks, uses = {}, {}, {}
     for _, task in ipairs(self._live) do
       local question = task.status == "waiting" and task.question
@@ -414,7 +416,6 @@ function Scheduler:_answer()
         asking[#asking + 1], list[#list + 1] = task, question
       end
     end
-    if #asking == 0 then return end
     if #looks > 0 then core.look(looks) end
     if #uses > 0 then core.use_chains(uses) end
     for _, task in ipairs(asking) do

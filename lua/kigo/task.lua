@@ -77,7 +77,7 @@ end
 function Task:ask_together(...)
   if not can_yield(self) or self.scheduler.n_ended == self.scheduler.n_tasks - 1 then return nil end
   local question = { ... }
-  self.question = question
+  self.question, self.scheduler.is_asked = question, true
   coroutine.yield()
   self.question = nil
   return question[5]
