@@ -52,7 +52,8 @@ void kg_adapter_unref(kg_adapter *adapter);      /* NULL allowed */
 const kg_plan *kg_adapter_plan(const kg_adapter *adapter);
 const char *kg_adapter_path(const kg_adapter *adapter);
 const char *kg_adapter_name(const kg_adapter *adapter);   /* its path without folders */
-const char *kg_adapter_digest(const kg_adapter *adapter); /* SHA-256 of its file, KG_SHA256_HEX bytes: names its contents */
+/* SHA-256 of its file, KG_SHA256_HEX bytes: names its contents. */
+const char *kg_adapter_digest(const kg_adapter *adapter);
 double kg_adapter_alpha(const kg_adapter *adapter);
 int32_t kg_adapter_rank(const kg_adapter *adapter);      /* the largest of its parts */
 int32_t kg_adapter_part_count(const kg_adapter *adapter);

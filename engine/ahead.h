@@ -1,12 +1,12 @@
-/* ahead.h - drawing several tokens in one round trip to the device. What was drawn ahead is a guess that the caller will
- * feed each id back: a sequence keeps such ids, with their rows in its cache pages, beside its timeline. A draw of the
- * same chain takes the next one, feeding that id goes on to the one after; anything else drops them, which is no more
- * than a shorter page table. So nobody can tell, but by the clock, whether ids were drawn one by one or ahead:
+/* ahead.h - drawing several tokens in one round trip to the device. What was drawn ahead is a guess that the caller
+ * will feed each id back: a sequence keeps such ids, with their rows in its cache pages, beside its timeline. A draw of
+ * the same chain takes the next one, feeding that id goes on to the one after; anything else drops them, which is no
+ * more than a shorter page table. So nobody can tell, but by the clock, whether ids were drawn one by one or ahead:
  * - Timeline, logits, random numbers and errors are those of kg_step and kg_chain_pick, token by token.
  * - A token counts as evaluated, and its pass as a step, when the draw behind it is taken. Rows that nobody took are
  *   counted apart (kg_model_stats.n_tokens_dropped).
- * - Looking at the logits of a token in the middle computes that token again, and what comes after it.
- */
+ * - Looking at the logits of a token in the middle computes that token again, and what comes after
+ * it. */
 #ifndef KG_AHEAD_H
 #define KG_AHEAD_H
 
@@ -31,7 +31,8 @@ bool kg_sequence_has_drawn(const kg_sequence *sequence, const kg_chain *chain);
 
 /* ---- for sequence.c and step.c ---- */
 
-/* Forget what was drawn ahead, because a step computes logits in the middle of it: whoever looks once will look again. */
+/* Forget what was drawn ahead, because a step computes logits in the middle of it: whoever looks once will look
+ * again. */
 void kg_sequence_interrupt(kg_sequence *sequence);
 /* Forget what was drawn ahead. */
 void kg_sequence_drop_ahead(kg_sequence *sequence);

@@ -42,7 +42,8 @@ typedef struct kg_span {
   /* Of plans with states. Every slot that is written belongs to one span alone. */
   int32_t state;          /* slot of the state before the rows; KG_NONE: pos is 0 */
   int32_t n_states;
-  const kg_state_out *states; /* by rows, ascending; the last one of all rows. That one's slot, and no other, may be `state` */
+  const kg_state_out *states; /* by rows, ascending; the last one of all rows. That one's slot, and no other, may be
+                                 `state` */
 } kg_span;
 
 /* Where the logits of one row go: vocab floats at `at` of a buffer made by this backend. */
@@ -113,7 +114,8 @@ static inline bool kg_leads_from(const kg_plan *plan, int32_t from, int32_t valu
 /* Draw n_draws ids for each row of a batch, each from the logits of a pass over the id before, without a round trip. */
 typedef struct kg_run_ahead {
   int32_t n_draws;
-  bool evaluates_first;   /* the batch's own rows are yet to be evaluated; else the first draw is from logits that are there */
+  bool evaluates_first;   /* the batch's own rows are yet to be evaluated; else the first draw is from logits that are
+                             there */
   const kg_draw *draws;   /* [rows] the first one of each; then pos and history go on, and n_draws is 0 */
   kg_drawn *drawn;        /* [rows][n_draws] results; behind a failed draw all fail */
 } kg_run_ahead;
@@ -181,22 +183,21 @@ typedef struct kg_backend {
   int (*compile)(const kg_plan *plan, const kg_backend_options *options, kg_executable **out, kg_error *err);
   void (*release)(kg_executable *exe); /* NULL allowed */
   int (*run)(kg_executable *exe, const kg_batch *batch, kg_error *err);
-  /* NULL where the host is near enough. One row a span, each wanted; the spans' pages reach n_draws - 1 positions on, and
-   * their states stay in one slot, before and behind. The
-   * wanted buffers end with the logits of the last pass. On failure they hold anything, and so do pages from the rows'
-   * positions on. */
+  /* NULL where the host is near enough. One row a span, each wanted; the spans' pages reach n_draws - 1 positions on,
+   * and their states stay in one slot, before and behind. The wanted buffers end with the logits of the last pass. On
+   * failure they hold anything, and so do pages from the rows' positions on. */
   int (*run_ahead)(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err);
-  /* The logits that follow from n_rows rows of kg_plan_residual, which is there, as a run computes them: x [n_rows][width]
-   * and logits [n_rows][vocab] are buffers of this backend. Allowed within the call of a tap. */
-  int (*unembed)(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits, int64_t logits_at,
-                 kg_error *err);
+  /* The logits that follow from n_rows rows of kg_plan_residual, which is there, as a run computes them: x
+   * [n_rows][width] and logits [n_rows][vocab] are buffers of this backend. Allowed within the call of a tap. */
+  int (*unembed)(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
+                 int64_t logits_at, kg_error *err);
   /* Make pages [0, n_pages) of a group of the plan exist; existing ones keep their content. Failure changes nothing. */
   int (*kv_reserve)(kg_executable *exe, int32_t group, int32_t n_pages, kg_error *err);
   /* Copy a page of a group (all its layers), as much of it as n_positions need. */
   int (*kv_copy)(kg_executable *exe, int32_t group, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
   size_t (*page_bytes)(const kg_executable *exe, int32_t group); /* of one page */
-  /* The slots that hold the states of sequences: make slots [0, n) exist, copy one (KG_NONE: all zeros), bring one over or
-   * take it in: kg_plan_state_size floats, the same on every backend. For plans that have states. */
+  /* The slots that hold the states of sequences: make slots [0, n) exist, copy one (KG_NONE: all zeros), bring one over
+   * or take it in: kg_plan_state_size floats, the same on every backend. For plans that have states. */
   int (*state_reserve)(kg_executable *exe, int32_t n_slots, kg_error *err);
   int (*state_copy)(kg_executable *exe, int32_t to, int32_t from, kg_error *err);
   int (*state_read)(kg_executable *exe, int32_t slot, float *out, kg_error *err);
@@ -226,8 +227,8 @@ typedef struct kg_backend {
    * and without the code that packed them. For KG_FORM_FLOATS a row is one of the weight's rows too. */
   int (*weight_unpack)(kg_executable *exe, int32_t weight, unsigned form, int64_t row, int64_t n_rows, void *out,
                        kg_error *err);
-  /* Run each stage of the batch many times by itself. The batch is one pass; the cache rows and logits that it would write are
-   * undefined afterwards. */
+  /* Run each stage of the batch many times by itself. The batch is one pass; the cache rows and logits that it would
+   * write are undefined afterwards. */
   int (*profile)(kg_executable *exe, const kg_batch *batch, kg_profile *out, kg_error *err);
 } kg_backend;
 

@@ -14,7 +14,8 @@
 
 #include "sequence.h"
 
-/* The first member of every companion. Who makes one sets `ops`; the rest is set when it is attached, copied or loaded. */
+/* The first member of every companion. Who makes one sets `ops`; the rest is set when it is attached, copied or
+ * loaded. */
 struct kg_companion {
   const kg_companion_ops *ops;
   int64_t serial;     /* names it, its copies in forks and in marks alike */

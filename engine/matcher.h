@@ -32,8 +32,8 @@ const kg_judge *kg_matcher_judge(const kg_matcher *matcher);
 kg_grammar *kg_matcher_grammar(const kg_matcher *matcher); /* borrowed */
 int kg_matcher_copy(const kg_matcher *matcher, kg_matcher **out, kg_error *err);
 void kg_matcher_free(kg_matcher *matcher);
-bool kg_matcher_is_judging(
-    const kg_matcher *matcher); /* is a judge being asked, by this one or another of its grammar? */
+/* Is a judge being asked, by this one or another of its grammar? */
+bool kg_matcher_is_judging(const kg_matcher *matcher);
 /* Say, before the first token, that text begins here as behind a special token (SentencePiece leaves out a space
  * there). */
 void kg_matcher_begin_text(kg_matcher *matcher, bool after_special);

@@ -2,8 +2,8 @@
  * back with every rewind, to a mark or to any position, and along into forks and files. All chains with the same tau
  * and eta share it: mu belongs to the timeline, not to a chain.
  *
- * A draw notes what mu becomes if its id is fed next. Tokens that nobody drew, of a prompt or a draft, leave mu alone.
- */
+ * A draw notes what mu becomes if its id is fed next. Tokens that nobody drew, of a prompt or a draft, leave mu
+ * alone. */
 #ifndef KG_MIROSTAT_H
 #define KG_MIROSTAT_H
 

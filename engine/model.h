@@ -13,8 +13,8 @@ typedef struct kg_model_options {
   int32_t context;          /* positions a sequence may hold; 0: what the file says, at most 4096 */
   int32_t pool;             /* positions of all sequences together; 0: no limit but memory */
   int32_t chunk;            /* most rows per forward pass; 0: 512 */
-  int32_t prefix_cache;     /* positions for whose sake the pool grows although no sequence holds them (kv.h); 0: as many
-                               as a sequence may hold; -1: no prefix cache */
+  int32_t prefix_cache; /* positions for whose sake the pool grows although no sequence holds them (kv.h); 0: as many
+                           as a sequence may hold; -1: no prefix cache */
   const char *kv;           /* "f32", "f16"; NULL or "auto": f32 for models with float32 matrices, else f16 */
   kg_progress progress;     /* during the load; may be NULL */
   void *progress_user;
@@ -53,7 +53,8 @@ int kg_model_adapter(const kg_model *model, const kg_gguf *gguf, kg_adapter **ou
 
 /* ---- for sequence.c and step.c ---- */
 
-/* Memory of the step, kept between steps so that decoding allocates nothing. The first five hold kg_model_chunk rows. */
+/* Memory of the step, kept between steps so that decoding allocates nothing. The first five hold kg_model_chunk
+ * rows. */
 typedef struct kg_scratch {
   int32_t *tokens, *positions;
   kg_span *spans;
@@ -73,7 +74,8 @@ typedef struct kg_scratch {
   int64_t serial; /* of the step, to find a sequence that is named twice */
 } kg_scratch;
 kg_scratch *kg_model_scratch(kg_model *model);
-/* SHA-256 of the model's file; of a split one, of its parts' SHA-256 in hexadecimal, one after the other. Computed once. */
+/* SHA-256 of the model's file; of a split one, of its parts' SHA-256 in hexadecimal, one after the other. Computed
+ * once. */
 int kg_model_digest(kg_model *model, char hex[KG_SHA256_HEX], kg_error *err);
 int64_t kg_model_next_serial(kg_model *model); /* a number that nothing else of this model has */
 

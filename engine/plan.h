@@ -60,26 +60,27 @@ typedef struct kg_value {
 } kg_value;
 
 typedef enum kg_op_kind {
-  KG_OP_EMBED,     /* out = rows of w[0] at the token ids; w[1] (optional) adds rows at the positions (gpt2), w[2]
-                      (optional) its first row to all (the token types of bert: text that is no pair is of type 0) */
-  KG_OP_NORM,      /* in[0]; w[0] scale, w[1] bias or none; u.norm */
-  KG_OP_LINEAR,    /* out = in[0] * w[0]^T + w[1] (bias, optional) */
+  KG_OP_EMBED,       /* out = rows of w[0] at the token ids; w[1] (optional) adds rows at the positions (gpt2), w[2]
+                        (optional) its first row to all (the token types of bert: text that is no pair is of type 0) */
+  KG_OP_NORM,        /* in[0]; w[0] scale, w[1] bias or none; u.norm */
+  KG_OP_LINEAR,      /* out = in[0] * w[0]^T + w[1] (bias, optional) */
   KG_OP_LINEAR_EACH, /* in[0] in as many equal parts as w[0] has planes: each times its plane, side by side (heads) */
-  KG_OP_ROPE,      /* in[0] rotated by position; u.rope */
-  KG_OP_ATTENTION, /* in = q, k, v (or none: u.attention); writes k, v of its rows to cache layer u.attention.layer, then
-                      attends causally */
-  KG_OP_GLU,       /* out = act(in[0]) * in[1]; u.act */
-  KG_OP_ACT,       /* out = act(in[0]); u.act */
-  KG_OP_MOE,       /* in = x, router logits; w[0..2] = gate, up, down experts; w[3..5] their biases or none; w[6] one
-                      number per expert that is added to its score for the choice alone, or none; u.moe */
-  KG_OP_ADD,       /* out = in[0] + in[1] */
-  KG_OP_SCALE,     /* out = in[0] * u.scale */
-  KG_OP_SOFTCAP,   /* out = u.scale * tanh(in[0] / u.scale) */
-  KG_OP_SLICE,     /* some columns of in[0] (fused qkv of phi3, gpt2); u.slice */
-  KG_OP_CONCAT,    /* in[0], in[1] side by side; u.concat */
-  KG_OP_CONV       /* each channel by itself over the positions so far: the sum of w[0][channel][t] times in[0] of taps - 1
-                      - t positions before, zeros before the first, + w[1] (bias, optional); u.conv; recurrent. Gated:
-                      in[0] is b, c and x side by side, b * x is convolved and the result multiplied by c */
+  KG_OP_ROPE,        /* in[0] rotated by position; u.rope */
+  KG_OP_ATTENTION,   /* in = q, k, v (or none: u.attention); writes k, v of its rows to cache layer u.attention.layer,
+                        then attends causally */
+  KG_OP_GLU,         /* out = act(in[0]) * in[1]; u.act */
+  KG_OP_ACT,         /* out = act(in[0]); u.act */
+  KG_OP_MOE,         /* in = x, router logits; w[0..2] = gate, up, down experts; w[3..5] their biases or none; w[6] one
+                        number per expert that is added to its score for the choice alone, or none; u.moe */
+  KG_OP_ADD,         /* out = in[0] + in[1] */
+  KG_OP_SCALE,       /* out = in[0] * u.scale */
+  KG_OP_SOFTCAP,     /* out = u.scale * tanh(in[0] / u.scale) */
+  KG_OP_SLICE,       /* some columns of in[0] (fused qkv of phi3, gpt2); u.slice */
+  KG_OP_CONCAT,      /* in[0], in[1] side by side; u.concat */
+  KG_OP_CONV         /* each channel by itself over the positions so far: the sum of w[0][channel][t] times in[0] of
+                        taps - 1 - t positions before, zeros before the first, + w[1] (bias, optional); u.conv;
+                        recurrent. Gated: in[0] is b, c and x side by side, b * x is convolved and the result
+                        multiplied by c */
 } kg_op_kind;
 
 typedef enum kg_act_kind {
@@ -115,8 +116,8 @@ typedef struct kg_attention_params {
   int32_t n_heads, n_kv_heads; /* n_heads a multiple of n_kv_heads; head h reads kv head h / (n_heads / n_kv_heads) */
   int32_t head_dim;            /* of queries and keys */
   int32_t value_dim;           /* of values and results */
-  bool values_in_keys;         /* there is no v: the first value_dim channels of each head's keys are its values, and the
-                                  cache holds the keys alone; set by kg_plan_attention */
+  bool values_in_keys; /* there is no v: the first value_dim channels of each head's keys are its values, and the
+                          cache holds the keys alone; set by kg_plan_attention */
   float scale;                 /* multiplies q.k */
   float softcap;               /* scores = softcap * tanh(scores / softcap); 0: none */
   int32_t window;              /* sees positions p - window < j <= p; 0: all j <= p */
@@ -131,9 +132,10 @@ typedef enum kg_moe_gate {
   KG_MOE_SIGMOID
 } kg_moe_gate;
 
-/* Experts are ranked by their scores: logits for KG_MOE_SOFTMAX_USED, else what the gate makes of all of them; plus w[6].
- * The best n_used are chosen, best first, ties to the lower index. With groups (equal parts of the experts, side by
- * side) only those of the best n_groups_used groups can be, a group being as good as the sum of its best group_top. */
+/* Experts are ranked by their scores: logits for KG_MOE_SOFTMAX_USED, else what the gate makes of all of them; plus
+ * w[6]. The best n_used are chosen, best first, ties to the lower index. With groups (equal parts of the experts, side
+ * by side) only those of the best n_groups_used groups can be, a group being as good as the sum of its best
+ * group_top. */
 typedef struct kg_moe_params {
   int32_t n_experts, n_used;
   int32_t n_groups, n_groups_used; /* n_groups 1: none */
@@ -200,7 +202,8 @@ void kg_plan_free(kg_plan *plan);
 
 /* The weight with this tensor name, checked for a computable type and for the shape (cols, rows, planes; 0 = any);
  * the error names tensor, shape there and shape wanted. The same name gives the same index. */
-int kg_plan_weight(kg_plan *plan, const char *name, int64_t cols, int64_t rows, int64_t planes, int32_t *out, kg_error *err);
+int kg_plan_weight(kg_plan *plan, const char *name, int64_t cols, int64_t rows, int64_t planes, int32_t *out,
+                   kg_error *err);
 /* The same for a weight whose planes are matrices of their own in the file, of one type and shape (old files of
  * mixtures have them): names[n], n >= 2. It is called after the first of them. */
 int kg_plan_weight_stack(kg_plan *plan, const char *const *names, int32_t n, int32_t *out, kg_error *err);
@@ -208,21 +211,32 @@ int kg_plan_weight_stack(kg_plan *plan, const char *const *names, int32_t n, int
 bool kg_plan_has_weight(const kg_plan *plan, const char *name);
 
 /* `name` is the new value's name; when it is taken the call fails with KG_ERR_ARGUMENT. */
-int kg_plan_embed(kg_plan *plan, const char *name, int32_t table, int32_t positions, int32_t types, int32_t *out, kg_error *err);
-int kg_plan_norm(kg_plan *plan, const char *name, int32_t x, int32_t scale, int32_t bias, const kg_norm_params *params, int32_t *out, kg_error *err);
-int kg_plan_linear(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, int32_t *out, kg_error *err);
+int kg_plan_embed(kg_plan *plan, const char *name, int32_t table, int32_t positions, int32_t types, int32_t *out,
+                  kg_error *err);
+int kg_plan_norm(kg_plan *plan, const char *name, int32_t x, int32_t scale, int32_t bias, const kg_norm_params *params,
+                 int32_t *out, kg_error *err);
+int kg_plan_linear(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, int32_t *out,
+                   kg_error *err);
 int kg_plan_linear_each(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t *out, kg_error *err);
-int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_params *params, int32_t *out, kg_error *err); /* copies inverse_freqs */
-int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int32_t v, int32_t sinks, const kg_attention_params *params, int32_t *out, kg_error *err); /* v KG_NONE: values in keys */
-int kg_plan_glu(kg_plan *plan, const char *name, int32_t gate, int32_t up, const kg_act *act, int32_t *out, kg_error *err);
+/* Copies inverse_freqs. */
+int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_params *params, int32_t *out, kg_error *err);
+/* v KG_NONE: values in keys. */
+int kg_plan_attention(kg_plan *plan, const char *name, int32_t q, int32_t k, int32_t v, int32_t sinks,
+                      const kg_attention_params *params, int32_t *out, kg_error *err);
+int kg_plan_glu(kg_plan *plan, const char *name, int32_t gate, int32_t up, const kg_act *act, int32_t *out,
+                kg_error *err);
 int kg_plan_act(kg_plan *plan, const char *name, int32_t x, const kg_act *act, int32_t *out, kg_error *err);
-int kg_plan_moe(kg_plan *plan, const char *name, int32_t x, int32_t router, const int32_t weights[KG_OP_WEIGHTS], const kg_moe_params *params, int32_t *out, kg_error *err);
+int kg_plan_moe(kg_plan *plan, const char *name, int32_t x, int32_t router, const int32_t weights[KG_OP_WEIGHTS],
+                const kg_moe_params *params, int32_t *out, kg_error *err);
 int kg_plan_add(kg_plan *plan, const char *name, int32_t a, int32_t b, int32_t *out, kg_error *err);
 int kg_plan_scale(kg_plan *plan, const char *name, int32_t x, float factor, int32_t *out, kg_error *err);
 int kg_plan_softcap(kg_plan *plan, const char *name, int32_t x, float cap, int32_t *out, kg_error *err);
-int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, const kg_slice_params *params, int32_t *out, kg_error *err);
-int kg_plan_concat(kg_plan *plan, const char *name, int32_t a, int32_t b, const kg_concat_params *params, int32_t *out, kg_error *err);
-int kg_plan_conv(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, bool is_gated, int32_t *out, kg_error *err);
+int kg_plan_slice(kg_plan *plan, const char *name, int32_t x, const kg_slice_params *params, int32_t *out,
+                  kg_error *err);
+int kg_plan_concat(kg_plan *plan, const char *name, int32_t a, int32_t b, const kg_concat_params *params, int32_t *out,
+                   kg_error *err);
+int kg_plan_conv(kg_plan *plan, const char *name, int32_t x, int32_t weight, int32_t bias, bool is_gated, int32_t *out,
+                 kg_error *err);
 /* Give a value another name, which must be free. */
 int kg_plan_rename(kg_plan *plan, int32_t value, const char *name, kg_error *err);
 /* Name the value that holds the logits and close the plan: no operation may follow. Without a head it is not logits but
@@ -242,20 +256,21 @@ const kg_weight *kg_plan_weight_at(const kg_plan *plan, int32_t index);
 int32_t kg_plan_logits(const kg_plan *plan);         /* the output value; KG_NONE before kg_plan_finish */
 int32_t kg_plan_vocab_size(const kg_plan *plan);     /* its width */
 bool kg_plan_has_head(const kg_plan *plan);
-int32_t kg_plan_token_count(const kg_plan *plan);    /* ids go from 0 to below it: the vocabulary, or what the tables hold */
+int32_t
+kg_plan_token_count(const kg_plan *plan); /* ids go from 0 to below it: the vocabulary, or what the tables hold */
 bool kg_plan_is_bidirectional(const kg_plan *plan);  /* a token's numbers depend on the tokens behind it */
 int32_t kg_plan_context_length(const kg_plan *plan); /* what the file says */
 int32_t kg_plan_layer_count(const kg_plan *plan);    /* attention operations = cache layers */
 /* The attention operation of a cache layer. */
 const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer);
-/* Attention operations that see equally far are a group, which has cache pages of its own: what none of them can see any
- * more need not be kept. If any see everything, group 0 does. 1 to KG_PAGE_GROUPS: the last one takes all windows that
- * are left. Of a finished plan. */
+/* Attention operations that see equally far are a group, which has cache pages of its own: what none of them can see
+ * any more need not be kept. If any see everything, group 0 does. 1 to KG_PAGE_GROUPS: the last one takes all windows
+ * that are left. Of a finished plan. */
 int32_t kg_plan_group_count(const kg_plan *plan);
 /* Positions that a row of the group sees at most, its own included; 0: all before it. */
 int32_t kg_plan_group_window(const kg_plan *plan, int32_t group);
-/* Floats that recurrent operations keep of a sequence, all of them together, behind each position: the operations' parts
- * one after the other. 0: the plan has none. Before the first position all are zero. */
+/* Floats that recurrent operations keep of a sequence, all of them together, behind each position: the operations'
+ * parts one after the other. 0: the plan has none. Before the first position all are zero. */
 int64_t kg_plan_state_size(const kg_plan *plan);
 /* Index of the first operation that may run on the wanted rows alone: all ops from here on work row by row and lead
  * to nothing but the logits. (The op after the last attention or recurrent one.) */
@@ -263,8 +278,8 @@ int32_t kg_plan_tail(const kg_plan *plan);
 /* What the blocks add to, behind the last of them: the value that leads to the logits through nothing but operations on
  * one value each, the last norm among them where there is one, and the head's product. KG_NONE where no value does. */
 int32_t kg_plan_residual(const kg_plan *plan);
-/* What the head's product reads: the residual behind its norm. KG_NONE where there is no residual. Without a head, where
- * there is none, the last value. */
+/* What the head's product reads: the residual behind its norm. KG_NONE where there is no residual. Without a head,
+ * where there is none, the last value. */
 int32_t kg_plan_hidden(const kg_plan *plan);
 const char *kg_op_name(kg_op_kind kind);
 

@@ -6,9 +6,9 @@
  * softmax over the candidates that are left when it runs. Candidates are ranked by logit, ties by the lower id, always.
  * History is read from the sequence's timeline.
  * The draw: with u = kg_sequence_uniform, the first candidate in rank order at which the sum of probabilities exceeds
- * u. Where one candidate has all the weight, no number is drawn. Stages that want random numbers draw before it. Every device draws the same id from the same logits,
- * to the bit (draw.h).
- * KG_ERR_NUMERIC: a logit is NaN (the message counts them), nothing is left, or the logits overflow. */
+ * u. Where one candidate has all the weight, no number is drawn. Stages that want random numbers draw before it. Every
+ * device draws the same id from the same logits, to the bit (draw.h). KG_ERR_NUMERIC: a logit is NaN (the message
+ * counts them), nothing is left, or the logits overflow. */
 #ifndef KG_SAMPLER_H
 #define KG_SAMPLER_H
 
@@ -24,10 +24,10 @@ kg_chain *kg_chain_ref(kg_chain *chain);
 /* The chain's stages as they were given; borrowed. */
 const kg_stage *kg_chain_stages(const kg_chain *chain, size_t *n);
 
-/* Write what the stages make of the logits back: -inf where an id is no candidate any more, and for the others what they
- * became. Nothing is drawn from them; numbers that stages draw count. Without a sequence (NULL) there is no history.
- * Where the logits are on a device, it is done there, or they come to the host for it (kg_chain_plan_draw). On failure
- * they are as before. */
+/* Write what the stages make of the logits back: -inf where an id is no candidate any more, and for the others what
+ * they became. Nothing is drawn from them; numbers that stages draw count. Without a sequence (NULL) there is no
+ * history. Where the logits are on a device, it is done there, or they come to the host for it (kg_chain_plan_draw). On
+ * failure they are as before. */
 int kg_chain_apply(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err);
 
 /* Several picks and applications at once, where a device can make them together. A use that is not done then is to be
@@ -50,12 +50,13 @@ int kg_chain_candidates(kg_chain *chain, const kg_tensor *logits, kg_sequence *s
 
 /* Can devices run it at all? DRY and mirostat are for the host. */
 bool kg_chain_is_plain(const kg_chain *chain);
-/* The next draw of a sequence as plain data, which stays good until one of the two changes. False: only the chain itself
- * can do it, or say what is wrong with it. */
+/* The next draw of a sequence as plain data, which stays good until one of the two changes. False: only the chain
+ * itself can do it, or say what is wrong with it. */
 bool kg_chain_plan_draw(const kg_chain *chain, const kg_sequence *sequence, int64_t n_vocab, kg_draw *out);
-/* kg_chain_pick by the twin of the kernels (kg_draw_alone), for tests: KG_ERR_UNSUPPORTED where a device would leave it to
- * the chain. */
-int kg_chain_pick_as_device(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id, kg_error *err);
+/* kg_chain_pick by the twin of the kernels (kg_draw_alone), for tests: KG_ERR_UNSUPPORTED where a device would leave it
+ * to the chain. */
+int kg_chain_pick_as_device(kg_chain *chain, const kg_tensor *logits, kg_sequence *sequence, int32_t *id,
+                            kg_error *err);
 int kg_chain_apply_as_device(kg_chain *chain, kg_tensor *logits, kg_sequence *sequence, kg_error *err);
 
 #endif

@@ -45,8 +45,8 @@ int kg_stages_check(const kg_stage *stages, size_t n, kg_error *err);
 int kg_stages_copy(const kg_stage *stages, size_t n, kg_stage **out, kg_error *err);
 void kg_stages_free(kg_stage *stages, size_t n);
 
-/* The same for devices; *is_plain is false where they cannot run it. Zero-initialised storage, and kg_draw_program_deinit also
- * after a failure. */
+/* The same for devices; *is_plain is false where they cannot run it. Zero-initialised storage, and
+ * kg_draw_program_deinit also after a failure. */
 int kg_draw_program_init(kg_draw_program *program, const kg_stage *stages, size_t n, bool *is_plain, kg_error *err);
 void kg_draw_program_deinit(kg_draw_program *program);
 

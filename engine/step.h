@@ -18,8 +18,8 @@ typedef struct kg_step_item {
 /* A value to record for every evaluated row: row i of the step (items in order) to [at + i * width). */
 typedef kg_trace kg_step_trace;
 
-/* As kg_step, with all-position logits, limits and traces. A sequence may appear once. The logits of one that has reached
- * its limit are not there yet: another step goes on with it. */
+/* As kg_step, with all-position logits, limits and traces. A sequence may appear once. The logits of one that has
+ * reached its limit are not there yet: another step goes on with it. */
 int kg_step_items(kg_model *model, const kg_step_item *items, size_t n, const kg_step_trace *traces, size_t n_traces,
                   kg_error *err);
 

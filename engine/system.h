@@ -43,8 +43,8 @@ typedef enum kg_sys_call {
 int kg_sys_open(const char *path, int flags, int *fd, kg_error *err); /* O_CLOEXEC is added; *fd is -1 on failure */
 /* Create a file at `temporary`, whose last six bytes are replaced by random ones; errors name `path`. */
 int kg_sys_mkostemp(const char *path, char *temporary, int *fd, kg_error *err);
-int kg_sys_stat(const char *path, struct stat *out, bool *exists,
-                kg_error *err); /* that nothing is there is no failure */
+/* That nothing is there is no failure. */
+int kg_sys_stat(const char *path, struct stat *out, bool *exists, kg_error *err);
 int kg_sys_fstat(const char *path, int fd, struct stat *out, kg_error *err);
 /* Map a whole file read-only. */
 int kg_sys_mmap(const char *path, int fd, size_t n_bytes, const void **out, kg_error *err);

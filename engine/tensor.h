@@ -41,15 +41,19 @@ typedef struct kg_tensor_ops {
   int (*write)(kg_buffer *b, int64_t at, int64_t n, const float *in, kg_error *err);
   int (*copy)(kg_buffer *to, int64_t to_at, const kg_buffer *from, int64_t from_at, int64_t n, kg_error *err);
   int (*fill)(kg_buffer *b, int64_t at, int64_t n, float value, kg_error *err);
-  int (*fill_at)(kg_buffer *b, int64_t at, int64_t n, const int32_t *index, int64_t n_index, float value, kg_error *err);
-  int (*affine)(kg_buffer *b, int64_t at, int64_t n, float factor, float offset, kg_error *err); /* x = x*factor+offset */
-  int (*add)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, float factor, kg_error *err); /* x += factor*o */
-  int (*mul)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, kg_error *err);               /* x *= o */
+  int (*fill_at)(kg_buffer *b, int64_t at, int64_t n, const int32_t *index, int64_t n_index, float value,
+                 kg_error *err);
+  int (*affine)(kg_buffer *b, int64_t at, int64_t n, float factor, float offset,
+                kg_error *err); /* x = x*factor+offset */
+  int (*add)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, float factor,
+             kg_error *err);                                                                        /* x += factor*o */
+  int (*mul)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, kg_error *err); /* x *= o */
   int (*argmax)(const kg_buffer *b, int64_t at, int64_t n, int64_t *index, float *value, kg_error *err);
   /* the k largest, descending, k <= n */
   int (*topk)(const kg_buffer *b, int64_t at, int64_t n, int64_t k, int32_t *index, float *value, kg_error *err);
   /* rows of `n` floats; max subtracted; log: log-probabilities */
-  int (*softmax)(kg_buffer *to, int64_t to_at, const kg_buffer *from, int64_t from_at, int64_t rows, int64_t n, bool log, kg_error *err);
+  int (*softmax)(kg_buffer *to, int64_t to_at, const kg_buffer *from, int64_t from_at, int64_t rows, int64_t n,
+                 bool log, kg_error *err);
   /* -sum p log p in nats of n probabilities (they are normalized by their sum); KG_ERR_ARGUMENT if one is negative */
   int (*entropy)(const kg_buffer *b, int64_t at, int64_t n, double *out, kg_error *err);
   /* min and max skip NaNs: +inf and -inf when nothing is left */

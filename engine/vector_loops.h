@@ -1,5 +1,6 @@
 /* vector_loops.h - the body of vector.c for one instruction set; included once for each. The includer defines LANES
- * (floats in a register), NAME of the variant, and FN(name), which makes names unique. No guard: not for use elsewhere. */
+ * (floats in a register), NAME of the variant, and FN(name), which makes names unique. No guard: not for use
+ * elsewhere. */
 
 enum { FN(PARTS) = KG_VECTOR_BLOCK / LANES };
 
