@@ -585,40 +585,36 @@ int kg_rng_integer(lua_State *L, double (*uniform)(void *), void *source)
   return 1;
 }
 
-static double number_at(lua_State *L, lua_Integer i, const char *what)
+enum { FEW_NUMBERS = 256 }; /* that the stack holds */
+
+/* The numbers of the table at index 2, in `few` or in userdata that is pushed. */
+static double *read_numbers(lua_State *L, const char *what, double few[FEW_NUMBERS], lua_Integer *n)
 {
-  lua_rawgeti(L, 2, i);
-  if (lua_type(L, -1) != LUA_TNUMBER) kg_error_at(L, "%s %I: number expected, got %s", what, i, luaL_typename(L, -1));
-  const double number = lua_tonumber(L, -1);
-  lua_pop(L, 1);
-  return number;
+  kg_check_type(L, 2, LUA_TTABLE);
+  *n = (lua_Integer)lua_rawlen(L, 2);
+  double *numbers = *n <= FEW_NUMBERS ? few : lua_newuserdatauv(L, (size_t)*n * sizeof *numbers, 0);
+  for (lua_Integer i = 1; i <= *n; i++) {
+    if (lua_rawgeti(L, 2, i) != LUA_TNUMBER)
+      kg_error_at(L, "%s %I: number expected, got %s", what, i, luaL_typename(L, -1));
+    numbers[i - 1] = lua_tonumber(L, -1);
+    lua_pop(L, 1);
+  }
+  return numbers;
 }
 
-/* `best`: NULL for weights, or the highest of logits. */
-static double weight_at(lua_State *L, lua_Integer i, const double *best)
+static int choose(lua_State *L, double (*uniform)(void *), void *source, const double *weights, lua_Integer n)
 {
-  const double number = number_at(L, i, best ? "logit" : "probability");
-  if (best) return exp(number - *best);
-  if (!(number >= 0) || isinf(number)) kg_error_at(L, "probability %I: %f is not finite and at least 0", i, number);
-  return number;
-}
-
-static int choose(lua_State *L, double (*uniform)(void *), void *source, const double *best)
-{
-  const lua_Integer n = (lua_Integer)lua_rawlen(L, 2);
   double sum = 0;
   lua_Integer chosen = 0;
   for (lua_Integer i = 1; i <= n; i++) {
-    const double weight = weight_at(L, i, best);
-    sum += weight;
-    if (weight > 0) chosen = i;
+    sum += weights[i - 1];
+    if (weights[i - 1] > 0) chosen = i;
   }
   if (!(sum > 0) || isinf(sum)) return kg_error_at(L, "probabilities: their sum %f is not positive and finite", sum);
   double left = uniform(source) * sum;
   for (lua_Integer i = 1; i < chosen; i++) { /* the last possible one takes what rounding leaves */
-    const double weight = weight_at(L, i, best);
-    if (left < weight) chosen = i;
-    left -= weight;
+    if (left < weights[i - 1]) chosen = i;
+    left -= weights[i - 1];
   }
   lua_pushinteger(L, chosen);
   return 1;
@@ -626,21 +622,27 @@ static int choose(lua_State *L, double (*uniform)(void *), void *source, const d
 
 int kg_rng_choose(lua_State *L, double (*uniform)(void *), void *source)
 {
-  kg_check_type(L, 2, LUA_TTABLE);
-  return choose(L, uniform, source, NULL);
+  double few[FEW_NUMBERS];
+  lua_Integer n;
+  const double *weights = read_numbers(L, "probability", few, &n);
+  for (lua_Integer i = 0; i < n; i++)
+    if (!(weights[i] >= 0) || isinf(weights[i]))
+      return kg_error_at(L, "probability %I: %f is not finite and at least 0", i + 1, weights[i]);
+  return choose(L, uniform, source, weights, n);
 }
 
 int kg_rng_choose_logits(lua_State *L, double (*uniform)(void *), void *source)
 {
-  kg_check_type(L, 2, LUA_TTABLE);
-  double best = -INFINITY;
-  for (lua_Integer i = 1; i <= (lua_Integer)lua_rawlen(L, 2); i++) {
-    const double logit = number_at(L, i, "logit");
-    if (!(logit < INFINITY)) return kg_error_at(L, "logit %I: %f is not below infinity", i, logit);
-    if (logit > best) best = logit;
+  double few[FEW_NUMBERS], best = -INFINITY;
+  lua_Integer n;
+  double *numbers = read_numbers(L, "logit", few, &n);
+  for (lua_Integer i = 0; i < n; i++) {
+    if (!(numbers[i] < INFINITY)) return kg_error_at(L, "logit %I: %f is not below infinity", i + 1, numbers[i]);
+    if (numbers[i] > best) best = numbers[i];
   }
   if (best == -INFINITY) return kg_error_at(L, "logits: there is none above -infinity");
-  return choose(L, uniform, source, &best);
+  for (lua_Integer i = 0; i < n; i++) numbers[i] = exp(numbers[i] - best);
+  return choose(L, uniform, source, numbers, n);
 }
 
 static double sequence_uniform(void *sequence)
