@@ -37,6 +37,7 @@ int kg_sequence_hook(kg_sequence *sequence, const int32_t *values, size_t n_valu
   kg_hook **last = &sequence->hooks;
   while (*last) last = &(*last)->next;
   *last = hook;
+  if (!sequence->is_private) sequence->snapshots_free = sequence->n_made;
   sequence->is_private = true;
   *out = hook;
   return KG_OK;

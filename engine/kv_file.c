@@ -642,6 +642,7 @@ static int read_all(reader *r, kg_sequence *sequence, const kg_kv_needs *needs, 
   char device[MAX_DEVICE];
   name_device(sequence->model, device);
   sequence->is_private = r->header.n_cached && (r->header.is_private || memcmp(device, r->header.device, sizeof device));
+  if (sequence->is_private) sequence->snapshots_free = r->header.n_cached;
   return status;
 }
 

@@ -66,6 +66,7 @@ static int create(kg_model *model, uint64_t seed, kg_family *family, kg_sequence
   sequence->is_apart = kg_plan_is_bidirectional(kg_model_plan(model)); /* no row depends on a prefix alone */
   sequence->rows_serial = kg_model_next_serial(model);
   sequence->future.state = KG_NONE;
+  sequence->snapshots_free = INT32_MAX;
   kg_model_sequence_opened(model);
   *out = sequence;
   return KG_OK;
@@ -143,6 +144,7 @@ static void shorten(kg_sequence *sequence, int32_t pos)
   sequence->tokens.n = (size_t)pos;
   kg_sequence_go_back(sequence, pos);
   if (sequence->n_made > pos) sequence->n_made = pos;
+  if (sequence->is_private && sequence->snapshots_free > pos) sequence->snapshots_free = pos;
   kg_hooks_go_back(sequence, pos);
   for (int i = 0; i < 2; i++)
     if (sequence->prompt[i] > pos) sequence->prompt[i] = pos;
@@ -263,6 +265,7 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   if (status) goto fail;
   kg_snapshots_share(kg_model_states(model), &sequence->snapshots, sequence->n_evaluated, &fork->snapshots);
   fork->rows_serial = sequence->rows_serial;
+  fork->snapshots_free = sequence->snapshots_free;
   fork->is_private = sequence->is_private;
   fork->n_evaluated = sequence->n_evaluated;
   fork->n_made = sequence->n_made;
@@ -300,8 +303,7 @@ static int32_t state_before(const kg_sequence *sequence, int32_t pos)
 {
   const kg_snapshots *snapshots = &sequence->snapshots;
   const bool goes_on = pos == sequence->n_evaluated && kg_snapshots_slot(snapshots, pos) != KG_NONE;
-  if (goes_on) return pos;
-  return sequence->is_private ? kg_snapshots_regular_before(snapshots, pos) : kg_snapshots_before(snapshots, pos);
+  return goes_on ? pos : kg_snapshots_before(snapshots, pos, sequence->snapshots_free);
 }
 
 int32_t kg_sequence_resume_point(const kg_sequence *sequence, int32_t pos)

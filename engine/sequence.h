@@ -70,6 +70,8 @@ struct kg_sequence {
   bool is_in_prompt;       /* it may grow */
   int64_t n_unmarked;      /* marks of the family that were gone when pages were last let go */
   kg_snapshots snapshots;  /* of models with states, from which rows can be computed on */
+  int32_t snapshots_free;  /* up to there they are at any positions (state.h): the rows before it, computed again, are the
+                              same, or came with them from a file; INT32_MAX where it is not private */
   int64_t rows_serial;     /* of the circumstances under which its rows are computed: forks and marks with the same one
                               have rows, and states, that depend on the ids alone */
   uint64_t seed;

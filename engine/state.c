@@ -104,9 +104,9 @@ int32_t kg_states_every(const kg_state_pool *pool) { return pool ? pool->every :
 void kg_states_want_every(kg_state_pool *pool, int32_t n_positions) { pool->every = n_positions; }
 
 /* Before the last token, for its logits; behind it and behind each id of a draft; and at distances that double. */
-bool kg_states_wants(const kg_state_pool *pool, int32_t pos, int32_t n, bool is_regular)
+bool kg_states_wants(const kg_state_pool *pool, int32_t pos, int32_t n, int32_t free)
 {
-  if (is_regular) return pos > n || pos % KG_SNAPSHOT_GAP == 0;
+  if (pos > free) return pos > n || pos % KG_SNAPSHOT_GAP == 0;
   const int32_t gaps = (n - pos) / KG_SNAPSHOT_GAP;
   if (pool->every && pos % pool->every == 0) return true;
   return pos >= n - 1 || (gaps && (n - pos) % KG_SNAPSHOT_GAP == 0 && (gaps & (gaps - 1)) == 0);
@@ -154,21 +154,21 @@ void kg_snapshots_cut(kg_state_pool *pool, kg_snapshots *snapshots, int32_t end)
     kg_states_drop(pool, snapshots->at[--snapshots->n].slot);
 }
 
-/* All but regular ones of late positions, the last one, and those behind the timeline. */
-static void keep_regular(kg_state_pool *pool, kg_snapshots *snapshots, int32_t n)
+/* All but regular ones of late positions, free ones, the last one, and those behind the timeline. */
+static void keep_regular(kg_state_pool *pool, kg_snapshots *snapshots, int32_t n, int32_t free)
 {
   const int32_t first = n - n % KG_SNAPSHOT_GAP - (KG_SNAPSHOTS_REGULAR - 1) * KG_SNAPSHOT_GAP;
   for (int32_t i = snapshots->n - 1, last = kg_snapshots_count(snapshots, n) - 1; i >= 0; i--) {
     const int32_t pos = snapshots->at[i].pos;
-    if (i < last && (pos % KG_SNAPSHOT_GAP || pos < first)) drop_at(pool, snapshots, i);
+    if (i < last && pos > free && (pos % KG_SNAPSHOT_GAP || pos < first)) drop_at(pool, snapshots, i);
   }
 }
 
 /* One may go where its neighbours are as near to each other as they are to the end. */
-void kg_snapshots_thin(kg_state_pool *pool, kg_snapshots *snapshots, int32_t n, bool is_regular)
+void kg_snapshots_thin(kg_state_pool *pool, kg_snapshots *snapshots, int32_t n, int32_t free)
 {
-  if (is_regular) {
-    keep_regular(pool, snapshots, n);
+  if (free < INT32_MAX) {
+    keep_regular(pool, snapshots, n, free);
     return;
   }
   for (int32_t i = snapshots->n - 2; i >= 0; i--) {
@@ -191,16 +191,10 @@ int32_t kg_snapshots_count(const kg_snapshots *snapshots, int32_t end)
   return count_before(snapshots, end + 1); /* bounded: positions are below 2^24 */
 }
 
-int32_t kg_snapshots_before(const kg_snapshots *snapshots, int32_t pos)
-{
-  const int32_t n = kg_snapshots_count(snapshots, pos);
-  return n ? snapshots->at[n - 1].pos : 0;
-}
-
-int32_t kg_snapshots_regular_before(const kg_snapshots *snapshots, int32_t pos)
+int32_t kg_snapshots_before(const kg_snapshots *snapshots, int32_t pos, int32_t free)
 {
   int32_t n = kg_snapshots_count(snapshots, pos);
-  while (n && snapshots->at[n - 1].pos % KG_SNAPSHOT_GAP) n--;
+  while (n && snapshots->at[n - 1].pos > free && snapshots->at[n - 1].pos % KG_SNAPSHOT_GAP) n--;
   return n ? snapshots->at[n - 1].pos : 0;
 }
 

@@ -7,8 +7,9 @@
  * computes at most d (or KG_SNAPSHOT_GAP) again, with a number of snapshots that grows as the logarithm of its length.
  *
  * Which ones it has depends on how its rows were cut into runs. That is no matter as long as rows that are computed again
- * are what they were. Where they may not be (under hooks that came or went), snapshots are regular: those behind multiples
- * of KG_SNAPSHOT_GAP, of the latest positions all, and beside them the one behind the last row to go on from. */
+ * are what they were. Where they may not be (under hooks that came or went) snapshots are regular: those behind multiples
+ * of KG_SNAPSHOT_GAP, of the latest positions all, and beside them the one behind the last row to go on from. `free` below
+ * is where that begins: up to there they may be anywhere. */
 #ifndef KG_STATE_H
 #define KG_STATE_H
 
@@ -49,20 +50,19 @@ int32_t kg_states_used(const kg_state_pool *pool);      /* that somebody refers 
 void kg_states_want_every(kg_state_pool *pool, int32_t n_positions);
 int32_t kg_states_every(const kg_state_pool *pool); /* 0: no prefix cache */
 /* Should a run leave the state behind position `pos`, of a timeline of n tokens? */
-bool kg_states_wants(const kg_state_pool *pool, int32_t pos, int32_t n, bool is_regular);
+bool kg_states_wants(const kg_state_pool *pool, int32_t pos, int32_t n, int32_t free);
 /* The slot, and its reference, is the snapshot of this position from now on. */
 void kg_snapshots_put_take(kg_state_pool *pool, kg_snapshots *snapshots, int32_t pos, int32_t slot);
 /* Those behind `end` go. */
 void kg_snapshots_cut(kg_state_pool *pool, kg_snapshots *snapshots, int32_t end);
 /* Those go that a timeline of n tokens needs no more. */
-void kg_snapshots_thin(kg_state_pool *pool, kg_snapshots *snapshots, int32_t n, bool is_regular);
+void kg_snapshots_thin(kg_state_pool *pool, kg_snapshots *snapshots, int32_t n, int32_t free);
 /* Those of positions up to `end` are shared by `to`, beside its own. */
 void kg_snapshots_share(kg_state_pool *pool, const kg_snapshots *from, int32_t end, kg_snapshots *to);
 /* How many there are of positions up to `end`. */
 int32_t kg_snapshots_count(const kg_snapshots *snapshots, int32_t end);
-/* The last position up to `pos` that has one; 0: none has. */
-int32_t kg_snapshots_before(const kg_snapshots *snapshots, int32_t pos);
-int32_t kg_snapshots_regular_before(const kg_snapshots *snapshots, int32_t pos); /* the same, of regular ones */
+/* The last position up to `pos` that has one, which is regular or up to `free`; 0: none has. */
+int32_t kg_snapshots_before(const kg_snapshots *snapshots, int32_t pos, int32_t free);
 /* The slot of this very position, or KG_NONE. */
 int32_t kg_snapshots_slot(const kg_snapshots *snapshots, int32_t pos);
 

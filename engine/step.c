@@ -226,7 +226,7 @@ static int add_states(step *s, const kg_sequence *sequence, kg_span *span, kg_er
   span->states = outs;
   for (int32_t i = 1; i <= span->n_rows; i++) {
     const bool is_last = i == span->n_rows;
-    if (!is_last && !kg_states_wants(pool, span->pos + i, kg_sequence_pos(sequence), sequence->is_private)) continue;
+    if (!is_last && !kg_states_wants(pool, span->pos + i, kg_sequence_pos(sequence), sequence->snapshots_free)) continue;
     const int status = kg_states_take(pool, &outs[span->n_states].slot, is_last ? err : NULL);
     if (!status) outs[span->n_states++].n_rows = i;
     if (!status || !is_last) continue;
@@ -355,7 +355,7 @@ static int settle(step *s, const kg_step_item *item, kg_error *err)
     kg_sequence_evaluated(sequence, n_tokens);
   }
   if (kg_model_states(s->model))
-    kg_snapshots_thin(kg_model_states(s->model), &sequence->snapshots, kg_sequence_pos(sequence), sequence->is_private);
+    kg_snapshots_thin(kg_model_states(s->model), &sequence->snapshots, kg_sequence_pos(sequence), sequence->snapshots_free);
   kg_draft_settle(sequence, done);
   return status;
 }

@@ -161,7 +161,7 @@ describe("kigo.kv_file", function()
       assert.is_true(n <= math.max(180 - pos, 16) + 1)
     end
     local elsewhere <close> = assert(other:restore(path))
-    assert.is_true(costs(elsewhere, 180) < 64) -- of rows of another device regular ones alone: engine/state.h
+    assert.equal(1, (costs(elsewhere, 180)))
 
     local bytes, size = support.read(path), 8 + model:stats().state_bytes
     local n = string.unpack("<I4", bytes, 181)
