@@ -44,7 +44,7 @@ typedef struct constraint {
 static uint32_t seen_behind(const constraint *c, uint32_t seen, unsigned char byte)
 {
   while (seen && (unsigned char)c->after.data[seen] != byte) seen = c->fallbacks[seen];
-  return (unsigned char)c->after.data[seen] == byte ? seen + 1 : 0;
+  return (unsigned char)c->after.data[seen] == byte ? seen + 1 : 0; /* bounded: the text that is waited for */
 }
 
 /* How much is seen behind the text; *end is where the text that is waited for was complete, or the text's size. */
@@ -61,6 +61,7 @@ static void find_fallbacks(constraint *c)
   c->fallbacks[0] = 0;
   if (c->after.size) c->fallbacks[1] = 0;
   for (uint32_t i = 1; i < c->after.size; i++)
+    /* bounded: size + 1 of them */
     c->fallbacks[i + 1] = seen_behind(c, c->fallbacks[i], (unsigned char)c->after.data[i]);
 }
 
@@ -107,8 +108,9 @@ static int wait_on(constraint *c, int32_t id, bool *fits, kg_error *err)
   const kg_string text = spelled(c, id, &after_special);
   *fits = !kg_tokenizer_is_end(c->tokenizer, id) && (!is_late(c) || goes_on(c, before, text));
   if (!*fits) return KG_OK;
+  /* bounded: positions of a timeline: 2^31 */
   if (!kg_grow((void **)&c->seen, &c->capacity, c->n_waited + 2, sizeof *c->seen) ||
-      !kg_grow((void **)&c->specials, &c->specials_capacity, c->n_waited + 2, 1))
+      !kg_grow((void **)&c->specials, &c->specials_capacity, c->n_waited + 2, 1)) /* bounded: as above */
     return kg_fail_memory(err, c->n_waited, "a constraint");
   const uint32_t seen = look_for(c, before, text, &end);
   const bool is_there = seen == c->after.size;
@@ -127,6 +129,7 @@ static int wait_on(constraint *c, int32_t id, bool *fits, kg_error *err)
 
 static size_t count(const constraint *c)
 {
+  /* bounded: positions of a timeline */
   return c->n_waited + (c->has_started ? (size_t)kg_matcher_n_steps(c->matcher) - c->has_tail : 0);
 }
 
@@ -134,7 +137,7 @@ static void go_back(constraint *c, size_t n)
 {
   const size_t first = c->has_tail; /* the matcher's step of the token that completed the text */
   if (c->has_started && n >= c->n_waited) {
-    kg_matcher_rewind(c->matcher, (int32_t)(first + n - c->n_waited));
+    kg_matcher_rewind(c->matcher, (int32_t)(first + n - c->n_waited)); /* bounded: positions of a timeline */
     return;
   }
   if (c->has_started) kg_matcher_rewind(c->matcher, 0);
@@ -163,9 +166,10 @@ static int feed(kg_companion *companion, int32_t pos, const int32_t *ids, size_t
     if (!status && fits) continue;
     go_back(c, before);
     if (status) return status;
+    /* bounded: positions of a timeline */
     if (ids[i] < c->tokenizer->vocab.size) return refuse(c, ids[i], pos + (int32_t)i, err);
     return kg_fail(err, KG_ERR_ARGUMENT, "token %d at position %d has no text and does not follow the constraint",
-                   ids[i], pos + (int32_t)i);
+                   ids[i], pos + (int32_t)i); /* bounded: positions of a timeline */
   }
   return KG_OK;
 }
@@ -197,7 +201,7 @@ static int create(kg_tokenizer *tokenizer, kg_string after, int32_t within, size
   c->within = within;
   c->n_waited = n_waited;
   c->after = (kg_bytes){.data = kg_copy_bytes(after.data ? after.data : "", after.size), .size = after.size};
-  c->fallbacks = kg_alloc_array(after.size + 1, sizeof *c->fallbacks);
+  c->fallbacks = kg_alloc_array(after.size + 1, sizeof *c->fallbacks); /* bounded: in memory */
   const bool has_room = kg_grow((void **)&c->seen, &c->capacity, n_waited + 1, sizeof *c->seen) &&
                         kg_grow((void **)&c->specials, &c->specials_capacity, n_waited + 1, 1);
   if (!c->after.data || !c->fallbacks || !has_room) {
@@ -217,8 +221,8 @@ static int copy(const kg_companion *companion, kg_companion **out, kg_error *err
   const kg_string after = {from->after.data, from->after.size};
   int status = create(from->tokenizer, after, from->within, from->n_waited, &c, err);
   if (status) return status;
-  memcpy(c->seen, from->seen, (from->n_waited + 1) * sizeof *c->seen);
-  memcpy(c->specials, from->specials, from->n_waited + 1);
+  memcpy(c->seen, from->seen, (from->n_waited + 1) * sizeof *c->seen); /* bounded: in memory */
+  memcpy(c->specials, from->specials, from->n_waited + 1); /* bounded: in memory */
   c->has_started = from->has_started;
   c->has_tail = from->has_tail;
   c->after_special = from->after_special;
@@ -272,6 +276,7 @@ static int begin(const kg_companion_source *source, const saved *head, kg_string
   status = kg_matcher_new(grammar, source->tokenizer, NULL, &c->matcher, err);
   if (!status && c->has_started) kg_matcher_begin_text(c->matcher, c->specials[0]);
   if (!status)
+    /* bounded: an address */
     status = feed(&c->base, source->from, source->ids + source->from, (size_t)(source->n_ids - source->from), err);
   if (status) release(&c->base);
   return status;

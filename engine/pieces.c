@@ -32,7 +32,7 @@ static uint32_t count_characters(kg_string text)
   int state = 0;
   for (size_t i = 0; i < text.size && state >= 0; i++) {
     state = kg_plain_step(state, (unsigned char)text.data[i]);
-    n += state == 0;
+    n += state == 0; /* bounded: bytes of a piece */
   }
   return state ? UINT32_MAX : n;
 }
@@ -99,9 +99,10 @@ static void lay_out(kg_piece_tree *tree, const piece *sorted, size_t n)
 static int build_tree(kg_piece_tree *tree, const piece *sorted, size_t n, kg_error *err)
 {
   size_t n_nodes = 0;
+  /* bounded: bytes of the vocabulary */
   for (size_t i = 0; i < n; i++) n_nodes += sorted[i].text.size - (i ? common(sorted[i].text, sorted[i - 1].text) : 0);
   tree->nodes = kg_alloc_array(n_nodes, sizeof *tree->nodes);
-  tree->counts = kg_alloc_array(n_nodes + 1, sizeof *tree->counts);
+  tree->counts = kg_alloc_array(n_nodes + 1, sizeof *tree->counts); /* bounded: bytes of the vocabulary */
   if (!tree->nodes || !tree->counts) return kg_fail_memory(err, n_nodes * sizeof *tree->nodes, "the vocabulary's tree");
   lay_out(tree, sorted, n);
   return KG_OK;
@@ -146,6 +147,7 @@ static int build(kg_pieces *pieces, const kg_tokenizer *tokenizer, kg_error *err
       sorted && kept && pieces->same ? KG_OK : kg_fail_memory(err, size * sizeof *sorted, "the vocabulary's tree");
   if (!status) {
     const size_t n = gather(tokenizer, sorted);
+    /* bounded: in memory */
     memset(pieces->same, 0xFF, size * sizeof *pieces->same); /* -1 */
     for (size_t i = 1; i < n; i++)
       if (same_text(&sorted[i], &sorted[i - 1])) pieces->same[sorted[i - 1].id] = sorted[i].id;
