@@ -2,8 +2,9 @@
  * sequence stops at the hooked values of the plan and hands their rows to the hook, which may change them. Others that
  * share the step see nothing of it, and with nothing hooked steps are as they were.
  * - A hook sees the tokens that are evaluated while it is there. Those in the cache stay as they were computed; what
- *   its edits did to them stays too when it is gone. From its first hook on a sequence is private (is_private in
- *   sequence.h): its pages are not what its tokens alone would give.
+ *   its edits did to them stays too when it is gone; but where a model has states, up to KG_SNAPSHOT_GAP of them are
+ *   computed again when the timeline goes back (state.h), under the hooks that are there then. From its first hook on a
+ *   sequence is private (is_private in sequence.h): its pages are not what its tokens alone would give.
  * - It sees each of them once per evaluation, in any number of calls: prompts are cut. Behind the plan's last
  *   attention only rows are computed whose logits somebody wants, which of a prompt is the last one; no others are
  *   shown there.
