@@ -82,11 +82,11 @@ end
 
 ---Look at values of the forward pass of this sequence, and change them: until the hook is closed, every step of the
 ---sequence calls f for every one of them, with the rows of the tokens that it evaluates. Tokens that are evaluated
----already stay as they are, now and when the hook is gone (a model with recurrent state evaluates up to 16 of them again
----when it goes back). Prompts are cut: their rows come in several calls. Behind the last block's attention only rows are
----computed that lead to logits somebody wants, so that f sees the last one of a prompt there; model:trace shows them
----all. Hooks of one value are called in order of creation; forks have none. An error in f ends the step of this
----sequence, whose tokens stay pending, and is raised with a traceback when the others of the step are done.
+---already stay as they are, now and when the hook is gone (a model with recurrent state evaluates up to 16 of them
+---again when it goes back). Prompts are cut: their rows come in several calls. Behind the last block's attention only
+---rows are computed that lead to logits somebody wants, so that f sees the last one of a prompt there; model:trace
+---shows them all. Hooks of one value are called in order of creation; forks have none. An error in f ends the step of
+---this sequence, whose tokens stay pending, and is raised with a traceback when the others of the step are done.
 ---@param names string|string[]   of values (model:values()); "*" stands for any characters: "blk.14.out", "blk.*.out"
 ---@param f fun(x: kigo.Tensor, seq: kigo.Sequence, pos: integer, name: string)   x [rows, width], of positions from pos
 ---on, on the model's device: what f does to it in place goes on through the model; f may keep it
