@@ -26,7 +26,7 @@ typedef struct places {
   struct place {
     kg_state state;
     uint32_t plain;
-  } * items;
+  } *items;
   size_t n, capacity;
 } places;
 
@@ -77,6 +77,7 @@ static void drop_lexemes(kg_masks *m)
     kg_free(m->lexemes[i].exits);
   }
   m->n_lexemes = m->lexeme_bytes = 0;
+  /* bounded: in memory */
   if (m->of_state) memset(m->of_state, 0, m->of_state_capacity * sizeof *m->of_state); /* UNKNOWN */
 }
 
@@ -142,8 +143,8 @@ static int walk(kg_masks *m, const kg_piece_tree *tree, uint32_t at, uint32_t en
       at = node->skip;
       continue;
     }
-    m->path[above + 1] = next;
-    m->rows[above + 1] = kg_automaton_row(a, next, points);
+    m->path[above + 1] = next; /* bounded: KG_PIECE_MAX */
+    m->rows[above + 1] = kg_automaton_row(a, next, points); /* bounded: KG_PIECE_MAX */
     at++;
   }
   return KG_OK;
@@ -181,7 +182,7 @@ static int make_lexeme_mask(kg_masks *m, kg_state state, lexeme_mask *out, kg_er
     const kg_piece_node *node = &tree->nodes[at];
     const uint32_t class = m->classes[node->byte];
     const kg_state from = m->states[node->depth - 1];
-    kg_state next = rows[(size_t)from * m->n_classes + class];
+    kg_state next = rows[(size_t)from * m->n_classes + class]; /* bounded: a table in memory */
     if (next >= KG_STATE_ASK) {
       next = kg_regular_step(m->regular, from, class);
       const int status = kg_regular_status(m->regular, err);
@@ -189,13 +190,13 @@ static int make_lexeme_mask(kg_masks *m, kg_state state, lexeme_mask *out, kg_er
       rows = kg_regular_rows(m->regular);
     }
     if (next == KG_STATE_DEAD) {
-      n_denied += tree->counts[node->skip] - tree->counts[at];
+      n_denied += tree->counts[node->skip] - tree->counts[at]; /* bounded: nodes of a tree */
       at = node->skip;
       continue;
     }
     allow(m, node, out->bits);
     m->states[node->depth] = next;
-    if (node->skip > at + 1 && kg_regular_accepts(m->regular, next)) {
+    if (node->skip > at + 1 && kg_regular_accepts(m->regular, next)) { /* bounded: nodes of a tree */
       if (!add_exit(out, at)) return kg_fail_memory(err, out->n_exits, "a mask");
       open[n_open++] = (open_exit){node->skip, out->n_exits, n_denied};
     }
@@ -211,6 +212,7 @@ static int is_heavy(kg_masks *m, kg_state state, bool *out, kg_error *err)
 {
   uint32_t n = 0;
   for (uint32_t c = 0; c < m->n_classes && n < HEAVY_BYTES; c++)
+    /* bounded: 256 */
     if (kg_regular_step(m->regular, state, c) != KG_STATE_DEAD) n += kg_regular_class_size(m->regular, c);
   *out = n >= HEAVY_BYTES;
   return kg_regular_status(m->regular, err);
@@ -221,6 +223,7 @@ static bool grow_states(kg_masks *m, kg_state state)
   const size_t before = m->of_state_capacity;
   if (state < before) return true;
   if (!kg_grow((void **)&m->of_state, &m->of_state_capacity, (size_t)state + 1, sizeof *m->of_state)) return false;
+  /* bounded: in memory */
   memset(m->of_state + before, 0, (m->of_state_capacity - before) * sizeof *m->of_state); /* UNKNOWN */
   return true;
 }
@@ -230,10 +233,11 @@ static bool grow_states(kg_masks *m, kg_state state)
 static bool look_at(kg_masks *m, kg_state state, uint32_t plain)
 {
   places *list = plain ? &m->within : &m->between;
+  /* bounded: 2^32 states times a few */
   const size_t at = (size_t)state * KG_PLAIN_STATES + plain, before = m->seen_capacity;
   if (at >= before) {
     if (!kg_grow((void **)&m->seen, &m->seen_capacity, at + 1, sizeof *m->seen)) return false;
-    memset(m->seen + before, 0, (m->seen_capacity - before) * sizeof *m->seen);
+    memset(m->seen + before, 0, (m->seen_capacity - before) * sizeof *m->seen); /* bounded: in memory */
   }
   if (m->seen[at] == m->search) return true;
   m->seen[at] = m->search;
@@ -302,7 +306,7 @@ static int add_lexeme_mask(kg_masks *m, kg_state state, kg_error *err)
     const kg_piece_slice *slice = &m->pieces->slices[i];
     if (slice->max_characters > n_characters) continue;
     made.tree = &slice->rest;
-    memcpy(made.bits, slice->bits, m->n_words * sizeof *made.bits);
+    memcpy(made.bits, slice->bits, m->n_words * sizeof *made.bits); /* bounded: in memory */
   }
   if (!status) status = make_lexeme_mask(m, state, &made, err);
   if (!status && !kg_grow((void **)&m->lexemes, &m->lexemes_capacity, m->n_lexemes + 1, sizeof made))
@@ -314,7 +318,7 @@ static int add_lexeme_mask(kg_masks *m, kg_state state, kg_error *err)
   }
   m->lexemes[m->n_lexemes] = made;
   m->lexeme_bytes += (m->n_words + made.exits_capacity) * sizeof *made.bits; /* bounded: they are in memory */
-  m->of_state[state] = FIRST_MASK + (uint32_t)m->n_lexemes++;
+  m->of_state[state] = FIRST_MASK + (uint32_t)m->n_lexemes++; /* bounded: masks in memory */
   return KG_OK;
 }
 
@@ -344,6 +348,7 @@ static int allow_lexeme(kg_masks *m, const lexeme_mask *mask, kg_set parents, kg
   int status = kg_automaton_resume(m->automaton, parents, points, NULL, &behind, err);
   for (size_t i = 0; i < mask->n_exits && !status; i++) {
     const kg_piece_node *node = &mask->tree->nodes[mask->exits[i]];
+    /* bounded: nodes of a tree */
     status = walk(m, mask->tree, mask->exits[i] + 1, node->skip, node->depth, behind, points, bits, err);
   }
   return status;
@@ -361,7 +366,7 @@ static int make_mask(kg_masks *m, kg_set set, kg_points points, uint64_t *bits, 
     int status = lexeme.state ? get_lexeme_mask(m, lexeme.state, &mask, err) : KG_OK;
     if (!status && mask) status = allow_lexeme(m, mask, lexeme.parents, points, bits, err);
     if (status) return status;
-    if (mask) done |= UINT64_C(1) << i;
+    if (mask) done |= UINT64_C(1) << i; /* bounded: i is below 64 */
   }
   kg_set light = set;
   int status = done ? kg_automaton_without(m->automaton, set, done, &light, err) : KG_OK;
@@ -386,7 +391,7 @@ int kg_masks_get(kg_masks *m, kg_set set, kg_points points, const uint64_t **out
     uint64_t *bits = kept->bits ? kept->bits : kg_alloc_array(m->n_words, sizeof *bits);
     if (!bits) return kg_fail_memory(err, m->n_words * sizeof *bits, "a mask");
     kept->bits = NULL;
-    memset(bits, 0, m->n_words * sizeof *bits);
+    memset(bits, 0, m->n_words * sizeof *bits); /* bounded: in memory */
     const int status = make_mask(m, set, points, bits, err);
     if (status) {
       kg_free(bits);
@@ -412,7 +417,7 @@ int kg_masks_get_stripped(kg_masks *m, kg_set set, kg_points points, uint64_t *o
   while (space < tree->n_nodes && tree->nodes[space].byte != ' ') space = tree->nodes[space].skip;
   int status = kg_masks_get(m, set, points, &whole, err);
   if (status) return status;
-  memcpy(out, whole, m->n_words * sizeof *out);
+  memcpy(out, whole, m->n_words * sizeof *out); /* bounded: in memory */
   if (space == tree->n_nodes) return KG_OK;
   uint64_t *behind = kg_alloc_array(m->n_words, sizeof *behind);
   if (!behind) return kg_fail_memory(err, m->n_words * sizeof *behind, "a mask");

@@ -64,7 +64,7 @@ static int read(kg_matcher *m, kg_set set, size_t from, size_t to, kg_set *out, 
 {
   int status = KG_OK;
   for (size_t i = from; i < to && set != KG_SET_DEAD && !status; i++) {
-    const kg_asker asker = {ask, m, i + 1};
+    const kg_asker asker = {ask, m, i + 1}; /* bounded: steps in memory */
     status =
         kg_automaton_step(m->automaton, set, m->classes[(unsigned char)m->text.data[i]], m->points, &asker, &set, err);
   }
@@ -140,6 +140,7 @@ static int try_bytes(kg_matcher *m, const char *bytes, size_t n, kg_set *out, kg
 
 static int add_step(kg_matcher *m, step made, kg_error *err)
 {
+  /* bounded: checked on this line */
   if (m->n_steps >= INT32_MAX - 1 || !kg_grow((void **)&m->steps, &m->capacity, m->n_steps + 2, sizeof *m->steps)) {
     m->text.size = m->steps[m->n_steps].text_size;
     return kg_fail_memory(err, m->n_steps, "the steps of a match");
@@ -250,7 +251,7 @@ static int next_byte(kg_matcher *m, kg_set set, int *n, unsigned char *byte, kg_
     const int status = kg_automaton_step(m->automaton, set, c, KG_POINTS_PASS, NULL, &behind, err);
     if (status) return status;
     if (behind == KG_SET_DEAD) continue;
-    *n += kg_regular_class_size(regular, c) > 1 ? 2 : 1;
+    *n += kg_regular_class_size(regular, c) > 1 ? 2 : 1; /* bounded: 2 x 256 */
     *byte = kg_regular_class_byte(regular, c);
     *next = behind;
   }
@@ -289,7 +290,7 @@ static int get_mask(kg_matcher *m, kg_points points, uint64_t *out, kg_error *er
   if (last->after_special && m->tokenizer->space_prefix) return kg_masks_get_stripped(m->masks, set, points, out, err);
   const uint64_t *bits;
   status = kg_masks_get(m->masks, set, points, &bits, err);
-  if (!status) memcpy(out, bits, n_words * sizeof *out);
+  if (!status) memcpy(out, bits, n_words * sizeof *out); /* bounded: in memory */
   return status;
 }
 
@@ -302,7 +303,7 @@ static bool make_words(kg_matcher *m, uint64_t **words)
 static void allow_all(kg_matcher *m, uint64_t *bits)
 {
   const size_t size = (size_t)m->tokenizer->vocab.size;
-  memset(bits, 0xFF, kg_masks_n_words(m->masks) * sizeof *bits);
+  memset(bits, 0xFF, kg_masks_n_words(m->masks) * sizeof *bits); /* bounded: in memory */
   if (size % 64) bits[size / 64] = kg_bit((size_t)size) - 1;
 }
 
@@ -332,7 +333,7 @@ int kg_matcher_mask(kg_matcher *m, const uint64_t **possible, const uint64_t **s
   int status = follow(m, err);
   if (!status) WITH_ROOM(m, status, get_mask(m, KG_POINTS_PASS, m->possible, err), err);
   if (!status && has_points) {
-    memset(m->sure, 0, kg_masks_n_words(m->masks) * sizeof *m->sure);
+    memset(m->sure, 0, kg_masks_n_words(m->masks) * sizeof *m->sure); /* bounded: in memory */
     if (!m->judge.asks_partial) WITH_ROOM(m, status, get_mask(m, KG_POINTS_STOP, m->sure, err), err);
   }
   if (!status && kg_automaton_is_complete(m->automaton, m->steps[m->n_steps].set)) {
@@ -354,7 +355,7 @@ static bool is_better(candidate x, candidate y) { return x.logit > y.logit || (x
 static void sift_down(candidate *heap, size_t n, size_t at)
 {
   for (size_t child; (child = 2 * at + 1) < n; at = child) { /* bounded: by the vocabulary */
-    if (child + 1 < n && is_better(heap[child + 1], heap[child])) child++;
+    if (child + 1 < n && is_better(heap[child + 1], heap[child])) child++; /* bounded: in memory */
     if (!is_better(heap[child], heap[at])) return;
     const candidate moved = heap[at];
     heap[at] = heap[child];
@@ -385,13 +386,14 @@ static int judge(kg_matcher *m, const float *logits, size_t *n_allowed, kg_error
 {
   const size_t n_words = kg_masks_n_words(m->masks);
   size_t n = 0, capacity = 0;
+  /* bounded: bits in memory */
   for (size_t w = 0; w < n_words; w++) capacity += (size_t)__builtin_popcountll(m->possible[w] & ~m->sure[w]);
   if (!capacity) return KG_OK;
   candidate *heap = kg_alloc_array(capacity, sizeof *heap);
   if (!heap) return kg_fail_memory(err, capacity * sizeof *heap, "candidates");
   for (size_t w = 0; w < n_words; w++)
     for (uint64_t left = m->possible[w] & ~m->sure[w]; left; left &= left - 1) {
-      const int32_t id = (int32_t)(w * 64 + (size_t)__builtin_ctzll(left));
+      const int32_t id = (int32_t)(w * 64 + (size_t)__builtin_ctzll(left)); /* bounded: bits in memory */
       if (!isinf(logits[id]) && !isnan(logits[id])) heap[n++] = (candidate){logits[id], id};
     }
   const int status = judge_candidates(m, heap, n, n_allowed, err);
@@ -406,10 +408,11 @@ typedef uint32_t lanes __attribute__((vector_size(32)));
 /* Eight logits, of which those whose bits are set stay. */
 static void ban_eight(unsigned char kept, float *logits)
 {
+  /* bounded: lanes are to wrap */
   const lanes each = {1, 2, 4, 8, 16, 32, 64, 128}, lowest = (lanes){0} + 0xFF800000u; /* -inf */
   lanes numbers;
   memcpy(&numbers, logits, sizeof numbers);
-  const lanes stay = (lanes)((((lanes){0} + kept) & each) == each);
+  const lanes stay = (lanes)((((lanes){0} + kept) & each) == each); /* bounded: lanes are to wrap */
   numbers = (numbers & stay) | (lowest & ~stay);
   memcpy(logits, &numbers, sizeof numbers);
 }
@@ -417,17 +420,17 @@ static void ban_eight(unsigned char kept, float *logits)
 /* Most words are all ones or all zeros. */
 static void ban(const uint64_t *bits, size_t n_words, float *logits, size_t n)
 {
-  for (size_t w = 0; w * 64 < n; w++) {
+  for (size_t w = 0; w * 64 < n; w++) { /* bounded: n + 63 */
     const uint64_t word = w < n_words ? bits[w] : 0;
-    const size_t end = n - w * 64 < 64 ? n - w * 64 : 64;
-    float *at = logits + w * 64;
+    const size_t end = n - w * 64 < 64 ? n - w * 64 : 64; /* bounded: below n */
+    float *at = logits + w * 64; /* bounded: an address */
     if (word == UINT64_MAX) continue;
     if (!word) {
       for (size_t i = 0; i < end; i++) at[i] = -INFINITY;
       continue;
     }
     if (end == 64) {
-      for (size_t i = 0; i < 8; i++) ban_eight((unsigned char)(word >> 8 * i), at + 8 * i);
+      for (size_t i = 0; i < 8; i++) ban_eight((unsigned char)(word >> 8 * i), at + 8 * i); /* bounded: 8 x 8 */
       continue;
     }
     for (size_t i = 0; i < end; i++) at[i] = word >> i & 1 ? at[i] : -INFINITY;
@@ -443,7 +446,7 @@ int kg_matcher_mask_logits(kg_matcher *m, float *logits, size_t n, size_t *n_all
     return kg_fail(err, KG_ERR_ARGUMENT, "%zu logits for a vocabulary of %d", n, m->tokenizer->vocab.size);
   const size_t n_words = kg_masks_n_words(m->masks);
   *n_allowed = 0;
-  for (size_t w = 0; w < n_words; w++) *n_allowed += (size_t)__builtin_popcountll(sure[w]);
+  for (size_t w = 0; w < n_words; w++) *n_allowed += (size_t)__builtin_popcountll(sure[w]); /* bounded: in memory */
   if (possible != sure) status = judge(m, logits, n_allowed, err);
   if (!status) ban(sure, n_words, logits, n);
   return status;
@@ -454,6 +457,7 @@ int kg_matcher_count(kg_matcher *m, size_t *n_allowed, kg_error *err)
   const uint64_t *possible, *sure;
   const int status = kg_matcher_mask(m, &possible, &sure, err);
   *n_allowed = 0;
+  /* bounded: bits in memory */
   for (size_t w = 0; w < kg_matcher_n_words(m) && !status; w++) *n_allowed += (size_t)__builtin_popcountll(possible[w]);
   return status;
 }
@@ -540,8 +544,8 @@ static int take_forced(kg_matcher *m, const kg_tokens *ids, kg_string bytes, kg_
   kg_matcher_rewind(m, n_steps);
   if (status) return status;
   if (!kg_grow((void **)&out->ids, &out->capacity, out->n + n, sizeof *out->ids)) return kg_fail_memory(err, n, "ids");
-  if (n) memcpy(out->ids + out->n, ids->ids, n * sizeof *out->ids);
-  out->n += n;
+  if (n) memcpy(out->ids + out->n, ids->ids, n * sizeof *out->ids); /* bounded: in memory: grown above */
+  out->n += n; /* bounded: as it was grown */
   return KG_OK;
 }
 
@@ -614,14 +618,14 @@ int kg_matcher_copy(const kg_matcher *from, kg_matcher **out, kg_error *err)
   keep_judge(m, &from->judge);
   m->tokenizer = from->tokenizer ? kg_tokenizer_ref(from->tokenizer) : NULL;
   m->possible = m->sure = NULL;
-  m->capacity = from->n_steps + 1;
+  m->capacity = from->n_steps + 1; /* bounded: steps in memory */
   m->steps = kg_alloc_array(m->capacity, sizeof *m->steps);
   m->text = (kg_bytes){.data = kg_alloc(from->text.size), .size = from->text.size, .capacity = from->text.size};
   if (!m->steps || !m->text.data) {
     kg_matcher_free(m);
     return kg_fail_memory(err, from->text.size, "a matcher");
   }
-  memcpy(m->steps, from->steps, m->capacity * sizeof *m->steps);
+  memcpy(m->steps, from->steps, m->capacity * sizeof *m->steps); /* bounded: in memory */
   if (from->text.size) memcpy(m->text.data, from->text.data, from->text.size);
   *out = m;
   return KG_OK;

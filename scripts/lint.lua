@@ -16,7 +16,8 @@ local FILES = {
   { "engine/gguf.c" }, { "engine/vocab.c" }, { "engine/tokenizer.c" }, { "engine/bpe.c" }, { "engine/spm.c" },
   { "engine/merge.c" }, { "engine/stream.c" }, { "engine/utf8.c" }, { "engine/plan.c" }, { "engine/trie.c" },
   { "engine/merges.c" }, { "engine/adapter.c" }, { "engine/grammar.c" }, { "engine/grammar_file.c" },
-  { "engine/intern.c" }, { "engine/pieces.c" }, { "engine/constraint.c" },
+  { "engine/intern.c" }, { "engine/pieces.c" }, { "engine/constraint.c" }, { "engine/mask.c" },
+  { "engine/matcher.c" },
   { "engine/normalize.c" }, { "engine/unigram.c" }, { "engine/wordpiece.c" }, { "engine/rwkv.c" },
   { "engine/quant.c", only = "kg_type_bytes" }, -- elsewhere it computes with the numbers of one block
 }
