@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum { KG_ADAPT_ROWS = 8 /* most of a tile */, KG_ADAPT_RANKS = 4 /* that are computed together */ };
+enum { KG_ADAPT_ROWS = 8 /* most of a tile */, KG_ADAPT_RANKS = 8 /* that are computed together */ };
 
 /* What an adapter does to one operation, on the device; as kg_adapter_part. */
 typedef struct kg_adapt_part {
@@ -39,6 +39,8 @@ typedef struct kg_adapt_args {
   float *y[KG_LINEAR_PARTS];      /* [n][width] */
   const float *x;                 /* [n][cols] */
   int32_t cols;
+  const float *norm_scale;        /* [cols] or NULL: x is brought to a root-mean-square norm first; for few rows (linear.h) */
+  float norm_epsilon;
   const int32_t *ids;             /* [n] tokens: of an embedding, instead of x */
   bool gated;                     /* parts 0 and 1 are a gate and what it lets through */
   int32_t act;
@@ -50,10 +52,13 @@ typedef struct kg_adapt_args {
   int32_t n_tiles, n_rows;
   const kg_adapt_entry *entries;
   float *down;                    /* [parts][n_rows][stride]: room for A x */
-  int32_t stride;                 /* ranks of a row's adapters at most, each rounded up to KG_ADAPT_RANKS */
+  int32_t stride, n_ranks;        /* of a row's adapters at most, each rounded up to KG_ADAPT_RANKS: room, and in use */
 } kg_adapt_args;
 
-int kg_cuda_adapt(kg_stream *s, const kg_adapt_args *a, kg_error *err);
+/* down = A x. Reads x, cols or ids, op; nothing else writes `down` before kg_cuda_adapt_out has read it. */
+int kg_cuda_adapt_in(kg_stream *s, const kg_adapt_args *a, kg_error *err);
+/* The rest. */
+int kg_cuda_adapt_out(kg_stream *s, const kg_adapt_args *a, kg_error *err);
 
 #ifdef __cplusplus
 }

@@ -279,21 +279,20 @@ static int32_t cut(kg_adapt_tile *tiles, int32_t first, int32_t n, int32_t entry
   return n_tiles;
 }
 
-int kg_gpu_adapters_bring(kg_executable *exe, const kg_batch *batch, const kg_adapted_rows *rows, int32_t *n_tiles,
-                          kg_error *err)
+int kg_gpu_adapters_bring(kg_executable *exe, const kg_batch *batch, kg_adapted_rows *rows, kg_error *err)
 {
   kg_gpu_adapters *all = exe->adapters;
   (void)place_rows(exe, rows->n_rows);
   kg_adapt_tile *tiles = (kg_adapt_tile *)all->host, *wanted_tiles = (kg_adapt_tile *)(all->host + all->wanted_at);
   kg_adapt_entry *entries = (kg_adapt_entry *)(all->host + all->entries_at);
   int32_t n_entries = 0, wanted = 0;
-  *n_tiles = 0;
   for (int32_t s = 0; s < batch->n_spans; s++) {
     const kg_span *span = &batch->spans[s];
     const int32_t begin = span->row > rows->row0 ? span->row : rows->row0, span_end = span->row + span->n_rows;
     const int32_t end = span_end < rows->row0 + rows->n_rows ? span_end : rows->row0 + rows->n_rows;
     if (begin >= end) continue;
-    *n_tiles += cut(tiles + *n_tiles, begin - rows->row0, end - begin, n_entries, span->n_adapters);
+    if (ranks_of(span) > rows->n_ranks) rows->n_ranks = ranks_of(span);
+    rows->n_tiles += cut(tiles + rows->n_tiles, begin - rows->row0, end - begin, n_entries, span->n_adapters);
     for (; wanted < rows->n_wanted && batch->wanted[rows->wanted0 + wanted].row < end; wanted++)
       wanted_tiles[wanted] = (kg_adapt_tile){wanted % KG_FEW_ROWS, 1, n_entries, span->n_adapters};
     for (int32_t i = 0; i < span->n_adapters; i++)

@@ -42,7 +42,8 @@ typedef enum kg_stage_kind {
   KG_STAGE_HALF,      /* the f16 form of a value */
   KG_STAGE_EACH,      /* a product with a plane for each head */
   KG_STAGE_LINEAR,    /* up to three products of one value; a gate; a residual */
-  KG_STAGE_ADAPT,     /* what adapters add to these, or to an embedding; then the gate, the residual */
+  KG_STAGE_ADAPT_IN,  /* the first half of what adapters add to these, or to an embedding: it comes before them */
+  KG_STAGE_ADAPT,     /* the second half; then the gate, the residual */
   KG_STAGE_ANGLES,    /* table of a rotation */
   KG_STAGE_ROPE,
   KG_STAGE_ATTENTION, /* rotations of q and k, cache write, attention */
@@ -62,12 +63,13 @@ typedef struct kg_gpu_stage {
   int32_t residual;                    /* linear, adapt: value to add, or KG_NONE */
   int32_t in[3], out;                  /* values */
   /* For few rows (KG_LINEAR_FEW) products bring their input to f16 themselves. */
-  int32_t fused_in;                    /* linear: the norm or half stage that it can do itself, or KG_NONE */
+  int32_t fused_in;                    /* linear, adapt in: the norm or half stage that it can do itself, or KG_NONE */
   bool is_needed;                      /* norm, half: by another stage too, or for another form */
   bool is_adapted;                     /* linear, embed: an adapt stage completes it, in a pass with adapters */
   int32_t maker;                       /* half: the stage that makes the value and can write its f16 form, too, or KG_NONE */
   int32_t half;                        /* linear, attention: the stage of which it is that, or KG_NONE */
-  bool has_reader;                     /* half: somebody reads the float32 form of the value */
+  bool has_reader;                     /* norm, half: somebody reads the float32 form of the value; of a norm others than
+                                          adapters that can do it themselves */
   int32_t max_slot;                    /* linear, adapt, attention, conv, embed, gather: where the largest magnitudes of its
                                           rows go, or KG_NONE */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
@@ -118,6 +120,7 @@ typedef struct kg_meta_layout {
 typedef struct kg_graph {
   int32_t n_rows, n_wanted, n_splits; /* what it was captured for; n_rows 0: free */
   const kg_program *program;
+  int32_t n_ranks;                    /* kg_adapted_rows */
   kg_draws_key draws;                 /* and what draws from its logits */
   bool seen;                          /* ran once without being captured */
   cudaGraphExec_t handle;
@@ -221,12 +224,13 @@ int kg_gpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *k
 /* All that the batch's adapters need on the device, and the program that adds them; NULL: it has none. Failure changes
  * nothing that matters. */
 int kg_gpu_adapters_prepare(kg_executable *exe, const kg_batch *batch, const kg_program **program, kg_error *err);
-/* Rows [row0, row0 + n_rows) of a batch that was prepared, with these of its wanted ones: what kernels read about them. */
+/* Rows [row0, row0 + n_rows) of a batch that was prepared, with these of its wanted ones: what kernels read about them, to
+ * the device. */
 typedef struct kg_adapted_rows {
   int32_t row0, n_rows, wanted0, n_wanted;
+  int32_t n_tiles, n_ranks; /* found here: see kg_adapt_args; 0: no row of the batch has adapters */
 } kg_adapted_rows;
-int kg_gpu_adapters_bring(kg_executable *exe, const kg_batch *batch, const kg_adapted_rows *rows, int32_t *n_tiles,
-                          kg_error *err);
+int kg_gpu_adapters_bring(kg_executable *exe, const kg_batch *batch, kg_adapted_rows *rows, kg_error *err);
 /* The tiles, from the first one on, of all rows or of the wanted ones, each of which is one; entries, and room. */
 void kg_gpu_adapters_set(const kg_executable *exe, bool is_wanted, int32_t first, kg_adapt_args *a);
 void kg_gpu_adapters_close(kg_executable *exe);

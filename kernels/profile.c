@@ -53,6 +53,7 @@ static const char *name_of(const kg_plan *plan, const kg_gpu_stage *stage)
     return "round";
   case KG_STAGE_LINEAR:
     return name_of_product(plan, stage);
+  case KG_STAGE_ADAPT_IN:
   case KG_STAGE_ADAPT:
     return "adapters";
   case KG_STAGE_EACH:

@@ -16,6 +16,7 @@ typedef struct builder {
   int32_t *n_uses;              /* [values] operations that read it */
   bool *wants_float[KG_SIDES];  /* [values] is the float32 form read on this side? */
   bool *wants_half[KG_SIDES];
+  bool *wants_adapting[KG_SIDES]; /* is the float32 form read by adapters? */
   bool *has_half[KG_SIDES];
   bool *done;                   /* [ops] part of an earlier stage */
   kg_error *err;
@@ -61,7 +62,7 @@ static void find_uses(builder *b)
     const kg_op *op = op_at(b, i);
     for (int j = 0; j < KG_OP_INPUTS; j++)
       read_value(b, i, op->in[j], j || reads_form(b, op, false), !j && reads_form(b, op, true));
-    if (op->in[0] != KG_NONE && is_adapted(b, op)) b->wants_float[side_of(b, i)][op->in[0]] = true;
+    if (op->in[0] != KG_NONE && is_adapted(b, op)) b->wants_adapting[side_of(b, i)][op->in[0]] = true;
   }
   const int32_t logits = kg_plan_logits(b->exe->plan);
   b->wants_float[b->traced ? KG_ALL_ROWS : KG_WANTED_ROWS][logits] = true;
@@ -91,7 +92,7 @@ static kg_gpu_stage *add_stage(builder *b, kg_stage_kind kind, kg_side side, con
 /* The stage that makes this value, on this side, of this kind; or KG_NONE. */
 static int32_t find_stage(const builder *b, kg_stage_kind kind, kg_side side, int32_t value)
 {
-  for (int32_t i = (int32_t)b->program->n_stages - 1; i >= 0 && i > (int32_t)b->program->n_stages - 24; i--) {
+  for (int32_t i = (int32_t)b->program->n_stages - 1; i >= 0 && i > (int32_t)b->program->n_stages - 32; i--) {
     const kg_gpu_stage *stage = &b->program->stages[i];
     if (stage->kind == kind && stage->side == side && stage->out == value) return i;
   }
@@ -121,7 +122,7 @@ static int add_half(builder *b, kg_side side, int32_t value)
   kg_gpu_stage *stage = add_stage(b, KG_STAGE_HALF, side, NULL);
   if (!stage) return KG_ERR_MEMORY;
   stage->in[0] = stage->out = value;
-  stage->has_reader = b->wants_float[side][value];
+  stage->has_reader = b->wants_float[side][value] || b->wants_adapting[side][value];
   stage->maker = find_maker(b, side, value);
   if (stage->maker != KG_NONE) b->program->stages[stage->maker].half = (int32_t)b->program->n_stages - 1;
   b->has_half[side][value] = true;
@@ -229,22 +230,29 @@ static const kg_op *find_sum(const builder *b, int32_t op_index)
   return value_at(b, other)->producer < op_index ? sum : NULL;
 }
 
-/* Behind the stage that was added last: what adapters add, and then what that stage was to do with it. */
+/* Around the stage that was added last: what adapters add, and then what that stage was to do with it. The first half of
+ * it needs nothing that the stage makes: before it, it is done while that one still fetches its weights. */
 static int add_adapters(builder *b)
 {
-  const int32_t before = (int32_t)b->program->n_stages - 1;
-  const kg_gpu_stage made = b->program->stages[before];
+  const size_t at = b->program->n_stages - 1;
+  const kg_gpu_stage made = b->program->stages[at];
   bool any = is_adapted(b, made.op);
   for (int i = 0; i < made.n_parts; i++) any = any || is_adapted(b, made.parts[i]);
   if (!any) return KG_OK;
-  kg_gpu_stage *stage = add_stage(b, KG_STAGE_ADAPT, made.side, made.op);
-  if (!stage) return KG_ERR_MEMORY;
-  memcpy(stage->parts, made.parts, sizeof stage->parts);
-  stage->n_parts = made.n_parts;
-  stage->glu = made.glu;
-  stage->residual = made.residual;
-  stage->out = made.out;
-  kg_gpu_stage *product = &b->program->stages[before];
+  if (!add_stage(b, KG_STAGE_ADAPT_IN, made.side, made.op) || !add_stage(b, KG_STAGE_ADAPT, made.side, made.op))
+    return KG_ERR_MEMORY;
+  kg_gpu_stage *in = &b->program->stages[at], *product = in + 1, *out = in + 2;
+  *in = *product; /* as it was added */
+  *product = made;
+  for (kg_gpu_stage *half = in; half <= out; half += 2) {
+    memcpy(half->parts, made.parts, sizeof half->parts);
+    half->n_parts = made.n_parts;
+  }
+  in->out = KG_NONE;
+  memcpy(out->in, (int32_t[]){KG_NONE, KG_NONE, KG_NONE}, sizeof out->in);
+  out->glu = made.glu;
+  out->residual = made.residual;
+  out->out = made.out;
   product->glu = NULL;
   product->residual = KG_NONE;
   product->out = product->n_parts ? product->parts[0]->out : product->out;
@@ -299,9 +307,11 @@ static int add_linear_stage(builder *b, int32_t op_index)
 static int add_linear(builder *b, int32_t op_index)
 {
   int code = add_linear_stage(b, op_index);
-  const int32_t index = (int32_t)b->program->n_stages - 1;
+  size_t index = b->program->n_stages - 1;
   if (!code) code = add_adapters(b);
   if (code) return code;
+  const bool has_adapters = b->program->stages[index].kind == KG_STAGE_ADAPT_IN;
+  if (has_adapters) index++;
   kg_gpu_stage *stage = &b->program->stages[index];
   if (matrix_of(b, stage->op->w[0])->type == KG_F32) return KG_OK;
   kg_value_place *place = &b->program->places[stage->side][stage->in[0]];
@@ -310,6 +320,7 @@ static int add_linear(builder *b, int32_t op_index)
   if (n_tiles > place->n_tiles) place->n_tiles = n_tiles;
   stage->fused_in = find_fusable(b, stage->side, stage->in[0]);
   if (stage->fused_in == KG_NONE) need_half(b, stage->side, stage->in[0]);
+  if (has_adapters) stage[-1].fused_in = stage->fused_in;
   return KG_OK;
 }
 
@@ -445,7 +456,7 @@ static void touch_value(layout *l, kg_side side, bool half, int32_t value, int32
 
 static bool reads(const builder *b, const kg_gpu_stage *stage, bool half)
 {
-  const bool is_operation = stage->op && stage->kind != KG_STAGE_ADAPT; /* adapters read floats, whatever the product does */
+  const bool is_operation = stage->op && stage->kind != KG_STAGE_ADAPT_IN; /* adapters read floats, whatever the product does */
   return is_operation ? reads_form(b, stage->op, half) : !half;
 }
 
@@ -467,13 +478,14 @@ static void touch_stage(layout *l, int32_t i)
   }
   if (stage->kind == KG_STAGE_NORM_ROWS) {
     if (b->has_half[side][stage->out]) touch_value(l, side, true, stage->out, i);
-    if (b->wants_float[side][stage->out] || !b->has_half[side][stage->out]) touch_value(l, side, false, stage->out, i);
+    if (b->wants_float[side][stage->out] || b->wants_adapting[side][stage->out] || !b->has_half[side][stage->out])
+      touch_value(l, side, false, stage->out, i);
     return;
   }
   if (stage->to_logits) return;
   if (stage->half != KG_NONE) touch_value(l, side, true, stage->out, i);
   touch_value(l, side, false, stage->out, i);
-  if (!stage->glu || stage->kind == KG_STAGE_ADAPT)
+  if (stage->kind == KG_STAGE_ADAPT || (stage->kind == KG_STAGE_LINEAR && !stage->glu))
     for (int j = stage->kind == KG_STAGE_LINEAR; j < stage->n_parts; j++)
       touch_value(l, side, false, stage->parts[j]->out, i);
 }
@@ -560,7 +572,12 @@ static int lay_out(builder *b)
       l.spans[side][half] = spans + (size_t)(2 * side + half) * n;
       for (int32_t v = 0; v < b->n_values; v++) size_span(&l, (kg_side)side, half, v);
     }
-  for (size_t i = 0; i < b->program->n_stages; i++) touch_stage(&l, (int32_t)i);
+  for (size_t i = 0; i < b->program->n_stages; i++) {
+    kg_gpu_stage *stage = &b->program->stages[i];
+    touch_stage(&l, (int32_t)i);
+    if (stage->kind == KG_STAGE_NORM_ROWS)
+      stage->has_reader = b->wants_float[stage->side][stage->out] || !b->has_half[stage->side][stage->out];
+  }
   const int code = place_all(&l);
   kg_free(l.live);
   kg_free(spans);
@@ -583,7 +600,7 @@ int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_pr
   const int32_t few = exe->chunk < KG_FEW_ROWS ? exe->chunk : KG_FEW_ROWS;
   out->max_rows[KG_ALL_ROWS] = traced && !kg_plan_is_bidirectional(exe->plan) ? few : exe->pass_rows;
   out->max_rows[KG_WANTED_ROWS] = few;
-  bool *flags = kg_alloc_array(6 * n + (size_t)b.n_ops, sizeof *flags);
+  bool *flags = kg_alloc_array(8 * n + (size_t)b.n_ops, sizeof *flags);
   b.n_uses = kg_alloc_array(n, sizeof *b.n_uses);
   for (int side = 0; side < KG_SIDES; side++) out->places[side] = kg_alloc_array(n, sizeof *out->places[side]);
   int code = flags && b.n_uses && out->places[0] && out->places[1] ? KG_OK : kg_fail_memory(err, 7 * n, "the program");
@@ -592,9 +609,10 @@ int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_pr
       b.wants_float[side] = flags + (size_t)side * n;
       b.wants_half[side] = flags + (size_t)(2 + side) * n;
       b.has_half[side] = flags + (size_t)(4 + side) * n;
+      b.wants_adapting[side] = flags + (size_t)(6 + side) * n;
       for (size_t v = 0; v < n; v++) out->places[side][v] = (kg_value_place){SIZE_MAX, SIZE_MAX, SIZE_MAX, 0};
     }
-    b.done = flags + 6 * n;
+    b.done = flags + 8 * n;
     find_uses(&b);
     code = add_stages(&b);
     if (!code) code = lay_out(&b);

@@ -18,8 +18,8 @@ typedef struct kg_pass {
   int32_t n_state_spans, state_span_rows; /* spans of the pass, where the plan has states; rows of the longest */
   bool draws_first;                       /* from logits that are there, before any pass */
   bool is_alone;             /* every row is its sequence's only one */
-  bool is_adapted;           /* some row of the batch has adapters; then */
-  int32_t n_tiles;           /* see kg_adapt_args; else 0 */
+  bool is_adapted;           /* some row of the batch has adapters: see */
+  kg_adapted_rows adapted;
   kg_meta_layout at;
   int32_t n, first;          /* rows of the side that runs, and which of the wanted ones is its first */
 } kg_pass;
@@ -158,8 +158,8 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   kg_norm_args a = {.x = floats_of(p, stage->side, stage->in[0]), .n = p->n, .width = width_of(p, stage->out), .groups = 1};
   const bool is_norm = stage->kind == KG_STAGE_NORM_ROWS;
   if (stage->maker != KG_NONE && makes_half(p, &p->program->stages[stage->maker])) return KG_OK;
-  const bool has_reader = is_norm && place->at != SIZE_MAX; /* of the float32 form */
-  if (is_few(p, stage->out) && !stage->is_needed && !has_reader) return KG_OK; /* products do it themselves */
+  const bool is_read = is_norm && stage->has_reader; /* the float32 form that it makes */
+  if (is_few(p, stage->out) && !stage->is_needed && !is_read) return KG_OK; /* products do it themselves */
   if (is_norm) {
     const kg_norm_params *norm = &stage->op->u.norm;
     a.normalize = true;
@@ -209,24 +209,34 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   return kg_cuda_linear(p->exe->stream, &a, err);
 }
 
-/* What adapters add to a product's parts, or to an embedding, and what comes behind it. */
+/* What adapters add to a product's parts, or to an embedding, and what comes behind it: one half of it. */
 static int run_adapt(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
   const bool is_wanted = stage->side == KG_WANTED_ROWS;
   kg_adapt_args a = {.n_parts = stage->n_parts ? stage->n_parts : 1, .gated = stage->glu != NULL, .n_rows = p->n,
-                     .n_tiles = is_wanted ? p->n : p->n_tiles};
-  if (!p->n_tiles) return KG_OK;
+                     .n_tiles = is_wanted ? p->n : p->adapted.n_tiles, .n_ranks = p->adapted.n_ranks};
+  if (!p->adapted.n_tiles) return KG_OK;
   for (int i = 0; i < a.n_parts; i++) {
     const kg_op *op = stage->n_parts ? stage->parts[i] : stage->op;
     a.op[i] = kg_plan_value(p->exe->plan, op->out)->producer;
     a.width[i] = width_of(p, op->out);
     a.y[i] = floats_of(p, stage->side, op->out);
   }
-  if (stage->n_parts) {
-    a.x = floats_of(p, stage->side, stage->in[0]);
-    a.cols = width_of(p, stage->in[0]);
-  } else
-    a.ids = ids_of(p, stage->side, false);
+  kg_gpu_adapters_set(p->exe, is_wanted, is_wanted ? p->first : 0, &a);
+  if (stage->kind == KG_STAGE_ADAPT_IN) {
+    const kg_gpu_stage *norm = stage->fused_in == KG_NONE ? NULL : &p->program->stages[stage->fused_in];
+    if (stage->n_parts) {
+      a.x = floats_of(p, stage->side, stage->in[0]);
+      a.cols = width_of(p, stage->in[0]);
+    }
+    if (norm && norm->kind == KG_STAGE_NORM_ROWS && is_few(p, stage->in[0])) {
+      a.x = floats_of(p, stage->side, norm->in[0]);
+      a.norm_scale = vector_of(p, norm->op->w[0]);
+      a.norm_epsilon = norm->op->u.norm.epsilon;
+    }
+    if (!stage->n_parts) a.ids = ids_of(p, stage->side, false);
+    return kg_cuda_adapt_in(p->exe->stream, &a, err);
+  }
   if (stage->glu) {
     const kg_act *act = &stage->glu->u.act;
     a.act = (int32_t)act->kind;
@@ -236,8 +246,7 @@ static int run_adapt(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   a.residual = floats_of(p, stage->side, stage->residual);
   a.out = floats_of(p, stage->side, stage->out);
   a.out_max = max_slot(p, stage->max_slot, stage->out);
-  kg_gpu_adapters_set(p->exe, is_wanted, is_wanted ? p->first : 0, &a);
-  return kg_cuda_adapt(p->exe->stream, &a, err);
+  return kg_cuda_adapt_out(p->exe->stream, &a, err);
 }
 
 static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err)
@@ -431,6 +440,7 @@ static int run_stage(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   case KG_STAGE_NORM_ROWS:
   case KG_STAGE_HALF: return run_norm(p, stage, err);
   case KG_STAGE_LINEAR: return run_linear(p, stage, err);
+  case KG_STAGE_ADAPT_IN:
   case KG_STAGE_ADAPT: return run_adapt(p, stage, err);
   case KG_STAGE_EACH: return run_each(p, stage, err);
   case KG_STAGE_ANGLES: {
@@ -563,7 +573,8 @@ static int call_taps(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 /* Does its value have, behind this stage, what its operation makes of it? */
 static bool is_complete(const pass *p, const kg_gpu_stage *stage)
 {
-  return stage->kind == KG_STAGE_ADAPT ? p->n_tiles > 0 : !stage->is_adapted || !p->n_tiles;
+  if (stage->kind == KG_STAGE_ADAPT_IN) return false;
+  return stage->kind == KG_STAGE_ADAPT ? p->adapted.n_tiles > 0 : !stage->is_adapted || !p->adapted.n_tiles;
 }
 
 static int run_side(pass *p, kg_side side, kg_error *err)
@@ -613,14 +624,14 @@ static kg_graph *find_graph(kg_executable *exe, const pass *p)
   for (int i = 0; i < KG_GRAPHS; i++) {
     kg_graph *g = &exe->graphs[i];
     if (g->n_rows == p->n_rows && g->n_wanted == p->n_wanted && g->n_splits == p->n_splits &&
-        g->program == p->program && g->draws.rows == p->draws.rows && g->draws.n_rows == p->draws.n_rows &&
-        g->draws.sifts == p->draws.sifts)
+        g->program == p->program && g->n_ranks == p->adapted.n_ranks && g->draws.rows == p->draws.rows &&
+        g->draws.n_rows == p->draws.n_rows && g->draws.sifts == p->draws.sifts)
       return g;
   }
   kg_graph *g = &exe->graphs[exe->next_graph];
   exe->next_graph = (exe->next_graph + 1) % KG_GRAPHS;
   if (g->handle) (void)cudaGraphExecDestroy(g->handle);
-  *g = (kg_graph){p->n_rows, p->n_wanted, p->n_splits, p->program, p->draws, false, NULL};
+  *g = (kg_graph){p->n_rows, p->n_wanted, p->n_splits, p->program, p->adapted.n_ranks, p->draws, false, NULL};
   return g;
 }
 
@@ -799,8 +810,8 @@ static int bring_rows(pass *p, kg_error *err)
   if (!code)
     code = kg_cuda_check(cudaMemcpyAsync(exe->meta, exe->meta_host, n_bytes, cudaMemcpyHostToDevice, exe->stream->handle),
                          "bringing rows over", err);
-  const kg_adapted_rows rows = {p->row0, p->n_rows, p->wanted0, p->n_wanted};
-  if (!code && p->is_adapted) code = kg_gpu_adapters_bring(exe, p->batch, &rows, &p->n_tiles, err);
+  p->adapted = (kg_adapted_rows){p->row0, p->n_rows, p->wanted0, p->n_wanted, 0, 0};
+  if (!code && p->is_adapted) code = kg_gpu_adapters_bring(exe, p->batch, &p->adapted, err);
   return code ? code : kg_cuda_check(cudaEventRecord(exe->meta_read, exe->stream->handle), "bringing rows over", err);
 }
 

@@ -895,9 +895,11 @@ function Model:close() end
 
 ---A low-rank adapter (LoRA) for this model, in the GGUF format that llama.cpp's convert_lora_to_gguf.py writes:
 ---NAME.lora_a and NAME.lora_b for any matrix that the model multiplies with, and for its token embeddings. All of it is
----checked and held in memory, 4 bytes a number; the model's weights stay as they are.
----FORMAT: it does not fit the model or has numbers that are none; UNSUPPORTED: it is of another architecture or kind,
----it adapts experts, or the model's device is a GPU.
+---checked and held in memory, 4 bytes a number; the model's weights stay as they are. A GPU gets a copy with the first
+---pass that needs it (MEMORY: there is no room, and the pass did not take place), and loses it when the last handle and
+---the last sequence that has it are closed.
+---FORMAT: it does not fit the model or has numbers that are none; UNSUPPORTED: it is of another architecture or
+---kind, or it adapts experts.
 ---@param file string|kigo.Gguf   its path, or the open file
 ---@return kigo.Adapter?   a to-be-closed handle; sequences that have it keep it
 ---@return string? message    names file and tensor
