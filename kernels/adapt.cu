@@ -162,7 +162,7 @@ static __device__ __forceinline__ void load_column(const kg_adapt_part &part, in
     w[k] = first + k < part.rank && c < width ? part.b[(size_t)(first + k) * width + c] : 0;
 }
 
-/* A tile of one row: column c of y after all adapters. `w` has the first column of the first one. */
+/* A tile of one row: column c of y after all adapters. `w` has that column of the first one, as load_column brings it. */
 static __device__ __forceinline__ float add_to_row(const kg_adapt_args &a, const kg_adapt_tile &tile, int p, int c,
                                                    float w[AHEAD])
 {
