@@ -87,7 +87,7 @@ static size_t lay_out_experts(const kg_executable *exe, size_t at, kg_moe_scratc
   return at;
 }
 
-/* Values, scratch of attention, experts. */
+/* Values, scratch of products and attention, experts. */
 static int grow_arena(kg_executable *exe, size_t values, size_t scratch_floats, kg_error *err)
 {
   if (exe->arena && values <= exe->values_bytes && scratch_floats <= exe->scratch_floats) return KG_OK;

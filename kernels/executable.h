@@ -100,7 +100,7 @@ typedef struct kg_program {
   size_t n_rotations, rotations_capacity;
   int32_t max_rows[KG_SIDES];
   int32_t n_max_slots; /* of KG_LINEAR_FEW floats each */
-  size_t scratch_floats; /* of attention */
+  size_t scratch_floats; /* of products and attention */
   size_t arena_bytes;
   float *freqs; /* device: of its rotations */
 } kg_program;

@@ -42,6 +42,8 @@ typedef struct kg_linear_args {
   kg_half_out half;         /* gated, x in panels: the f16 form of part 0, whose out may then be NULL */
   const float *residual;    /* [n][rows of part 0], or NULL; may be out; not gated */
   float *const *out_rows;   /* [n] where part 0 goes instead of out, or NULL */
+  float *scratch;           /* room for the sums of runs, scratch_floats numbers */
+  size_t scratch_floats;
   const int32_t *planes;    /* experts: [n] plane of each row of out, or NULL: plane 0 */
   int32_t x_share, x_first; /* experts: row i of out reads row x_first + i / x_share of x */
 } kg_linear_args;
@@ -59,6 +61,8 @@ static inline bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, in
 {
   return s->has_wgmma && n_tiles && n > KG_LINEAR_FEW;
 }
+/* Numbers of scratch with which a product of few rows in panels fills the device; n_tiles of all its matrices. */
+size_t kg_cuda_linear_scratch(const kg_stream *s, const kg_matrix *m, int32_t n_tiles);
 /* Tiles of 16 rows of a matrix, 0 where many rows have no kernel of their own. */
 int32_t kg_cuda_linear_many_tiles(const kg_matrix *m);
 

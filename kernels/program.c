@@ -318,6 +318,9 @@ static int add_linear(builder *b, int32_t op_index)
   int32_t n_tiles = 0;
   for (int i = 0; i < stage->n_parts; i++) n_tiles += kg_cuda_linear_many_tiles(matrix_of(b, stage->parts[i]->w[0]));
   if (n_tiles > place->n_tiles) place->n_tiles = n_tiles;
+  const kg_matrix *m = matrix_of(b, stage->op->w[0]);
+  const size_t scratch = stage->glu || !n_tiles ? 0 : kg_cuda_linear_scratch(b->exe->stream, m, n_tiles);
+  if (scratch > b->program->scratch_floats) b->program->scratch_floats = scratch;
   stage->fused_in = find_fusable(b, stage->side, stage->in[0]);
   if (stage->fused_in == KG_NONE) need_half(b, stage->side, stage->in[0]);
   if (has_adapters) stage[-1].fused_in = stage->fused_in;

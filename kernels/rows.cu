@@ -168,9 +168,10 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
   const int warp = WARPS == 1 ? 0 : threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = WARPS == 1 ? blockIdx.x * 4 + threadIdx.x / 32 : blockIdx.x, first = (warp * EACH * SEGMENT) + 4 * lane;
   float4 w[EACH], v[EACH];
+  let_next_start();
 #pragma unroll
   for (int i = 0; i < EACH; i++) w[i] = four_of(a.scale, a.width, first + i * SEGMENT);
-  wait_for_previous();
+  await_previous();
   if (row >= a.n) return;
   const float *x = a.x + (size_t)row * a.width;
   float square[EACH], max = 0, sum = 0;

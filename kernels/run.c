@@ -206,6 +206,8 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   a.half = half_out(p, stage, &a.part[0].out);
   a.residual = floats_of(p, stage->side, stage->residual);
   if (stage->to_logits) a.out_rows = out_rows(p);
+  a.scratch = p->exe->scratch;
+  a.scratch_floats = p->program->scratch_floats;
   return kg_cuda_linear(p->exe->stream, &a, err);
 }
 

@@ -398,6 +398,25 @@ describe("the cuda backend", function()
       assert.has_error(function() model:profile { seqs[2] } end) -- more than one run
     end)
 
+    it("takes numbers from hooks that its weights could not give", function()
+      local fixture = model_fixtures.get "llama256_q8_0"
+      local function logits(device, factor, chunk)
+        local model <close> = model_fixtures.open(fixture.path, { device = device, chunk = chunk, kv = "f16" })
+        local seq <close> = model:sequence {}
+        assert(seq:feed(fixture.prompt))
+        local _ <close> = seq:hook({ "blk.1.ffn_up" }, function(x) x:mul_(factor) end)
+        return seq.logits:bytes()
+      end
+      local plain = logits("cuda", 1)
+      local model <close> = model_fixtures.open(fixture.path, { device = "cuda", kv = "f16" })
+      local rows <close> = assert(model:logits(fixture.prompt))
+      assert.is_true(plain == rows:bytes():sub(-#plain)) -- every row by itself, and nothing fused
+      local wanted, got = logits("reference", 1e7), logits("cuda", 1e7)
+      local _, relative = model_fixtures.difference(got, wanted)
+      assert.is_true(relative < 0.05, ("%g"):format(relative))
+      assert.is_true(got == logits("cuda", 1e7, 3))
+    end)
+
     it("computes with damaged weights", function()
       local ids = tiny.ids(20)
       local model <close> = tiny.model { device = "cuda" }
