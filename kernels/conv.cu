@@ -29,13 +29,21 @@ static __global__ void __launch_bounds__(128) conv_rows(const __grid_constant__ 
   const int c = blockIdx.x * blockDim.x + threadIdx.x, first = blockIdx.z * KG_CONV_ROWS;
   const kg_state_span span = a.spans[blockIdx.y];
   if (c >= a.width || first >= span.n_rows) return;
-  const int end = min(first + KG_CONV_ROWS, span.n_rows);
-  for (int row = first; row < end; row++) {
-    float sum = a.bias ? a.bias[c] : 0;
-    for (int t = 0; t < a.taps; t++)
-      sum += a.weights[(size_t)c * a.taps + t] * input_at(a, span, row + t - (a.taps - 1), c);
-    const size_t at = span.row + row;
-    const float value = a.gated ? sum * a.in[(3 * at + 1) * a.width + c] : sum;
+  const int n = min(KG_CONV_ROWS, span.n_rows - first);
+  float sums[KG_CONV_ROWS];
+#pragma unroll
+  for (int r = 0; r < KG_CONV_ROWS; r++) sums[r] = a.bias ? a.bias[c] : 0;
+  for (int t = 0; t < a.taps; t++) {
+    const float weight = a.weights[(size_t)c * a.taps + t];
+#pragma unroll
+    for (int r = 0; r < KG_CONV_ROWS; r++)
+      if (r < n) sums[r] += weight * input_at(a, span, first + r + t - (a.taps - 1), c);
+  }
+#pragma unroll
+  for (int r = 0; r < KG_CONV_ROWS; r++) {
+    if (r >= n) continue;
+    const size_t at = span.row + first + r;
+    const float value = a.gated ? sums[r] * a.in[(3 * at + 1) * a.width + c] : sums[r];
     a.out[at * a.width + c] = value;
     if (!a.out_max) continue;
     const float largest = warp_max(fabsf(value));

@@ -22,7 +22,7 @@ typedef struct kg_state_span {
   int32_t first, n_places;
 } kg_state_span;
 
-enum { KG_CONV_ROWS = 64 /* that one thread takes, for one channel */ };
+enum { KG_CONV_ROWS = 8 /* that one thread takes, for one channel: their sums are in registers */ };
 
 typedef struct kg_conv_args {
   const float *in;      /* [rows][width], or gated: [rows][b, c, x: width each] */
