@@ -24,13 +24,16 @@ static __host__ __device__ __forceinline__ bool has_values(const kg_attention_ar
   return a.cached_dim > a.head_dim;
 }
 
+/* Of a tile of queries, [steps of 16 channels][32]: an even number of steps. */
+static __host__ __device__ __forceinline__ int query_chunks(int dim) { return (dim + 31) / 32 * 2 * 32; }
+
 static __host__ __device__ __forceinline__ int panels_of(int dim) { return (dim + 63) / 64; }
 
 static __host__ __device__ __forceinline__ wide_layout lay_out_wide(const kg_attention_args &a, int tiles, int buffers)
 {
   wide_layout l;
-  l.q = 0; /* [tiles][steps of 16 channels][32] */
-  l.tops = tiles * ((a.head_dim + 31) / 32) * 2 * 32;
+  l.q = 0;
+  l.tops = tiles * query_chunks(a.head_dim);
   l.weights = l.tops + tiles * TILE * WARPS / 4;
   l.cache = (l.weights + tiles * 4 * 32 + 7) / 8 * 8;
   l.buffer = (panels_of(a.head_dim) + (has_values(a) ? panels_of(a.value_dim) : 0)) * PANEL; /* keys, then values */
@@ -129,7 +132,7 @@ static __device__ __forceinline__ void take_split(const kg_attention_args &a, in
   const int n_steps = (a.head_dim + 31) / 32; /* of 32 channels */
   const unsigned key_row = shared_address(cache) + lane % 8 * 128 + warp * 1024, chunk = (lane / 8 ^ lane % 8) * 16;
   float chains[M][4][4] = {}; /* sums of every fourth 16 channels: one would have to wait for itself */
-#pragma unroll 1
+#pragma unroll 3
   for (int j0 = 0; j0 < n_steps; j0 += 2)
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -219,6 +222,33 @@ static __device__ __forceinline__ float *strand_place(const kg_attention_args &a
   return a.scratch + (((size_t)few * a.n_heads + head) * STRANDS + strand) * (a.value_dim + 4);
 }
 
+/* The queries of a block's n pairs, turned. Loads of several channels are under way together. */
+template <int M>
+static __device__ __forceinline__ void bring_queries(const kg_attention_args &a, const pairs &own, int n, uint4 *q)
+{
+  enum { TOGETHER = 6 };
+  const int group = a.n_heads / a.n_kv_heads, half_dim = a.head_dim / 2, all = n * half_dim;
+  const int tile = query_chunks(a.head_dim);
+  for (int i0 = threadIdx.x; i0 < all; i0 += TOGETHER * THREADS) {
+    channel_pair channels[TOGETHER];
+    pair_values values[TOGETHER];
+#pragma unroll
+    for (int u = 0; u < TOGETHER; u++) {
+      const int i = min(i0 + u * THREADS, all - 1), pair = own.first + i / half_dim, row = own.row0 + pair / group;
+      const float *from = a.q + ((size_t)row * a.n_heads + own.kv_head * group + pair % group) * a.head_dim;
+      channels[u] = find_pair(a.q_rotation, from, a.head_dim, row, i % half_dim);
+      values[u] = load_pair(channels[u]);
+    }
+#pragma unroll
+    for (int u = 0; u < TOGETHER; u++) {
+      const int i = i0 + u * THREADS, r = i / half_dim;
+      if (i >= all) break;
+      __half *to = (__half *)(q + r / TILE * tile) + query_at(r % TILE, 0);
+      put_pair(channels[u], values[u], a.head_dim, [&](int c, float x) { store(to + query_at(0, c), x); });
+    }
+  }
+}
+
 /* attention_pairs: grid: tiles of 16 M pairs * kv heads, those that see most first; SPREAD: (kv heads * tiles of a few
  * row, few rows, strands), each row that has fewer strands leaving some without work. block: 8 warps; shared: q, and one
  * or two splits. moves the cache of what its pairs see. twin: attend in cpu/reference.c; tolerance: f16 rounding of q
@@ -254,14 +284,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
 
   for (int i = threadIdx.x; i < at.tops; i += THREADS) q[i] = make_uint4(0, 0, 0, 0);
   __syncthreads();
-  const int half_dim = a.head_dim / 2;
-  for (int i = threadIdx.x; i < (last_pair + 1 - own.first) * half_dim; i += THREADS) {
-    const int r = i / half_dim, pair = own.first + r, row = own.row0 + pair / group;
-    const float *from = a.q + ((size_t)row * a.n_heads + own.kv_head * group + pair % group) * a.head_dim;
-    __half *to = (__half *)(q + r / TILE * (at.tops / M)) + query_at(r % TILE, 0);
-    rotate_pair(find_pair(a.q_rotation, from, a.head_dim, row, i - r * half_dim), a.head_dim,
-                [&](int c, float x) { store(to + query_at(0, c), x); });
-  }
+  bring_queries<M>(a, own, last_pair + 1 - own.first, q);
 
   int first[M][2], last[M][2];
 #pragma unroll

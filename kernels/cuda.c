@@ -84,6 +84,8 @@ static size_t lay_out_experts(const kg_executable *exe, size_t at, kg_moe_scratc
   m->half = place(&at, max_size(rows * ((hidden + 31) / 32), each_rows * each) * KG_BLOCK_COLS * 2);
   m->half_scale = place(&at, max_size(rows, each_rows) * 4);
   m->down = place(&at, rows * width * 4);
+  m->order = place(&at, max_size(rows, each_rows) * 4);
+  m->groups = place(&at, (max_size(rows, each_rows) / KG_LINEAR_FEW + KG_PLAN_MAX_EXPERTS) * sizeof(kg_linear_group));
   return at;
 }
 

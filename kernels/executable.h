@@ -62,6 +62,7 @@ typedef struct kg_gpu_stage {
   const kg_op *glu;                    /* linear, adapt: gated, or NULL */
   int32_t residual;                    /* linear, adapt: value to add, or KG_NONE */
   int32_t in[3], out;                  /* values */
+  const kg_op *view[2];                /* of in[0] and in[1] only this slice is read, or NULL */
   /* For few rows (KG_LINEAR_FEW) products bring their input to f16 themselves. */
   int32_t fused_in;                    /* linear, adapt in: the norm or half stage that it can do itself, or KG_NONE */
   bool is_needed;                      /* norm, half: by another stage too, or for another form */
@@ -73,7 +74,7 @@ typedef struct kg_gpu_stage {
   int32_t max_slot;                    /* linear, adapt, attention, conv, embed, gather: where the largest magnitudes of its
                                           rows go, or KG_NONE */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
-  int32_t rotation[2];                 /* of q and k or of the stage, index into rotations, or KG_NONE */
+  int32_t rotation[2];                 /* of q and k, of what is put together, or of the stage: index into rotations, or KG_NONE */
 } kg_gpu_stage;
 
 /* Where a value stands in the arena, on one side; SIZE_MAX: nowhere. */
@@ -107,7 +108,7 @@ typedef struct kg_program {
 
 /* Experts of KG_MOE_ROWS rows: places in the arena's end. Products of each head use the f16 form. */
 typedef struct kg_moe_scratch {
-  size_t experts, weights, gate, up, half, half_scale, down, n_bytes;
+  size_t experts, weights, gate, up, half, half_scale, down, order, groups;
 } kg_moe_scratch;
 
 /* Rows of a pass as the kernels read them, in one piece so that one copy brings it over. `capacity` rows: */

@@ -68,12 +68,12 @@ static __device__ __forceinline__ uint4 load_x(const kg_linear_args &a, int n, i
 
 /* ---- the kernel ---- */
 
-/* linear_rows: D matrices at once (2: gated) for up to 8 NT rows of x.
- * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out); block: a warp per run, at least 4. Weights go
+/* linear_rows: D matrices at once (2: gated) for up to 8 NT rows of x; with PLANES rows that have one plane.
+ * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out, or groups of them); block: a warp per run, at least 4. Weights go
  * to a ring of `slots` chunks of each warp, as many as there are before the kernel before is done. Shared: rings, sums,
  * few rows. moves each weight once per 8 NT rows; twin: linear in cpu/reference.c; tolerance: f16 rounding of x and w,
  * 2^-11. */
-template <int T, int NT, int D>
+template <int T, int NT, int D, bool PLANES>
 static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ? 4 : 2) : 1)
     linear_rows(const __grid_constant__ kg_linear_args a, int n_tiles, int run, int slots)
 {
@@ -90,32 +90,44 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
   uint64_t *my_ready = ready + warp * KG_LINEAR_SLOTS;
 
   warp_stream<T, D> stream(a, blockIdx.x, n_tiles, first, end, slots);
-  if (a.planes) { /* which experts there are is not known before */
+  int n0 = PLANES ? 0 : blockIdx.y * 8 * NT, n_rows = PLANES ? 1 : min(8 * NT, a.n - n0);
+  if (PLANES) { /* which experts there are is not known before */
     wait_for_previous();
-    stream.plane = a.planes[blockIdx.y];
+    if (a.groups.list) {
+      const kg_linear_group group = a.groups.list[blockIdx.y];
+      if (!group.n) return;
+      stream.plane = group.plane;
+      n0 = group.first;
+      n_rows = group.n;
+    } else
+      stream.plane = a.planes[blockIdx.y];
   }
   stream.open(ring, my_ready, lane);
 
-  const bool is_few = NT == 1 && a.x_floats;
+  const bool is_few = NT == 1 && !PLANES && a.x_floats;
   float4 w = {};
   if (is_few && a.norm_scale && first < end)
     w = four_of(a.norm_scale, a.part[0].m.cols, first * KG_BLOCK_COLS + 4 * lane);
-  if (!a.planes) wait_for_previous();
+  if (!PLANES) wait_for_previous();
   if (is_few) {
     bring_rows(a, first, end, lane, w, squares, few_x);
     __syncwarp();
   }
 
-  const int n0 = a.planes ? 0 : blockIdx.y * 8 * NT, n_rows = a.planes ? 1 : min(8 * NT, a.n - n0);
-  const int row0 = a.planes ? blockIdx.y / a.x_share + a.x_first : n0; /* of x */
-  const int out0 = a.planes ? blockIdx.y : n0;
+  /* Row r of this block as a row of out, and of x. */
+  auto out_row = [&](int r) { return !PLANES ? n0 + r : a.groups.list ? a.groups.order[n0 + r] : (int)blockIdx.y; };
+  auto x_row = [&](int r) { return PLANES ? out_row(r) / a.x_share + a.x_first : n0 + r; };
+  int own_rows[NT]; /* of x, with PLANES: they take time to find */
+#pragma unroll
+  for (int j = 0; j < NT && PLANES; j++) own_rows[j] = x_row(min(8 * j + g, n_rows - 1));
   int turn = 0;
   float scale = 0; /* of the only row that this thread stores, where NT is 1 */
   for (int index = blockIdx.x; index < n_tiles; index += gridDim.x, turn++) {
     int tile = index;
     const int d0 = part_of<D>(a, &tile), row = tile * 16 + threadIdx.x % 16;
     addends add = {};
-    if (NT == 1) add = find_addends(a, d0, stream.plane, row, out0 + threadIdx.x / 16, (int)threadIdx.x / 16 < n_rows);
+    if (NT == 1) add = find_addends(a, d0, stream.plane, row, out_row(PLANES ? min((int)threadIdx.x / 16, n_rows - 1) : threadIdx.x / 16),
+                                  (int)threadIdx.x / 16 < n_rows);
     float acc[D][NT][4] = {};
 #pragma unroll 1 /* code that runs once costs more to fetch than to run: keep it short */
     for (int block0 = first; block0 < end; block0 += KG_CHUNK) {
@@ -130,8 +142,8 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
         for (int j = 0; j < NT; j++) {
           if (NT > 1 && 8 * j >= n_rows) break;
           const int r = min(8 * j + g, n_rows - 1); /* what has no row of its own computes one that nobody stores */
-          const uint4 x =
-              is_few ? few_x[(r * n_blocks + block0 + i) * 4 + slot] : load_x(a, row0 + r, block0 + i, slot);
+          const uint4 x = is_few ? few_x[(r * n_blocks + block0 + i) * 4 + slot]
+                                 : load_x(a, PLANES ? own_rows[j] : n0 + r, block0 + i, slot);
 #pragma unroll
           for (int d = 0; d < D; d++) add_block<T>(acc[d][j], weights[d], x);
         }
@@ -164,16 +176,16 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
         value[d] = sum[d * NT * 128 + e];
 #pragma unroll 8
         for (int i = 1; i < n_runs; i++) value[d] += sum[i * sum_floats + d * NT * 128 + e];
-        value[d] *= is_few ? scale : a.x_scale[row0 + r];
+        value[d] *= is_few ? scale : a.x_scale[x_row(r)];
       }
-      if (NT > 1) add = find_addends(a, d0, stream.plane, tile * 16 + e % 16, out0 + r, true);
+      if (NT > 1) add = find_addends(a, d0, stream.plane, tile * 16 + e % 16, out_row(r), true);
       float stored = 0;
       if (tile * 16 + e % 16 < a.part[d0].m.rows)
-        stored = fabsf(store(a, d0, tile * 16 + e % 16, out0 + r, value[0], D == 2 ? value[D - 1] : 0, add));
+        stored = fabsf(store(a, d0, tile * 16 + e % 16, out_row(r), value[0], D == 2 ? value[D - 1] : 0, add));
       if (!a.out_max) continue;
       for (int step = 8; step; step >>= 1)
         stored = fmaxf(stored, __shfl_xor_sync(0xffffu << threadIdx.x % 32 / 16 * 16, stored, step));
-      if (e % 16 == 0) raise_max(a.out_max + out0 + r, stored); /* of 16 neighbours in one row of out */
+      if (e % 16 == 0) raise_max(a.out_max + out_row(r), stored); /* of 16 neighbours in one row of out */
     }
   }
 }
@@ -192,11 +204,16 @@ static __global__ void __launch_bounds__(128) linear_f32(const __grid_constant__
   const float *w = (const float *)(m.q + plane * m.q_plane) + (size_t)row * m.cols;
   const float *x = (const float *)a.x;
   float sum[8] = {};
-  for (int k = lane; k < m.cols; k += 32)
+#pragma unroll 4
+  for (int k = 4 * lane; k < m.cols; k += 128) {
+    const float4 v = four_of(w, m.cols, k);
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (n0 + i < n1)
-        sum[i] = fmaf(w[k], x[(size_t)(a.planes ? n0 / a.x_share + a.x_first : n0 + i) * m.cols + k], sum[i]);
+    for (int i = 0; i < 8; i++) {
+      if (n0 + i >= n1) break;
+      const float4 y = four_of(x + (size_t)(a.planes ? n0 / a.x_share + a.x_first : n0 + i) * m.cols, m.cols, k);
+      sum[i] = fmaf(v.w, y.w, fmaf(v.z, y.z, fmaf(v.y, y.y, fmaf(v.x, y.x, sum[i]))));
+    }
+  }
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     const float value = warp_sum(sum[i]);
@@ -219,6 +236,8 @@ int32_t kg_cuda_linear_many_tiles(const kg_matrix *m)
   return is_common(m->type) && m->rows % 4 == 0 ? m->n_tiles : 0;
 }
 
+int32_t kg_cuda_linear_group_rows(const kg_matrix *m) { return is_common(m->type) || m->type == KG_F32 ? 64 : 8; }
+
 bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && runs_of(m) <= 8; }
 
 void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, int min_warps, size_t slot_bytes,
@@ -239,16 +258,29 @@ void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, in
   out->shared = (size_t)out->slots * each + x_bytes + (size_t)out->n_warps * sum_bytes;
 }
 
-template <int T, int NT, int D> static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
+template <int T, int NT, int D, bool PLANES>
+static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
-  const size_t few = NT == 1 && a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
+  const size_t few = NT == 1 && !PLANES && a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
   kg_linear_shape shape;
   kg_cuda_linear_shape(s, a, D, 4, D * (size_t)chunk<T>::n_bytes, few,
                        (size_t)(NT == 1 ? 2 : 1) * D * NT * 128 * sizeof(float), &shape);
-  return run_turns(s, "linear_rows", linear_rows<T, NT, D>, a, &shape,
-                   a->planes ? a->n : (a->n + 8 * NT - 1) / (8 * NT), err);
+  return run_turns(s, "linear_rows", linear_rows<T, NT, D, PLANES>, a, &shape,
+                   a->groups.list ? a->groups.n
+                   : PLANES       ? a->n
+                                  : (a->n + 8 * NT - 1) / (8 * NT),
+                   err);
 }
 
+template <int T, bool PLANES> static int launch_few_or_many(kg_stream *s, const kg_linear_args *a, kg_error *err)
+{
+  if constexpr (is_common(T)) {
+    if (PLANES ? a->groups.rows > 8 : a->n > 8)
+      return a->gated ? launch_rows<T, 8, 2, PLANES>(s, a, err) : launch_rows<T, 8, 1, PLANES>(s, a, err);
+    if (a->gated) return launch_rows<T, 1, 2, PLANES>(s, a, err);
+  }
+  return launch_rows<T, 1, 1, PLANES>(s, a, err);
+}
 static bool suits_many(const kg_linear_args *a)
 {
   for (int i = 0; i < a->n_parts; i++)
@@ -259,12 +291,8 @@ static bool suits_many(const kg_linear_args *a)
 template <int T> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   if (a->n == 1 && a->x_floats) return kg_cuda_linear_one(s, a, err);
-  if constexpr (is_common(T)) {
-    if (a->x_panels && !a->planes && suits_many(a)) return kg_cuda_linear_many(s, a, err);
-    if (!a->planes && a->n > 8) return a->gated ? launch_rows<T, 8, 2>(s, a, err) : launch_rows<T, 8, 1>(s, a, err);
-    if (a->gated) return launch_rows<T, 1, 2>(s, a, err);
-  }
-  return launch_rows<T, 1, 1>(s, a, err);
+  if (is_common(T) && a->x_panels && !a->planes && suits_many(a)) return kg_cuda_linear_many(s, a, err);
+  return a->planes ? launch_few_or_many<T, true>(s, a, err) : launch_few_or_many<T, false>(s, a, err);
 }
 
 int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)

@@ -18,6 +18,14 @@ typedef struct kg_linear_part {
   float *out;        /* [n][rows] */
 } kg_linear_part;
 
+/* Rows of out by their planes, so that a plane's weights are read once for several rows. kg_cuda_group makes it. */
+typedef struct kg_linear_group { int32_t plane, first, n; } kg_linear_group; /* rows order[first, first + n) */
+typedef struct kg_linear_groups {
+  int32_t *order;           /* [n] */
+  kg_linear_group *list;    /* [n / rows + planes], unused ones with n = 0; NULL: none */
+  int32_t n, rows;          /* of the list; most rows of a group */
+} kg_linear_groups;
+
 /* out = x * W^T + bias + residual for up to three matrices of one type and width, or, gated: out of part 0 =
  * act(gate) * up of parts 0 and 1. */
 typedef struct kg_linear_args {
@@ -45,6 +53,7 @@ typedef struct kg_linear_args {
   float *scratch;           /* room for the sums of runs, scratch_floats numbers */
   size_t scratch_floats;
   const int32_t *planes;    /* experts: [n] plane of each row of out, or NULL: plane 0 */
+  kg_linear_groups groups;  /* of these rows, or nothing */
   int32_t x_share, x_first; /* experts: row i of out reads row x_first + i / x_share of x */
 } kg_linear_args;
 
@@ -56,6 +65,8 @@ int kg_cuda_linear_run(const kg_matrix *m);
 static inline bool kg_cuda_linear_is_few(int64_t n, int64_t width) { return n <= KG_LINEAR_FEW && n * width <= KG_LINEAR_FEW_NUMBERS; }
 /* Can two matrices of this type and shape be multiplied gated? */
 bool kg_cuda_linear_gates(const kg_matrix *m);
+/* Most rows of a plane that this matrix is multiplied with at a time. */
+int32_t kg_cuda_linear_group_rows(const kg_matrix *m);
 /* Should n rows of x stand in panels, where matrices of these tiles (kg_cuda_linear_many_tiles) read them? */
 static inline bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, int32_t n_tiles)
 {

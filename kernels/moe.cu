@@ -1,7 +1,7 @@
 #include "common.cuh"
 #include "moe.h"
 
-enum { EXPERTS_MAX = 1024 };
+enum { EXPERTS_MAX = 1024 }; /* as KG_PLAN_MAX_EXPERTS */
 
 /* The best rank among those of the warp's lanes, ties to the lower index; EXPERTS_MAX: none. */
 static __device__ int best_of_warp(float best, int index)
@@ -109,6 +109,44 @@ int kg_cuda_route(kg_stream *s, const kg_route_args *a, kg_error *err)
   if (a->n_groups < 1 || a->n_experts % a->n_groups || a->n_groups_used < 1 || a->n_groups_used > a->n_groups)
     return kg_fail(err, KG_ERR_ARGUMENT, "%d of %d groups of %d experts", a->n_groups_used, a->n_groups, a->n_experts);
   return run_kernel(s, "route", route, dim3(a->n), 32, 0, err, *a);
+}
+
+/* group_rows: one block, a thread for each plane. Which place a row has in its group changes nothing for it. */
+static __global__ void __launch_bounds__(EXPERTS_MAX)
+    group_rows(const int32_t *planes, int32_t n, const kg_linear_groups groups)
+{
+  __shared__ int ends[EXPERTS_MAX], group_ends[EXPERTS_MAX], places[EXPERTS_MAX];
+  wait_for_previous();
+  const int plane = threadIdx.x;
+  places[plane] = 0;
+  __syncthreads();
+  for (int i = plane; i < n; i += EXPERTS_MAX) atomicAdd(&places[planes[i]], 1);
+  __syncthreads();
+  const int count = places[plane], n_groups = (count + groups.rows - 1) / groups.rows;
+  ends[plane] = count;
+  group_ends[plane] = n_groups;
+  for (int step = 1; step < EXPERTS_MAX; step *= 2) {
+    __syncthreads();
+    const int before = plane >= step ? ends[plane - step] : 0, groups_before = plane >= step ? group_ends[plane - step] : 0;
+    __syncthreads();
+    ends[plane] += before;
+    group_ends[plane] += groups_before;
+  }
+  const int first = ends[plane] - count, first_group = group_ends[plane] - n_groups;
+  places[plane] = first;
+  __syncthreads();
+  for (int i = 0; i < n_groups; i++)
+    groups.list[first_group + i] = {plane, first + i * groups.rows, min(groups.rows, count - i * groups.rows)};
+  for (int i = group_ends[EXPERTS_MAX - 1] + plane; i < groups.n; i += EXPERTS_MAX) groups.list[i] = {0, 0, 0};
+  for (int i = plane; i < n; i += EXPERTS_MAX) groups.order[atomicAdd(&places[planes[i]], 1)] = i;
+}
+
+int kg_cuda_group(kg_stream *s, const int32_t *planes, int32_t n, int32_t n_planes, const kg_linear_groups *groups,
+                  kg_error *err)
+{
+  if (n_planes < 1 || n_planes > EXPERTS_MAX || groups->rows < 1 || groups->n < n / groups->rows + n_planes)
+    return kg_fail(err, KG_ERR_ARGUMENT, "%d groups of %d planes", groups->n, n_planes);
+  return run_kernel(s, "group_rows", group_rows, dim3(1), EXPERTS_MAX, 0, err, planes, n, *groups);
 }
 
 static __global__ void __launch_bounds__(256) mix(const float *in, const float *weights, int32_t n_used, int32_t width,

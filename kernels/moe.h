@@ -2,7 +2,7 @@
 #ifndef KG_CUDA_MOE_H
 #define KG_CUDA_MOE_H
 
-#include "device.h"
+#include "linear.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,6 +20,10 @@ typedef struct kg_route_args {
   float *weights;        /* [n][n_used] */
 } kg_route_args;
 int kg_cuda_route(kg_stream *s, const kg_route_args *a, kg_error *err);
+
+/* Sort rows [0, n) by their planes, of which there are n_planes, into groups of at most groups->rows. */
+int kg_cuda_group(kg_stream *s, const int32_t *planes, int32_t n, int32_t n_planes, const kg_linear_groups *groups,
+                  kg_error *err);
 
 /* out[i] = sum over u of weights[i][u] * in[i * n_used + u], in this order */
 int kg_cuda_mix(kg_stream *s, const float *in, const float *weights, int32_t n, int32_t n_used, int32_t width, float *out,

@@ -366,6 +366,69 @@ static bool only_attention_turns(const builder *b, int32_t op_index)
   return attention->in[2] != op->out && side_of(b, last) == side_of(b, op_index);
 }
 
+/* ---- slices and rotations that their readers do ---- */
+
+/* Equal parts of an input of what is put together, each read by its group; 1: all of it by all groups. */
+static int32_t parts_of(const kg_op *concat, int32_t value)
+{
+  return concat->in[1] == value && concat->u.concat.is_shared ? 1 : concat->u.concat.groups;
+}
+
+static bool is_aligned(const builder *b, const kg_op *slice)
+{
+  const int32_t part = value_at(b, slice->in[0])->width / slice->u.slice.groups;
+  return part % 4 == 0 && slice->u.slice.first % 4 == 0 && slice->u.slice.width % 4 == 0;
+}
+
+/* Does the only reader of this slice or rotation read through it? */
+static bool is_folded(const builder *b, int32_t op_index)
+{
+  const kg_op *op = op_at(b, op_index);
+  const int32_t last = value_at(b, op->out)->last_use;
+  if (b->traced || b->n_uses[op->out] != 1 || last >= b->n_ops || side_of(b, last) != side_of(b, op_index)) return false;
+  const kg_op *reader = op_at(b, last);
+  if (op->kind == KG_OP_ROPE)
+    return reader->kind == KG_OP_CONCAT && op->u.rope.n_dims == op->u.rope.head_dim &&
+           op->u.rope.n_heads == parts_of(reader, op->out);
+  const int32_t groups = op->u.slice.groups;
+  switch (reader->kind) {
+  case KG_OP_CONCAT: return groups == parts_of(reader, op->out);
+  case KG_OP_ROPE: return groups == reader->u.rope.n_heads && is_folded(b, last);
+  case KG_OP_LINEAR_EACH:
+    return groups == matrix_of(b, reader->w[0])->planes && matrix_of(b, reader->w[0])->type != KG_F32 && is_aligned(b, op);
+  case KG_OP_NORM: /* one that no product does by itself */
+    return groups == 1 && reader->u.norm.groups == 1 && !b->wants_half[side_of(b, last)][reader->out] && is_aligned(b, op);
+  default: return false;
+  }
+}
+
+/* A stage that reads through slices, and what is put together through rotations, too. */
+static int add_reader(builder *b, kg_stage_kind kind, int32_t op_index)
+{
+  const kg_op *op = op_at(b, op_index);
+  const kg_side side = side_of(b, op_index);
+  const kg_op *view[2] = {NULL, NULL};
+  int32_t rotation[2] = {KG_NONE, KG_NONE}, in[3] = {op->in[0], op->in[1], op->in[2]};
+  for (int i = 0; i < (op->kind == KG_OP_CONCAT ? 2 : 1); i++) {
+    const kg_op *from = producer_of(b, in[i]);
+    if (from->kind == KG_OP_ROPE && is_folded(b, value_at(b, in[i])->producer)) {
+      rotation[i] = find_rotation(b, side, &from->u.rope);
+      if (rotation[i] == KG_NONE) return KG_ERR_MEMORY;
+      in[i] = from->in[0];
+      from = producer_of(b, in[i]);
+    }
+    if (from->kind != KG_OP_SLICE || !is_folded(b, value_at(b, in[i])->producer)) continue;
+    view[i] = from;
+    in[i] = from->in[0];
+  }
+  kg_gpu_stage *stage = add_stage(b, kind, side, op);
+  if (!stage) return KG_ERR_MEMORY;
+  memcpy(stage->in, in, sizeof in);
+  memcpy(stage->view, view, sizeof view);
+  memcpy(stage->rotation, rotation, sizeof rotation);
+  return KG_OK;
+}
+
 static int add_op(builder *b, int32_t i)
 {
   const kg_op *op = op_at(b, i);
@@ -376,10 +439,13 @@ static int add_op(builder *b, int32_t i)
   case KG_OP_EMBED: return add_stage(b, KG_STAGE_EMBED_ROWS, side, op) ? add_adapters(b) : KG_ERR_MEMORY;
   case KG_OP_NORM:
     if (op->u.norm.groups == 1) b->has_half[side][op->out] = b->wants_half[side][op->out];
-    return add_stage(b, KG_STAGE_NORM_ROWS, side, op) ? KG_OK : KG_ERR_MEMORY;
+    return add_reader(b, KG_STAGE_NORM_ROWS, i);
+  case KG_OP_SLICE: return is_folded(b, i) ? KG_OK : add_reader(b, KG_STAGE_COLUMNS, i);
+  case KG_OP_CONCAT: return add_reader(b, KG_STAGE_COLUMNS, i);
   case KG_OP_LINEAR: return add_linear(b, i);
-  case KG_OP_LINEAR_EACH: return add_stage(b, KG_STAGE_EACH, side, op) ? KG_OK : KG_ERR_MEMORY;
+  case KG_OP_LINEAR_EACH: return add_reader(b, KG_STAGE_EACH, i);
   case KG_OP_ROPE:
+    if (is_folded(b, i)) return KG_OK;
     if (only_attention_turns(b, i)) { /* attention reads what this reads */
       b->wants_float[side][op->in[0]] = true;
       return KG_OK;

@@ -77,6 +77,12 @@ template <int WARPS, typename F> static __device__ __forceinline__ float sum_seg
   return sum;
 }
 
+static __device__ __forceinline__ const float *part_of(const kg_norm_args &a, int index, int width)
+{
+  if (!a.x_parts) return a.x + (size_t)index * width;
+  return a.x + (size_t)(index / a.x_parts) * a.x_width + index % a.x_parts * a.x_step;
+}
+
 /* norm_rows: y = (x - mean) / sqrt(variance + eps) * scale + bias of each of `groups` parts of a row, as float32 and as
  * scaled f16.
  * grid: parts of all rows, WARPS 1: / 4; block: WARPS warps a part; sums: norm.cuh.
@@ -90,7 +96,7 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = a.width / a.groups;
   const int index = WARPS == 1 ? blockIdx.x * 4 + warp : blockIdx.x;
   if (index >= a.n * a.groups) return;
-  const float *x = a.x + (size_t)index * part;
+  const float *x = part_of(a, index, part);
   const int weights = a.is_wide ? index % a.groups * part : 0; /* where those of the part begin */
   float mean = 0, max = 0;
   auto deviation = [&](int i) { /* of a lane's four, zero beyond the row */
@@ -146,7 +152,7 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
     }
     if (!a.out) continue;
     const float4 v = value(i);
-    float *out = a.out + (x - a.x) + c;
+    float *out = a.out + (size_t)index * part + c;
     if (part % 4 == 0) {
       if (c < part) *(float4 *)out = v;
       continue;
@@ -219,7 +225,7 @@ static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, second = lane / 16, row = 2 * blockIdx.x + second;
   const int first = warp * 64 + lane % 16 * 4, padded = (a.width + 31) / 32 * 32;
   const bool exists = row < a.n;
-  const float *x = a.x + (size_t)row * a.width;
+  const float *x = part_of(a, row, a.width);
   float max = 0;
 #pragma unroll 4
   for (int c = first; c < a.width && exists; c += 512) {
@@ -261,18 +267,14 @@ int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)
 
 /* ---- column by column ---- */
 
-/* Column c of row `row` of what is put together. */
-static __device__ __forceinline__ float concat(const kg_columns_args &a, int64_t row, int c)
+/* Column c of what parts make of a row. */
+static __device__ __forceinline__ float column_of_parts(const kg_columns_args &a, int row, int c)
 {
-  const int width = a.width / a.groups, a_width = a.a_width / a.groups, group = c / width, at = c - group * width;
-  if (at < a_width) return a.a[row * a.a_width + group * a_width + at];
-  return a.b[row * a.b_width + (a.is_shared ? 0 : group * (width - a_width)) + at - a_width];
-}
-
-static __device__ __forceinline__ float slice(const kg_columns_args &a, int64_t row, int c)
-{
-  const int width = a.width / a.groups, group = c / width;
-  return a.a[row * a.a_width + group * (a.a_width / a.groups) + a.slice + c - group * width];
+  const int width = a.width / a.groups, group = c / width, at = c - group * width;
+  const bool second = at >= a.part[0].dim;
+  const kg_columns_part &part = a.part[second];
+  const float *from = part.x + (size_t)row * part.width + group * part.step + part.first;
+  return turned_channel(part.rotation, from, row, second ? at - a.part[0].dim : at);
 }
 
 static __global__ void __launch_bounds__(256) columns_each(const __grid_constant__ kg_columns_args a)
@@ -295,11 +297,8 @@ static __global__ void __launch_bounds__(256) columns_each(const __grid_constant
     case KG_COLUMNS_SOFTCAP:
       a.out[i] = a.scale * tanhf(a.a[i] / a.scale);
       break;
-    case KG_COLUMNS_SLICE:
-      a.out[i] = slice(a, i / a.width, (int)(i % a.width));
-      break;
     default:
-      a.out[i] = concat(a, i / a.width, (int)(i % a.width));
+      a.out[i] = column_of_parts(a, (int)(i / a.width), (int)(i % a.width));
       break;
     }
 }

@@ -16,7 +16,8 @@ int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int3
 enum { KG_NORM_MAX = 1 << 17 /* columns of a part */ };
 
 typedef struct kg_norm_args {
-  const float *x;     /* [n][width] */
+  const float *x;     /* [n][width], or where x_parts is not 0: row i has part i % x_parts of a row of x_width, x_step apart */
+  int32_t x_parts, x_width, x_step;
   int32_t n, width, groups;
   bool normalize;     /* else only the f16 form of x is made */
   bool subtract_mean;
@@ -33,17 +34,31 @@ typedef struct kg_norm_args {
 } kg_norm_args;
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err);
 
+/* How heads turn. */
+typedef struct kg_rotation {
+  const float *table;   /* of kg_cuda_angles, or NULL: no rotation, a copy */
+  int32_t n_freqs;
+  bool pairs;           /* (2 i, 2 i + 1) turn together; else (i, i + n_freqs) */
+} kg_rotation;
+
 typedef enum kg_columns_kind { KG_COLUMNS_GLU, KG_COLUMNS_ACT, KG_COLUMNS_ADD, KG_COLUMNS_SCALE, KG_COLUMNS_SOFTCAP,
-                               KG_COLUMNS_SLICE, KG_COLUMNS_CONCAT } kg_columns_kind;
+                               KG_COLUMNS_PARTS } kg_columns_kind;
+
+/* Columns [first, first + dim) of a row's groups. */
+typedef struct kg_columns_part {
+  const float *x;       /* [n][width] */
+  int32_t width, step;  /* step: from group to group; 0: all have the same columns */
+  int32_t first, dim;   /* dim 0: none */
+  kg_rotation rotation; /* of all of them, or none */
+} kg_columns_part;
+
 typedef struct kg_columns_args {
   int32_t kind, act;
   float limit, alpha, scale;
   int32_t n, width;
-  const float *a, *b;   /* [n][width]; slice: [n][a_width]; concat: [n][a_width], [n][b_width] */
-  int32_t a_width, b_width;
-  int32_t groups;       /* slice, concat: equal parts of a row */
-  int32_t slice;        /* first column of a part */
-  bool is_shared;       /* concat: all of b behind every part of a */
+  const float *a, *b;   /* [n][width] */
+  int32_t groups;       /* parts: for each group the columns of part[0], then those of part[1] */
+  kg_columns_part part[2];
   float *out;
 } kg_columns_args;
 int kg_cuda_columns(kg_stream *s, const kg_columns_args *a, kg_error *err);
@@ -58,12 +73,6 @@ int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *c
 int kg_cuda_angles(kg_stream *s, const int32_t *positions, int32_t n, const float *freqs, int32_t n_freqs,
                    float magnitude, float *table, kg_error *err);
 
-/* How heads turn. */
-typedef struct kg_rotation {
-  const float *table;   /* of kg_cuda_angles, or NULL: no rotation, a copy */
-  int32_t n_freqs;
-  bool pairs;           /* (2 i, 2 i + 1) turn together; else (i, i + n_freqs) */
-} kg_rotation;
 /* Turn the heads of all rows; out is not x. */
 int kg_cuda_rope(kg_stream *s, const float *x, int32_t n, int32_t n_heads, int32_t head_dim, const kg_rotation *rotation,
                  float *out, kg_error *err);

@@ -169,6 +169,11 @@ static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     a.scale = vector_of(p, stage->op->w[0]);
     a.scale_max = weight_of(p, stage->op->w[0])->vector_max;
     a.is_wide = kg_plan_weight_at(p->exe->plan, stage->op->w[0])->rows > 1;
+    if (stage->view[0]) {
+      a.x += stage->view[0]->u.slice.first;
+      a.x_parts = 1;
+      a.x_width = width_of(p, stage->in[0]);
+    }
     a.bias = vector_of(p, stage->op->w[1]);
     a.out = in_arena(p, place->at);
   }
@@ -304,27 +309,38 @@ static int run_conv(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   return kg_cuda_conv(p->exe->stream, &a, err);
 }
 
+/* An input in so many equal parts, of which a slice or all of each is read. */
+static kg_columns_part part_of(const pass *p, const kg_gpu_stage *stage, int input, const kg_op *slice, int32_t parts)
+{
+  const int32_t value = stage->in[input], width = width_of(p, value), part = width / parts;
+  kg_columns_part out = {.x = floats_of(p, stage->side, value), .width = width, .step = parts == 1 ? 0 : part,
+                         .first = slice ? slice->u.slice.first : 0, .dim = slice ? slice->u.slice.width : part};
+  const int32_t read = stage->op->in[input]; /* what a rotation, if there is one here, would give */
+  out.rotation = rotation_at(p, stage->rotation[input], kg_plan_op(p->exe->plan, kg_plan_value(p->exe->plan, read)->producer));
+  return out;
+}
+
 static int run_columns(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
   static const int32_t kinds[] = {[KG_OP_GLU] = KG_COLUMNS_GLU, [KG_OP_ACT] = KG_COLUMNS_ACT,
                                   [KG_OP_ADD] = KG_COLUMNS_ADD, [KG_OP_SCALE] = KG_COLUMNS_SCALE,
-                                  [KG_OP_SOFTCAP] = KG_COLUMNS_SOFTCAP, [KG_OP_SLICE] = KG_COLUMNS_SLICE,
-                                  [KG_OP_CONCAT] = KG_COLUMNS_CONCAT};
+                                  [KG_OP_SOFTCAP] = KG_COLUMNS_SOFTCAP, [KG_OP_SLICE] = KG_COLUMNS_PARTS,
+                                  [KG_OP_CONCAT] = KG_COLUMNS_PARTS};
   const kg_op *op = stage->op;
   kg_columns_args a = {.kind = kinds[op->kind], .n = p->n, .width = width_of(p, stage->out),
                        .a = floats_of(p, stage->side, stage->in[0]), .b = floats_of(p, stage->side, stage->in[1]),
-                       .a_width = width_of(p, stage->in[0]), .groups = 1, .out = floats_of(p, stage->side, stage->out)};
+                       .out = floats_of(p, stage->side, stage->out)};
   if (op->kind == KG_OP_GLU || op->kind == KG_OP_ACT) {
     a.act = (int32_t)op->u.act.kind;
     a.limit = op->u.act.limit;
     a.alpha = op->u.act.alpha;
   } else if (op->kind == KG_OP_SLICE) {
-    a.slice = op->u.slice.first;
     a.groups = op->u.slice.groups;
+    a.part[0] = part_of(p, stage, 0, op, a.groups);
   } else if (op->kind == KG_OP_CONCAT) {
-    a.b_width = width_of(p, stage->in[1]);
     a.groups = op->u.concat.groups;
-    a.is_shared = op->u.concat.is_shared;
+    a.part[0] = part_of(p, stage, 0, stage->view[0], a.groups);
+    a.part[1] = part_of(p, stage, 1, stage->view[1], op->u.concat.is_shared ? 1 : a.groups);
   } else if (op->kind != KG_OP_ADD)
     a.scale = op->u.scale;
   return kg_cuda_columns(p->exe->stream, &a, err);
@@ -332,15 +348,26 @@ static int run_columns(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 
 /* ---- experts, and products of each head ---- */
 
-/* The float32 rows of a product to f16, in the arena's end. */
-static int round_rows(const pass *p, kg_linear_args *a, int32_t width, kg_error *err)
+/* The float32 rows of a product to f16, in the arena's end; `half` says how wide they are and where they stand. */
+static int round_rows(const pass *p, kg_linear_args *a, kg_norm_args half, kg_error *err)
 {
-  const kg_moe_scratch *at = &p->exe->moe;
-  const kg_norm_args half = {.x = a->x, .n = a->n, .width = width, .groups = 1, .half = in_arena(p, at->half),
-                             .half_scale = in_arena(p, at->half_scale)};
+  half.x = a->x;
+  half.n = a->n;
+  half.groups = 1;
+  half.half = in_arena(p, p->exe->moe.half);
+  half.half_scale = in_arena(p, p->exe->moe.half_scale);
   a->x = half.half;
   a->x_scale = half.half_scale;
   return kg_cuda_norm(p->exe->stream, &half, err);
+}
+
+/* Where planes have several rows each: in groups of at most so many. */
+static int group_planes(const pass *p, kg_linear_args *a, int32_t n_planes, int32_t most, kg_error *err)
+{
+  const int32_t rows = a->n > KG_LINEAR_FEW * n_planes ? most : KG_LINEAR_FEW;
+  if (a->n < 2 * n_planes) return KG_OK;
+  a->groups = (kg_linear_groups){in_arena(p, p->exe->moe.order), in_arena(p, p->exe->moe.groups), a->n / rows + n_planes, rows};
+  return kg_cuda_group(p->exe->stream, a->planes, a->n, n_planes, &a->groups, err);
 }
 
 /* A row's parts are rows of their own, each with its plane. */
@@ -349,15 +376,24 @@ static int run_each(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   kg_stream *s = p->exe->stream;
   const kg_cuda_weight *w = weight_of(p, stage->op->w[0]);
   const kg_matrix *m = &w->m;
+  const kg_op *view = stage->view[0];
   const size_t parts = (size_t)m->planes, step = KG_EACH_ROWS / parts; /* KG_PLAN_MAX_EXPERTS parts at most */
-  const float *in = floats_of(p, stage->side, stage->in[0]);
+  const size_t width = (size_t)width_of(p, stage->in[0]);
+  const float *in = floats_of(p, stage->side, stage->in[0]) + (view ? view->u.slice.first : 0);
   float *out = floats_of(p, stage->side, stage->out);
   int code = KG_OK;
   for (size_t row = 0, n; row < (size_t)p->n && !code; row += n) {
     n = (size_t)p->n - row < step ? (size_t)p->n - row : step;
     kg_linear_args a = {.part = {{*m, NULL, out + row * parts * (size_t)m->rows}}, .n_parts = 1, .n = (int32_t)(n * parts),
-                        .x = in + row * parts * (size_t)m->cols, .planes = w->planes, .x_share = 1};
-    if (m->type != KG_F32) code = round_rows(p, &a, m->cols, err);
+                        .x = in + row * width, .planes = w->planes, .x_share = 1};
+    kg_norm_args half = {.width = m->cols};
+    if (view) {
+      half.x_parts = m->planes;
+      half.x_width = (int32_t)width;
+      half.x_step = (int32_t)(width / parts);
+    }
+    if (m->type != KG_F32) code = round_rows(p, &a, half, err);
+    if (!code) code = group_planes(p, &a, m->planes, kg_cuda_linear_group_rows(m), err);
     if (!code) code = kg_cuda_linear(s, &a, err);
   }
   return code;
@@ -386,7 +422,7 @@ static int expert_gates(const pass *p, const kg_gpu_stage *stage, const kg_linea
   if (!code) code = kg_cuda_linear(s, &a, err);
   const kg_columns_args glu = {.kind = KG_COLUMNS_GLU, .act = (int32_t)op->u.moe.act.kind, .limit = op->u.moe.act.limit,
                                .alpha = op->u.moe.act.alpha, .n = a.n, .width = gate->rows, .a = in_arena(p, at->gate),
-                               .b = in_arena(p, at->up), .a_width = gate->rows, .out = in_arena(p, at->gate)};
+                               .b = in_arena(p, at->up), .out = in_arena(p, at->gate)};
   return code ? code : kg_cuda_columns(s, &glu, err);
 }
 
@@ -408,11 +444,15 @@ static int run_experts(const pass *p, const kg_gpu_stage *stage, int32_t first, 
   int code = kg_cuda_route(s, &route, err);
   if (code) return code;
   kg_linear_args a = {.n = n * params->n_used, .planes = route.experts, .x_share = params->n_used, .x_first = first};
-  code = expert_gates(p, stage, &a, err);
+  int32_t most = kg_cuda_linear_group_rows(down);
+  for (int i = 0; i < 2; i++)
+    if (kg_cuda_linear_group_rows(&weight_of(p, op->w[i])->m) < most) most = KG_LINEAR_FEW;
+  code = group_planes(p, &a, params->n_experts, most, err);
+  if (!code) code = expert_gates(p, stage, &a, err);
   if (code) return code;
-  a = (kg_linear_args){.part = {{*down, vector_of(p, op->w[5]), in_arena(p, at->down)}}, .n_parts = 1,
+  a = (kg_linear_args){.groups = a.groups, .part = {{*down, vector_of(p, op->w[5]), in_arena(p, at->down)}}, .n_parts = 1,
                        .n = n * params->n_used, .x = in_arena(p, at->gate), .planes = route.experts, .x_share = 1};
-  if (down->type != KG_F32) code = round_rows(p, &a, down->cols, err);
+  if (down->type != KG_F32) code = round_rows(p, &a, (kg_norm_args){.width = down->cols}, err);
   if (!code) code = kg_cuda_linear(s, &a, err);
   if (code) return code;
   return kg_cuda_mix(s, in_arena(p, at->down), in_arena(p, at->weights), n, params->n_used, down->rows,

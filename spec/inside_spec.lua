@@ -208,7 +208,7 @@ describe("a look inside:", function()
           local mean = hidden:row(0):clone()
           for j = 1, #texts[i] - 1 do mean:add_(hidden:row(j)) end
           mean:mul_(1 / #texts[i])
-          assert.equal(mean:bytes(), assert(model:embed(texts[i], { normalize = false })):bytes())
+          assert.is_true(distance(assert(model:embed(texts[i], { normalize = false })), mean:totable()) < 1e-6)
         end
         assert.equal(0, model:stats().n_pages_used)
         assert.same({}, assert(model:embed {}))

@@ -208,8 +208,9 @@ describe("experts", function()
   end
 
   -- Which of gates, ups and downs are float32 and which are not may differ.
-  local TYPES = { f32 = { 0, "F32" }, f16 = { 1, "F16" }, q8 = { 8, "Q8_0" } }
-  for _, mix in ipairs { { "f32", "f16", "q8" }, { "q8", "f32", "f32" }, { "f16", "q8", "f16" } } do
+  local TYPES = { f32 = { 0, "F32" }, f16 = { 1, "F16" }, q8 = { 8, "Q8_0" }, bf16 = { 30, "BF16" } }
+  for _, mix in ipairs { { "f32", "f16", "q8" }, { "q8", "f32", "f32" }, { "f16", "q8", "f16" },
+    { "q8", "q8", "q8" }, { "bf16", "bf16", "q8" } } do
     local function typed(name, shape, type)
       local values, random = {}, tiny.dice(#name)
       for i = 1, shape[1] * shape[2] * shape[3] do values[i] = (random(2001) - 1001) / 1000 / shape[1] ^ 0.5 end
@@ -222,23 +223,31 @@ describe("experts", function()
       typed("gate", { 32, 64, N }, TYPES[mix[1]]), typed("upward", { 32, 64, N }, TYPES[mix[2]]),
       typed("downward", { 64, 32, N }, TYPES[mix[3]]),
     })
-    local function run(options)
+    local ids = {}
+    for i = 1, 210 do ids[i] = i * 7 % ROWS end
+    local function run(options, chunk)
+      local all = { chunk = chunk }
+      for key, value in pairs(options) do all[key] = value end
       local gguf <close> = assert(core.parse_gguf(mixed, "spec"))
       local plan <close> = assert(core.plan(gguf))
       local x = plan:embed("x", plan:weight "embd")
       local weights = { gate = plan:weight "gate", up = plan:weight "upward", down = plan:weight "downward" }
       local y = assert(plan:moe("y", x, plan:linear("router", x, plan:weight "router"), weights,
         { experts = N, used = 3, act = "silu", gate = "softmax" }))
-      assert(plan:finish(plan:linear("logits", y, plan:weight "embd"), 64))
-      local model <close> = assert(core.model(plan, options))
-      local made <close> = assert(model:logits { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 })
+      assert(plan:finish(plan:linear("logits", y, plan:weight "embd"), 256))
+      local model <close> = assert(core.model(plan, all))
+      local made <close> = assert(model:logits(ids))
       return made:bytes()
     end
-    it(("of types %s come to what the reference makes of them"):format(table.concat(mix, ", ")), function()
+    it(("of types %s come to the same however many rows share them"):format(table.concat(mix, ", ")), function()
       local wanted = run { device = "reference" }
       for _, device in ipairs(tiny.devices) do
-        local _, relative = model_fixtures.difference(run(device.options), wanted)
+        local got = run(device.options)
+        local _, relative = model_fixtures.difference(got, wanted)
         assert.is_true(relative < 1e-2, ("%s: relative difference %g"):format(device.name, relative))
+        for _, chunk in ipairs { 1, 9, 50 } do
+          assert.is_true(got == run(device.options, chunk), ("%s: chunks of %d"):format(device.name, chunk))
+        end
       end
     end)
   end

@@ -6,10 +6,18 @@ local pooling = { kinds = {} }
 local kinds = pooling.kinds
 
 function kinds.mean(rows)
-  local sum, message, code = rows:row(0):clone()
-  if not sum then return nil, message, code end
-  for i = 1, #rows - 1 do sum:add_(rows:row(i)) end
-  return sum:mul_(1 / #rows)
+  local sums <close>, message, code = rows:clone()
+  if not sums then return nil, message, code end
+  local n = #rows
+  while n > 1 do -- the last half onto the first: few operations, and small errors
+    local half = n // 2
+    sums:rows(0, half):add_(sums:rows(n - half, half))
+    n = n - half
+  end
+  local mean
+  mean, message, code = sums:row(0):clone()
+  if not mean then return nil, message, code end
+  return mean:mul_(1 / #rows)
 end
 
 function kinds.last(rows) return rows:row(#rows - 1):clone() end
