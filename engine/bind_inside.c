@@ -286,6 +286,19 @@ static int model_zeros(lua_State *L)
   return kg_model_tensor(check_model(L, 1), n_dims, dims, made, &err) ? kg_push_error(L, &err) : 1;
 }
 
+/* The plan's last value comes without tracing, which is slower: rows of the items one after the other to the buffer. */
+static void want_all_logits(const kg_model *model, kg_step_item *items, size_t n, kg_buffer *buffer)
+{
+  int64_t at = 0;
+  for (size_t i = 0; i < n; i++) {
+    const int32_t pending = kg_sequence_pending(items[i].sequence);
+    items[i].all_logits = buffer;
+    items[i].from = kg_sequence_pos(items[i].sequence) - pending;
+    items[i].at = at * kg_model_vocab_size(model); /* bounded: it has room for them */
+    at += pending;
+  }
+}
+
 /* model:trace_rows(sequences, name) -> Tensor [rows, width], or nil, message, code: a value of all tokens that the
  * sequences wait for, sequence after sequence, in shared passes */
 static int trace_rows(lua_State *L)
@@ -313,8 +326,10 @@ static int trace_rows(lua_State *L)
   int status = kg_model_tensor(model, 2, dims, made, &err);
   if (status) return kg_push_error(L, &err);
   trace.buffer = (*made)->buffer;
+  const bool is_last = trace.value == kg_plan_logits(kg_model_plan(model));
+  if (is_last) want_all_logits(model, items, (size_t)n, trace.buffer);
   kg_begin_step(L, 1);
-  status = kg_step_items(model, items, (size_t)n, &trace, 1, &err);
+  status = kg_step_items(model, items, (size_t)n, &trace, !is_last, &err);
   kg_end_step(L, 1);
   if (status) return kg_push_error(L, &err);
   lua_pushvalue(L, 4); /* the tensor, below items and sequences */
