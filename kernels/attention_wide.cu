@@ -1,12 +1,12 @@
 /* attention_wide.cu - attention over an f16 cache for heads that attention.cu is not made for, on tensor cores: values
  * that are a part of the keys (latent attention) or not as wide as they are, and heads wider than 256.
  *
- * A block takes 16 M pairs of a position and a query head of one kv head through splits of 64 positions. Its warps share
- * a split: each has 8 positions of it for the scores, then 8 NV channels of the values. Splits are joined in STRANDS
- * strands: strand z has splits z, z + STRANDS, ... in order; then the strands are joined in order. So the strands of few
- * rows can have blocks of their own (SPREAD, and join_strands), and a block can take many rows through all of them, with
- * the same numbers bit for bit: a row of a product knows nothing of the other rows, and a split of which a row sees
- * nothing changes nothing. */
+ * A block takes 16 M pairs of a position and a query head of one kv head through splits of 64 positions. Its warps
+ * share a split: each has 8 positions of it for the scores, then 8 NV channels of the values. Splits are joined in
+ * STRANDS strands: strand z has splits z, z + STRANDS, ... in order; then the strands are joined in order. So the
+ * strands of few rows can have blocks of their own (SPREAD, and join_strands), and a block can take many rows through
+ * all of them, with the same numbers bit for bit: a row of a product knows nothing of the other rows, and a split of
+ * which a row sees nothing changes nothing. */
 #include "attention.cuh"
 
 enum { WARPS = 8, THREADS = 32 * WARPS, STRANDS = 32, CHANNELS = 8 * WARPS /* of values, for each tile of a warp */ };
@@ -63,8 +63,8 @@ static __device__ __forceinline__ void fetch_wide(const kg_attention_args &a, in
   }
 }
 
-/* The pairs of a span of rows that a block has: [first, min(first + its rows, n)); pair i is query head i % group of row
- * row0 + i / group. */
+/* The pairs of a span of rows that a block has: [first, min(first + its rows, n)); pair i is query head i % group of
+ * row row0 + i / group. */
 struct pairs {
   int row0, kv_head, first, n;
 };
@@ -89,8 +89,20 @@ static __device__ __forceinline__ int begin_strand(int strand, int split0)
   return split0 + ((strand - split0) & (STRANDS - 1));
 }
 
-/* Sums of the rows g and g + 8 of M tiles over some splits: channels 8 (NV warp + i) + 2 t + e are out[tile][i][2 h + e].
- */
+struct split_of_strand {
+  int strand, split;
+};
+
+/* The next split of the strand, or the first one of the next strand that has any; beyond split1: there is none. */
+static __device__ __forceinline__ split_of_strand next_split(split_of_strand at, int split0, int split1)
+{
+  at.split += STRANDS;
+  while (at.split > split1 && ++at.strand < STRANDS) at.split = begin_strand(at.strand, split0);
+  return at;
+}
+
+/* Sums of the rows g and g + 8 of M tiles over some splits: channels 8 (NV warp + i) + 2 t + e of the values are
+ * out[tile][i][2 h + e]. */
 template <int M, int NV> struct sums {
   float top[M][2], sum[M][2], out[M][NV][4];
 
@@ -250,9 +262,9 @@ static __device__ __forceinline__ void bring_queries(const kg_attention_args &a,
 }
 
 /* attention_pairs: grid: tiles of 16 M pairs * kv heads, those that see most first; SPREAD: (kv heads * tiles of a few
- * row, few rows, strands), each row that has fewer strands leaving some without work. block: 8 warps; shared: q, and one
- * or two splits. moves the cache of what its pairs see. twin: attend in cpu/reference.c; tolerance: f16 rounding of q
- * and of the weights. */
+ * row, few rows, strands), each row that has fewer strands leaving some without work. block: 8 warps; shared: q, and
+ * one or two splits. moves the cache of what its pairs see. twin: attend in cpu/reference.c; tolerance: f16 rounding of
+ * q and of the weights. */
 template <int M, int NV, bool SPREAD>
 static __global__ void __launch_bounds__(THREADS, 1)
     attention_pairs(const __grid_constant__ kg_attention_args a, int buffers)
@@ -263,23 +275,20 @@ static __global__ void __launch_bounds__(THREADS, 1)
   await_previous();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int group = a.n_heads / a.n_kv_heads, parts = (group + ROWS - 1) / ROWS;
-  const pairs own = SPREAD ? find_pairs(a, blockIdx.y * parts + blockIdx.x % parts, blockIdx.x / parts, ROWS)
-                           : find_pairs(a, (gridDim.x - 1 - blockIdx.x) / a.n_kv_heads, blockIdx.x % a.n_kv_heads, ROWS);
+  const pairs own = SPREAD
+                        ? find_pairs(a, blockIdx.y * parts + blockIdx.x % parts, blockIdx.x / parts, ROWS)
+                        : find_pairs(a, (gridDim.x - 1 - blockIdx.x) / a.n_kv_heads, blockIdx.x % a.n_kv_heads, ROWS);
   if (!own.n) return;
   const int last_pair = min(own.first + ROWS, own.n) - 1, pages = a.row_pages[own.row0];
   const int end = a.lasts[own.row0 + last_pair / group]; /* what later pairs see, earlier ones see, or it is masked */
   const int split0 = first_seen(a, a.lasts[own.row0 + own.first / group]) / SPLIT, split1 = end / SPLIT;
-  int strand = SPREAD ? blockIdx.z : split0 % STRANDS, split = begin_strand(strand, split0);
-  if (split > split1) return;
+  split_of_strand now = {(int)blockIdx.z, begin_strand(blockIdx.z, split0)};
+  if (!SPREAD) now = next_split({0, begin_strand(0, split0) - STRANDS}, split0, split1);
+  if (now.split > split1) return;
 
   const wide_layout at = lay_out_wide(a, M, buffers);
   uint4 *const q = shared + at.q, *const cache = shared + at.cache;
-  /* The strands in order, from 0 on; all of them have a split, or those from split0's on, which may be the last. */
-  if (!SPREAD && split1 - split0 >= STRANDS - split0 % STRANDS) {
-    strand = 0;
-    split = begin_strand(0, split0);
-  }
-  fetch_wide(a, pages, own.kv_head, split, end, cache);
+  fetch_wide(a, pages, own.kv_head, now.split, end, cache);
   commit_copies();
 
   for (int i = threadIdx.x; i < at.tops; i += THREADS) q[i] = make_uint4(0, 0, 0, 0);
@@ -296,34 +305,30 @@ static __global__ void __launch_bounds__(THREADS, 1)
   sums<M, NV> all, part;
   all.clear();
   part.clear();
-  for (int buffer = 0; split <= split1;) {
-    int next = split + STRANDS, next_strand = strand;
-    if (next > split1 && !SPREAD)
-      do
-        next = ++next_strand < STRANDS ? begin_strand(next_strand, split0) : split1 + 1;
-      while (next > split1 && next_strand < STRANDS);
+  for (int buffer = 0; now.split <= split1;) {
+    const split_of_strand next =
+        SPREAD ? split_of_strand{now.strand, now.split + STRANDS} : next_split(now, split0, split1);
     if (buffers > 1) {
-      if (next <= split1) fetch_wide(a, pages, own.kv_head, next, end, cache + (buffer ^ 1) * at.buffer);
+      if (next.split <= split1) fetch_wide(a, pages, own.kv_head, next.split, end, cache + (buffer ^ 1) * at.buffer);
       commit_copies();
       wait_copies<1>();
     } else
       wait_copies<0>();
     __syncthreads();
-    take_split<M, NV>(a, split, q, cache + buffer * at.buffer, (float *)(shared + at.tops), shared + at.weights, first,
-                      last, part);
+    take_split<M, NV>(a, now.split, q, cache + buffer * at.buffer, (float *)(shared + at.tops), shared + at.weights,
+                      first, last, part);
     __syncthreads();
     if (buffers > 1)
       buffer ^= 1;
-    else if (next <= split1) {
-      fetch_wide(a, pages, own.kv_head, next, end, cache);
+    else if (next.split <= split1) {
+      fetch_wide(a, pages, own.kv_head, next.split, end, cache);
       commit_copies();
     }
-    if (!SPREAD && next_strand != strand) {
+    if (!SPREAD && next.strand != now.strand) {
       all.join(part);
       part.clear();
     }
-    split = next;
-    strand = next_strand;
+    now = next;
   }
 
 #pragma unroll
@@ -408,8 +413,7 @@ static bool fits(const kg_stream *s, const kg_attention_args *a, int tiles, int 
 
 bool kg_cuda_attention_is_wide(const kg_stream *s, const kg_attention_args *a)
 {
-  return a->half && a->head_dim % 8 == 0 && a->value_dim % 8 == 0 && a->value_dim <= MOST_CHANNELS &&
-         fits(s, a, 1, 1);
+  return a->half && a->head_dim % 8 == 0 && a->value_dim % 8 == 0 && a->value_dim <= MOST_CHANNELS && fits(s, a, 1, 1);
 }
 
 static size_t row_scratch(int32_t n_heads, int32_t value_dim) { return (size_t)n_heads * STRANDS * (value_dim + 4); }

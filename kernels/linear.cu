@@ -69,10 +69,10 @@ static __device__ __forceinline__ uint4 load_x(const kg_linear_args &a, int n, i
 /* ---- the kernel ---- */
 
 /* linear_rows: D matrices at once (2: gated) for up to 8 NT rows of x; with PLANES rows that have one plane.
- * grid: (tiles of all parts, in turn; rows / 8 NT; experts: rows of out, or groups of them); block: a warp per run, at least 4. Weights go
- * to a ring of `slots` chunks of each warp, as many as there are before the kernel before is done. Shared: rings, sums,
- * few rows. moves each weight once per 8 NT rows; twin: linear in cpu/reference.c; tolerance: f16 rounding of x and w,
- * 2^-11. */
+ * grid: (tiles of all parts, in turn; rows / 8 NT; PLANES: rows of out, or groups of them); block: a warp per run, at
+ * least 4. Weights go to a ring of `slots` chunks of each warp, as many as there are before the kernel before is done.
+ * Shared: rings, sums, few rows. moves each weight once per 8 NT rows; twin: linear in cpu/reference.c; tolerance: f16
+ * rounding of x and w, 2^-11. */
 template <int T, int NT, int D, bool PLANES>
 static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ? 4 : 2) : 1)
     linear_rows(const __grid_constant__ kg_linear_args a, int n_tiles, int run, int slots)
@@ -126,8 +126,10 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
     int tile = index;
     const int d0 = part_of<D>(a, &tile), row = tile * 16 + threadIdx.x % 16;
     addends add = {};
-    if (NT == 1) add = find_addends(a, d0, stream.plane, row, out_row(PLANES ? min((int)threadIdx.x / 16, n_rows - 1) : threadIdx.x / 16),
-                                  (int)threadIdx.x / 16 < n_rows);
+    if (NT == 1) {
+      const int r = threadIdx.x / 16;
+      add = find_addends(a, d0, stream.plane, row, out_row(PLANES ? min(r, n_rows - 1) : r), r < n_rows);
+    }
     float acc[D][NT][4] = {};
 #pragma unroll 1 /* code that runs once costs more to fetch than to run: keep it short */
     for (int block0 = first; block0 < end; block0 += KG_CHUNK) {

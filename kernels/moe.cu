@@ -127,7 +127,8 @@ static __global__ void __launch_bounds__(EXPERTS_MAX)
   group_ends[plane] = n_groups;
   for (int step = 1; step < EXPERTS_MAX; step *= 2) {
     __syncthreads();
-    const int before = plane >= step ? ends[plane - step] : 0, groups_before = plane >= step ? group_ends[plane - step] : 0;
+    const int before = plane >= step ? ends[plane - step] : 0;
+    const int groups_before = plane >= step ? group_ends[plane - step] : 0;
     __syncthreads();
     ends[plane] += before;
     group_ends[plane] += groups_before;

@@ -16,8 +16,8 @@ int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int3
 enum { KG_NORM_MAX = 1 << 17 /* columns of a part */ };
 
 typedef struct kg_norm_args {
-  const float *x;     /* [n][width], or where x_parts is not 0: row i has part i % x_parts of a row of x_width, x_step apart */
-  int32_t x_parts, x_width, x_step;
+  const float *x;     /* [n][width]; where x_parts is not 0, row i is part i % x_parts of row i / x_parts: */
+  int32_t x_parts, x_width, x_step; /* rows are x_width numbers apart, their parts x_step */
   int32_t n, width, groups;
   bool normalize;     /* else only the f16 form of x is made */
   bool subtract_mean;
