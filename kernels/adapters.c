@@ -294,7 +294,7 @@ int kg_gpu_adapters_bring(kg_executable *exe, const kg_batch *batch, kg_adapted_
     if (ranks_of(span) > rows->n_ranks) rows->n_ranks = ranks_of(span);
     rows->n_tiles += cut(tiles + rows->n_tiles, begin - rows->row0, end - begin, n_entries, span->n_adapters);
     for (; wanted < rows->n_wanted && batch->wanted[rows->wanted0 + wanted].row < end; wanted++)
-      wanted_tiles[wanted] = (kg_adapt_tile){wanted % KG_FEW_ROWS, 1, n_entries, span->n_adapters};
+      wanted_tiles[wanted] = (kg_adapt_tile){wanted % exe->fused.max_rows[KG_WANTED_ROWS], 1, n_entries, span->n_adapters};
     for (int32_t i = 0; i < span->n_adapters; i++)
       entries[n_entries++] = (kg_adapt_entry){(const kg_adapt_part *)find_copy(exe, span->adapters[i].adapter)->block,
                                               span->adapters[i].scale};

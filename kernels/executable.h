@@ -17,6 +17,7 @@
 enum {
   KG_PASS_ROWS = 2048, /* most rows that go through all stages together */
   KG_FEW_ROWS = 64,    /* most wanted rows that the plan's tail takes together; most rows of a graph, of a traced pass */
+  KG_NARROW_HEAD = 8192, /* where a sequence is not cut and the head is no wider, the tail takes all rows together */
   KG_GRAPHS = 64,      /* captured graphs that are kept */
   KG_MOE_ROWS = 2048,  /* rows of experts that are computed together */
   KG_EACH_ROWS = 8192  /* parts of rows that are computed together by products with a plane for each head */

@@ -22,6 +22,8 @@ typedef struct builder {
   kg_error *err;
 } builder;
 
+static int32_t few_rows(const kg_executable *exe) { return exe->chunk < KG_FEW_ROWS ? exe->chunk : KG_FEW_ROWS; }
+
 static const kg_op *op_at(const builder *b, int32_t i) { return kg_plan_op(b->exe->plan, i); }
 static kg_side side_of(const builder *b, int32_t op) { return !b->traced && op >= b->tail ? KG_WANTED_ROWS : KG_ALL_ROWS; }
 static const kg_value *value_at(const builder *b, int32_t value) { return kg_plan_value(b->exe->plan, value); }
@@ -351,7 +353,7 @@ static int add_attention(builder *b, int32_t op_index)
   if (!stage) return KG_ERR_MEMORY;
   memcpy(stage->in, in, sizeof in);
   memcpy(stage->rotation, rotation, sizeof rotation);
-  const kg_attention_args shape = kg_gpu_attention_shape(b->exe, op, b->program->max_rows[KG_WANTED_ROWS]);
+  const kg_attention_args shape = kg_gpu_attention_shape(b->exe, op, few_rows(b->exe));
   const size_t scratch = kg_cuda_attention_scratch(b->exe->stream, &shape);
   if (scratch > b->program->scratch_floats) b->program->scratch_floats = scratch;
   return KG_OK;
@@ -666,9 +668,10 @@ int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_pr
   builder b = {.exe = exe, .program = out, .traced = traced, .adapted = adapted, .n_ops = kg_plan_op_count(exe->plan),
                .n_values = kg_plan_value_count(exe->plan), .tail = kg_plan_tail(exe->plan), .err = err};
   const size_t n = (size_t)b.n_values;
-  const int32_t few = exe->chunk < KG_FEW_ROWS ? exe->chunk : KG_FEW_ROWS;
-  out->max_rows[KG_ALL_ROWS] = traced && !kg_plan_is_bidirectional(exe->plan) ? few : exe->pass_rows;
-  out->max_rows[KG_WANTED_ROWS] = few;
+  const bool is_whole = kg_plan_is_bidirectional(exe->plan); /* and mostly all rows are wanted: of no wide head */
+  const bool wants_many = is_whole && kg_plan_vocab_size(exe->plan) <= KG_NARROW_HEAD;
+  out->max_rows[KG_ALL_ROWS] = traced && !is_whole ? few_rows(exe) : exe->pass_rows;
+  out->max_rows[KG_WANTED_ROWS] = wants_many ? exe->pass_rows : few_rows(exe);
   bool *flags = kg_alloc_array(8 * n + (size_t)b.n_ops, sizeof *flags);
   b.n_uses = kg_alloc_array(n, sizeof *b.n_uses);
   for (int side = 0; side < KG_SIDES; side++) out->places[side] = kg_alloc_array(n, sizeof *out->places[side]);

@@ -643,7 +643,7 @@ static int enqueue(pass *p, kg_error *err)
                                            exe->stream->handle),
                            "clearing", err);
   if (!code) code = run_side(p, KG_ALL_ROWS, err);
-  for (; p->first < p->n_wanted && !code; p->first += KG_FEW_ROWS) {
+  for (; p->first < p->n_wanted && !code; p->first += p->n) {
     const int32_t left = p->n_wanted - p->first;
     p->n = left < p->program->max_rows[KG_WANTED_ROWS] ? left : p->program->max_rows[KG_WANTED_ROWS];
     code = run_side(p, KG_WANTED_ROWS, err);
@@ -972,7 +972,8 @@ int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n
 
 int kg_gpu_pass_new(kg_executable *exe, const kg_batch *batch, kg_pass **out, kg_error *err)
 {
-  if (batch->n_rows > exe->fused.max_rows[KG_ALL_ROWS] || batch->n_wanted > KG_FEW_ROWS || batch->n_traces ||
+  if (batch->n_rows > exe->fused.max_rows[KG_ALL_ROWS] ||
+      batch->n_wanted > exe->fused.max_rows[KG_WANTED_ROWS] || batch->n_traces ||
       batch->n_taps)
     return kg_fail(err, KG_ERR_ARGUMENT, "a batch of %d rows, %d of them wanted, is no single pass", batch->n_rows, batch->n_wanted);
   kg_pass *p = kg_alloc(sizeof *p);
