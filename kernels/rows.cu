@@ -179,7 +179,7 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
   for (int i = 0; i < EACH; i++) w[i] = four_of(a.scale, a.width, first + i * SEGMENT);
   await_previous();
   if (row >= a.n) return;
-  const float *x = a.x + (size_t)row * a.width;
+  const float *x = part_of(a, row, a.width);
   float square[EACH], max = 0, sum = 0;
 #pragma unroll
   for (int i = 0; i < EACH; i++) v[i] = four_of(x, a.width, first + i * SEGMENT);
