@@ -12,8 +12,10 @@
 #include "attention.cuh"
 #include "half.cuh"
 
-/* cache_write: grid: kv heads of all rows / 4; block: 4 warps, one each. twin: attention in cpu/reference.c; f16
- * rounding where the cache is f16. */
+enum { WRITTEN = 128 /* channels of a head that a warp takes */ };
+
+/* cache_write: grid: (kv heads of all rows / 4, parts of a head); block: 4 warps, one each. twin: attention in
+ * cpu/reference.c; f16 rounding where the cache is f16. */
 template <typename T>
 static __global__ void __launch_bounds__(128) cache_write(const __grid_constant__ kg_attention_args a)
 {
@@ -23,12 +25,13 @@ static __global__ void __launch_bounds__(128) cache_write(const __grid_constant_
   const int row = index / a.n_kv_heads, head = index - row * a.n_kv_heads, pos = a.positions[row];
   const float *from_k = a.k + (size_t)index * a.head_dim, *from_v = a.v + (size_t)index * a.value_dim;
   T *k = cache_row<T>(a, a.row_pages[row], head, 0, pos), *v = cache_row<T>(a, a.row_pages[row], head, 1, pos);
+  const int first = blockIdx.y * WRITTEN, end = first + WRITTEN;
 #pragma unroll 2
-  for (int i = lane; i < (a.head_dim + 1) / 2; i += 32)
+  for (int i = first / 2 + lane; i < min(end, a.head_dim + 1) / 2; i += 32)
     rotate_pair(find_pair(a.k_rotation, from_k, a.head_dim, row, i), a.head_dim,
                 [&](int c, float x) { store(k + c, x); });
 #pragma unroll 4
-  for (int c = lane; a.v && c < a.value_dim; c += 32) store(v + c, from_v[c]);
+  for (int c = first + lane; a.v && c < min(end, a.value_dim); c += 32) store(v + c, from_v[c]);
 }
 
 /* Channels c and c + 1 of a head's result. */
@@ -760,7 +763,8 @@ static __global__ void __launch_bounds__(THREADS) attention_rows(const __grid_co
 static int write_cache(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
   return run_kernel(s, "cache_write", a->half ? cache_write<__half> : cache_write<float>,
-                    dim3((a->n * a->n_kv_heads + 3) / 4), 128, 0, err, *a);
+                    dim3((a->n * a->n_kv_heads + 3) / 4, (max(a->head_dim, a->value_dim) + WRITTEN - 1) / WRITTEN), 128,
+                    0, err, *a);
 }
 
 template <typename T> static int launch_rows(kg_stream *s, const kg_attention_args *a, kg_error *err)
