@@ -925,7 +925,12 @@ KG_BLOCK kg_drawn kg_draw_block(const kg_draw *draw, const kg_draw_row *row, int
   const kg_drawn failed = {0, KG_DRAW_FAILED};
   kg_draw_run run = kg_draw_begin(draw, row, n_vocab, s);
   kg_draw_order order = {false, false, 0, 0, run.scale};
-  if (!kg_draw_stages(&run) || !kg_draw_max(&run, &order.max)) return failed;
+  if (!kg_draw_stages(&run)) return failed;
+  if (run.items.ids && run.items.n == 1) { /* the only one, and no number decides */
+    const kg_drawn only = {run.items.ids[0], run.n_drawn};
+    return run.items.x[0] > -INFINITY && run.items.x[0] < INFINITY ? only : failed;
+  }
+  if (!kg_draw_max(&run, &order.max)) return failed;
   const uint64_t total = kg_draw_total(&run, &order);
   const double u = total > kg_mass(1, run.scale) ? kg_draw_uniform(&run) : 0;
   kg_drawn drawn = {0, run.n_drawn};
