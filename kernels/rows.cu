@@ -17,12 +17,24 @@ static __global__ void __launch_bounds__(256)
   float max = 0;
   const int id = ids ? ids[blockIdx.x] : 0;
   float *row = out + (size_t)blockIdx.x * m.cols;
-  for (int c = threadIdx.x; c < m.cols; c += blockDim.x) {
-    const float value = T == KG_F32                  ? ((const float *)m.q)[(size_t)id * m.cols + c]
-                        : weight_value < T == KG_F32 ? KG_F16
-                                                     : T > (m, 0, id, c);
-    row[c] = add ? row[c] + value : value;
-    max = fmaxf(max, fabsf(row[c]));
+  constexpr int AT_ONCE = 4; /* so that what is read is on its way together */
+  for (int c0 = threadIdx.x; c0 < m.cols; c0 += AT_ONCE * blockDim.x) {
+    float value[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int c = min(c0 + i * (int)blockDim.x, m.cols - 1);
+      value[i] = T == KG_F32                  ? ((const float *)m.q)[(size_t)id * m.cols + c]
+                 : weight_value < T == KG_F32 ? KG_F16
+                                              : T > (m, 0, id, c);
+      if (add) value[i] = row[c] + value[i];
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int c = c0 + i * blockDim.x;
+      if (c >= m.cols) continue;
+      row[c] = value[i];
+      max = fmaxf(max, fabsf(value[i]));
+    }
   }
   if (!out_max) return;
   max = block_max(max, shared);
