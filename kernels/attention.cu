@@ -333,7 +333,7 @@ static __global__ void __launch_bounds__(1024 / P, 1)
     attention_splits(const __grid_constant__ kg_attention_args a, int cluster_bits)
 {
   extern __shared__ uint4 shared[];
-  let_next_start();
+  read_arguments(a);
   const int clusters = 1 << cluster_bits, warp = threadIdx.x / 32, warps = blockDim.x / 32, teams = warps / TEAM;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, team_index = warp / TEAM;
   const int group = a.n_heads / a.n_kv_heads, parts = (group + TILE - 1) / TILE, rank = blockIdx.x & (clusters - 1);
@@ -358,7 +358,7 @@ static __global__ void __launch_bounds__(1024 / P, 1)
   };
   int split = split0 + rank * teams + team_index;
   split_place place = find(split);
-  if (!a.is_alone) wait_for_previous();
+  if (!a.is_alone) await_previous();
   fetch_plane(0, place, split);
   fetch_plane(1, place, split);
   for (int i = threadIdx.x; i < 4 * P * 32; i += blockDim.x) shared[at.q + i] = make_uint4(0, 0, 0, 0);
@@ -375,7 +375,8 @@ static __global__ void __launch_bounds__(1024 / P, 1)
   };
   channel_pair pair = find_channels(warp);
   __half *const q_halves = (__half *)(shared + at.q), *const fresh_halves = (__half *)(shared + at.fresh);
-  if (a.is_alone) wait_for_previous();
+  if (a.is_alone) await_previous();
+  let_next_start(); /* as in linear_tile.cuh */
 #pragma unroll 1
   for (int i = warp; i < (n_heads + has_fresh) * P; i += warps) {
     const int h = i / P, c = 2 * min(i % P * 32 + lane, a.head_dim / 2 - 1);

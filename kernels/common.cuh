@@ -34,6 +34,16 @@ static __device__ __forceinline__ void wait_for_previous()
   await_previous();
 }
 
+/* Arguments come from memory when they are used first, 64 bytes at a time: see to it that this is before the wait. */
+template <typename A> static __device__ __forceinline__ void read_arguments(const A &a)
+{
+#pragma unroll
+  for (size_t i = 0; i < sizeof a; i += 64) {
+    int word = *(const int *)((const char *)&a + i);
+    asm volatile("" : "+r"(word));
+  }
+}
+
 /* Blocks in clusters of `cluster` neighbours in x; more than 1 only where steps overlap (Hopper and later). */
 template <typename... P, typename... A>
 static int run_clusters(kg_stream *s, const char *name, void (*kernel)(P...), dim3 grid, unsigned cluster, unsigned threads,

@@ -74,6 +74,7 @@ typedef struct kg_gpu_stage {
                                           adapters that can do it themselves */
   int32_t max_slot;                    /* linear, adapt, attention, conv, embed, gather: where the largest magnitudes of its
                                           rows go, or KG_NONE */
+  bool next_is_large;                  /* linear: a product follows that reads much more */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
   int32_t rotation[2];                 /* of q and k, of what is put together, or of the stage: index into rotations, or KG_NONE */
 } kg_gpu_stage;
@@ -84,6 +85,7 @@ typedef struct kg_value_place {
   size_t half;       /* f16 form */
   size_t half_scale; /* and its scales */
   int32_t n_tiles;   /* of the largest product that reads the f16 form (kg_cuda_linear_many_tiles) */
+  bool is_alias;     /* on the wanted side: gathered, and where the only row of a pass is wanted, that row */
 } kg_value_place;
 
 /* One set of angles; its table stands in the arena. */

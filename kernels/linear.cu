@@ -108,7 +108,10 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, NT == 1 ? (D == 2 ?
   float4 w = {};
   if (is_few && a.norm_scale && first < end)
     w = four_of(a.norm_scale, a.part[0].m.cols, first * KG_BLOCK_COLS + 4 * lane);
-  if (!PLANES) wait_for_previous();
+  if (!PLANES) {
+    await_previous();
+    let_next_start(); /* not before: as in linear_tile.cuh */
+  }
   if (is_few) {
     bring_rows(a, first, end, lane, w, squares, few_x);
     __syncwarp();
@@ -297,14 +300,9 @@ template <int T> static int launch(kg_stream *s, const kg_linear_args *a, kg_err
   return a->planes ? launch_few_or_many<T, true>(s, a, err) : launch_few_or_many<T, false>(s, a, err);
 }
 
-int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
+/* Of matrices of one type. */
+static int launch_type(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
-  if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS ||
-      (a->gated && (a->n_parts != 2 || !kg_cuda_linear_gates(&a->part[0].m))))
-    return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d matrices with %d rows", a->n_parts, a->n);
-  if (a->x_floats && (!kg_cuda_linear_is_few(a->n, a->part[0].m.cols) || a->planes ||
-                      a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
-    return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d rows as float32", a->n);
   switch (a->part[0].m.type) {
 #define CASE(T) case T: return launch<T>(s, a, err);
     CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1)
@@ -316,4 +314,35 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
                       128, 0, err, *a);
   default: return kg_fail(err, KG_ERR_UNSUPPORTED, "weights of type %d", (int)a->part[0].m.type);
   }
+}
+
+/* Matrices of several types, each type by itself. */
+static int launch_mixed(kg_stream *s, const kg_linear_args *a, kg_error *err)
+{
+  bool done;
+  int code = kg_cuda_linear_mixed(s, a, &done, err);
+  for (int i = 0; i < a->n_parts && !done && !code; i++) {
+    kg_linear_args of_type = *a;
+    bool was_before = false;
+    for (int k = 0; k < i; k++) was_before = was_before || a->part[k].m.type == a->part[i].m.type;
+    if (was_before) continue;
+    of_type.n_parts = 0;
+    for (int k = i; k < a->n_parts; k++)
+      if (a->part[k].m.type == a->part[i].m.type) of_type.part[of_type.n_parts++] = a->part[k];
+    code = launch_type(s, &of_type, err);
+  }
+  return code;
+}
+
+int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
+{
+  if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS ||
+      (a->gated && (a->n_parts != 2 || !kg_cuda_linear_gates(&a->part[0].m))))
+    return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d matrices with %d rows", a->n_parts, a->n);
+  if (a->x_floats && (!kg_cuda_linear_is_few(a->n, a->part[0].m.cols) || a->planes ||
+                      a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
+    return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d rows as float32", a->n);
+  bool is_mixed = false;
+  for (int i = 1; i < a->n_parts; i++) is_mixed = is_mixed || a->part[i].m.type != a->part[0].m.type;
+  return is_mixed ? launch_mixed(s, a, err) : launch_type(s, a, err);
 }

@@ -196,6 +196,8 @@ static int run_turns(kg_stream *s, const char *name, K kernel, const kg_linear_a
 
 /* linear_one.cu: one row that comes as float32. */
 int kg_cuda_linear_one(kg_stream *s, const kg_linear_args *a, kg_error *err);
+/* The same of matrices of two types that often stand together; *done: false where it cannot. */
+int kg_cuda_linear_mixed(kg_stream *s, const kg_linear_args *a, bool *done, kg_error *err);
 /* linear_many.cu: the same products for many rows in panels, on devices that have its instructions
  * (kg_stream.has_wgmma), of matrices with tiles for it (kg_cuda_linear_many_tiles). */
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err);

@@ -26,7 +26,7 @@ typedef struct kg_linear_groups {
   int32_t n, rows;          /* of the list; most rows of a group */
 } kg_linear_groups;
 
-/* out = x * W^T + bias + residual for up to three matrices of one type and width, or, gated: out of part 0 =
+/* out = x * W^T + bias + residual for up to three matrices of one width (and, gated, one type), or, gated: out of part 0 =
  * act(gate) * up of parts 0 and 1. */
 typedef struct kg_linear_args {
   kg_linear_part part[KG_LINEAR_PARTS];
@@ -52,6 +52,7 @@ typedef struct kg_linear_args {
   float *const *out_rows;   /* [n] where part 0 goes instead of out, or NULL */
   float *scratch;           /* room for the sums of runs, scratch_floats numbers */
   size_t scratch_floats;
+  bool next_is_large;       /* one row: what follows reads much more, and should begin with that early */
   const int32_t *planes;    /* experts: [n] plane of each row of out, or NULL: plane 0 */
   kg_linear_groups groups;  /* of these rows, or nothing */
   int32_t x_share, x_first; /* experts: row i of out reads row x_first + i / x_share of x */

@@ -1,8 +1,7 @@
 /* linear_one.cu - products with one row of x: what decoding a single sequence consists of. The order of sums is that of
  * linear.cu; what differs is that nothing here is general, since such a step is a chain of a hundred kernels that each
  * take about as long as their instructions. */
-#include "linear.cuh"
-#include "norm.cuh"
+#include "linear_tile.cuh"
 
 /* linear_one: D matrices at once (2: gated), x brought to f16 by each warp for its run, after a norm or without.
  * grid: tiles of all parts, in turn; block: a warp per run; the last to arrive of 16 threads store. Shared: rings of
@@ -19,6 +18,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
   constexpr int slot_bytes = D * chunk<T>::n_bytes;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
   const int n_blocks = a.part[0].m.n_blocks, first = warp * run, n_mine = min(run, n_blocks - first);
+  read_arguments(a);
   unsigned char *ring = ones + warp * slots * slot_bytes, *x_at = ones + n_warps * slots * slot_bytes + first * 64;
   float *sums = (float *)(ones + n_warps * slots * slot_bytes + n_blocks * 64);
   uint64_t *my_ready = ready + warp * KG_LINEAR_SLOTS;
@@ -34,7 +34,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
 #pragma unroll
   for (int i = 0; i < AT_ONCE; i++)
     w[i] = NORM && BLOCKS * i < n_lane ? *(const float4 *)(norm_scale + i * SEGMENT) : make_float4(1, 1, 1, 1);
-  wait_for_previous();
+  await_previous();
 
   const float x_max = *a.x_max;
 #pragma unroll 1
@@ -61,6 +61,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
   }
   __syncwarp();
 
+  let_next_start(); /* not before: as in linear_tile.cuh */
   const uint4 *x = (const uint4 *)x_at + lane % 4; /* every column of the tensor cores' N computes the same row */
   float scale = 0;
   for (int index = blockIdx.x, turn = 0; index < n_tiles; index += gridDim.x, turn ^= 1) {
@@ -118,11 +119,69 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
   }
 }
 
+/* Shared memory of a block of linear_tile that has n blocks of columns. */
+template <int T, int D> static size_t tile_bytes(int n, int n_runs)
+{
+  const int n_scales = (n + sizes<T>::s_blocks - 1) / sizes<T>::s_blocks + (sizes<T>::s_blocks > 1);
+  const size_t unpacked = unpacks_scales<T> ? (size_t)n * 64 : 0;
+  return (size_t)n * 64 + D * ((size_t)n_runs * 64 + (size_t)n * (sizes<T>::q + sizes<T>::h) +
+                               (size_t)n_scales * sizes<T>::s + unpacked);
+}
+
+/* *done: false where tiles are too large, or so many that blocks should go from one to the next. */
+template <int T, int U, int D, bool NORM>
+static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_error *err)
+{
+  const kg_matrix *m = &a->part[0].m;
+  const int run = kg_cuda_linear_run(m), n_runs = (m->n_blocks + run - 1) / run, bits = n_runs > 8;
+  tile_args t = {.x = a->x_floats, .x_max = a->x_max, .norm_scale = a->norm_scale, .residual = a->residual,
+                 .out_max = a->out_max, .x_up = a->x_up, .norm_max = a->norm_max, .norm_epsilon = a->norm_epsilon,
+                 .act_limit = a->act_limit, .act_alpha = a->act_alpha, .act = a->act, .cols = m->cols,
+                 .n_blocks = m->n_blocks, .run = run, .n_runs = n_runs, .cluster_bits = bits,
+                 .next_is_large = a->next_is_large};
+  int n_tiles = 0;
+  for (int i = 0; i < a->n_parts; i++) {
+    const kg_linear_part &p = a->part[i];
+    t.part[i] = {p.m.q, p.m.h, p.m.s, p.bias, p.out, p.m.rows, p.m.n_tiles, (int)p.m.type != T};
+    if (i < 1 || D == 1) n_tiles += p.m.n_tiles;
+  }
+  const int n_blocks = n_tiles << bits, n_warps = (n_runs + bits) >> bits, n_mine = min(m->n_blocks, n_warps * run);
+  const size_t shared = max(tile_bytes<T, D>(n_mine, n_runs), tile_bytes<U, D>(n_mine, n_runs));
+  *done = s->overlaps && !a->out_rows && n_tiles <= 4 * s->n_sms && shared <= 100 << 10 &&
+          !(bits && (NORM || D == 2)) && run <= (NORM ? 4 : 12);
+  if (!*done) return KG_OK;
+  const auto kernel = linear_tile<T, U, D, NORM>;
+  const int code = kg_cuda_check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), "linear_tile", err);
+  return code ? code
+              : run_clusters(s, "linear_tile", kernel, dim3(n_blocks), 1 << bits, 32 * n_warps, shared, err, t);
+}
+
+int kg_cuda_linear_mixed(kg_stream *s, const kg_linear_args *a, bool *done, kg_error *err)
+{
+  int types[2] = {a->part[0].m.type, a->part[0].m.type};
+  *done = false;
+  for (int i = 1; i < a->n_parts; i++) {
+    const int type = a->part[i].m.type;
+    if (type != types[0] && types[1] != types[0] && type != types[1]) return KG_OK;
+    if (type != types[0]) types[1] = type;
+  }
+  const int low = min(types[0], types[1]), high = max(types[0], types[1]);
+  if (a->n != 1 || !a->x_floats || !a->norm_scale) return KG_OK;
+  if (low == KG_Q5_0 && high == KG_Q8_0) return launch_tile<KG_Q5_0, KG_Q8_0, 1, true>(s, a, done, err);
+  if (low == KG_Q4_K && high == KG_Q6_K) return launch_tile<KG_Q4_K, KG_Q6_K, 1, true>(s, a, done, err);
+  if (low == KG_Q5_K && high == KG_Q6_K) return launch_tile<KG_Q5_K, KG_Q6_K, 1, true>(s, a, done, err);
+  return KG_OK;
+}
+
 template <int T, int D, bool NORM> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   const kg_matrix *m = &a->part[0].m;
   const size_t x = (size_t)m->n_blocks * 64, sum = (size_t)D * 16 * sizeof(float) * 2;
   kg_linear_shape shape;
+  bool done;
+  const int code = launch_tile<T, T, D, NORM>(s, a, &done, err);
+  if (code || done) return code;
   kg_cuda_linear_shape(s, a, D, 1, D * (size_t)chunk<T>::n_bytes, x, sum, &shape);
   return run_turns(s, "linear_one", linear_one<T, D, NORM>, a, &shape, 1, err);
 }

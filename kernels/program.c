@@ -147,6 +147,16 @@ static int32_t find_measuring(const builder *b, kg_side side, int32_t value)
   return KG_NONE;
 }
 
+/* Where the only row is wanted nothing is gathered, and who made the value measures it: in the same slot, to which a
+ * gather writes again. */
+static void measure_gathered(builder *b, const kg_gpu_stage *gather)
+{
+  const int32_t producer = find_measuring(b, KG_ALL_ROWS, gather->in[0]);
+  int32_t *slot = producer == KG_NONE ? NULL : &b->program->stages[producer].max_slot;
+  if (slot && *slot == KG_NONE) *slot = gather->max_slot;
+  if (!slot || *slot != gather->max_slot) b->program->places[KG_WANTED_ROWS][gather->out].is_alias = false;
+}
+
 /* Can products make the f16 form of this value themselves when rows are few? The norm or half stage that they replace. */
 static int32_t find_fusable(builder *b, kg_side side, int32_t value)
 {
@@ -161,6 +171,7 @@ static int32_t find_fusable(builder *b, kg_side side, int32_t value)
   const int32_t producer = form == KG_NONE ? KG_NONE : find_measuring(b, side, p->stages[form].in[0]);
   if (producer == KG_NONE) return KG_NONE;
   if (p->stages[producer].max_slot == KG_NONE) p->stages[producer].max_slot = p->n_max_slots++;
+  if (p->stages[producer].kind == KG_STAGE_GATHER) measure_gathered(b, &p->stages[producer]);
   p->stages[form].max_slot = p->stages[producer].max_slot;
   return form;
 }
@@ -197,12 +208,17 @@ static int32_t find_rotation(builder *b, kg_side side, const kg_rope_params *par
 
 /* ---- fusing ---- */
 
-/* A linear that may stand in one launch with `first`: the same input, type, width and summation order. */
+/* A linear that may stand in one launch with `first`: the same input, width and summation order. */
 static bool is_like(const builder *b, const kg_op *first, const kg_op *op)
 {
   const kg_matrix *m = matrix_of(b, first->w[0]), *n = matrix_of(b, op->w[0]);
-  return op->kind == KG_OP_LINEAR && op->in[0] == first->in[0] && m->type == n->type && m->cols == n->cols &&
-         kg_cuda_linear_run(m) == kg_cuda_linear_run(n);
+  return op->kind == KG_OP_LINEAR && op->in[0] == first->in[0] && m->cols == n->cols &&
+         (m->type == KG_F32) == (n->type == KG_F32) && kg_cuda_linear_run(m) == kg_cuda_linear_run(n);
+}
+
+static bool is_same_shape(const kg_matrix *m, const kg_matrix *n)
+{
+  return m->type == n->type && m->rows == n->rows;
 }
 
 /* The gate that reads this linear and another one like it, both alone; else NULL. */
@@ -214,7 +230,7 @@ static const kg_op *find_gate(const builder *b, int32_t op_index)
   if (glu->kind != KG_OP_GLU || glu->in[0] == glu->in[1]) return NULL;
   const int32_t gate = value_at(b, glu->in[0])->producer, up = value_at(b, glu->in[1])->producer;
   if (op_at(b, gate)->kind != KG_OP_LINEAR || !is_like(b, op_at(b, gate), op_at(b, up)) || b->n_uses[glu->in[0]] != 1 ||
-      b->n_uses[glu->in[1]] != 1 || matrix_of(b, op_at(b, gate)->w[0])->rows != matrix_of(b, op_at(b, up)->w[0])->rows ||
+      b->n_uses[glu->in[1]] != 1 || !is_same_shape(matrix_of(b, op_at(b, gate)->w[0]), matrix_of(b, op_at(b, up)->w[0])) ||
       side_of(b, gate) != side_of(b, up) || side_of(b, up) != side_of(b, value_at(b, glu->out)->producer))
     return NULL;
   return glu;
@@ -478,9 +494,30 @@ static int add_gathers(builder *b)
     kg_gpu_stage *stage = add_stage(b, KG_STAGE_GATHER, KG_WANTED_ROWS, NULL);
     if (!stage) return KG_ERR_MEMORY;
     stage->in[0] = stage->out = v;
+    b->program->places[KG_WANTED_ROWS][v].is_alias = true;
     b->wants_float[KG_ALL_ROWS][v] = b->wants_float[KG_WANTED_ROWS][v] = true;
   }
   return KG_OK;
+}
+
+static size_t bytes_of(const builder *b, const kg_gpu_stage *linear)
+{
+  size_t n_bytes = 0;
+  for (int i = 0; i < linear->n_parts; i++) n_bytes += b->exe->weights[linear->parts[i]->w[0]].matrix_bytes;
+  return n_bytes;
+}
+
+/* Products of one row that a much larger one follows. */
+static void compare_products(builder *b)
+{
+  kg_gpu_stage *before = NULL;
+  for (size_t i = 0; i < b->program->n_stages; i++) {
+    kg_gpu_stage *stage = &b->program->stages[i];
+    if (stage->kind == KG_STAGE_NORM_ROWS || stage->kind == KG_STAGE_HALF || stage->kind == KG_STAGE_GATHER) continue;
+    const bool is_product = stage->kind == KG_STAGE_LINEAR;
+    if (is_product && before) before->next_is_large = bytes_of(b, stage) > 4 * bytes_of(b, before);
+    before = is_product ? stage : NULL;
+  }
 }
 
 static int add_stages(builder *b)
@@ -682,11 +719,12 @@ int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_pr
       b.wants_half[side] = flags + (size_t)(2 + side) * n;
       b.has_half[side] = flags + (size_t)(4 + side) * n;
       b.wants_adapting[side] = flags + (size_t)(6 + side) * n;
-      for (size_t v = 0; v < n; v++) out->places[side][v] = (kg_value_place){SIZE_MAX, SIZE_MAX, SIZE_MAX, 0};
+      for (size_t v = 0; v < n; v++) out->places[side][v] = (kg_value_place){SIZE_MAX, SIZE_MAX, SIZE_MAX, 0, false};
     }
     b.done = flags + 8 * n;
     find_uses(&b);
     code = add_stages(&b);
+    if (!code && !traced) compare_products(&b);
     if (!code) code = lay_out(&b);
   }
   kg_free(flags);

@@ -68,8 +68,15 @@ static void *in_arena(const pass *p, size_t at) { return at == SIZE_MAX ? NULL :
 
 static const kg_value_place *place_of(const pass *p, kg_side side, int32_t value) { return &p->program->places[side][value]; }
 
+/* Is this gathered value of the wanted rows the only row that there is? */
+static bool is_only_row(const pass *p, int32_t value)
+{
+  return p->n_rows == 1 && p->n_wanted == 1 && place_of(p, KG_WANTED_ROWS, value)->is_alias;
+}
+
 static float *floats_of(const pass *p, kg_side side, int32_t value)
 {
+  if (value != KG_NONE && side == KG_WANTED_ROWS && is_only_row(p, value)) side = KG_ALL_ROWS;
   return value == KG_NONE ? NULL : in_arena(p, place_of(p, side, value)->at);
 }
 
@@ -90,7 +97,7 @@ static void set_x(const pass *p, kg_linear_args *a, kg_side side, int32_t value)
 {
   const kg_value_place *place = place_of(p, side, value);
   const bool is_float = a->part[0].m.type == KG_F32;
-  a->x = in_arena(p, is_float ? place->at : place->half);
+  a->x = is_float ? floats_of(p, side, value) : in_arena(p, place->half);
   a->x_scale = is_float ? NULL : in_arena(p, place->half_scale);
   a->x_panels = !is_float && has_panels(p, place);
 }
@@ -213,6 +220,7 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   if (stage->to_logits) a.out_rows = out_rows(p);
   a.scratch = p->exe->scratch;
   a.scratch_floats = p->program->scratch_floats;
+  a.next_is_large = stage->next_is_large;
   return kg_cuda_linear(p->exe->stream, &a, err);
 }
 
@@ -477,6 +485,7 @@ static int run_stage(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   switch (stage->kind) {
   case KG_STAGE_EMBED_ROWS: return run_embed(p, stage, err);
   case KG_STAGE_GATHER:
+    if (is_only_row(p, stage->out)) return KG_OK;
     return kg_cuda_gather(s, floats_of(p, KG_ALL_ROWS, stage->in[0]), wanted_rows(p), p->n, width,
                           floats_of(p, KG_WANTED_ROWS, stage->out), max_slot(p, stage->max_slot, stage->out), err);
   case KG_STAGE_NORM_ROWS:

@@ -187,6 +187,45 @@ describe("the cuda backend", function()
       end
     end)
 
+    -- Mixtures give attn_v more bits: q, k and v are one launch where a single row is decoded, and two otherwise.
+    for _, types in ipairs { { "q5_0", "q8_0" }, { "q4_k", "q6_k" }, { "q5_k", "q6_k" }, { "q6_k", "q4_k" },
+      { "q4_0", "q8_0" } } do
+      it(("multiplies one value with matrices of %s and %s"):format(types[1], types[2]), function()
+        local tensors, codes = {}, { q4_0 = 2, q5_0 = 6, q8_0 = 8, q4_k = 12, q5_k = 13, q6_k = 14 }
+        for _, t in ipairs { { "w", 256, 48 }, { "n", 256 }, { "q", 256, 80, types[1] }, { "k", 256, 16, types[1] },
+          { "v", 256, 16, types[2] }, { "o", 80, 256 } } do
+          local floats = {}
+          for i = 1, t[4] and t[2] * t[3] or 0 do floats[i] = core.uniform(#tensors, i, 0) - 0.5 end
+          tensors[#tensors + 1] = { name = t[1], shape = { t[2], t[3] }, type = codes[t[4]],
+            bytes = t[4] and assert(core.quantize(t[4], string.pack(("<f"):rep(#floats), table.unpack(floats)))) }
+        end
+        local file = build.random({ ["general.architecture"] = "none" }, tensors)
+        local function open(options)
+          local gguf <close> = assert(core.parse_gguf(file, "spec"))
+          local plan <close> = assert(core.plan(gguf))
+          local function weight(name) return assert(plan:weight(name)) end
+          local x = plan:norm("norm", plan:embed("x", weight "w"), weight "n", nil, { epsilon = 1e-5 })
+          local function linear(name) return plan:linear(name, x, weight(name)) end
+          local a = plan:attention("attn", linear "q", linear "k", linear "v", nil,
+            { heads = 5, kv_heads = 1, head_dim = 16, scale = 0.25 })
+          assert(plan:finish(plan:linear("logits", plan:linear("o", a, weight "o"), weight "w"), 256))
+          return assert(core.model(plan, options))
+        end
+        local ids = tiny.ids(40, 3)
+        local reference <close> = open { device = "reference" }
+        local model <close> = open { device = "cuda", kv = "f16" }
+        local wanted, got = assert(reference:trace(ids, { "attn" })), assert(model:trace(ids, { "attn" }))
+        local _, relative = model_fixtures.difference(got.attn:bytes(), wanted.attn:bytes())
+        assert.is_true(relative < 5e-3, ("%g"):format(relative))
+        local rows = tiny.oracle(model, ids)
+        local seq <close> = model:sequence {}
+        for i, id in ipairs(ids) do
+          seq:push(id)
+          assert.is_true(rows[i] == seq.logits:bytes(), "position " .. i)
+        end
+      end)
+    end
+
     it("agrees with the reference in every value of the plan", function()
       local ids = tiny.ids(620, 5)
       local reference <close> = tiny.model { device = "reference" }
@@ -339,6 +378,7 @@ describe("the cuda backend", function()
           local wanted = bits(n)
           for _ = 1, 12 do assert.is_true(wanted == bits(n), name .. " " .. n) end
           if n < 200 then assert.is_true(wanted == bits(7), name .. " by 7 of " .. n) end
+          if n < 50 then assert.is_true(wanted == bits(1), name .. " by 1 of " .. n) end
         end
       end
     end)

@@ -1,0 +1,277 @@
+/* linear_tile.cuh - products with one row of x where the weights of a tile fit in shared memory: they are brought there
+ * before the kernel before is done, and what follows its end is as short as it can be. */
+#pragma once
+
+#include "linear.cuh"
+#include "norm.cuh"
+
+/* What linear_tile needs of kg_linear_args. A kernel finds its arguments in memory, 64 bytes at a time, so they are few
+ * and all read before it waits. */
+struct tile_part {
+  const unsigned char *q, *h, *s;
+  const float *bias;
+  float *out;
+  int32_t rows, n_tiles;
+  bool is_other; /* of the second type */
+};
+
+struct tile_args {
+  tile_part part[KG_LINEAR_PARTS];
+  const float *x, *x_max, *norm_scale, *residual;
+  float *out_max;
+  float x_up, norm_max, norm_epsilon, act_limit, act_alpha;
+  int32_t act, cols, n_blocks, run, n_runs, cluster_bits;
+  bool next_is_large;
+};
+
+/* Here, and not where it is used. */
+static __device__ __forceinline__ void read_now(int32_t &x) { asm volatile("" : "+r"(x)); }
+static __device__ __forceinline__ void read_now(float &x) { asm volatile("" : "+f"(x)); }
+template <typename X> static __device__ __forceinline__ void read_now(X *&x) { asm volatile("" : "+l"(x)); }
+
+/* Are scales unpacked before the codes are? Of heads, where two numbers say it. */
+template <int T>
+static constexpr bool unpacks_scales = sizes<T>::has_heads && !(traits<T>::has_16 && traits<T>::has_min);
+
+/* Scale and offset, or the scales of both steps, of a row of a block of 32, from the heads of its block of 256. To
+ * [8 rows g]: of rows g and g + 8, then the others. */
+template <int T>
+static __device__ __forceinline__ void unpack_scale(const unsigned char *heads, int block, int row, uint2 *to)
+{
+  float scale[2], minimum[2] = {0, 0};
+  head_scales<T>(heads + row * sizes<T>::head, block % 8, scale, minimum);
+  __half *at = (__half *)(to + row % 8) + row / 8;
+  at[0] = __float2half_rn(scale[0]);
+  if (traits<T>::has_min || traits<T>::has_16) at[2] = __float2half_rn(traits<T>::has_16 ? scale[1] : -minimum[0]);
+}
+
+template <int T> static __device__ __forceinline__ tile_scales unpacked_scales(const uint2 *from, int g)
+{
+  const uint2 v = from[g];
+  tile_scales out;
+#pragma unroll
+  for (int row = 0; row < 2; row++) {
+    const __half2 a = row ? __high2half2(as_half2(v.x)) : __low2half2(as_half2(v.x));
+    const __half2 b = row ? __high2half2(as_half2(v.y)) : __low2half2(as_half2(v.y));
+    out.scale[row][0] = a;
+    if (traits<T>::has_16) out.scale[row][1] = b;
+    if (traits<T>::has_min) out.offset[row][0] = b;
+  }
+  return out;
+}
+
+/* A number to its place in the first block of the cluster, whose shared memory is laid out as this one's. */
+static __device__ __forceinline__ void send_first(float *to, float x, uint64_t *counter)
+{
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{\n"
+               ".reg .b32 to, counter;\n"
+               "mapa.shared::cluster.u32 to, %0, 0;\n"
+               "mapa.shared::cluster.u32 counter, %1, 0;\n"
+               "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %2, [counter];\n"
+               "}\n" ::"r"(shared_address(to)),
+               "r"(shared_address(counter)), "r"(__float_as_uint(x))
+               : "memory");
+#endif
+}
+
+static __device__ __forceinline__ void cluster_arrive()
+{
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void cluster_wait()
+{
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+/* Tile `tile` of part d0, of type T; see linear_tile. */
+template <int T, int D, bool NORM>
+static __device__ __forceinline__ void multiply_tile(const tile_args &a, int tile, int d0)
+{
+  extern __shared__ __align__(128) unsigned char tile_memory[];
+  __shared__ uint64_t ready, counter;
+  __shared__ float squares[8];
+  /* Blocks of the next kernel take room and time from those that this one waits for: worth it for many weights alone. */
+  const bool next_is_large = a.next_is_large;
+  if (next_is_large) let_next_start();
+  constexpr int SB = sizes<T>::s_blocks, BLOCKS = SEGMENT / KG_BLOCK_COLS, SEGMENTS = NORM ? 1 : 3;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+  int n_blocks = a.n_blocks, run = a.run, n_runs = a.n_runs, cluster_bits = a.cluster_bits;
+  const int rank = blockIdx.x & ((1 << cluster_bits) - 1), my_run = rank * n_warps + warp, first = my_run * run;
+  const int b0 = rank * n_warps * run, b1 = min(n_blocks, b0 + n_warps * run), n_mine = min(run, n_blocks - first);
+  const int s0 = b0 / SB, s1 = (b1 + SB - 1) / SB;
+  const uint32_t q_bytes = (b1 - b0) * sizes<T>::q, h_bytes = (b1 - b0) * sizes<T>::h;
+  const uint32_t s_bytes = (s1 - s0) * sizes<T>::s;
+  const uint32_t each = q_bytes + h_bytes + s_bytes;
+  float *sums = (float *)tile_memory;
+  unsigned char *weights_at = tile_memory + n_runs * D * 64, *x_at = weights_at + D * each;
+  uint2 *scales_at = (uint2 *)(x_at + (b1 - b0) * 64); /* of heads, unpacked: [D][blocks][8] */
+  if (threadIdx.x == 0) {
+    barrier_init(&ready, 1);
+    barrier_init(&counter, 1);
+    barriers_ready();
+    barrier_expect(&ready, D * each);
+#pragma unroll
+    for (int d = 0; d < D; d++) {
+      const tile_part &p = a.part[d0 + d];
+      unsigned char *to = weights_at + d * each;
+      const size_t at = (size_t)tile * n_blocks + b0;
+      bulk_copy(to, p.q + at * sizes<T>::q, q_bytes, &ready);
+      if (sizes<T>::h) bulk_copy(to + q_bytes, p.h + at * sizes<T>::h, h_bytes, &ready);
+      if (sizes<T>::s)
+        bulk_copy(to + q_bytes + h_bytes, p.s + ((size_t)tile * (n_blocks / SB) + s0) * sizes<T>::s, s_bytes, &ready);
+    }
+    if (cluster_bits && !rank) barrier_expect(&counter, (n_runs - n_warps) * D * 64);
+  }
+  if (cluster_bits) cluster_arrive();
+  float *out = a.part[d0].out, *out_max = a.out_max;
+  const int row = tile * 16 + threadIdx.x;
+  const bool stores = threadIdx.x < 16 && !rank && row < a.part[d0].rows;
+  const int n_lane = n_mine - lane / 8; /* this lane's segments begin below */
+  const float *x_from = a.x + first * KG_BLOCK_COLS + 4 * lane, *x_max_from = a.x_max, *residual = a.residual;
+  float x_up = a.x_up, norm_max = a.norm_max, epsilon = a.norm_epsilon, limit = a.act_limit, alpha = a.act_alpha;
+  float bias = 0, up_bias = 0;
+  int act = a.act, cols = a.cols;
+  float4 w = make_float4(1, 1, 1, 1);
+  if (NORM && n_lane > 0) w = *(const float4 *)(a.norm_scale + first * KG_BLOCK_COLS + 4 * lane);
+  if (stores && a.part[d0].bias) bias = a.part[d0].bias[row];
+  if (D == 2 && stores && a.part[D - 1].bias) up_bias = a.part[D - 1].bias[row];
+  const bool has_bias = a.part[d0].bias, has_up_bias = D == 2 && a.part[D - 1].bias;
+  read_now(out), read_now(out_max), read_now(x_from), read_now(x_max_from), read_now(residual);
+  read_now(x_up), read_now(norm_max), read_now(epsilon), read_now(limit), read_now(alpha);
+  read_now(act), read_now(cols);
+  __syncthreads();
+  if (unpacks_scales<T>) { /* each of them once, where the codes' lanes would do it four times */
+    barrier_wait(&ready, 0);
+#pragma unroll
+    for (int d = 0; d < D; d++)
+      for (int i = lane; i < n_mine * 16; i += 32) {
+        const int b = first + i / 16;
+        unpack_scale<T>(weights_at + d * each + q_bytes + h_bytes + (b / SB - s0) * sizes<T>::s, b, i % 16,
+                        scales_at + (d * (b1 - b0) + b - b0) * 8);
+      }
+    __syncwarp();
+  }
+  await_previous();
+  if (!next_is_large) let_next_start();
+
+  const float x_max = *x_max_from;
+  float4 v[SEGMENTS];
+#pragma unroll
+  for (int i = 0; i < SEGMENTS; i++)
+    v[i] = BLOCKS * i < n_lane ? *(const float4 *)(x_from + i * SEGMENT) : make_float4(0, 0, 0, 0);
+  float added = 0;
+  if (stores && residual) added = residual[row];
+  const float up = NORM ? norm_half_scale(x_max, norm_max) : known_half_scale(x_max, x_up);
+  unsigned char *to = x_at + (first - b0) * 64 + lane / 8 * 64 + lane % 4 * 16 + lane % 8 / 4 * 8;
+#pragma unroll
+  for (int i = 0; i < SEGMENTS; i++) {
+    const float4 y = NORM ? make_float4(v[i].x * w.x, v[i].y * w.y, v[i].z * w.z, v[i].w * w.w) : v[i];
+    if (BLOCKS * i < n_lane)
+      *(uint2 *)(to + BLOCKS * i * 64) =
+          make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
+  }
+  float square = NORM ? fmaf(v[0].w, v[0].w, fmaf(v[0].z, v[0].z, fmaf(v[0].y, v[0].y, v[0].x * v[0].x))) : 0;
+  __syncwarp();
+  if (!unpacks_scales<T>) barrier_wait(&ready, 0);
+
+  const uint4 *x = (const uint4 *)(x_at - b0 * 64) + lane % 4; /* every column of the N operand is this row */
+  float acc[D][4] = {};
+  auto multiply = [&](int b) {
+    const uint4 values = x[b * 4];
+#pragma unroll
+    for (int d = 0; d < D; d++) {
+      const unsigned char *from = weights_at + d * each;
+      raw_tile raw;
+      tile_scales scales;
+      uint32_t codes[8];
+      load_tile<T>(from + (b - b0) * sizes<T>::q, from + q_bytes + (b - b0) * sizes<T>::h, lane, raw);
+      if (unpacks_scales<T>)
+        scales = unpacked_scales<T>(scales_at + (d * (b1 - b0) + b - b0) * 8, lane / 4);
+      else
+        load_scales<T>(from + q_bytes + h_bytes + (b / SB - s0) * sizes<T>::s, b, lane / 4, scales);
+      decode_tile<T>(raw, scales, codes);
+      add_block<T>(acc[d], codes, values);
+    }
+  };
+#pragma unroll 1
+  for (int block = first; block < first + n_mine; block += KG_CHUNK) {
+    if (block + KG_CHUNK <= first + n_mine) /* without branches: a block is unpacked while another is multiplied */
+#pragma unroll
+      for (int i = 0; i < KG_CHUNK; i++) {
+        multiply(block + i);
+        if (NORM) square += __shfl_xor_sync(~0u, square, 16 >> i); /* the first steps of a sum over the warp */
+      }
+    else {
+#pragma unroll 1
+      for (int b = block; b < first + n_mine; b++) multiply(b);
+      for (int i = 0; i < KG_CHUNK && NORM; i++) square += __shfl_xor_sync(~0u, square, 16 >> i);
+    }
+  }
+  if (NORM) {
+    square += __shfl_xor_sync(~0u, square, 1);
+    if (!lane) squares[warp] = square;
+  }
+  if (cluster_bits) cluster_wait();
+  if (lane % 4 == 0 && n_mine > 0)
+#pragma unroll
+    for (int i = 0; i < 2 * D; i++) {
+      float *at = sums + (my_run * D + i / 2) * 16 + lane / 4 + i % 2 * 8;
+      if (rank)
+        send_first(at, acc[i / 2][i % 2 * 2], &counter);
+      else
+        *at = acc[i / 2][i % 2 * 2];
+    }
+  if (rank) return;
+  __syncthreads();
+  if (threadIdx.x >= 16) return;
+  if (cluster_bits) barrier_wait(&counter, 0);
+  float scale = undo_scale(up), value[D];
+  if (NORM) {
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (i < n_runs) total += squares[i];
+    scale *= norm_factor(total, cols, epsilon);
+  }
+#pragma unroll
+  for (int d = 0; d < D; d++) value[d] = sums[d * 16 + threadIdx.x];
+#pragma unroll 4
+  for (int i = 1; i < n_runs; i++)
+#pragma unroll
+    for (int d = 0; d < D; d++) value[d] += sums[(i * D + d) * 16 + threadIdx.x];
+#pragma unroll
+  for (int d = 0; d < D; d++) value[d] *= scale;
+  if (has_bias) value[0] += bias;
+  if (D == 2) {
+    if (has_up_bias) value[D - 1] += up_bias;
+    value[0] = gated(act, limit, alpha, value[0], value[D - 1]);
+  }
+  if (residual) value[0] += added;
+  if (stores) out[row] = value[0];
+  if (out_max) {
+    const unsigned most = __reduce_max_sync(0xffff, stores ? __float_as_uint(fabsf(value[0])) : 0);
+    if (threadIdx.x == 0) atomicMax((unsigned *)out_max, most);
+  }
+}
+
+/* linear_tile: D matrices at once (2: gated), x after a norm or without; parts are of type T, or of U.
+ * grid: tiles of all parts, each by a cluster of blocks that share its columns; block: a warp per run; 16 threads of a
+ * cluster's first block store. Shared: sums ([runs][D][16]), weights, x ([blocks][4]), unpacked scales.
+ * moves each weight once; twin: linear_rows, equal to the bit. */
+template <int T, int U, int D, bool NORM>
+static __global__ void __launch_bounds__(256, 4) linear_tile(const __grid_constant__ tile_args a)
+{
+  int tile = blockIdx.x >> a.cluster_bits, d0 = 0;
+  if (D == 1)
+    while (tile >= a.part[d0].n_tiles) tile -= a.part[d0++].n_tiles;
+  if (T != U && a.part[d0].is_other)
+    multiply_tile<U, D, NORM>(a, tile, d0);
+  else
+    multiply_tile<T, D, NORM>(a, tile, d0);
+}
