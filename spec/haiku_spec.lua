@@ -243,7 +243,7 @@ describe("kigo.haiku", function()
         local model = fake(honest)
         local chat = model.chat
         model.gguf = {
-          get = function() return "fake" end,
+          get = function(_, key) return key == "general.architecture" and "fake" or nil end,
           tensor = function() return nil end,
           tensors = function() return { { name = "token_embd.weight", bytes = MODEL_BYTES, shape = { 10, 10 } } } end,
         }
