@@ -63,14 +63,6 @@ describe("an adapter", function()
     return assert(open(model, metadata(1.0 + seed % 3), tensors(seed), "adapter" .. seed))
   end
 
-  local function with(device, options)
-    local all = {}
-    for _, one in ipairs { device.options, options or {} } do
-      for name, value in pairs(one) do all[name] = value end
-    end
-    return tiny.model(all)
-  end
-
   local function fed(model, ids, adapters)
     local seq = assert(model:sequence {})
     for _, a in ipairs(adapters or {}) do assert(seq:adapt(a[1], a[2])) end
@@ -115,11 +107,11 @@ describe("an adapter", function()
   local ROUNDS = tonumber(os.getenv "KIGO_ADAPTERS") or 6
   for _, device in ipairs(devices) do
     it("is its sequence's own, to the bit, whoever shares the passes: on " .. device.name, function()
-      local plain <close> = with(device) -- where nobody ever had one
+      local plain <close> = tiny.model_on(device) -- where nobody ever had one
       for round = 1, ROUNDS do
         local dice = tiny.dice(round)
-        local model <close> = with(device, { chunk = dice(40) + 2 })
-        local alone <close> = with(device)
+        local model <close> = tiny.model_on(device, { chunk = dice(40) + 2 })
+        local alone <close> = tiny.model_on(device)
         local adapters, twins, all = {}, {}, {}
         for i = 1, dice(3) do
           adapters[i], twins[i] = random_adapter(model, 10 * round + i), random_adapter(alone, 10 * round + i)
@@ -157,7 +149,7 @@ describe("an adapter", function()
 
     it("is there from the first token on, whenever it came: on " .. device.name, function()
       local ids = tiny.ids(90)
-      local model <close> = with(device, { chunk = 17 })
+      local model <close> = tiny.model_on(device, { chunk = 17 })
       local a <close> = random_adapter(model, 1)
       local b <close> = random_adapter(model, 2)
       local plain <close> = fed(model, ids)
@@ -192,7 +184,7 @@ describe("an adapter", function()
     end)
 
     it("is in rows that the prefix cache gives to those with the same, and no others: on " .. device.name, function()
-      local model <close> = with(device)
+      local model <close> = tiny.model_on(device)
       local page = model:stats().page
       local ids = tiny.ids(3 * page + 5)
       local whole = (#ids - 1) // page * page
@@ -229,8 +221,8 @@ describe("an adapter", function()
     end)
 
     it("never meets the rows of another in the prefix cache, whatever is shared: on " .. device.name, function()
-      local model <close> = with(device, { chunk = 40 })
-      local alone <close> = with(device, { prefix_cache = false })
+      local model <close> = tiny.model_on(device, { chunk = 40 })
+      local alone <close> = tiny.model_on(device, { prefix_cache = false })
       local dice, open_now, known, reused = tiny.dice(7), {}, {}, 0
       local adapters, twins = {}, {}
       for i = 1, 3 do adapters[i], twins[i] = random_adapter(model, i), random_adapter(alone, i) end
@@ -261,7 +253,7 @@ describe("an adapter", function()
 
     it("is seen by hooks, which may change what it made: on " .. device.name, function()
       local ids = tiny.ids(30)
-      local model <close> = with(device, { chunk = 7 })
+      local model <close> = tiny.model_on(device, { chunk = 7 })
       local a <close> = random_adapter(model, 3)
       local wanted <close> = fed(model, ids, { { a } })
       local plain <close> = fed(model, ids)
@@ -292,7 +284,7 @@ describe("an adapter", function()
 
   for _, device in ipairs(devices) do
     it("goes with tokens that are drawn ahead, on " .. device.name, function()
-      local model <close> = with(device)
+      local model <close> = tiny.model_on(device)
       local a <close> = random_adapter(model, 1)
       local b <close> = random_adapter(model, 2)
       local chain <close> = core.chain { { kind = "temp", value = 1 } }
@@ -325,7 +317,7 @@ describe("an adapter", function()
     end)
 
     it("may be of any rank, for any number of rows, on " .. device.name, function()
-      local model <close> = with(device)
+      local model <close> = tiny.model_on(device)
       local dice, adapters = tiny.dice(3), {}
       for i, rank in ipairs { 1, 31, 32, 33, 70 } do
         adapters[i] = assert(open(model, metadata(2.0), {
@@ -399,7 +391,7 @@ describe("an adapter", function()
   for _, device in ipairs(devices) do
     it("is named by files of sequences, by its contents: on " .. device.name, function()
       local path = os.tmpname()
-      local model <close> = with(device)
+      local model <close> = tiny.model_on(device)
       local a, b = random_adapter(model, 1), random_adapter(model, 2)
       local same <close> = random_adapter(model, 1)
       local c <close> = random_adapter(model, 3)
@@ -433,7 +425,7 @@ describe("an adapter", function()
         assert.equal(before.n_pages_used, model:stats().n_pages_used)
         assert.equal(before.n_sequences, model:stats().n_sequences)
       end
-      local other <close> = with(device)
+      local other <close> = tiny.model_on(device)
       local far <close> = random_adapter(other, 1)
       for _, bad in ipairs { { far }, { 1 }, { {} }, { "x" }, 3 } do
         assert.has_error(function() model:restore(path, { adapters = bad }) end)

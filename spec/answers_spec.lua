@@ -12,12 +12,7 @@ describe("answers about logits", function()
   local function wide(options)
     local file = build.random({ ["general.architecture"] = "none" }, {
       { name = "w", shape = { HIDDEN, WIDE } }, { name = "n", shape = { HIDDEN } } })
-    local gguf <close> = assert(core.parse_gguf(file, "spec"))
-    local plan <close> = assert(core.plan(gguf))
-    local w = assert(plan:weight "w")
-    local x = plan:norm("norm", plan:embed("x", w), assert(plan:weight "n"), nil, { epsilon = 1e-5 })
-    assert(plan:finish(plan:linear("logits", x, w), 64))
-    return assert(core.model(plan, options))
+    return tiny.product(file, options)
   end
 
   local function list_of(...)

@@ -63,15 +63,6 @@ describe("the cuda backend", function()
       local numbers = { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11,
         Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39 }
 
-      local function open(file, options)
-        local gguf <close> = assert(core.parse_gguf(file, "spec"))
-        local plan <close> = assert(core.plan(gguf))
-        local w = assert(plan:weight "w")
-        local x = plan:norm("norm", plan:embed("x", w), assert(plan:weight "n"), nil, { epsilon = 1e-5 })
-        assert(plan:finish(plan:linear("logits", x, w), 64))
-        return assert(core.model(plan, options))
-      end
-
       for name, number in pairs(numbers) do
         it(name, function()
           local path = "quants/" .. (name == "F32" and "F16.values.f32" or name .. ".blocks.bin")
@@ -81,9 +72,9 @@ describe("the cuda backend", function()
             { name = "w", shape = { COLS, ROWS }, type = number, bytes = bytes }, { name = "n", shape = { COLS } } })
           local ids = {}
           for i = 1, 40 do ids[i] = i * 7 % ROWS end
-          local reference <close> = open(file, { device = "reference" })
-          local model <close> = open(file, { device = "cuda" })
-          local single <close> = open(file, { device = "cuda", chunk = 1 })
+          local reference <close> = tiny.product(file, { device = "reference" })
+          local model <close> = tiny.product(file, { device = "cuda" })
+          local single <close> = tiny.product(file, { device = "cuda", chunk = 1 })
           local wanted, got = assert(reference:trace(ids, { "x" })), assert(model:trace(ids, { "x" }))
           local off = model_fixtures.difference(got.x:bytes(), wanted.x:bytes())
           assert.equal(0, off)
@@ -103,7 +94,7 @@ describe("the cuda backend", function()
             local bytes = blocks:sub(1, rows * cols // type_.block_size * type_.block_bytes)
             local file = build.random({ ["general.architecture"] = "none" }, {
               { name = "w", shape = { cols, rows }, type = number, bytes = bytes }, { name = "n", shape = { cols } } })
-            local model <close> = open(file, { device = "cuda" })
+            local model <close> = tiny.product(file, { device = "cuda" })
             local check = assert(model:check_weights())
             assert.is_nil(check.differs)
             assert.equal(check.file_sum, check.device_sum)

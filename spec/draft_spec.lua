@@ -11,7 +11,7 @@ describe("a draft", function()
       { kind = "temp", value = 1.5 } },
   }
 
-  local function slice(list, first, last) return table.move(list, first, last, 1, {}) end
+  local slice = tiny.slice
 
   ---A right draft up to some place, and something else from there on; `future` is what will be fed.
   local function guess(dice, future)

@@ -176,15 +176,7 @@ describe("latent attention", function()
 
   it("survives every failed allocation", function()
     for _, device in ipairs(kinds) do
-      local ids = tiny.ids(12)
-      local function open_and_run(plan)
-        local model, message, code = core.model(plan, { device = device, threads = 1, ctx = 64 })
-        if not model then return nil, message, code end
-        local logits
-        logits, message, code = model:logits(ids)
-        model:close()
-        return logits, message, code
-      end
+      local open_and_run = tiny.runner(tiny.ids(12), { device = device, threads = 1, ctx = 64 })
       local n = tiny.fail_each_allocation(make_plan, open_and_run, function(plan) plan:close() end)
       assert.is_true(n > 50)
     end

@@ -12,15 +12,7 @@ describe("the prefix cache", function()
     REST = (PAGE + 1) // 3
   end)
 
-  local function slice(list, first, last) return table.move(list, first, last, 1, {}) end
-
-  local function with(device, options)
-    local all = {}
-    for _, one in ipairs { device.options, options } do
-      for name, value in pairs(one) do all[name] = value end
-    end
-    return tiny.model(all)
-  end
+  local slice = tiny.slice
 
   describe("makes a repeated prompt cost its new tokens only", function()
     local prompt
@@ -35,8 +27,8 @@ describe("the prefix cache", function()
 
     for _, device in ipairs(tiny.devices) do
       it("to the bit: on " .. device.name, function()
-        local model <close> = with(device, {})
-        local none <close> = with(device, { prefix_cache = false })
+        local model <close> = tiny.model_on(device, {})
+        local none <close> = tiny.model_on(device, { prefix_cache = false })
         local n = #prompt
         local evaluated, reused, bytes = evaluate(model, prompt)
         assert.same({ n, 0 }, { evaluated, reused })
@@ -310,7 +302,7 @@ describe("the prefix cache", function()
 
   for _, device in ipairs(tiny.variants) do
     it(("through %d random lives: on %s"):format(n_lives, device.name), function()
-      local judge <close> = with(device, { prefix_cache = false })
+      local judge <close> = tiny.model_on(device, { prefix_cache = false })
       local known = {}
       local function expected(ids)
         local key = table.concat(ids, " ")
@@ -324,7 +316,7 @@ describe("the prefix cache", function()
       local n_reused, n_lived = 0, 0
       local pools = { { pool = 4 * PAGE, chunk = 3 }, { pool = 6 * PAGE, chunk = 50 }, { pool = 20 * PAGE } }
       for _, options in ipairs(pools) do
-        local model <close> = with(device, options)
+        local model <close> = tiny.model_on(device, options)
         for i = 1, n_lives // 3 do
           live(model, n_lived + i, expected)
           if i % 17 == 0 then assert.equal(0, model:stats().n_sequences) end

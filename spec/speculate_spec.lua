@@ -5,7 +5,7 @@ describe("kigo.speculate", function()
   local support = require "spec.support"
   local err = kigo.err
 
-  local function slice(list, first, last) return table.move(list, first, last, 1, {}) end
+  local slice = tiny.slice
 
   describe("seq:verify", function()
     local chains = {

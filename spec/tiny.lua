@@ -97,6 +97,37 @@ function tiny.model(options)
   return assert(core.model(plan, all))
 end
 
+---The same on one of tiny.devices, whose own options the others come on top of.
+---@param device table
+---@param options table?
+---@return userdata model
+function tiny.model_on(device, options)
+  local all = {}
+  for _, one in ipairs { device.options, options or {} } do
+    for name, value in pairs(one) do all[name] = value end
+  end
+  return tiny.model(all)
+end
+
+---A model of a single product: a row of its matrix w, the norm n, and w again.
+---@param file string   a GGUF file's bytes, with tensors w and n
+---@param options table   as for core.model
+---@return userdata model
+function tiny.product(file, options)
+  local gguf <close> = assert(core.parse_gguf(file, "spec"))
+  local plan <close> = assert(core.plan(gguf))
+  local w = assert(plan:weight "w")
+  local x = plan:norm("norm", plan:embed("x", w), assert(plan:weight "n"), nil, { epsilon = 1e-5 })
+  assert(plan:finish(plan:linear("logits", x, w), 64))
+  return assert(core.model(plan, options))
+end
+
+---@param list any[]
+---@param first integer
+---@param last integer
+---@return any[]   a list of these
+function tiny.slice(list, first, last) return table.move(list, first, last, 1, {}) end
+
 ---A source of whole numbers for random operations: the same for the same seed, everywhere.
 ---@param seed integer
 ---@return fun(n: integer): integer   in 1 to n
@@ -203,11 +234,12 @@ function tiny.fail_each_allocation(make, action, check)
   return n
 end
 
----The same for loading the tiny model with these options and running 20 tokens; what was loaded must run afterwards.
----@return integer n  failures that were injected
-function tiny.fail_each_allocation_of_a_run(options)
-  local ids = tiny.ids(20)
-  local function open_and_run(plan)
+---A function that loads a plan with these options, runs some tokens and closes it again.
+---@param ids integer[]
+---@param options table   as for core.model
+---@return fun(plan: userdata): userdata?, string?, integer?
+function tiny.runner(ids, options)
+  return function(plan)
     local model, message, code = core.model(plan, options)
     if not model then return nil, message, code end
     local logits
@@ -215,6 +247,12 @@ function tiny.fail_each_allocation_of_a_run(options)
     model:close()
     return logits, message, code
   end
+end
+
+---The same for loading the tiny model with these options and running 20 tokens; what was loaded must run afterwards.
+---@return integer n  failures that were injected
+function tiny.fail_each_allocation_of_a_run(options)
+  local open_and_run = tiny.runner(tiny.ids(20), options)
   return tiny.fail_each_allocation(tiny.plan, open_and_run, function(plan)
     if not tostring(plan):find "closed" then assert(open_and_run(plan)):close() end
     collectgarbage()

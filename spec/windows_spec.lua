@@ -14,19 +14,11 @@ describe("windows", function()
     SLACK, LONG = 2 * PAGE, 9 * PAGE + 200
   end)
 
-  local function slice(list, first, last) return table.move(list, first, last, 1, {}) end
-
-  local function with(device, options)
-    local all = {}
-    for _, one in ipairs { device.options, options } do
-      for name, value in pairs(one) do all[name] = value end
-    end
-    return tiny.model(all)
-  end
+  local slice = tiny.slice
 
   ---A function that gives the logits behind the first n of some ids, as bytes.
   local function judge_of(device, kind, ids)
-    local model <close> = with(device, { kind = kind, chunk = #ids, prefix_cache = false })
+    local model <close> = tiny.model_on(device, { kind = kind, chunk = #ids, prefix_cache = false })
     return tiny.oracle(model, ids)
   end
 
@@ -54,7 +46,7 @@ describe("windows", function()
       ids = tiny.ids(LONG)
       judge = judge_of(cpu, "plain", ids)
     end)
-    before_each(function() model = with(cpu, { prefix_cache = false }) end)
+    before_each(function() model = tiny.model_on(cpu, { prefix_cache = false }) end)
     after_each(function() model:close() end)
 
     local function prompt(n)
@@ -202,7 +194,7 @@ describe("windows", function()
     local ids = tiny.ids(LONG)
     for _, device in ipairs(tiny.devices) do
       local judge = judge_of(device, "narrow", ids)
-      local model <close> = with(device, { kind = "narrow", pool = 7 * PAGE + 60, chunk = PAGE })
+      local model <close> = tiny.model_on(device, { kind = "narrow", pool = 7 * PAGE + 60, chunk = PAGE })
       local seq <close> = model:sequence {}
       seq:feed(ids)
       assert(seq:step())
@@ -225,7 +217,7 @@ describe("windows", function()
     it("find where a sequence ended, and where it was asked", function()
       local ids = tiny.ids(LONG)
       local judge = judge_of(cpu, "plain", ids)
-      local model <close> = with(cpu, {})
+      local model <close> = tiny.model_on(cpu, {})
       do
         local seq <close> = model:sequence {}
         seq:feed(slice(ids, 1, 5 * PAGE))
@@ -240,7 +232,7 @@ describe("windows", function()
     end)
 
     it("learn where others go another way", function()
-      local model <close> = with(cpu, { prefix_cache = 40 * PAGE })
+      local model <close> = tiny.model_on(cpu, { prefix_cache = 40 * PAGE })
       local common, rows, n = tiny.ids(3 * PAGE + 9, 5), {}, 12 * PAGE + 9
       for i = 1, 4 do -- their prompts begin alike, and they go far from there
         local seq <close> = model:sequence {}
@@ -258,7 +250,7 @@ describe("windows", function()
 
     it("know nothing once the weights have changed", function()
       local ids = tiny.ids(LONG)
-      local model <close> = with(cpu, {})
+      local model <close> = tiny.model_on(cpu, {})
       local held <close> = model:sequence {}
       held:feed(ids)
       assert(held:step())
@@ -411,7 +403,7 @@ describe("windows", function()
           local all = { { pool = LONG + PAGE, chunk = 33 }, { chunk = 2 * PAGE }, { prefix_cache = false } }
           for i, options in ipairs(all) do
             options.kind = kind
-            local model <close> = with(device, options)
+            local model <close> = tiny.model_on(device, options)
             for number = 1, n_lives // 6 + 1 do n = n + live(model, number * 40 + d * 5 + i, ways, judge) end
             collectgarbage()
             collectgarbage()
@@ -442,11 +434,11 @@ describe("windows", function()
         assert(seq:step())
         return table.concat(seq:tokens(), " ") .. core.checksum(seq.logits:bytes())
       end
-      local large <close> = with(cpu, { kind = kind, prefix_cache = false })
+      local large <close> = tiny.model_on(cpu, { kind = kind, prefix_cache = false })
       local alone = {}
       for i = 1, 6 do alone[i] = body(large, i) end
       for _, pages in ipairs { 14, 20 } do
-        local model <close> = with(cpu, { kind = kind, chunk = 50, pool = pages * PAGE + 300 })
+        local model <close> = tiny.model_on(cpu, { kind = kind, chunk = 50, pool = pages * PAGE + 300 })
         local together <close>, tasks = scheduler.new(model), {}
         for i = 1, 6 do tasks[i] = together:spawn(body, model, i) end
         assert(together:run())
@@ -457,8 +449,8 @@ describe("windows", function()
 
   it("when a full context is shifted", function()
     local ids = tiny.ids(LONG)
-    local model <close> = with(cpu, { ctx = 6 * PAGE + 40 })
-    local judge <close> = with(cpu, { chunk = LONG, prefix_cache = false })
+    local model <close> = tiny.model_on(cpu, { ctx = 6 * PAGE + 40 })
+    local judge <close> = tiny.model_on(cpu, { chunk = LONG, prefix_cache = false })
     local seq <close> = model:sequence { on_overflow = "shift" }
     seq.keep = 7
     for i, id in ipairs(ids) do
