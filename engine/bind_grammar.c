@@ -3,6 +3,7 @@
 
 #include "bind.h"
 #include "bind_judge.h"
+#include "error.h"
 #include "matcher.h"
 #include "tensor.h"
 
@@ -239,6 +240,22 @@ static kg_node read_text(lua_State *L, reader *r, int index)
   return finished(r, kg_grammar_add_text(r->grammar, text, n, &made, &r->err), &made);
 }
 
+static kg_node read_table(lua_State *L, reader *r, int index)
+{
+  if (r->depth == NESTING_MAX) {
+    r->status = kg_fail(&r->err, KG_ERR_FULL, "the grammar has nodes nested deeper than %d", NESTING_MAX);
+    return 0;
+  }
+  lua_pushvalue(L, index);
+  lua_pushboolean(L, 0);
+  lua_rawset(L, r->seen);
+  const node_reader *kind = find_reader(L, index);
+  r->depth++;
+  const kg_node node = kind->read(L, r, index, kind->kind);
+  r->depth--;
+  return node;
+}
+
 /* Read a node; the same table is the same node. */
 static kg_node read_node(lua_State *L, reader *r, int index)
 {
@@ -259,13 +276,7 @@ static kg_node read_node(lua_State *L, reader *r, int index)
   } else if (type == LUA_TSTRING) {
     node = read_text(L, r, index);
   } else {
-    if (++r->depth > NESTING_MAX) kg_error_at(L, "nodes are nested deeper than %d", NESTING_MAX);
-    lua_pushvalue(L, index);
-    lua_pushboolean(L, 0);
-    lua_rawset(L, r->seen);
-    const node_reader *known_kind = find_reader(L, index);
-    node = known_kind->read(L, r, index, known_kind->kind);
-    r->depth--;
+    node = read_table(L, r, index);
   }
   if (known == LUA_TNIL) {
     lua_pushvalue(L, index);

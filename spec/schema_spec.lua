@@ -334,6 +334,8 @@ describe("kigo.json_schema", function()
       ["long strings"] = [[{ "type": "string", "minLength": 1000000, "maxLength": 900000000, "pattern": "^(a|b)*c$" }]],
       ["a pattern of nests"] = '{"pattern":"' .. ("("):rep(5000) .. (")"):rep(5000) .. '"}',
       ["a pattern of repeats"] = [[{ "pattern": "((a{1,1000}){1,1000}){1,1000}b" }]],
+      ["a pattern of many lookaheads"] = ('{"items":'):rep(12) .. '{"pattern":"^' ..
+        ("(?!the|a$).{1,8}$^"):rep(60) .. '"}' .. ("}"):rep(12),
       ["far numbers"] = [[{ "minimum": 1e300, "maximum": 1e308, "multipleOf": 7 }]],
       ["numbers too far"] = [[{ "minimum": 1e99999999999999999999 }]],
       ["unevaluated ways"] = '{"unevaluatedProperties":false,"anyOf":[' .. list_of(12, function(i)

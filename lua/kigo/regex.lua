@@ -15,7 +15,6 @@ local check = require "kigo.check"
 local regex = {}
 
 local NESTING, SIZE, CLASS_RANGES = 60, 1 << 16, 4000
-local HEIGHT = 199 -- of nodes: a grammar takes no more (bind_grammar.c)
 local REPEAT_MAX = 1 << 20
 
 ---@class kigo.RegexParser
@@ -407,16 +406,6 @@ function build(parser, tree, is_start, tail)
   return build_items(parser, tree.items or { tree }, 1, is_start, tail, {})
 end
 
--- Tables within each other; nodes that are shared are measured once.
-local function height(node, known)
-  if type(node) ~= "table" then return 0 end
-  if known[node] then return known[node] end
-  local most = 0
-  for _, part in ipairs(node) do most = math.max(most, height(part, known)) end
-  known[node] = most + 1
-  return most + 1
-end
-
 ---@class kigo.RegexOptions
 ---@field anchored? boolean   the whole text must match; default true. False: a match somewhere in it will do, as for
 ---the `pattern` of JSON Schema
@@ -448,9 +437,6 @@ function regex.parse(pattern, options)
   if not ok then
     if type(result) ~= "table" then error(result, 0) end
     return nil, result.message, result.code
-  end
-  if height(result, {}) > HEIGHT then
-    return nil, ("regex: lookaheads and groups that make nodes nested deeper than %d"):format(HEIGHT), core.err.FULL
   end
   return result
 end
