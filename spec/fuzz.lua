@@ -2,7 +2,8 @@
 -- the same two give the same bytes on every machine. spec/fuzz_targets.lua says what is tried with them.
 --
 --   KIGO_FUZZ_SECONDS=40   processor time for each target; 2 unless given
---   KIGO_FUZZ_SEED=N       instead of the clock; failures name theirs, and it is written before anything can crash
+--   KIGO_FUZZ_SEED=N       other cases than those of seed 1; "clock": others each time. It is written before anything
+--                          can crash, and failures name it
 --   KIGO_FUZZ_CASE=N       this case alone
 --   KIGO_FUZZ_KEEP=PATH    write every input there before it is tried: after a crash it holds the culprit
 local core = require "kigo.core"
@@ -244,7 +245,9 @@ end
 ---@field seeds? string[]                                      beside the files of the corpus
 ---@field finish? fun()                                        closes what its cases shared
 
-fuzz.seed = math.tointeger(tonumber(os.getenv "KIGO_FUZZ_SEED" or "")) or os.time()
+local seed = os.getenv "KIGO_FUZZ_SEED" or "1"
+fuzz.seed = seed == "clock" and os.time() or
+  assert(math.tointeger(tonumber(seed)), "KIGO_FUZZ_SEED: a number or clock expected")
 fuzz.seconds = tonumber(os.getenv "KIGO_FUZZ_SECONDS" or "") or 2
 
 ---The files of a target's corpus, in order of their names.
