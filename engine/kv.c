@@ -377,6 +377,9 @@ int kg_kv_share(kg_kv *kv, const kg_page_table *table, int32_t n_positions, kg_p
     copy->nodes[i] = table->nodes[i];
     kg_prefix_hold(kv->prefix, copy->nodes[i]);
   }
+  copy->has_origin = table->has_origin; /* it may let all of these nodes go, and look for others */
+  copy->origin = table->origin;
+  if (copy->has_origin) kg_prefix_hold(kv->prefix, copy->origin);
   for (int32_t g = 0; g < kv->n_groups; g++) {
     memcpy(copy->ids[g], table->ids[g], n * sizeof *copy->ids[g]);
     for (size_t i = 0; i < n; i++)
