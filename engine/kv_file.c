@@ -585,7 +585,7 @@ static int check_end(reader *r, kg_error *err)
 
 static int check_tokens(const reader *r, const kg_sequence *sequence, kg_error *err)
 {
-  const int32_t vocab = kg_model_vocab_size(sequence->model);
+  const int32_t vocab = kg_plan_token_count(kg_model_plan(sequence->model));
   for (size_t i = 0; i < sequence->tokens.n; i++)
     if (sequence->tokens.ids[i] < 0 || sequence->tokens.ids[i] >= vocab)
       return kg_fail(err, KG_ERR_FORMAT, "%s: id %d at %zu is outside the vocabulary", r->path, sequence->tokens.ids[i], i);

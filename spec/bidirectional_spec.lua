@@ -113,6 +113,18 @@ describe("bidirectional attention", function()
         assert.is_true(alone(model, table.move(ids, 1, 70, 1, {})) == seq.logits:bytes())
       end)
 
+      it("comes back from a file, whatever its ids", function()
+        local model <close> = open(device)
+        local ids, path = { 3, VOCAB - 1, 7 }, os.tmpname() -- there are more ids than numbers in a row
+        local seq <close> = model:sequence()
+        assert(seq:feed(ids))
+        assert(seq:save(path))
+        local again <close> = assert(model:restore(path))
+        os.remove(path)
+        assert.same(ids, again:tokens())
+        assert.is_true(alone(model, ids) == again.logits:bytes())
+      end)
+
       it("shows every value of a long sequence, with the same numbers", function()
         local model <close> = open(device, { kv = "f16" })
         local ids = some_ids(200, 3)
