@@ -468,6 +468,8 @@ void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens)
   }
   follow_prompt(sequence, from);
   forget_unseen(sequence);
+  kg_snapshots_thin(kg_model_states(sequence->model), &sequence->snapshots, kg_sequence_pos(sequence),
+                    sequence->snapshots_free);
 }
 
 /* The state that comes with rows [from, end) which were found. */

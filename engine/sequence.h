@@ -115,7 +115,8 @@ bool kg_sequence_is_released(const kg_sequence *sequence);
 int32_t kg_sequence_cached_end(const kg_sequence *sequence);
 /* Give back what is there of positions behind that. */
 void kg_sequence_trim(kg_sequence *sequence);
-/* So many tokens more have their keys and values in the pages. */
+/* So many tokens more have their keys and values in the pages, and the snapshots that came with them are there: others
+ * may find them, and what no row to come needs is let go. */
 void kg_sequence_evaluated(kg_sequence *sequence, int32_t n_tokens);
 /* Find rows of pending tokens in the prefix cache. The last token's is evaluated in any case, for its logits. */
 void kg_sequence_reuse(kg_sequence *sequence);

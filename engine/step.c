@@ -354,8 +354,6 @@ static int settle(step *s, const kg_step_item *item, kg_error *err)
     kg_model_count(s->model, n_tokens, 0);
     kg_sequence_evaluated(sequence, n_tokens);
   }
-  if (kg_model_states(s->model))
-    kg_snapshots_thin(kg_model_states(s->model), &sequence->snapshots, kg_sequence_pos(sequence), sequence->snapshots_free);
   kg_draft_settle(sequence, done);
   return status;
 }

@@ -99,6 +99,20 @@ describe("states", function()
         end
       end)
 
+      it("are as few, and reach as far back, where tokens were drawn ahead", function()
+        local model <close> = model_with(device)
+        local chain <close> = kigo.chain { kigo.temp(3), kigo.dist() }
+        local seq <close> = model:sequence {}
+        seq:feed(table.move(ids, 1, 30, 1, {}))
+        for _ = 1, 800 do seq:push(assert(seq:draw(chain, 2))) end -- 400 round trips, each of which leaves one
+        assert.is_true(model:stats().n_states_used <= 16)
+        for _, pos in ipairs { 820, 700, 550, 420, 100 } do
+          seq:rewind(pos)
+          local n = seq:pending()
+          assert.is_true(n <= math.max(830 - pos, 16) + 1, ("%d tokens at %d"):format(n, pos))
+        end
+      end)
+
       it("go back to a mark and compute nothing again, however long ago it was", function()
         local model <close> = model_with(device)
         local seq <close> = model:sequence {}
