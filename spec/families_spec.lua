@@ -91,7 +91,7 @@ describe("the families", function()
   it("deepseek2: is refused with numbers that do not fit, in words that name them", function()
     local bytes = support.read(FOLDER .. "deepseek2_v3.gguf")
     for _, case in ipairs {
-      { "expert_gating_func", 2, 3, "expert_gating_func = 3", core.err.UNSUPPORTED },
+      { "expert_gating_func", 2, 4, "expert_gating_func = 4", core.err.UNSUPPORTED },
       { "expert_group_count", 4, 3, "3 equal groups" }, { "expert_group_count", 4, 0, "expert_group_count = 0" },
       { "expert_group_used_count", 2, 5, "groups_used = 5" }, { "expert_used_count", 3, 5, "used = 5" },
       { "attention.kv_lora_rank", 24, 23, "attn_kv" }, { "rope.dimension_count", 8, 7, "rope.dimension_count = 7" },

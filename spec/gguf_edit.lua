@@ -79,6 +79,33 @@ function edit.with(parts, changes)
   return copy
 end
 
+---The name in general.architecture.
+---@param parts spec.GgufParts
+---@return string
+function edit.architecture(parts)
+  for _, entry in ipairs(parts.entries) do
+    if entry.key == "general.architecture" then return entry.value end
+  end
+end
+
+---The file where its architecture's keys say something else: { type name, value or list } by key, false for nothing.
+---@param parts spec.GgufParts
+---@param changes table<string, table|false>  keys without the architecture
+---@return spec.GgufParts
+function edit.said(parts, changes)
+  local prefix, entries = edit.architecture(parts) .. ".", {}
+  for _, entry in ipairs(parts.entries) do
+    local key = entry.key:sub(1, #prefix) == prefix and entry.key:sub(#prefix + 1)
+    if not key or changes[key] == nil then entries[#entries + 1] = entry end
+  end
+  for key, value in pairs(changes) do
+    local full = prefix .. key
+    local raw = value and build.entries { { full, table.unpack(value) } }[1]:sub(9 + #full)
+    if raw then entries[#entries + 1] = { key = full, raw = raw } end
+  end
+  return edit.with(parts, { entries = entries })
+end
+
 ---A list whose i-th item is another one, or is left out.
 ---@generic T
 ---@param list T[]

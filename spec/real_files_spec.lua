@@ -197,16 +197,13 @@ describe("files as they are found", function()
 
   -- The file under another architecture's name.
   local function renamed(bytes, to)
-    local parts, from = edit.read(bytes), nil
-    for _, entry in ipairs(parts.entries) do
-      if entry.key == "general.architecture" then from = entry.value end
-    end
-    local entries = {}
+    local parts = edit.read(bytes)
+    local from, entries = edit.architecture(parts), {}
     for i, entry in ipairs(parts.entries) do
       local key, raw = entry.key, entry.raw
       if key == "general.architecture" then raw = string.pack("<I4s8", 8, to) end
       if key:sub(1, #from + 1) == from .. "." then key = to .. key:sub(#from + 1) end
-      entries[i] = { key = key, raw = raw }
+      entries[i] = { key = key, raw = raw, value = key == "general.architecture" and to or nil }
     end
     return edit.with(parts, { entries = entries })
   end
@@ -229,18 +226,14 @@ describe("files as they are found", function()
   for other, name in pairs { qwen2vl = "qwen2", qwen3vl = "qwen3" } do
     it(("%s computes what %s does"):format(other, name), function()
       local bytes = support.read(support.fixture("models/" .. name .. ".gguf"))
-      local parts = renamed(bytes, other)
-      table.insert(parts.entries, { key = other .. ".rope.dimension_sections",
-        raw = string.pack("<I4I4I8i4i4i4i4", 9, 5, 4, 16, 24, 24, 0) })
+      local parts = edit.said(renamed(bytes, other), { ["rope.dimension_sections"] = { "i32", { 16, 24, 24, 0 } } })
       assert.is_true(logits(bytes) == logits(edit.write(parts)))
     end)
   end
 
   it("MiniCPM is refused where its file does not say the multipliers", function()
-    local parts = renamed(support.read "spec/fixtures/families/granite.gguf", "minicpm")
-    for i, entry in ipairs(parts.entries) do
-      if entry.key == "minicpm.residual_scale" then parts.entries = edit.replaced(parts.entries, i) end
-    end
+    local parts = edit.said(renamed(support.read "spec/fixtures/families/granite.gguf", "minicpm"),
+      { residual_scale = false })
     local gguf <close> = assert(core.parse_gguf(edit.write(parts), "spec"))
     local plan, message, code = arch.build(gguf)
     assert.is_nil(plan)
@@ -253,39 +246,35 @@ describe("files as they are found", function()
     local model <close> = assert(kigo.load(path, { device = "reference" }))
     assert.equal(40, model.context)
     assert.error_matches(function() kigo.load(path, { device = "reference", ctx = 41 }) end, "40 positions")
-    local parts = edit.read(support.read(path)) -- DeepSeek's way to say it: a length of its own
-    table.insert(parts.entries, { key = "mistral3.attention.temperature_length", raw = string.pack("<I4I4", 4, 7) })
+    local parts = edit.said(edit.read(support.read(path)), { ["attention.temperature_length"] = { "u32", 7 } })
     local gguf <close> = assert(core.parse_gguf(edit.write(parts), "spec"))
     local plan <close> = assert(arch.build(gguf))
     assert.equal(7, plan:info().context_length)
   end)
 
-  it("GLM 4.5: the blocks that guess are left out, and counted", function()
-    local bytes = support.read "spec/fixtures/families/glm4moe.gguf"
-    local function with(blocks, guessing)
-      local parts = edit.read(bytes)
-      for i, entry in ipairs(parts.entries) do
-        if entry.key == "glm4moe.block_count" then
-          parts.entries = edit.replaced(parts.entries, i, { key = entry.key, raw = string.pack("<I4I4", 4, blocks) })
+  for _, name in ipairs { "glm4moe", "deepseek2_v3", "dots1" } do
+    it(name .. ": the blocks that guess are left out, and counted", function()
+      local bytes = support.read("spec/fixtures/families/" .. name .. ".gguf")
+      local function with(blocks, guessing)
+        local parts = edit.said(edit.read(bytes), { block_count = { "u32", blocks },
+          nextn_predict_layers = { "u32", guessing } })
+        for _, tensor in ipairs { "nextn.eh_proj", "attn_norm", "nextn.shared_head_norm" } do
+          local first = edit.with(parts.tensors[1], { name = ("blk.2.%s.weight"):format(tensor), dims = { 1 },
+            offset = #parts.data, type = 0 })
+          parts.data = parts.data .. ("\0"):rep(32)
+          table.insert(parts.tensors, first)
         end
+        return edit.write(parts)
       end
-      table.insert(parts.entries, { key = "glm4moe.nextn_predict_layers", raw = string.pack("<I4I4", 4, guessing) })
-      for _, name in ipairs { "nextn.eh_proj", "attn_norm", "nextn.shared_head_norm" } do
-        local first = edit.with(parts.tensors[1], { name = ("blk.2.%s.weight"):format(name), dims = { 1 },
-          offset = #parts.data, type = 0 })
-        parts.data = parts.data .. ("\0"):rep(32)
-        table.insert(parts.tensors, first)
+      assert.is_true(logits(bytes) == logits(with(3, 1)))
+      for _, case in ipairs { { 3, 0, "blk.2" }, { 2, 0, "blk.2" }, { 3, 3, "nextn_predict_layers" } } do
+        local gguf <close> = assert(core.parse_gguf(with(case[1], case[2]), "spec"))
+        local plan, message = arch.build(gguf)
+        assert.is_nil(plan)
+        assert.truthy(message:find(case[3], 1, true), message)
       end
-      return edit.write(parts)
-    end
-    assert.is_true(logits(bytes) == logits(with(3, 1)))
-    for _, case in ipairs { { 3, 0, "blk.2" }, { 2, 0, "blk.2" }, { 3, 3, "nextn_predict_layers" } } do
-      local gguf <close> = assert(core.parse_gguf(with(case[1], case[2]), "spec"))
-      local plan, message = arch.build(gguf)
-      assert.is_nil(plan)
-      assert.truthy(message:find(case[3], 1, true), message)
-    end
-  end)
+    end)
+  end
 
   -- ---- all of them ----
 

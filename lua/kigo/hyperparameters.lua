@@ -15,8 +15,10 @@ local hyperparameters = {}
 ---@field one_of? table<any, boolean> the values that we can handle
 ---@field default? any a value, or a function of the fields so far; a row without one is required
 ---@field relation? fun(hp: kigo.Hyperparameters): string? what is wrong with the value beside the others, or nil
+---@field default_text? string what a default that is a function is, for people
 ---@field per_block? boolean the file may have an array with a value for each block; the field NAME_of is an array in
----any case, from 1 on, and the field is the largest of them
+---any case, from 1 on, and the field is what the file says, or the largest of its numbers
+---@field expand? fun(n: integer, blocks: integer): any[]   a number that stands for the values of all blocks
 
 ---The fields of the common rows; a family's own rows add theirs.
 ---@class kigo.Hyperparameters
@@ -33,10 +35,11 @@ local hyperparameters = {}
 ---@field rope_scaling "none"|"linear"|"yarn"|"longrope"
 ---@field rope_scale number positions are divided by it
 ---@field rope_original integer positions of the training before the scaling
----@field rope_attn_factor number multiplies cos and sin
+---@field rope_attn_factor number multiplies cos and sin, beside what yarn does
 ---@field rope_yarn_fast number turns over the original context, and rope_yarn_slow: between them yarn's ramp
----@field rope_yarn_attn_factor number multiplies cos and sin too, under yarn
----@field yarn_log_multiplier number under yarn cos and sin are divided by 1 + so many times 0.1 log(rope_scale)
+---@field rope_yarn_attn_factor number what yarn multiplies cos and sin by; 1: what its paper says
+---@field yarn_log_multiplier number where the paper says, they are divided by 1 + so many times 0.1 log(rope_scale)
+---@field attention_scale number of q.k
 ---@field temperature_scale number 0: none
 ---@field temperature_length integer
 ---@field expert_count integer 0: a dense model
@@ -53,7 +56,7 @@ hyperparameters.rows = {
   { key = "block_count", name = "block_count", type = "integer", min = 1, max = 1024 },
   { key = "attention.head_count", name = "head_count", type = "integer", min = 1, max = 1 << 16 },
   { key = "attention.head_count_kv", name = "head_count_kv", type = "integer", min = 1, max = 1 << 16,
-    default = function(hp) return hp.head_count end,
+    default = function(hp) return hp.head_count end, default_text = "attention.head_count",
     relation = function(hp)
       if hp.head_count % hp.head_count_kv ~= 0 then
         return ("does not divide attention.head_count = %d"):format(hp.head_count)
@@ -61,21 +64,24 @@ hyperparameters.rows = {
     end },
   { key = "attention.key_length", name = "head_dim", type = "integer", min = 1, max = 1 << 16,
     default = function(hp) return hp.embedding_length // hp.head_count end,
+    default_text = "embedding_length / attention.head_count",
     relation = function(hp)
       if hp.head_dim * hp.head_count > WIDTH then
         return ("times attention.head_count = %d is more than %d"):format(hp.head_count, WIDTH)
       end
     end },
   { key = "attention.value_length", name = "value_dim", type = "integer", min = 1, max = 1 << 16,
-    default = function(hp) return hp.head_dim end,
+    default = function(hp) return hp.head_dim end, default_text = "attention.key_length",
     relation = function(hp)
       if hp.value_dim ~= hp.head_dim then return ("is not attention.key_length = %d"):format(hp.head_dim) end
     end },
   { key = "attention.layer_norm_rms_epsilon", name = "norm_epsilon", type = "number", min = 1e-13, max = 1 },
   { key = "attention.sliding_window", name = "window", type = "integer", min = 0, max = 1 << 24, default = 0 },
+  { key = "attention.scale", name = "attention_scale", type = "number", min = 1e-6, max = 1e6,
+    default = function(hp) return hp.head_dim ^ -0.5 end, default_text = "attention.key_length ^ -0.5" },
   { key = "attention.causal", name = "causal", type = "boolean", one_of = { [true] = true }, default = true },
   { key = "rope.dimension_count", name = "rope_dims", type = "integer", min = 2, max = 1 << 16,
-    default = function(hp) return hp.head_dim end,
+    default = function(hp) return hp.head_dim end, default_text = "attention.key_length",
     relation = function(hp)
       if hp.rope_dims % 2 ~= 0 then return "is not even" end
       if hp.rope_dims > hp.head_dim then return ("is more than the head size %d"):format(hp.head_dim) end
@@ -85,9 +91,9 @@ hyperparameters.rows = {
     one_of = { none = true, linear = true, yarn = true, longrope = true }, default = "linear" },
   { key = "rope.scale_linear", name = "rope_scale_linear", type = "number", min = 1e-3, max = 1e6, default = 1 },
   { key = "rope.scaling.factor", name = "rope_scale", type = "number", min = 1e-3, max = 1e6,
-    default = function(hp) return hp.rope_scale_linear end }, -- the older key, where only that one stands there
+    default = function(hp) return hp.rope_scale_linear end, default_text = "rope.scale_linear" }, -- the older key
   { key = "rope.scaling.original_context_length", name = "rope_original", type = "integer", min = 1, max = 1 << 24,
-    default = function(hp) return hp.context_length end },
+    default = function(hp) return hp.context_length end, default_text = "context_length" },
   { key = "rope.scaling.attn_factor", name = "rope_attn_factor", type = "number", min = 1e-3, max = 1e3, default = 1 },
   { key = "rope.scaling.yarn_beta_fast", name = "rope_yarn_fast", type = "number", min = 1e-3, max = 1e6,
     default = 32 },
@@ -102,7 +108,8 @@ hyperparameters.rows = {
   -- queries of positions behind this many are made longer, which no operation of ours does: contexts end there
   { key = "attention.temperature_scale", name = "temperature_scale", type = "number", min = 0, max = 1e3, default = 0 },
   { key = "attention.temperature_length", name = "temperature_length", type = "integer", min = 1, max = 1 << 24,
-    default = function(hp) return hp.rope_original end },
+    default = function(hp) return hp.rope_original end,
+    default_text = "rope.scaling.original_context_length" },
   { key = "expert_count", name = "expert_count", type = "integer", min = 0, max = 1024, default = 0 },
   { key = "expert_used_count", name = "expert_used_count", type = "integer", min = 0, max = 1024, default = 0,
     relation = function(hp)
@@ -115,11 +122,21 @@ hyperparameters.rows = {
     end },
 }
 
--- Keys that change what is computed, with the value that changes nothing: where a family has no row for one, a file
--- with another value wants what the family does not do.
-local CHANGING = { ["attention.clamp_kqv"] = 0, ["attention.max_alibi_bias"] = 0, attn_logit_softcapping = 0,
-  final_logit_softcapping = 0, router_logit_softcapping = 0, embedding_scale = 1, residual_scale = 1, logit_scale = 1,
-  expert_weights_scale = 1 }
+-- Keys that change what is computed, with the value that changes nothing, as 0 does: where a family has no row for one,
+-- a file with another value wants what the family does not do.
+local CHANGING = {
+  ["attention.clamp_kqv"] = 0, ["attention.max_alibi_bias"] = 0, ["attention.output_scale"] = 1,
+  ["attention.value_scale"] = 1, ["attention.shared_kv_layers"] = 0,
+  ["attention.key_length_swa"] = function(hp) return hp.head_dim end,
+  ["attention.value_length_swa"] = function(hp) return hp.value_dim end,
+  ["attention.sliding_window_pattern"] = 0, -- all blocks have the window
+  attn_logit_softcapping = 0, final_logit_softcapping = 0, router_logit_softcapping = 0,
+  embedding_scale = 1, residual_scale = 1, logit_scale = 1,
+  expert_group_count = 1, nextn_predict_layers = 0,
+  ["rope.dimension_count_swa"] = function(hp) return hp.rope_dims end,
+  ["rope.freq_base_swa"] = function(hp) return hp.rope_base end,
+  ["rope.scaling.alpha"] = 1,
+}
 
 -- A value from a file as it may stand in a one-line message.
 local function quoted(value)
@@ -163,6 +180,7 @@ end
 
 -- An array with a value for each block: each checked by itself.
 local function block_values(row, hp, value)
+  if row.expand and math.type(value) == "integer" and value >= 0 then return row.expand(value, hp.block_count) end
   if type(value) ~= "table" then
     local wrong, code = complaint(row, value)
     local values = {}
@@ -180,16 +198,18 @@ local function block_values(row, hp, value)
 end
 
 -- A key that asks for something else than the rows know: what is wrong, or nil.
-local function unread(gguf, architecture, rows)
+local function unread(gguf, architecture, rows, hp)
   local known, keys = {}, {}
   for _, row in ipairs(rows) do known[row.key] = true end
   for key in pairs(CHANGING) do
-    if not known[key] then keys[#keys + 1] = key end
+    local is_moot = hp.window == 0 and (key:find "_swa$" or key:find "_pattern$") -- no block sees less than others
+    if not known[key] and not is_moot then keys[#keys + 1] = key end
   end
   table.sort(keys)
   for _, key in ipairs(keys) do
-    local value = gguf:get(architecture .. "." .. key)
-    if value ~= nil and value ~= CHANGING[key] and value ~= 0 then
+    local value, neutral = gguf:get(architecture .. "." .. key), CHANGING[key]
+    if type(neutral) == "function" then neutral = neutral(hp) end
+    if value ~= nil and value ~= neutral and value ~= 0 then
       return ("%s.%s = %s: this architecture does not do that"):format(architecture, key, quoted(value))
     end
   end
@@ -217,7 +237,7 @@ function hyperparameters.read(gguf, architecture, extra)
       local values
       values, wrong, code = block_values(row, hp, value)
       hp[row.name .. "_of"] = values
-      hp[row.name] = not wrong and math.max(table.unpack(values)) or value
+      hp[row.name] = not wrong and row.type ~= "boolean" and math.max(table.unpack(values)) or value
     else
       wrong, code = complaint(row, value)
       hp[row.name] = value
@@ -225,7 +245,7 @@ function hyperparameters.read(gguf, architecture, extra)
     if not wrong and row.relation then wrong, code = row.relation(hp), core.err.FORMAT end
     if wrong then return nil, ("%s = %s %s"):format(key, quoted(value), wrong), code end
   end
-  local more = unread(gguf, architecture, rows)
+  local more = unread(gguf, architecture, rows, hp)
   if more then return nil, more, core.err.UNSUPPORTED end
   return hp
 end

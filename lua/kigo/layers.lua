@@ -94,27 +94,72 @@ function layers.plain(b, act, h)
   return b:linear(act == "relu_squared" and b:glu("relu", up, up) or b:act(act, up), "ffn_down")
 end
 
----In models that have windows in all blocks but every n-th: which attention a block has.
----@param hp kigo.Hyperparameters
+---Rows of families in which some blocks have a window and others see everything: every `every`-th, unless the file says
+---which (a number like this, or for each block whether it has the window).
 ---@param every integer
+---@param window? integer  default of its width, where files do not say it; default 0
+---@return kigo.HyperparameterRow[]
+function layers.window_rows(every, window)
+  return {
+    { key = "attention.sliding_window", name = "window", type = "integer", min = 0, max = 1 << 24,
+      default = window or 0 },
+    { key = "attention.sliding_window_pattern", name = "windowed", type = "boolean", default = every, per_block = true,
+      expand = function(n, blocks)
+        local list = {}
+        for i = 1, blocks do list[i] = n == 0 or i % n ~= 0 end
+        return list
+      end },
+  }
+end
+
+---Which attention a block of such a family has.
+---@param hp kigo.Hyperparameters
 ---@return fun(i: integer): kigo.AttentionParameters, boolean   of block i; does it see everything?
-function layers.windowed(hp, every)
+function layers.windowed(hp)
   local all = layers.with(hp.attention, { window = 0 })
   return function(i)
-    local sees_all = hp.window == 0 or (i + 1) % every == 0
+    local sees_all = hp.window == 0 or not hp.windowed_of[i + 1]
     return sees_all and all or hp.attention, sees_all
   end
 end
 
----The experts of a block as the file counts them, or its gated feed-forward where it has none.
+---The row of families whose largest model, of so many blocks, scales its scores by the row's share of a head; files do
+---not say so.
+---@param blocks integer
+---@return kigo.HyperparameterRow
+function layers.score_scale(blocks)
+  return { key = "attention.scale", name = "attention_scale", type = "number", min = 1e-6, max = 1e6,
+    default = function(hp)
+      return (hp.block_count == blocks and hp.embedding_length // hp.head_count or hp.head_dim) ^ -0.5
+    end, default_text = ("attention.key_length ^ -0.5; of %d blocks another"):format(blocks) }
+end
+
+-- How router logits become weights, by the numbers in files.
+local GATES = { "softmax", "sigmoid", "softmax_used" }
+
+---Rows that say how experts are chosen and weighed.
+---@param gate integer        what the family does where its files do not say: 1 softmax, 2 sigmoid, 3 softmax_used
+---@param normalize boolean   likewise
+---@return kigo.HyperparameterRow[]
+function layers.expert_rows(gate, normalize)
+  return {
+    { key = "expert_gating_func", name = "gate", type = "integer", one_of = { true, true, true }, default = gate },
+    { key = "expert_weights_norm", name = "experts_normalize", type = "boolean", default = normalize },
+    { key = "expert_weights_scale", name = "experts_scale", type = "number", min = 0, max = 1e6, default = 1 },
+  }
+end
+
+---The experts of a block as the file's numbers say, or its gated feed-forward where it has none.
 ---@param b kigo.Graph
 ---@param h kigo.Value
----@param params? table  of kigo.MoeParameters, beside experts, used and act "silu"
+---@param params? table  of kigo.MoeParameters, instead of what the numbers say
 ---@return kigo.Value
 function layers.gated_or_experts(b, h, params)
   local hp = b.hp
   if hp.expert_count == 0 or not b:has "ffn_gate_inp" then return layers.gated(b, "silu", h) end
-  return b:moe(h, layers.with({ experts = hp.expert_count, used = hp.expert_used_count, act = "silu" }, params or {}))
+  return b:moe(h, layers.with({ experts = hp.expert_count, used = hp.expert_used_count, act = "silu",
+    gate = GATES[hp.gate], normalize = hp.experts_normalize,
+    scale = hp.experts_scale ~= 0 and hp.experts_scale or 1 }, params or {}))
 end
 
 ---What some experts made, and what the one that all tokens share adds where the block has it.
@@ -128,18 +173,6 @@ function layers.and_shared_expert(b, h, chosen)
   return chosen + b:linear(shared, "ffn_down_shexp")
 end
 
----Rows of families whose files say how experts are chosen, for layers.chosen_experts.
----@type kigo.HyperparameterRow[]
-layers.expert_rows = {
-  { key = "leading_dense_block_count", name = "dense_blocks", type = "integer", min = 0, max = 1024, default = 0 },
-  { key = "expert_gating_func", name = "gate", type = "integer", one_of = { true, true }, default = 1 },
-  { key = "expert_weights_scale", name = "experts_scale", type = "number", min = 0, max = 1e6, default = 1 },
-  { key = "expert_weights_norm", name = "experts_normalize", type = "boolean", default = false },
-  { key = "expert_group_count", name = "expert_groups", type = "integer", min = 1, max = 1024, default = 1 },
-  { key = "expert_group_used_count", name = "expert_groups_used", type = "integer", min = 1, max = 1024,
-    default = function(hp) return hp.expert_groups end },
-}
-
 ---Several lists of rows in one.
 ---@param ... kigo.HyperparameterRow[]
 ---@return kigo.HyperparameterRow[]
@@ -147,6 +180,33 @@ function layers.rows(...)
   local all = {}
   for _, rows in ipairs { ... } do table.move(rows, 1, #rows, #all + 1, all) end
   return all
+end
+
+---Rows of families that choose experts as DeepSeek does, for layers.chosen_experts.
+---@param gate integer
+---@return kigo.HyperparameterRow[]
+function layers.chosen_expert_rows(gate)
+  return layers.rows(layers.expert_rows(gate, false), {
+    { key = "leading_dense_block_count", name = "dense_blocks", type = "integer", min = 0, max = 1024, default = 0 },
+    { key = "expert_group_count", name = "expert_groups", type = "integer", min = 1, max = 1024, default = 1 },
+    { key = "expert_group_used_count", name = "expert_groups_used", type = "integer", min = 1, max = 1024,
+      default = function(hp) return hp.expert_groups end, default_text = "expert_group_count" },
+    { key = "nextn_predict_layers", name = "guessing_blocks", type = "integer", min = 0, max = 1023, default = 0,
+      relation = function(hp)
+        if hp.guessing_blocks >= hp.block_count then
+          return ("leaves nothing of block_count = %d"):format(hp.block_count)
+        end
+      end },
+  })
+end
+
+---How many blocks make logits; those behind them are there to guess several tokens at once, and are left out.
+---@param g kigo.Graph
+---@return integer
+function layers.without_guessing(g)
+  local n = g.hp.block_count - g.hp.guessing_blocks
+  for i = n, g.hp.block_count - 1 do g:leave_out(i) end
+  return n
 end
 
 ---A gated feed-forward in the first blocks, behind them experts as the file's numbers say, and a shared one.
@@ -157,12 +217,11 @@ end
 function layers.chosen_experts(b, h, i)
   local hp = b.hp
   if i < hp.dense_blocks or hp.expert_count == 0 then return layers.gated(b, "silu", h) end
-  local chosen = b:moe(h, { experts = hp.expert_count, used = hp.expert_used_count,
-    act = "silu", gate = hp.gate == 2 and "sigmoid" or "softmax", normalize = hp.experts_normalize,
-    scale = hp.experts_scale, groups = hp.expert_groups, groups_used = hp.expert_groups_used,
-    group_top = b:has_like_others("exp_probs_b", "bias") and 2 or 1 })
+  b:wants "ffn_gate_inp"
+  local has_bias = b:has_like_others("exp_probs_b", "bias")
   if hp.gate == 2 then b:wants("exp_probs_b", "bias") end
-  return layers.and_shared_expert(b, h, chosen)
+  return layers.and_shared_expert(b, h, layers.gated_or_experts(b, h, { groups = hp.expert_groups,
+    groups_used = hp.expert_groups_used, group_top = has_bias and 2 or 1 }))
 end
 
 ---The hyperparameter row of families with LayerNorm: its epsilon has a key of its own.

@@ -48,6 +48,13 @@ local function yarn_share(hp)
   return function(i) return math.min(1, math.max(0, (i - low) / math.max(0.001, high - low))) end
 end
 
+-- What yarn multiplies cos and sin by, where the file does not say.
+local function yarn_magnitude(hp)
+  if hp.rope_yarn_attn_factor ~= 1 then return hp.rope_yarn_attn_factor end
+  local log = 0.1 * math.log(hp.rope_scale)
+  return (1 + log) / (1 + hp.yarn_log_multiplier * log)
+end
+
 -- The divisor of each pair's frequency, 0-based, and what cos and sin are multiplied by.
 local function scaling(gguf, hp, context)
   local n, kind = hp.rope_dims // 2, hp.rope_scaling
@@ -64,19 +71,21 @@ local function scaling(gguf, hp, context)
     local list = context > hp.rope_original and long or short
     return function(i) return list[i + 1] end, hp.rope_attn_factor
   end
+  if kind == "longrope" then
+    return nil, "tensors rope_factors_long.weight, rope_factors_short.weight are missing beside longrope",
+      core.err.FORMAT
+  end
   local list
   list, message, code = factors(gguf, "rope_freqs.weight", n)
   if message then return nil, message, code end
   local function factor(i) return list and list[i + 1] or 1 end
-  if kind == "linear" then return function(i) return hp.rope_scale * factor(i) end, 1 end
+  if kind == "linear" then return function(i) return hp.rope_scale * factor(i) end, hp.rope_attn_factor end
   if kind == "yarn" then
     local share = yarn_share(hp)
     local function divisor(i) return factor(i) / (share(i) / hp.rope_scale + 1 - share(i)) end
-    local log = 0.1 * math.log(hp.rope_scale)
-    local magnitude = (1 + log) / (1 + hp.yarn_log_multiplier * log)
-    return divisor, hp.rope_attn_factor * hp.rope_yarn_attn_factor * magnitude
+    return divisor, hp.rope_attn_factor * yarn_magnitude(hp)
   end
-  return factor, 1
+  return factor, hp.rope_attn_factor
 end
 
 local function parameters(hp, style, base, divisor, magnitude)

@@ -3,10 +3,10 @@
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
-local GLOBAL_EVERY = 4
+local rows = layers.rows(require "kigo.arch.command-r".rows, layers.window_rows(4))
 
-return arch.family("cohere2", { rope = "pairs", rows = require "kigo.arch.command-r".rows }, function(g, hp)
-  local attention_of = layers.windowed(hp, GLOBAL_EVERY)
+return arch.family("cohere2", { rope = "pairs", rows = rows }, function(g, hp)
+  local attention_of = layers.windowed(hp)
   local x = g:embed("token_embd")
   for i = 0, hp.block_count - 1 do
     local b = g:block(i)

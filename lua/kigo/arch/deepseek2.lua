@@ -12,6 +12,9 @@ local rows = {
     default = function(hp) return hp.head_dim end },
   { key = "rope.dimension_count", name = "rope_dims", type = "integer", min = 2, max = DIM,
     relation = function(hp) if hp.rope_dims % 2 ~= 0 then return "is not even" end end },
+  -- the width of a head and yarn make the scale here, and rotations are not scaled
+  { key = "attention.scale", name = "attention_scale", type = "number", one_of = { [0] = true }, default = 0 },
+  { key = "rope.scaling.attn_factor", name = "rope_attn_factor", type = "number", one_of = { true }, default = 1 },
   { key = "attention.kv_lora_rank", name = "kv_rank", type = "integer", min = 1, max = DIM },
   -- of a head as the projections make it; in newer files the keys without "_mla" say what is cached
   { key = "attention.key_length_mla", name = "key_dim_mla", type = "integer", min = 1, max = DIM,
@@ -58,13 +61,15 @@ local function attention(b, h, rope, scale)
   return b:linear(b:linear_each(out, "attn_v_b"), "attn_output")
 end
 
-return arch.family("deepseek2", { rope = "pairs", rows = layers.rows(rows, layers.expert_rows) }, function(g, hp)
+rows = layers.rows(rows, layers.chosen_expert_rows(1))
+
+return arch.family("deepseek2", { rope = "pairs", rows = rows }, function(g, hp)
   local rope = layers.with(hp.rope, { head_dim = hp.rope_dims, magnitude = 1 })
   -- what yarn elsewhere does to queries and keys is done to the scores here
   local stretched = hp.rope_scaling == "yarn" and 1 + hp.yarn_log_multiplier * math.log(hp.rope_scale) or 1
   local scale = stretched ^ 2 / hp.key_dim_mla ^ 0.5
   local x = g:embed "token_embd"
-  for i = 0, hp.block_count - 1 do
+  for i = 0, layers.without_guessing(g) - 1 do
     local b = g:block(i)
     x = x + attention(b, b:norm(x, "attn_norm"), rope, scale)
     x = b:out(x + layers.chosen_experts(b, b:norm(x, "ffn_norm"), i))

@@ -2,9 +2,9 @@
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
-return arch.family("dots1", { rows = layers.expert_rows }, function(g, hp)
+return arch.family("dots1", { rows = layers.chosen_expert_rows(2) }, function(g)
   local x = g:embed("token_embd")
-  for i = 0, hp.block_count - 1 do
+  for i = 0, layers.without_guessing(g) - 1 do
     local b = g:block(i)
     x = x + layers.self_attention(b, b:norm(x, "attn_norm"), { head_norm = true })
     x = b:out(x + layers.chosen_experts(b, b:norm(x, "ffn_norm"), i))

@@ -6,22 +6,22 @@ local function multiplier(key, name, default)
   return { key = key, name = name, type = "number", min = 1e-6, max = 1e6, default = default }
 end
 
-local ROWS = {
+local ROWS = layers.rows(layers.expert_rows(1, true), {
   multiplier("embedding_scale", "embedding_scale", 1),
   multiplier("residual_scale", "residual_scale", 1),
   multiplier("logit_scale", "logit_scale", 1),
-  multiplier("attention.scale", "attention_scale", function(hp) return hp.head_dim ^ -0.5 end),
-}
+  -- elsewhere this says something about the training; here, whether there is any rotation
+  { key = "rope.scaling.finetuned", name = "is_turned", type = "boolean", default = true },
+})
 
 return arch.family("granite", { rope = "pairs", rows = ROWS }, function(g, hp)
-  local attention = layers.with(hp.attention, { scale = hp.attention_scale })
+  local rope = hp.is_turned and hp.rope
   local x = g:scale(g:embed("token_embd"), hp.embedding_scale)
   for i = 0, hp.block_count - 1 do
     local b = g:block(i)
-    x = x + b:scale(layers.self_attention(b, b:norm(x, "attn_norm"), { attention = attention }), hp.residual_scale)
+    x = x + b:scale(layers.self_attention(b, b:norm(x, "attn_norm"), { rope = rope }), hp.residual_scale)
     local h = b:norm(x, "ffn_norm")
-    local f = layers.gated_or_experts(b, h, { gate = "softmax", normalize = true })
-    x = b:out(x + b:scale(layers.and_shared_expert(b, h, f), hp.residual_scale))
+    x = b:out(x + b:scale(layers.and_shared_expert(b, h, layers.gated_or_experts(b, h)), hp.residual_scale))
   end
   x = g:logits(g:norm(x, "output_norm"), "output", "token_embd"):named("unscaled")
   return g:scale(x, 1 / hp.logit_scale, "logits")

@@ -216,7 +216,8 @@ local function build(gguf, context)
   hp.rope, message, code = rope.parameters(gguf, hp, family.rope,
     context or math.min(hp.context_length, DEFAULT_CONTEXT))
   if not hp.rope then return nil, message, code end
-  hp.attention = { heads = hp.head_count, kv_heads = hp.head_count_kv, head_dim = hp.head_dim, window = hp.window }
+  hp.attention = { heads = hp.head_count, kv_heads = hp.head_count_kv, head_dim = hp.head_dim, window = hp.window,
+    scale = hp.attention_scale }
 
   local plan
   plan, message, code = core.plan(gguf)

@@ -3,7 +3,7 @@
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
-local ROWS = {
+local ROWS = layers.rows(layers.expert_rows(2, true), {
   { key = "attention.head_count_kv", name = "head_count_kv", type = "integer", min = 0, max = 1 << 16,
     per_block = true, relation = function(hp)
       if hp.head_count_kv == 0 then return "leaves no block with attention" end
@@ -15,7 +15,7 @@ local ROWS = {
     end },
   { key = "shortconv.l_cache", name = "conv_taps", type = "integer", min = 2, max = 64 },
   { key = "rope.freq_base", name = "rope_base", type = "number", min = 1, max = 1e12, default = 1e6 },
-}
+})
 
 local function short_conv(b, h)
   local parts = b:linear(h, "shortconv.in_proj")
@@ -33,7 +33,7 @@ return arch.family("lfm2", { rows = ROWS }, function(g, hp)
       x = x + layers.self_attention(b, h, { head_norm = true,
         attention = layers.with(hp.attention, { kv_heads = n_kv }) })
     end
-    x = b:out(x + layers.gated_or_experts(b, b:norm(x, "ffn_norm"), { gate = "sigmoid", normalize = true }))
+    x = b:out(x + layers.gated_or_experts(b, b:norm(x, "ffn_norm")))
   end
   return g:logits(g:norm(x, "token_embd_norm"), "output", "token_embd")
 end)

@@ -6,7 +6,7 @@ local layers = require "kigo.layers"
 local rows = {}
 for i, row in ipairs(require "kigo.arch.granite".rows) do
   rows[i] = layers.with(row, {})
-  if row.name ~= "attention_scale" then rows[i].default = nil end
+  if row.name:find "_scale$" and row.name ~= "experts_scale" then rows[i].default = nil end
 end
 
 return arch.like("minicpm", "granite", { rows = rows })

@@ -3,13 +3,12 @@
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
-return arch.family("minimax-m2", { rows = layers.expert_rows }, function(g, hp)
-  local gate = hp.gate == 2 and "sigmoid" or "softmax"
+return arch.family("minimax-m2", { rows = layers.expert_rows(2, true) }, function(g, hp)
   local x = g:embed("token_embd")
   for i = 0, hp.block_count - 1 do
     local b = g:block(i)
     x = x + layers.self_attention(b, b:norm(x, "attn_norm"), { row_norm = true })
-    x = b:out(x + layers.gated_or_experts(b, b:norm(x, "ffn_norm"), { gate = gate, normalize = true }))
+    x = b:out(x + layers.gated_or_experts(b, b:norm(x, "ffn_norm")))
   end
   return g:logits(g:norm(x, "output_norm"), "output", "token_embd")
 end)

@@ -3,13 +3,13 @@
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
-return arch.family("qwen2moe", function(g, hp)
+return arch.family("qwen2moe", { rows = layers.expert_rows(1, false) }, function(g, hp)
   local x = g:embed("token_embd")
   for i = 0, hp.block_count - 1 do
     local b = g:block(i)
     x = x + layers.self_attention(b, b:norm(x, "attn_norm"))
     local h = b:norm(x, "ffn_norm")
-    local chosen = layers.gated_or_experts(b, h, { gate = "softmax" })
+    local chosen = layers.gated_or_experts(b, h)
     local shared = b:moe(h, { experts = 1, used = 1, gate = "sigmoid", act = "silu" }, "ffn_shared",
       "ffn_gate_inp_shexp", "_shexp")
     x = b:out(x + (chosen + shared))
