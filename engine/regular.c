@@ -396,6 +396,24 @@ static bool has_none(const kg_regular *r, size_t base)
   return false;
 }
 
+static bool is_among(const kg_re *items, size_t n, kg_re a) { return n && bsearch(&a, items, n, sizeof a, by_number); }
+
+/* Is there an x among the n sorted operands at scratch[base], and "not x" or "not (x or ...)" too? Nothing is both:
+ * without this a search through all states would have to find it. */
+static bool contradicts(const kg_regular *r, size_t base, size_t n)
+{
+  const kg_re *items = r->scratch + base;
+  for (size_t i = 0; i < n; i++) {
+    if (r->nodes[items[i]].kind != RE_NOT) continue;
+    const kg_re refused = r->nodes[items[i]].a;
+    const re_node *list = &r->nodes[refused];
+    if (is_among(items, n, refused)) return true;
+    for (size_t j = 0; list->kind == RE_ALT && j < n; j++)
+      if (is_among(r->lists + list->a, list->b, items[j])) return true;
+  }
+  return false;
+}
+
 /* The intersection, likewise. */
 static kg_re close_and(kg_regular *r, size_t base)
 {
@@ -414,7 +432,7 @@ static kg_re close_and(kg_regular *r, size_t base)
   }
   n = sort_unique(r, base, merge_sets(r, base, kept, RE_AND));
   r->n_scratch = base + n;
-  if (has_none(r, base)) goto done;
+  if (has_none(r, base) || contradicts(r, base, n)) goto done;
   made = n == 0 ? kg_re_not(r, KG_RE_NONE) : n == 1 ? r->scratch[base] : make_list(r, base, n, RE_AND);
 done:
   r->n_scratch = base;

@@ -91,6 +91,16 @@ describe("kigo.regex", function()
     assert.has_error(function() kigo.regex("a", { nope = true }) end)
   end)
 
+  it("knows at once that nothing more can come where a negative lookahead failed", function()
+    local word = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+    local pattern = ("(?=.{1,253}$)(?!.*\\d)%s(?:\\.%s)*"):format(word, word)
+    local grammar <close> = assert(kigo.regex(pattern))
+    local matcher <close> = assert(grammar:matcher())
+    assert.is_true(matcher:accept_bytes "a.b-c")
+    assert.is_false(matcher:accept_bytes "1")
+    assert.is_true(grammar:accepts "a.b-c.d")
+  end)
+
   it("takes patterns that make other engines slow", function()
     for _, pattern in ipairs { "(a*)*b", "(a|a)*b", "(a+)+b", "(.*)*x", "(a{0,1000}){0,1000}",
       "((a{1,100}){1,100}){1,100}", "(x+x+)+y", "(a{0,1000}b?){0,1000}", ("a?"):rep(100) .. ("a"):rep(100),

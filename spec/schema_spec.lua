@@ -235,6 +235,17 @@ describe("kigo.json_schema", function()
       assert.is_true(takes({ type = "string", format = "what-is-this" }, '"2023-02-29"'))
     end)
 
+    it("know at once that nothing more can come where a pattern is refused", function()
+      for _, format in ipairs { "hostname", "email" } do
+        local source = { type = "string", format = format, ["not"] = { pattern = "\\d+" } }
+        local grammar <close> = assert(kigo.json_schema(source))
+        local matcher <close> = assert(grammar:matcher())
+        assert.is_true(matcher:accept_bytes '"ab.c')
+        assert.is_false(matcher:accept_bytes "1")
+        assert.is_false(matcher:accept_bytes "\\u0031")
+      end
+    end)
+
     it("say by name what cannot be enforced", function()
       for source, place in pairs {
         [ [[{ "properties": { "a/b": { "uniqueItems": true } } }]] ] = "#/properties/a~1b/uniqueItems",

@@ -373,7 +373,10 @@ local function build_items(parser, items, i, is_start, tail, known)
     node = { "and", rest(i + 1, is_start), "" }
   elseif kind == "ahead" then
     local found = build(parser, item[2], is_start, ALL)
-    node = { "and", rest(i + 1, is_start), item[3] and { "not", found } or found }
+    node = { "and", rest(i + 1, is_start), found }
+    if item[3] then -- ALL changes nothing, but makes what is used up plain: "not (ALL or ...)" and ALL
+      node = { "and", rest(i + 1, is_start), ALL, { "not", found } }
+    end
   elseif not is_plain(item) then
     if any_has_begin(items, i + 1) then unsupported(parser, "^ behind a group with anchors") end
     node = build(parser, item, is_start, rest(i + 1, false))
