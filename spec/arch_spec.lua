@@ -274,8 +274,11 @@ describe("kigo.arch", function()
   end)
 
   describe("architectures", function()
-    it("that are unknown: the error lists the known ones and says where to add one", function()
-      refused(UNSUPPORTED, { '"mamba"', "llama", "qwen2", "lua/kigo/arch/mamba.lua" }, "mamba")
+    it("that are unknown: the error says where to find the known ones and where to add one", function()
+      refused(UNSUPPORTED, { '"mamba"', "kigo arch", "lua/kigo/arch/mamba.lua" }, "mamba")
+      for _, name in ipairs { "baichuan", "bloom", "mpt", "jina-bert-v2" } do -- who bias scores by distance
+        refused(UNSUPPORTED, { name }, name)
+      end
       refused(UNSUPPORTED, { '"qwen33"', "(qwen3 is nearest)", "engine/README.md" }, "qwen33")
       refused(UNSUPPORTED, { '"init"' }, "init")
       refused(UNSUPPORTED, { '"a.b"' }, "a.b")
@@ -324,6 +327,16 @@ describe("kigo.arch", function()
       fails("kigo.Value expected", function(g) return g:linear(5, "token_embd") end)
       fails("kigo.Value expected", function(g) return g:embed("token_embd") + 1 end)
       fails("is taken", function(g) return g:embed("token_embd"), g:embed("token_embd") end)
+    end)
+
+    it("say of every parameter what it is where a file does not say it", function()
+      local hyperparameters = require "kigo.hyperparameters"
+      for _, name in ipairs(arch.names()) do
+        for _, row in ipairs(hyperparameters.merged(assert(arch.named(name)).rows)) do
+          local is_plain = type(row.default) ~= "function" and type(row.default) ~= "table"
+          assert.is_true(is_plain or type(row.default_text) == "string", name .. "." .. row.key)
+        end
+      end
     end)
 
     it("must be declared with a name and a function", function()

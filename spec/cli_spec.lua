@@ -617,6 +617,8 @@ describe("kigo.cli", function()
       status, out = run { "arch", "gemma2" }
       assert.equal(0, status)
       assert.truthy(out:find("\ngemma2.attn_logit_softcapping +number", 1), out)
+      assert.is_true(out:find("gemma2.attn_logit_softcapping", 1, true) < out:find("gemma2.context_length", 1, true))
+      assert.truthy(out:find("\ngemma2.attention.head_count_kv +integer +1 to 65536 +attention.head_count\n"), out)
       local about = cjson.decode((select(2, run { "arch", "gpt2", "--json" })))
       assert.equal("halves", about.rope)
     end)

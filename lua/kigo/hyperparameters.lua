@@ -9,7 +9,7 @@ local hyperparameters = {}
 ---@class kigo.HyperparameterRow
 ---@field key string metadata key without the architecture: "attention.head_count"
 ---@field name string field of kigo.Hyperparameters that receives it
----@field type "integer"|"number"|"boolean"|"string"
+---@field type "integer"|"number"|"boolean"|"string"|"table"
 ---@field min? number
 ---@field max? number
 ---@field one_of? table<any, boolean> the values that we can handle

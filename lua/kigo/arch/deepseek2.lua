@@ -9,7 +9,7 @@ local DIM = 1 << 16
 
 local rows = {
   { key = "attention.value_length", name = "value_dim", type = "integer", min = 1, max = DIM,
-    default = function(hp) return hp.head_dim end },
+    default = function(hp) return hp.head_dim end, default_text = "attention.key_length" },
   { key = "rope.dimension_count", name = "rope_dims", type = "integer", min = 2, max = DIM,
     relation = function(hp) if hp.rope_dims % 2 ~= 0 then return "is not even" end end },
   -- the width of a head and yarn make the scale here, and rotations are not scaled
@@ -18,12 +18,12 @@ local rows = {
   { key = "attention.kv_lora_rank", name = "kv_rank", type = "integer", min = 1, max = DIM },
   -- of a head as the projections make it; in newer files the keys without "_mla" say what is cached
   { key = "attention.key_length_mla", name = "key_dim_mla", type = "integer", min = 1, max = DIM,
-    default = function(hp) return hp.head_dim end,
+    default = function(hp) return hp.head_dim end, default_text = "attention.key_length",
     relation = function(hp)
       if hp.key_dim_mla <= hp.rope_dims then return "is not more than rope.dimension_count" end
     end },
   { key = "attention.value_length_mla", name = "value_dim_mla", type = "integer", min = 1, max = DIM,
-    default = function(hp) return hp.value_dim end },
+    default = function(hp) return hp.value_dim end, default_text = "attention.value_length" },
 }
 
 -- The queries of all heads, without and with rotation.

@@ -4,7 +4,7 @@ local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
 local ROWS = {
-  { key = "rope.dimension_sections", name = "rope_sections", type = "table", default = {},
+  { key = "rope.dimension_sections", name = "rope_sections", type = "table", default = {}, default_text = "none",
     relation = function(hp)
       for _, n in ipairs(hp.rope_sections) do
         if math.type(n) ~= "integer" then return "is no array of integers" end

@@ -42,7 +42,7 @@ arch.families = {
   gemma = "Gemma 1",
   gemma2 = "Gemma 2",
   gemma3 = "Gemma 3, text",
-  glm4 = "GLM 4 (0414)",
+  glm4 = "GLM 4 (0414), GLM 4.1 V, text",
   glm4moe = "GLM 4.5 and 4.6",
   ["gpt-oss"] = "gpt-oss 20B and 120B",
   gpt2 = "GPT-2",
@@ -116,11 +116,10 @@ function arch.names()
 end
 
 local function unknown(name)
-  local names = arch.names()
-  local nearest = check.nearest(name, names)
-  return ('architecture "%s" is not known%s; there are: %s. A new one is a file lua/kigo/arch/%s.lua: see '
+  local nearest = check.nearest(name, arch.names())
+  return ('architecture "%s" is not known%s; `kigo arch` lists all. A new one is a file lua/kigo/arch/%s.lua: see '
     .. '"adding an architecture" in engine/README.md'):format(name,
-    nearest and (" (%s is nearest)"):format(nearest) or "", table.concat(names, ", "), name)
+    nearest and (" (%s is nearest)"):format(nearest) or "", name)
 end
 
 local function is_plain(name) return #name <= 64 and name:find "^[a-z0-9_.-]+$" ~= nil end

@@ -37,12 +37,15 @@ return {
   arguments = { min = 2, max = 2 },
   options = {
     { name = "type", type = "string", argument = "TYPE", required = true,
-      help = "the mixture of types: " .. table.concat(quantize.names(), ", ") },
+      help = "q8_0 (8.5 bits a weight, hardly to be told from the original), q6_k (6.6), "
+        .. "q4_k_m (4.9: most people's choice), q3_k_m (3.9), or another of " .. table.concat(quantize.names(), ", ") },
     { name = "tensor", type = "string", argument = "PATTERN=TYPE", many = true,
       help = "tensors whose names hold this Lua pattern get this type; may be repeated, the last that fits counts" },
     { name = "threads", type = "integer", argument = "N", min = 1, max = 1024, help = "default: one per core" },
   },
-  notes = "Vectors, norms and routers stay as they are. Rows that are no whole blocks of a type get its next of kin.",
+  notes = "Begin with a file in F32, F16 or BF16. A type is a mixture: most give the head more\n"
+    .. "bits, _m types some other matrices too. Vectors, norms and routers stay as they are; rows that are\n"
+    .. "no whole blocks of a type get its next of kin.",
   run = function(options, arguments)
     kigo.core.catch_interrupts(true) -- so that Ctrl-C leaves no half file behind
     local result = common.call(quantize.file, arguments[1], arguments[2], { type = options.type,
