@@ -574,6 +574,27 @@ static bool is_own(const kg_kv *kv, const kg_page_table *table, size_t i)
   return is;
 }
 
+/* Have the node and the table share page i of every group; where the node has one, that takes the place of the table's.
+ * Has the node any now? */
+static bool publish_pages(kg_kv *kv, kg_page_table *table, size_t i, int32_t node)
+{
+  bool has_page = false;
+  for (int32_t g = 0; g < kv->n_groups; g++) {
+    const int32_t id = table->ids[g][i], known = kg_prefix_page(kv->prefix, node, g);
+    has_page = has_page || id != KG_NO_PAGE || known != KG_NO_PAGE;
+    if (id == KG_NO_PAGE) continue;
+    if (known == KG_NO_PAGE) {
+      kg_prefix_set_page(kv->prefix, node, g, id);
+      kv->pools[g].pages[id].node = node;
+      continue;
+    }
+    hold_page(kv, g, known);
+    table->ids[g][i] = known;
+    drop_page(kv, g, id, false);
+  }
+  return has_page;
+}
+
 void kg_kv_publish(kg_kv *kv, kg_page_table *table, const kg_snapshots *snapshots, const int32_t *ids,
                    int32_t n_positions)
 {
@@ -586,20 +607,10 @@ void kg_kv_publish(kg_kv *kv, kg_page_table *table, const kg_snapshots *snapshot
       kg_prefix_hold(kv->prefix, node);
     else if ((node = kg_prefix_add(kv->prefix, parent, own)) == KG_NO_NODE)
       return;
-    for (int32_t g = 0; g < kv->n_groups; g++) {
-      const int32_t id = table->ids[g][i], known = kg_prefix_page(kv->prefix, node, g);
-      if (id == KG_NO_PAGE) continue;
-      if (known == KG_NO_PAGE) {
-        kg_prefix_set_page(kv->prefix, node, g, id);
-        kv->pools[g].pages[id].node = node;
-        continue;
-      }
-      hold_page(kv, g, known);
-      table->ids[g][i] = known;
-      drop_page(kv, g, id, false);
-    }
     const int32_t slot = kg_snapshots_slot(snapshots, (int32_t)(i + 1) * KG_PAGE);
-    if (slot != KG_NONE && kg_prefix_state(kv->prefix, node) == KG_NONE) kg_prefix_set_state(kv->prefix, node, slot);
+    /* Where there was no memory for nodes the pages may be gone meanwhile: nobody goes on from there. */
+    if (publish_pages(kv, table, i, node) && slot != KG_NONE && kg_prefix_state(kv->prefix, node) == KG_NONE)
+      kg_prefix_set_state(kv->prefix, node, slot);
     table->nodes[i] = node;
     table->n_published = i + 1;
   }

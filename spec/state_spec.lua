@@ -273,6 +273,23 @@ describe("states", function()
     computed(120 - 119 // every * every, costs(model, function() assert.is_true(again:step()) end), model)
   end)
 
+  it("are not left where the pages are gone, when memory was short", function() -- an assertion of sanitized builds
+    local n = 0
+    for nth = 1, 60 do
+      local model <close> = tiny.model { kind = "wide", device = "cpu", threads = 1, chunk = 1000 }
+      local seq <close> = model:sequence {}
+      seq:feed(tiny.ids(10 * model:stats().page))
+      core.alloc_inject(nth)
+      if seq:step() then n = n + 1 end
+      core.alloc_inject(0)
+      seq:push(3) -- leaves in the prefix cache what there was no room for
+      assert.is_true(seq:step())
+      seq:close()
+      assert.is_true(model:stats().n_states_kept <= model:stats().n_pages_kept)
+    end
+    assert.is_true(n > 10, n .. " steps that did without")
+  end)
+
   it("do not tell hooks how rows were cut, nor show them rows that were made before", function()
     local function play(chunk, straight)
       local model <close> = model_with(tiny.devices[2], { chunk = chunk })
