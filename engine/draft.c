@@ -7,6 +7,8 @@
 #include "companion.h"
 #include "error.h"
 
+_Static_assert(KG_SNAPSHOTS_REGULAR + KG_DRAFT_MAX < KG_SNAPSHOTS_MAX, "a draft takes no snapshot's place");
+
 /* ---- what is expected ---- */
 
 int kg_sequence_expect(kg_sequence *sequence, const int32_t *ids, size_t n, kg_error *err)

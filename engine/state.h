@@ -16,10 +16,10 @@
 #include "backend.h"
 
 enum {
-  KG_SNAPSHOT_GAP = 16, /* positions between snapshots that never matter */
+  KG_SNAPSHOT_GAP = 16,      /* positions between snapshots that never matter */
   KG_SNAPSHOTS_REGULAR = 96, /* that a sequence keeps, where it keeps just these */
-  KG_SNAPSHOTS_MAX = 128 /* of a sequence: two for each doubling of its length, those behind the ids of a draft, and those
-                            for the prefix cache while they come */
+  KG_SNAPSHOTS_MAX = 176     /* of a sequence: the regular ones (elsewhere two for each doubling of its length), those
+                                behind the ids of a draft, and those for the prefix cache while they come */
 };
 
 typedef struct kg_state_pool kg_state_pool;
