@@ -130,15 +130,18 @@ static int run_on_host(kg_executable *exe, const kg_backend *backend, kg_batch *
   return code;
 }
 
+/* Does this look write over the logits that are there? Else it only draws from them. */
+static bool has_rows(const group *g) { return g->evaluates_first || g->n_draws > 1; }
+
 /* Rows from position `pos` on go on with the state there, in a slot of their own: what they leave is of the last row.
  * Where there are none to come, that state itself stands for it. */
-static int prepare_state(const group *g, kg_sequence *sequence, int32_t pos, bool has_rows, kg_error *err)
+static int prepare_state(const group *g, kg_sequence *sequence, int32_t pos, kg_error *err)
 {
   kg_state_pool *pool = kg_model_states(g->model);
   if (!pool) return KG_OK;
   const int32_t from = kg_snapshots_slot(&sequence->snapshots, pos);
   if (pos && from == KG_NONE) return kg_fail(err, KG_ERR_UNSUPPORTED, "no state of position %d", pos);
-  if (!has_rows) {
+  if (!has_rows(g)) {
     kg_states_ref(pool, from);
     sequence->future.state = from;
     return KG_OK;
@@ -160,11 +163,10 @@ static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
   if (!kg_grow((void **)&future->drawn, &future->capacity, (size_t)g->n_draws, sizeof *future->drawn))
     return kg_fail_memory(err, (size_t)g->n_draws * sizeof *future->drawn, "drawing ahead");
   int status = kg_sequence_ensure_logits(sequence, err);
-  const bool has_rows = g->evaluates_first || g->n_draws > 1;
   const int32_t first = g->evaluates_first ? pos - 1 : pos;
-  if (!status && has_rows)
+  if (!status && has_rows(g))
     status = kg_kv_reserve(kg_model_kv(g->model), &sequence->pages, first, pos + g->n_draws - 1, err);
-  if (!status) status = prepare_state(g, sequence, first, has_rows, err);
+  if (!status) status = prepare_state(g, sequence, first, err);
   if (status) return status;
   g->scratch->tokens[i] = sequence->tokens.ids[pos - 1];
   g->scratch->positions[i] = pos - 1;
@@ -202,7 +204,7 @@ static void keep(const group *g, int32_t i, const kg_draw *draw, const kg_drawn 
     kg_snapshots_put_take(kg_model_states(g->model), &sequence->snapshots, kg_sequence_pos(sequence) + g->n_draws - 1,
                           future->state);
   future->state = KG_NONE;
-  if (g->evaluates_first || g->n_draws > 1) sequence->logits_pos = -1; /* the buffer is at the end of what was computed */
+  if (has_rows(g)) sequence->logits_pos = -1; /* the buffer is at the end of what was computed */
   if (!n) kg_sequence_drop_ahead(sequence);
 }
 
@@ -256,7 +258,7 @@ static int look_ahead(group *g, kg_error *err)
       kg_states_drop(kg_model_states(g->model), sequence->future.state);
       sequence->future.state = KG_NONE;
       kg_sequence_trim(sequence);
-      if (sequence->logits_pos == kg_sequence_pos(sequence)) sequence->logits_pos = -1; /* may have been written to */
+      if (has_rows(g)) sequence->logits_pos = -1; /* may have been written to */
     }
   }
   passes_unref(passes);
