@@ -582,8 +582,9 @@ static void set_page_counts(lua_State *L, const kg_kv_stats *pages)
   kg_set_integer(L, "n_pages_kept", pages->n_kept);
 }
 
-static void push_page_groups(lua_State *L, const kg_kv *kv)
+static void push_page_groups(lua_State *L, const kg_model *model)
 {
+  const kg_kv *kv = kg_model_kv(model);
   const int32_t n = kg_kv_group_count(kv);
   lua_createtable(L, n, 0);
   for (int32_t g = 0; g < n; g++) {
@@ -593,6 +594,7 @@ static void push_page_groups(lua_State *L, const kg_kv *kv)
     set_page_counts(L, &pages);
     kg_set_integer(L, "window", pages.window);
     kg_set_integer(L, "page_bytes", (int64_t)pages.page_bytes);
+    kg_set_integer(L, "attention_flops", kg_plan_group_flops(kg_model_plan(model), g));
     lua_rawseti(L, -2, g + 1);
   }
 }
@@ -631,7 +633,7 @@ static int push_stats(lua_State *L)
   kg_set_integer(L, "n_states", n_states);
   kg_set_integer(L, "n_states_used", n_states_used);
   kg_set_integer(L, "n_states_kept", kg_kv_state_count(kg_model_kv(model)));
-  push_page_groups(L, kg_model_kv(model));
+  push_page_groups(L, model);
   lua_setfield(L, -2, "page_groups");
   kg_set_integer(L, "chunk", kg_model_chunk(model));
   kg_set_integer(L, "page", KG_PAGE);

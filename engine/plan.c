@@ -895,6 +895,17 @@ int32_t kg_plan_group_window(const kg_plan *plan, int32_t group)
   return plan->windows[group];
 }
 
+int64_t kg_plan_group_flops(const kg_plan *plan, int32_t group)
+{
+  int64_t n = 0;
+  for (int32_t layer = 0; layer < (int32_t)plan->n_layers; layer++) {
+    const kg_attention_params *p = &kg_plan_layer(plan, layer)->u.attention;
+    if (p->group != group) continue;
+    n += 2 * (int64_t)p->n_heads * ((int64_t)p->head_dim + p->value_dim); /* bounded: layers times widths */
+  }
+  return n;
+}
+
 const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer)
 {
   return &plan->ops[plan->layers[layer]];

@@ -256,8 +256,7 @@ const kg_weight *kg_plan_weight_at(const kg_plan *plan, int32_t index);
 int32_t kg_plan_logits(const kg_plan *plan);         /* the output value; KG_NONE before kg_plan_finish */
 int32_t kg_plan_vocab_size(const kg_plan *plan);     /* its width */
 bool kg_plan_has_head(const kg_plan *plan);
-int32_t
-kg_plan_token_count(const kg_plan *plan); /* ids go from 0 to below it: the vocabulary, or what the tables hold */
+int32_t kg_plan_token_count(const kg_plan *plan);    /* ids go from 0 to below it: the vocabulary, or what tables hold */
 bool kg_plan_is_bidirectional(const kg_plan *plan);  /* a token's numbers depend on the tokens behind it */
 int32_t kg_plan_context_length(const kg_plan *plan); /* what the file says */
 int32_t kg_plan_layer_count(const kg_plan *plan);    /* attention operations = cache layers */
@@ -269,6 +268,8 @@ const kg_op *kg_plan_layer(const kg_plan *plan, int32_t layer);
 int32_t kg_plan_group_count(const kg_plan *plan);
 /* Positions that a row of the group sees at most, its own included; 0: all before it. */
 int32_t kg_plan_group_window(const kg_plan *plan, int32_t group);
+/* Multiplications and additions of a row's attention to one position, in all operations of the group. */
+int64_t kg_plan_group_flops(const kg_plan *plan, int32_t group);
 /* Floats that recurrent operations keep of a sequence, all of them together, behind each position: the operations'
  * parts one after the other. 0: the plan has none. Before the first position all are zero. */
 int64_t kg_plan_state_size(const kg_plan *plan);

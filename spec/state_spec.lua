@@ -327,11 +327,10 @@ describe("states", function()
     local function play(draft)
       local model <close> = model_with(tiny.devices[2], { ctx = 2048 })
       local seq <close> = model:sequence {}
-      do
-        local hook <close> = assert(seq:hook("blk.0.out", function(x) x:mul_(1.5) end))
-        seq:feed(long)
-        assert.is_true(seq:step())
-      end
+      local hook = assert(seq:hook("blk.0.out", function(x) x:mul_(1.5) end))
+      seq:feed(long)
+      assert.is_true(seq:step())
+      hook:close()
       seq:push(1)
       seq:expect(draft)
       assert.is_true(seq:step())

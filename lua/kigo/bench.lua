@@ -40,7 +40,7 @@ local function measure_prefill(model, ids, repeats)
     local seq <close> = select(2, timed(model.sequence, model, { seed = 1 }))
     timed(seq.feed, seq, ids)
     seconds[i] = timed(seq.step, seq)
-    hash, kv_bytes = figures.hash(seq.logits:bytes()), model:stats().kv_bytes
+    hash, kv_bytes = figures.hash(seq.logits:bytes()), traffic.cache_bytes(model:stats())
   end
   return median(seconds), hash, kv_bytes
 end

@@ -783,6 +783,7 @@ function Model:tensor(name, first, count) end
 ---@field n_pages_used integer  that sequences hold
 ---@field n_pages_kept integer  that only the prefix cache holds
 ---@field page_bytes integer    of one page
+---@field attention_flops integer   multiplications and additions of a token's attention to one position, in its layers
 
 ---@class kigo.ModelStats
 ---@field device string
@@ -791,7 +792,7 @@ function Model:tensor(name, first, count) end
 ---@field variant string               instruction set, or name of the GPU
 ---@field kv string                    type of the key/value cache: "f32" or "f16"
 ---@field weight_bytes integer         of packed weights
----@field kv_bytes integer
+---@field kv_bytes integer             of the pages, as allocated now; snapshots are beside them: n_states * state_bytes
 ---@field n_threads integer
 ---@field n_tokens_evaluated integer   since loading
 ---@field n_steps integer              forward passes

@@ -1,4 +1,5 @@
--- traffic.lua - bytes that a forward pass must move, counted from the file.
+-- traffic.lua - what a forward pass must move and compute: of weights, as counted in the file; of attention, as the
+-- model says of its cache.
 local traffic = {}
 
 ---Is this a table of which a token reads one row? With tied embeddings the table of tokens is the head too.
@@ -56,15 +57,32 @@ function traffic.flops(gguf)
   return math.floor(layers), math.floor(head)
 end
 
----The same of one token's attention to so many positions, in all layers.
----@param gguf kigo.Gguf
----@param positions number
----@return number
-function traffic.attention_flops(gguf, positions)
-  local function of_arch(key) return gguf:get(gguf:get "general.architecture" .. "." .. key) end
-  local heads = of_arch "attention.head_count"
-  local width = of_arch "attention.key_length" and heads * of_arch "attention.key_length" or of_arch "embedding_length"
-  return 4 * of_arch "block_count" * width * positions
+---Positions that a token of a group's layers sees, of so many up to its own.
+local function seen(group, positions)
+  return group.window > 0 and math.min(group.window, positions) or positions
+end
+
+---The same of the attention of one token that sees so many positions, in layers with a window as many as that is wide.
+---@param stats kigo.ModelStats
+---@param positions integer
+---@return integer
+function traffic.attention_flops(stats, positions)
+  local flops = 0
+  for _, group in ipairs(stats.page_groups) do flops = flops + group.attention_flops * seen(group, positions) end
+  return flops
+end
+
+---The same of all tokens of a prompt together, each of which sees itself and those before it.
+---@param stats kigo.ModelStats
+---@param tokens integer
+---@return integer
+function traffic.prompt_attention_flops(stats, tokens)
+  local flops = 0
+  for _, group in ipairs(stats.page_groups) do
+    local most = seen(group, tokens) -- the first ones see 1, 2, 3 ... positions, the others as many as can be seen
+    flops = flops + group.attention_flops * (most * (most + 1) // 2 + (tokens - most) * most)
+  end
+  return flops
 end
 
 ---Bytes of the cache that a token reads which sees so many positions, in layers with a window as many as that is wide.
@@ -74,10 +92,14 @@ end
 function traffic.kv_bytes(stats, positions)
   local bytes = 0
   for _, group in ipairs(stats.page_groups) do
-    local seen = group.window > 0 and math.min(group.window, positions) or positions
-    bytes = bytes + seen * group.page_bytes / stats.page
+    bytes = bytes + seen(group, positions) * group.page_bytes / stats.page
   end
   return bytes
 end
+
+---Bytes of memory that the cache takes: its pages, and snapshots of what recurrent operations remember.
+---@param stats kigo.ModelStats
+---@return integer
+function traffic.cache_bytes(stats) return stats.kv_bytes + stats.n_states * stats.state_bytes end
 
 return traffic

@@ -126,16 +126,16 @@ end
 
 local function prefill_floor(model, rates, batch, context)
   local layers, head = traffic.flops(model.gguf)
-  local rows = batch * context
-  return floor_s(rates, traffic.weight_bytes(model.gguf, rows) + rows * traffic.kv_bytes(model:stats(), 1),
-    rows * (layers + traffic.attention_flops(model.gguf, context / 2)) + batch * head)
+  local rows, stats = batch * context, model:stats()
+  return floor_s(rates, traffic.weight_bytes(model.gguf, rows) + rows * traffic.kv_bytes(stats, 1),
+    rows * layers + batch * (traffic.prompt_attention_flops(stats, context) + head))
 end
 
 local function decode_floor(model, rates, batch, context, expert_bytes)
   local layers, head = traffic.flops(model.gguf)
-  local cache_bytes = batch * traffic.kv_bytes(model:stats(), context)
-  return floor_s(rates, traffic.tensor_bytes(model.gguf) + (expert_bytes or 0) + cache_bytes,
-    batch * (layers + head + traffic.attention_flops(model.gguf, context)))
+  local stats = model:stats()
+  return floor_s(rates, traffic.tensor_bytes(model.gguf) + (expert_bytes or 0)
+    + batch * traffic.kv_bytes(stats, context), batch * (layers + head + traffic.attention_flops(stats, context)))
 end
 
 -- ---- rows ----
