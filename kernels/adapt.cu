@@ -319,7 +319,7 @@ static int check(const kg_adapt_args *a, kg_error *err)
 int kg_cuda_adapt_in(kg_stream *s, const kg_adapt_args *a, kg_error *err)
 {
   const bool is_norm = a->norm_scale != NULL;
-  if (!a->ids && (!a->x || a->cols < 1 || (is_norm && !kg_cuda_linear_is_few(a->n_rows, a->cols))))
+  if (!a->ids && (!a->x || a->cols < 1 || (is_norm && !kg_cuda_linear_is_few(s, a->n_rows, a->cols))))
     return kg_fail(err, KG_ERR_ARGUMENT, "adapters of %d rows of %d", a->n_rows, a->cols);
   const int code = check(a, err);
   const dim3 grid((a->n_ranks + KG_ADAPT_RANKS - 1) / KG_ADAPT_RANKS, a->n_tiles, a->n_parts);

@@ -778,6 +778,13 @@ template <typename T> static int launch_rows(kg_stream *s, const kg_attention_ar
   return run_kernel(s, "attention_rows", kernel, grid, THREADS, shared, err, *a);
 }
 
+/* Shared memory of a block of attention_splits. */
+template <int P> static size_t splits_bytes(const kg_attention_args *a, int teams, int cluster_bits)
+{
+  const int pieces = P < 4 ? P : (a->head_dim + 63) / 64, n_heads = min(TILE, a->n_heads / a->n_kv_heads);
+  return (size_t)lay_out_splits(n_heads * pieces, P, teams, cluster_bits).end * sizeof(uint4);
+}
+
 /* How many warps and blocks share a row changes nothing but time. */
 template <int P> static int launch_splits(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
@@ -785,11 +792,8 @@ template <int P> static int launch_splits(kg_stream *s, const kg_attention_args 
             n_rows = a->is_alone ? a->n : a->n_few;
   const int n_splits = a->window ? min(a->max_splits, a->window / SPLIT + 2) : a->max_splits;
   const int64_t n_units = (int64_t)n_rows * a->n_kv_heads * parts;
-  const int pieces = P < 4 ? P : (a->head_dim + 63) / 64;
   int teams = 8 / P, bits = 0;
-  const auto shared = [&]() {
-    return (size_t)lay_out_splits(min(TILE, group) * pieces, P, teams, bits).end * sizeof(uint4);
-  };
+  const auto shared = [&]() { return splits_bytes<P>(a, teams, bits); };
   while (s->overlaps && bits < 3 && 2 << bits < n_splits && n_units << (bits + 1) <= s->n_sms) bits++;
   while (teams > 1 && shared() > (size_t)s->shared_max) teams /= 2;
   while (teams > 2 && teams << bits >= 2 * n_splits) teams /= 2;
@@ -815,7 +819,8 @@ template <int P, int M, int WARPS, int BLOCKS> struct tiles {
 
 template <int P, typename Tiles> static int launch_products(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
-  if (Tiles::SHARED > (size_t)s->shared_max) { /* then none of the two, so that all rows have the same numbers */
+  /* Where one of the two does not fit, none of them, so that all rows have the same numbers. */
+  if (max((size_t)Tiles::SHARED, splits_bytes<P>(a, 1, 0)) > (size_t)s->shared_max) {
     const int code = write_cache(s, a, err);
     return code ? code : launch_rows<__half>(s, a, err);
   }

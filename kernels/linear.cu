@@ -241,9 +241,25 @@ int32_t kg_cuda_linear_many_tiles(const kg_matrix *m)
   return is_common(m->type) && m->rows % 4 == 0 ? m->n_tiles : 0;
 }
 
-int32_t kg_cuda_linear_group_rows(const kg_matrix *m) { return is_common(m->type) || m->type == KG_F32 ? 64 : 8; }
-
 bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && runs_of(m) <= 8; }
+
+/* linear_rows: a warp's sums of 8 rows of x; barriers; its least number of warps. */
+enum { SUM_BYTES = 8 * 16 * sizeof(float), BARRIER_BYTES = 16 * KG_LINEAR_SLOTS * sizeof(uint64_t), WARPS_MIN = 4 };
+
+/* Does a block of linear_rows have room for the sums of 64 rows of x, of d matrices at once, beside rings of one chunk? */
+static bool fits_many(const kg_stream *s, const kg_matrix *m, int d)
+{
+  kg_format f = {};
+  (void)kg_format_find(m->type, &f);
+  const int slot = KG_CHUNK * (f.q_bytes + f.h_bytes) + (f.s_blocks > 1 ? 2 : KG_CHUNK) * f.s_bytes;
+  return max(runs_of(m), (int)WARPS_MIN) * d * (slot + 8 * (int)SUM_BYTES) + BARRIER_BYTES <= s->shared_max;
+}
+
+int32_t kg_cuda_linear_group_rows(const kg_stream *s, const kg_matrix *m)
+{
+  if (m->type == KG_F32) return 64;
+  return is_common(m->type) && fits_many(s, m, kg_cuda_linear_gates(m) ? 2 : 1) ? 64 : 8;
+}
 
 void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, int min_warps, size_t slot_bytes,
                           size_t x_bytes, size_t sum_bytes, kg_linear_shape *out)
@@ -268,8 +284,8 @@ static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   const size_t few = NT == 1 && !PLANES && a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
   kg_linear_shape shape;
-  kg_cuda_linear_shape(s, a, D, 4, D * (size_t)chunk<T>::n_bytes, few,
-                       (size_t)(NT == 1 ? 2 : 1) * D * NT * 128 * sizeof(float), &shape);
+  kg_cuda_linear_shape(s, a, D, WARPS_MIN, D * (size_t)chunk<T>::n_bytes, few, (size_t)(NT == 1 ? 2 : 1) * D * NT * SUM_BYTES,
+                       &shape);
   return run_turns(s, "linear_rows", linear_rows<T, NT, D, PLANES>, a, &shape,
                    a->groups.list ? a->groups.n
                    : PLANES       ? a->n
@@ -280,7 +296,7 @@ static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
 template <int T, bool PLANES> static int launch_few_or_many(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   if constexpr (is_common(T)) {
-    if (PLANES ? a->groups.rows > 8 : a->n > 8)
+    if (PLANES ? a->groups.rows > 8 : a->n > 8 && fits_many(s, &a->part[0].m, a->gated ? 2 : 1))
       return a->gated ? launch_rows<T, 8, 2, PLANES>(s, a, err) : launch_rows<T, 8, 1, PLANES>(s, a, err);
     if (a->gated) return launch_rows<T, 1, 2, PLANES>(s, a, err);
   }
@@ -339,7 +355,7 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
   if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS ||
       (a->gated && (a->n_parts != 2 || !kg_cuda_linear_gates(&a->part[0].m))))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d matrices with %d rows", a->n_parts, a->n);
-  if (a->x_floats && (!kg_cuda_linear_is_few(a->n, a->part[0].m.cols) || a->planes ||
+  if (a->x_floats && (!kg_cuda_linear_is_few(s, a->n, a->part[0].m.cols) || a->planes ||
                       a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d rows as float32", a->n);
   bool is_mixed = false;

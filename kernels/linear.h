@@ -8,7 +8,14 @@
 extern "C" {
 #endif
 
-enum { KG_LINEAR_PARTS = 3, KG_LINEAR_FEW = 8, KG_LINEAR_FEW_NUMBERS = 32768, KG_LINEAR_SLOTS = 8 };
+enum {
+  KG_LINEAR_PARTS = 3,
+  KG_LINEAR_FEW = 8,
+  KG_LINEAR_FEW_NUMBERS = 32768,
+  KG_LINEAR_ONE_BESIDE = 70 << 10, /* bytes of a block's shared memory beside x at most: of one row, */
+  KG_LINEAR_FEW_BESIDE = 84 << 10, /* and of few */
+  KG_LINEAR_SLOTS = 8
+};
 
 typedef enum kg_cuda_act { KG_CUDA_SILU, KG_CUDA_GELU, KG_CUDA_GELU_ERF, KG_CUDA_RELU, KG_CUDA_SWIGLU_CLAMPED } kg_cuda_act;
 
@@ -63,11 +70,15 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err);
 int kg_cuda_linear_run(const kg_matrix *m);
 
 /* Are n rows of this width so few that each block may bring them to f16 in its shared memory? */
-static inline bool kg_cuda_linear_is_few(int64_t n, int64_t width) { return n <= KG_LINEAR_FEW && n * width <= KG_LINEAR_FEW_NUMBERS; }
+static inline bool kg_cuda_linear_is_few(const kg_stream *s, int64_t n, int64_t width)
+{
+  const int64_t room = (s->shared_max - (n == 1 ? KG_LINEAR_ONE_BESIDE : KG_LINEAR_FEW_BESIDE)) / 2;
+  return n <= KG_LINEAR_FEW && n * width <= KG_LINEAR_FEW_NUMBERS && n * width <= room;
+}
 /* Can two matrices of this type and shape be multiplied gated? */
 bool kg_cuda_linear_gates(const kg_matrix *m);
 /* Most rows of a plane that this matrix is multiplied with at a time. */
-int32_t kg_cuda_linear_group_rows(const kg_matrix *m);
+int32_t kg_cuda_linear_group_rows(const kg_stream *s, const kg_matrix *m);
 /* Should n rows of x stand in panels, where matrices of these tiles (kg_cuda_linear_many_tiles) read them? */
 static inline bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, int32_t n_tiles)
 {

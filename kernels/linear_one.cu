@@ -146,13 +146,13 @@ static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_err
     if (i < 1 || D == 1) n_tiles += p.m.n_tiles;
   }
   const int n_blocks = n_tiles << bits, n_warps = (n_runs + bits) >> bits, n_mine = min(m->n_blocks, n_warps * run);
-  const size_t shared = max(tile_bytes<T, D>(n_mine, n_runs), tile_bytes<U, D>(n_mine, n_runs));
-  *done = s->overlaps && !a->out_rows && n_tiles <= 4 * s->n_sms && shared <= 100 << 10 &&
+  const int shared = (int)max(tile_bytes<T, D>(n_mine, n_runs), tile_bytes<U, D>(n_mine, n_runs));
+  *done = s->overlaps && !a->out_rows && n_tiles <= 4 * s->n_sms && shared <= min(100 << 10, s->shared_max - 1024) &&
           !(bits && (NORM || D == 2)) && run <= (NORM ? 4 : 12);
   if (!*done) return KG_OK;
   const auto kernel = linear_tile<T, U, D, NORM>;
   const int code = kg_cuda_check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared), "linear_tile", err);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "linear_tile", err);
   return code ? code
               : run_clusters(s, "linear_tile", kernel, dim3(n_blocks), 1 << bits, 32 * n_warps, shared, err, t);
 }

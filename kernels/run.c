@@ -121,7 +121,7 @@ static kg_rotation rotation_at(const pass *p, int32_t index, const kg_op *rope)
 /* Do products bring the rows of this value to f16 themselves, where they can? */
 static bool is_few(const pass *p, int32_t value)
 {
-  return is_fused(p) && kg_cuda_linear_is_few(p->n, width_of(p, value));
+  return is_fused(p) && kg_cuda_linear_is_few(p->exe->stream, p->n, width_of(p, value));
 }
 
 static float *max_slot(const pass *p, int32_t slot, int32_t value)
@@ -401,7 +401,7 @@ static int run_each(const pass *p, const kg_gpu_stage *stage, kg_error *err)
       half.x_step = (int32_t)(width / parts);
     }
     if (m->type != KG_F32) code = round_rows(p, &a, half, err);
-    if (!code) code = group_planes(p, &a, m->planes, kg_cuda_linear_group_rows(m), err);
+    if (!code) code = group_planes(p, &a, m->planes, kg_cuda_linear_group_rows(s, m), err);
     if (!code) code = kg_cuda_linear(s, &a, err);
   }
   return code;
@@ -452,9 +452,9 @@ static int run_experts(const pass *p, const kg_gpu_stage *stage, int32_t first, 
   int code = kg_cuda_route(s, &route, err);
   if (code) return code;
   kg_linear_args a = {.n = n * params->n_used, .planes = route.experts, .x_share = params->n_used, .x_first = first};
-  int32_t most = kg_cuda_linear_group_rows(down);
+  int32_t most = kg_cuda_linear_group_rows(s, down);
   for (int i = 0; i < 2; i++)
-    if (kg_cuda_linear_group_rows(&weight_of(p, op->w[i])->m) < most) most = KG_LINEAR_FEW;
+    if (kg_cuda_linear_group_rows(s, &weight_of(p, op->w[i])->m) < most) most = KG_LINEAR_FEW;
   code = group_planes(p, &a, params->n_experts, most, err);
   if (!code) code = expert_gates(p, stage, &a, err);
   if (code) return code;
