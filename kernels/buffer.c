@@ -157,18 +157,15 @@ int kg_stream_new(int device, kg_stream **out, kg_error *err)
   if (!stream) return kg_fail_memory(err, sizeof *stream, "a stream");
   stream->device = device;
   stream->n_refs = 1;
-  int major = 0;
   const struct { enum cudaDeviceAttr attribute; int *out; } questions[] = {
-    {cudaDevAttrComputeCapabilityMajor, &major},
     {cudaDevAttrMultiProcessorCount, &stream->n_sms},
     {cudaDevAttrMaxSharedMemoryPerBlockOptin, &stream->shared_max}};
   int code = kg_cuda_check(cudaSetDevice(device), "choosing the device", err);
   for (size_t i = 0; i < sizeof questions / sizeof *questions && !code; i++)
     code = kg_cuda_check(cudaDeviceGetAttribute(questions[i].out, questions[i].attribute, device), "asking the device", err);
-  stream->overlaps = major >= 9;
-  stream->has_wgmma = major == 9;
   if (!code)
     code = kg_cuda_check(cudaStreamCreateWithFlags(&stream->handle, cudaStreamNonBlocking), "making a stream", err);
+  if (!code) code = kg_cuda_find_build(stream, err);
   if (!code) code = open_pool(stream, err);
   if (code) {
     if (stream->pool) (void)cudaMemPoolDestroy(stream->pool);

@@ -16,8 +16,9 @@ extern "C" {
 typedef struct kg_stream {
   int device;
   cudaStream_t handle;
-  bool overlaps; /* the device can start a kernel before the one before it is done (Hopper and later) */
-  bool has_wgmma; /* Hopper's instructions for warp groups, which no other architecture has */
+  /* What the kernels were compiled for, which may be less than the device is: */
+  bool overlaps; /* they start before the one before is done, and in clusters (Hopper and later) */
+  bool has_wgmma; /* they have Hopper's instructions for warp groups, which no other architecture has */
   int32_t n_sms, shared_max; /* multiprocessors, and the shared memory that a block may have */
   int32_t n_refs;
   cudaMemPool_t pool;     /* of its buffers: keeps what is given back, so that a tensor per token costs no call of the driver */

@@ -33,6 +33,37 @@ int kg_cuda_probe_kernels(kg_error *err)
   return kg_cuda_check(cudaFuncGetAttributes(&attributes, fill_each), "kernels for this device", err);
 }
 
+/* What kernels were compiled for: the architecture, and whether with Hopper's own instructions. */
+struct build {
+  int arch, has_wgmma;
+};
+
+static __global__ void tell_build(build *out)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  *out = {__CUDA_ARCH__, 1};
+#elif defined __CUDA_ARCH__
+  *out = {__CUDA_ARCH__, 0};
+#endif
+}
+
+int kg_cuda_find_build(kg_stream *s, kg_error *err)
+{
+  build there = {};
+  void *out;
+  int code = kg_cuda_alloc(sizeof there, "looking at the kernels", &out, err);
+  if (code) return code;
+  tell_build<<<1, 1, 0, s->handle>>>((build *)out);
+  code = kg_cuda_launched("tell_build", err);
+  if (!code)
+    code = kg_cuda_check(cudaMemcpyAsync(&there, out, sizeof there, cudaMemcpyDeviceToHost, s->handle), "tell_build", err);
+  if (!code) code = kg_cuda_check(cudaStreamSynchronize(s->handle), "tell_build", err);
+  if (cudaFree(out)) (void)cudaGetLastError();
+  s->overlaps = there.arch >= 900;
+  s->has_wgmma = there.has_wgmma;
+  return code;
+}
+
 int kg_cuda_fill(kg_stream *s, float *x, int64_t n, float value, kg_error *err)
 {
   fill_each<<<blocks_for(n), 256, 0, s->handle>>>(x, n, value);

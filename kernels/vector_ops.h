@@ -13,6 +13,8 @@ extern "C" {
 
 /* Was this library built for the current device? */
 int kg_cuda_probe_kernels(kg_error *err);
+/* What the kernels for the stream's device can do: sets overlaps and has_wgmma. The device may be newer than the code. */
+int kg_cuda_find_build(kg_stream *s, kg_error *err);
 
 /* What a reduction knows; a part of the array first, then all of it. */
 typedef struct kg_reduced {
