@@ -701,7 +701,7 @@ static int capture(pass *p, cudaGraphExec_t *out, kg_error *err)
   return code;
 }
 
-/* The first time as it is, which also loads the kernels; from the second on as a graph. */
+/* The first time as it is, which also loads the kernels; from the second on as a graph, if there is memory for one. */
 static int run_graph(pass *p, kg_error *err)
 {
   kg_graph *g = find_graph(p->exe, p);
@@ -710,6 +710,7 @@ static int run_graph(pass *p, kg_error *err)
     return enqueue(p, err);
   }
   const int code = g->handle ? KG_OK : capture(p, &g->handle, err);
+  if (code == KG_ERR_MEMORY) return enqueue(p, err);
   return code ? code : kg_cuda_check(cudaGraphLaunch(g->handle, p->exe->stream->handle), "launching a graph", err);
 }
 
