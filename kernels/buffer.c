@@ -478,10 +478,11 @@ static int cuda_write(kg_buffer *b, int64_t at, int64_t n, const float *in, kg_e
   return code ? code : upload(stream_of(b), floats(b, at), in, (size_t)n * sizeof *in, err);
 }
 
-/* Memory for the length of one operation. */
+/* What an operation reads, for its length. */
 typedef struct temporary {
   const kg_stream *stream;
-  void *data;
+  void *data;   /* a copy, or NULL */
+  bool is_lent; /* it belongs to another stream, where it may be written over or given back when the operation returns */
 } temporary;
 
 static int take(temporary *t, kg_stream *stream, size_t n_bytes, kg_error *err)
@@ -492,9 +493,11 @@ static int take(temporary *t, kg_stream *stream, size_t n_bytes, kg_error *err)
                                              : kg_cuda_check(status, "an operation on tensors", err);
 }
 
-static void give_back(temporary *t)
+/* The end of the operation, whose code this passes on. */
+static int give_back(temporary *t, int code, kg_error *err)
 {
   if (t->data && cudaFreeAsync(t->data, t->stream->handle)) (void)cudaGetLastError();
+  return code || !t->is_lent ? code : kg_stream_wait(t->stream, "an operation on tensors", err);
 }
 
 /* Numbers of another buffer, which are settled where it is ours, as device memory that stream `s` may read: the
@@ -504,7 +507,9 @@ static int operand(kg_stream *s, const kg_buffer *o, int64_t at, int64_t n, temp
 {
   if (is_ours(o) && stream_of(o)->device == s->device) {
     *out = floats(o, at);
-    return stream_of(o) == s ? KG_OK : kg_stream_wait(stream_of(o), "an operation on tensors", err);
+    t->stream = s;
+    t->is_lent = stream_of(o) != s;
+    return t->is_lent ? kg_stream_wait(stream_of(o), "an operation on tensors", err) : KG_OK;
   }
   float *copy = kg_alloc((size_t)n * sizeof *copy);
   if (!copy) return kg_fail_memory(err, (size_t)n * sizeof *copy, "an operation on tensors");
@@ -565,8 +570,7 @@ static int cuda_copy(kg_buffer *to, int64_t to_at, const kg_buffer *from, int64_
     code = kg_cuda_check(cudaMemcpyAsync(floats(to, to_at), in, (size_t)n * sizeof *in, cudaMemcpyDeviceToDevice,
                                          stream_of(to)->handle),
                          "copying a tensor", err);
-  give_back(&t);
-  return code;
+  return give_back(&t, code, err);
 }
 
 /* ---- arithmetic ---- */
@@ -621,8 +625,7 @@ static int cuda_add(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, 
   if (code || !n) return code;
   code = prepare(b, at, o, o_at, n, true, &t, &in, err);
   if (!code) code = kg_cuda_add(stream_of(b), floats(b, at), in, n, factor, err);
-  give_back(&t);
-  return code;
+  return give_back(&t, code, err);
 }
 
 static int cuda_mul(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, kg_error *err)
@@ -633,8 +636,7 @@ static int cuda_mul(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, 
   if (code || !n) return code;
   code = prepare(b, at, o, o_at, n, true, &t, &in, err);
   if (!code) code = kg_cuda_mul(stream_of(b), floats(b, at), in, n, err);
-  give_back(&t);
-  return code;
+  return give_back(&t, code, err);
 }
 
 /* Put off, where it can be, until somebody asks for more than the device says of it anyway. */
@@ -666,8 +668,7 @@ static int cuda_softmax(kg_buffer *to, int64_t to_at, const kg_buffer *from, int
   code = prepare(to, to_at, from, from_at, count, false, &t, &in, err);
   if (!code) code = kg_answers_room(stream_of(to), rows < KG_LOOK_ROWS ? rows : KG_LOOK_ROWS, &room, err);
   if (!code) code = kg_cuda_softmax(stream_of(to), in, rows, n, log_wanted, floats(to, to_at), room, err);
-  give_back(&t);
-  return code;
+  return give_back(&t, code, err);
 }
 
 /* ---- questions ---- */
