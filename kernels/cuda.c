@@ -298,7 +298,8 @@ static int cuda_weight_write(kg_executable *exe, int32_t weight, size_t at, size
   const int waited = kg_stream_wait(exe->stream, "writing weights", code ? NULL : err);
   if (code || waited) return code ? code : waited;
   kg_gpu_forget_graphs(exe);
-  return kg_gpu_bounds_find(exe, weight, err);
+  code = kg_gpu_vector_measure(exe, weight, err);
+  return code ? code : kg_gpu_bounds_find(exe, weight, err);
 }
 
 static int cuda_buffer_new(kg_executable *exe, int64_t n_floats, kg_buffer **out, kg_error *err)

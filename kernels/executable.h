@@ -204,6 +204,8 @@ static inline kg_attention_args kg_gpu_attention_shape(const kg_executable *exe,
 /* weights.c */
 int kg_gpu_weights_open(kg_executable *exe, kg_error *err);
 int kg_gpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err);
+/* vector_max of a weight, from the device: somebody has written to it. */
+int kg_gpu_vector_measure(kg_executable *exe, int32_t weight, kg_error *err);
 /* bounds.c */
 int kg_gpu_bounds_open(kg_executable *exe, kg_error *err);
 /* From weights that are packed; of those values that depend on one of them, or of all (KG_NONE). Graphs know them. */

@@ -97,6 +97,13 @@ static int pack_matrix(packing *p, const kg_weight *weight, const kg_matrix *m)
   return code;
 }
 
+static float largest_of(const float *values, int64_t n)
+{
+  float largest = 0;
+  for (int64_t i = 0; i < n; i++) largest = fmaxf(largest, fabsf(values[i]));
+  return largest;
+}
+
 static int pack_vector(packing *p, const kg_weight *weight, kg_cuda_weight *w)
 {
   const kg_type_info *info = kg_type_find(weight->type);
@@ -104,8 +111,24 @@ static int pack_vector(packing *p, const kg_weight *weight, kg_cuda_weight *w)
   float *values = kg_alloc((size_t)n * sizeof *values);
   if (!values) return kg_fail_memory(p->err, (size_t)n * sizeof *values, weight->name);
   info->dequantize(weight->data, n / info->block_size, values);
-  for (int64_t i = 0; i < n; i++) w->vector_max = fmaxf(w->vector_max, fabsf(values[i]));
+  w->vector_max = largest_of(values, n);
   const int code = upload(p, w->vector, values, (size_t)n * sizeof *values);
+  kg_free(values);
+  return code;
+}
+
+int kg_gpu_vector_measure(kg_executable *exe, int32_t weight, kg_error *err)
+{
+  kg_cuda_weight *w = &exe->weights[weight];
+  if (!w->is_vector) return KG_OK;
+  const int64_t n = kg_weight_values(kg_plan_weight_at(exe->plan, weight));
+  const size_t n_bytes = (size_t)n * sizeof(float);
+  float *values = kg_alloc(n_bytes);
+  if (!values) return kg_fail_memory(err, n_bytes, "measuring a weight");
+  int code = kg_cuda_check(cudaMemcpyAsync(values, w->vector, n_bytes, cudaMemcpyDeviceToHost, exe->stream->handle),
+                           "measuring a weight", err);
+  if (!code) code = kg_stream_wait(exe->stream, "measuring a weight", err);
+  if (!code) w->vector_max = largest_of(values, n);
   kg_free(values);
   return code;
 }
