@@ -27,9 +27,25 @@ typedef struct profiling {
 /* Parts of tensor names, and what people call the stage. */
 static const struct {
   const char *tensor, *stage;
-} names[] = {{"attn_q.", "qkv"},          {"attn_k.", "qkv"},       {"attn_v.", "qkv"},     {"attn_qkv.", "qkv"},
-             {"attn_output.", "output"},  {"ffn_gate.", "gate_up"}, {"ffn_up.", "gate_up"}, {"ffn_down.", "down"},
-             {"ffn_gate_inp.", "router"}, {"output.", "head"},      {"token_embd.", "head"}};
+} names[] = {{"attn_q.", "qkv"},
+             {"attn_k.", "qkv"},
+             {"attn_v.", "qkv"},
+             {"attn_qkv.", "qkv"},
+             {"attn_q_a.", "latent"},
+             {"attn_kv_a_mqa.", "latent"},
+             {"attn_q_b.", "qkv"},
+             {"attn_output.", "output"},
+             {"shortconv.in_proj.", "conv_in"},
+             {"shortconv.out_proj.", "conv_out"},
+             {"ffn_gate.", "gate_up"},
+             {"ffn_up.", "gate_up"},
+             {"ffn_down.", "down"},
+             {"ffn_gate_inp.", "router"},
+             {"ffn_gate_shexp.", "gate_up"}, /* of experts that all rows have */
+             {"ffn_up_shexp.", "gate_up"},
+             {"ffn_down_shexp.", "down"},
+             {"output.", "head"},
+             {"token_embd.", "head"}};
 
 static const char *name_of_product(const kg_plan *plan, const kg_gpu_stage *stage)
 {
