@@ -230,7 +230,8 @@ int kg_adapter_new(const kg_plan *plan, const kg_gguf *gguf, kg_adapter **out, k
   if (!adapter->path || !adapter->parts)
     status = kg_fail_memory(err, n_weights * sizeof *adapter->parts, "an adapter");
   if (!status) status = read_metadata(adapter, gguf, err);
-  if (!status) status = kg_gguf_digest(gguf, adapter->digest, err); /* looks whether the file was changed: reading what a shorter one lost is fatal */
+  /* It looks whether the file was changed, too: reading what a shorter one lost is fatal. */
+  if (!status) status = kg_gguf_digest(gguf, adapter->digest, err);
   for (size_t i = 0; i < kg_gguf_tensor_count(gguf) && !status; i++)
     status = read_tensor(adapter, gguf, kg_gguf_tensor_at(gguf, i), err);
   if (!status && !adapter->n_parts) status = kg_fail(err, KG_ERR_FORMAT, "%s: the adapter has no tensors", path);

@@ -118,7 +118,8 @@ static int run_on_host(kg_executable *exe, const kg_backend *backend, kg_batch *
       draw.pos += step;
       draw.n_history += draw.history ? step : 0;
       if (step) draw.n_draws = 0;
-      code = kg_draw_alone(&draw, (const float *)batch->wanted[i].buffer->data + batch->wanted[i].at, n_vocab, drawn, err);
+      const kg_wanted *wanted = &batch->wanted[i];
+      code = kg_draw_alone(&draw, (const float *)wanted->buffer->data + wanted->at, n_vocab, drawn, err);
       if (code) break;
       if (step && drawn[-1].status < 0) *drawn = drawn[-1];
       if (draw.history) ((int32_t *)(uintptr_t)draw.history)[draw.n_history] = drawn->id; /* prepare_row made room */
@@ -217,7 +218,8 @@ static int run_look(group *g, const kg_draw *draws, kg_drawn *drawn, kg_error *e
                     .spans = g->scratch->spans,
                     .n_wanted = g->n,
                     .wanted = g->scratch->wanted};
-  const kg_run_ahead ahead = {.n_draws = g->n_draws, .evaluates_first = g->evaluates_first, .draws = draws, .drawn = drawn};
+  const kg_run_ahead ahead = {
+      .n_draws = g->n_draws, .evaluates_first = g->evaluates_first, .draws = draws, .drawn = drawn};
   kg_executable *exe = kg_model_executable(g->model);
   if (g->backend->run_ahead) return g->backend->run_ahead(exe, &batch, &ahead, err);
   return run_on_host(exe, g->backend, &batch, &ahead, kg_model_vocab_size(g->model), err);
@@ -406,8 +408,8 @@ static int draw_each(const kg_draw_item *items, size_t n, int32_t *ids, kg_error
   return status;
 }
 
-/* Does somebody want to see what comes between two draws, or might rows come out otherwise that were computed between two
- * states when they are computed again? */
+/* Does somebody want to see what comes between two draws, or might rows come out otherwise that were computed between
+ * two states when they are computed again? */
 static bool is_watched(const kg_draw_item *items, size_t n)
 {
   for (size_t i = 0; i < n; i++) {
@@ -434,7 +436,8 @@ int kg_draw_items(kg_model *model, const kg_draw_item *items, size_t n, int32_t 
   size_t n_missing;
   int status = kg_model_check_idle(model, err);
   if (!status && !kg_plan_has_head(kg_model_plan(model)))
-    status = kg_fail(err, KG_ERR_UNSUPPORTED, "the model has no head: it makes embeddings, nothing can be drawn from it");
+    status = kg_fail(err, KG_ERR_UNSUPPORTED,
+                     "the model has no head: it makes embeddings, nothing can be drawn from it");
   if (!status) status = check_items(model, items, n, err);
   if (!status) status = find_missing(model, items, n, &n_missing, err);
   if (status) return status;

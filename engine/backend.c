@@ -110,8 +110,8 @@ static int check_taps(const kg_plan *plan, const kg_batch *batch, kg_error *err)
     while (s < batch->n_spans && batch->spans[s].row + batch->spans[s].n_rows <= tap->row) s++;
     if (tap->value < 0 || tap->value >= n_values || tap->row < 0 || tap->n_rows < 1 || s == batch->n_spans ||
         tap->n_rows > batch->spans[s].row + batch->spans[s].n_rows - tap->row)
-      return kg_fail(err, KG_ERR_ARGUMENT, "tap of value %d of %d for %d rows from %d", tap->value, n_values, tap->n_rows,
-                     tap->row);
+      return kg_fail(err, KG_ERR_ARGUMENT, "tap of value %d of %d for %d rows from %d", tap->value, n_values,
+                     tap->n_rows, tap->row);
   }
   return KG_OK;
 }

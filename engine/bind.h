@@ -128,8 +128,8 @@ int kg_restore_sequence(lua_State *L, int model_index);
 /* A closed sequence handle of the model at index. */
 kg_handle *kg_push_sequence(lua_State *L, int model_index);
 
-/* rng:integer(n), rng:choose(weights) and rng:choose_logits(logits), arguments from index 2 on, over any source of uniform
- * numbers in [0, 1). */
+/* rng:integer(n), rng:choose(weights) and rng:choose_logits(logits), arguments from index 2 on, over any source of
+ * uniform numbers in [0, 1). */
 int kg_rng_integer(lua_State *L, double (*uniform)(void *), void *source);
 int kg_rng_choose(lua_State *L, double (*uniform)(void *), void *source);
 int kg_rng_choose_logits(lua_State *L, double (*uniform)(void *), void *source);

@@ -116,8 +116,8 @@ static int32_t prefix_cache_field(lua_State *L, int index)
 }
 
 /* core.model(plan, options) -> Model, or nil, message, code. Takes the plan: its handle is closed on success.
- * options: device, variant, threads, ctx, pool, chunk, kv, prefix_cache, progress = function(what, done, total), which cancels by
- * returning true and is called during long steps too. */
+ * options: device, variant, threads, ctx, pool, chunk, kv, prefix_cache, progress = function(what, done, total), which
+ * cancels by returning true and is called during long steps too. */
 static int open_model(lua_State *L)
 {
   kg_check_open(L, 1, KG_CLASS_PLAN);
@@ -382,7 +382,8 @@ static void take_objects(lua_State *L, advance *a)
     const kg_tensor *rows = kg_check_tensor(L, at + 1);
     const int64_t n_rows = kg_tensor_count(rows) / kg_model_vocab_size(kg_sequence_model(item->sequence));
     if (n_rows < (int64_t)kg_sequence_pos(item->sequence) - item->from)
-      kg_error_at(L, "item %d: rows: %d positions expected", i + 1, (int)kg_sequence_pos(item->sequence) - (int)item->from);
+      kg_error_at(L, "item %d: rows: %d positions expected", i + 1,
+                  (int)kg_sequence_pos(item->sequence) - (int)item->from);
     item->all_logits = rows->buffer;
     item->at = rows->at;
   }
@@ -608,7 +609,8 @@ static int push_stats(lua_State *L)
   kg_kv_stats pages;
   kg_kv_get_stats(kg_model_kv(model), 0, &pages);
   const int64_t state_bytes = kg_plan_state_size(kg_model_plan(model)) * (int64_t)sizeof(float);
-  const int32_t n_states = kg_states_count(kg_model_states(model)), n_states_used = kg_states_used(kg_model_states(model));
+  const kg_state_pool *states = kg_model_states(model);
+  const int32_t n_states = kg_states_count(states), n_states_used = kg_states_used(states);
   lua_newtable(L);
   kg_set_string(L, "device", stats.device);
   kg_set_string(L, "note", stats.note);
@@ -629,7 +631,7 @@ static int push_stats(lua_State *L)
   set_page_counts(L, &pages);
   kg_set_integer(L, "n_pages_max", n_pages_max);
   kg_set_integer(L, "state_bytes", state_bytes);
-  kg_set_integer(L, "state_every", kg_states_every(kg_model_states(model)));
+  kg_set_integer(L, "state_every", kg_states_every(states));
   kg_set_integer(L, "n_states", n_states);
   kg_set_integer(L, "n_states_used", n_states_used);
   kg_set_integer(L, "n_states_kept", kg_kv_state_count(kg_model_kv(model)));
@@ -663,7 +665,8 @@ static int model_scramble(lua_State *L)
 
 void kg_bind_model(lua_State *L)
 {
-  static const luaL_Reg methods[] = {{"close", close_model},       {"sequence", model_sequence}, {"restore", model_restore},
+  static const luaL_Reg methods[] = {{"close", close_model},       {"sequence", model_sequence},
+                                     {"restore", model_restore},
                                      {"step", model_step},         {"draw", model_draw},
                                      {"advance", model_advance},   {"set_progress", set_progress},
                                      {"logits", model_logits},     {"trace", model_trace},

@@ -107,8 +107,8 @@ static int pos(lua_State *L)
   return push_pos(L, kg_check_sequence(L, 1));
 }
 
-/* seq:tokens(from = 0) -> ids on the timeline, from this position on. They are copied before the table is made, which may
- * run finalizers; letting the collector rest instead would make it work off a step with every call. */
+/* seq:tokens(from = 0) -> ids on the timeline, from this position on. They are copied before the table is made, which
+ * may run finalizers; letting the collector rest instead would make it work off a step with every call. */
 static int tokens(lua_State *L)
 {
   const int32_t pos = kg_sequence_pos(kg_check_sequence(L, 1));

@@ -41,23 +41,23 @@ enum kg_sampler_stage {
   /* Keep the logits that are at most value standard deviations of all of them below the best; 0 keeps all. 0 to 1e3.
    * (Tang, Liu, Xu, Wang: "Top-n-sigma: Not All Logits Are You Need", 2024) */
   KG_STAGE_TOP_N_SIGMA,
-  /* With this probability, where several candidates have a probability of `threshold` or more, drop all of these but the
-   * worst: "exclude top choices". Draws a number, unless the outcome is sure. 0 to 1 both. (Weidmann, known as p-e-w:
-   * text-generation-webui, pull request 6335, 2024) */
+  /* With this probability, where several candidates have a probability of `threshold` or more, drop all of these but
+   * the worst: "exclude top choices". Draws a number, unless the outcome is sure. 0 to 1 both. (Weidmann, known as
+   * p-e-w: text-generation-webui, pull request 6335, 2024) */
   KG_STAGE_XTC,
-  /* Logits / (low + (high - low) * (entropy / log(number of candidates)) ^ exponent): the bolder, the less sure the model
-   * is; below 1e-6 it is greedy. 0 <= low <= high <= 1e6, exponent 0 to 1e3. (Dynamic temperature by entropy, known as
-   * DynaTemp: kalomaze, koboldcpp, 2023) */
+  /* Logits / (low + (high - low) * (entropy / log(number of candidates)) ^ exponent): the bolder, the less sure the
+   * model is; below 1e-6 it is greedy. 0 <= low <= high <= 1e6, exponent 0 to 1e3. (Dynamic temperature by entropy,
+   * known as DynaTemp: kalomaze, koboldcpp, 2023) */
   KG_STAGE_DYNAMIC_TEMPERATURE,
   /* "Don't repeat yourself": where the last n tokens, with n >= allowed, stood among the last last_n (-1: all) before,
    * multiplier * base ^ (n - allowed), at most 1e6, is subtracted from the logit of what came next there; the longest n
    * counts. dry.h says what a breaker is. multiplier 0 to 1e6, base 1 to 1e3, allowed 1 or more. Draws on the host: its
    * breakers are texts. (Weidmann, known as p-e-w: text-generation-webui, pull request 5677, 2024) */
   KG_STAGE_DRY,
-  /* Version 2: keep the candidates with a surprise, -log2(probability), of at most mu, and the best. When the id that is
-   * drawn from them is fed, mu becomes mu - eta * (its surprise - tau); it begins as 2 * tau. The last stage. tau 0 to
-   * 1e3, eta 0 to 10. Surprise is that before the cut, as in the paper. Draws on the host: mu goes on with what is fed,
-   * not with what is drawn (mirostat.h). (Basu, Ramachandran, Keskar, Varshney: "Mirostat: A Neural Text Decoding
+  /* Version 2: keep the candidates with a surprise, -log2(probability), of at most mu, and the best. When the id that
+   * is drawn from them is fed, mu becomes mu - eta * (its surprise - tau); it begins as 2 * tau. The last stage. tau 0
+   * to 1e3, eta 0 to 10. Surprise is that before the cut, as in the paper. Draws on the host: mu goes on with what is
+   * fed, not with what is drawn (mirostat.h). (Basu, Ramachandran, Keskar, Varshney: "Mirostat: A Neural Text Decoding
    * Algorithm that Directly Controls Perplexity", 2020) */
   KG_STAGE_MIROSTAT
 };
@@ -232,7 +232,10 @@ KG_SHARED double kg_spread_scale(double range, int64_t n_vocab)
 }
 
 /* The distance of x, above -inf, to max. */
-KG_SHARED uint64_t kg_spread_of(float x, float max, double scale) { return kg_whole(((double)max - (double)x) * scale); }
+KG_SHARED uint64_t kg_spread_of(float x, float max, double scale)
+{
+  return kg_whole(((double)max - (double)x) * scale);
+}
 
 /* The least logit within `value` standard deviations of max: `sum` and `squares` are those of n distances. */
 KG_SHARED float kg_sigma_cut(float value, float max, uint64_t sum, uint64_t squares, int64_t n, double scale)

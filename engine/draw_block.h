@@ -1,13 +1,14 @@
-/* draw_block.h - a chain behind its prefix, run by one block of threads that all call the same functions: on a device by
- * KG_DRAW_THREADS threads (kernels/sample.cu), on the host by one (draw.c), which is how it is tested without a device.
+/* draw_block.h - a chain behind its prefix, run by one block of threads that all call the same functions: on a device
+ * by KG_DRAW_THREADS threads (kernels/sample.cu), on the host by one (draw.c), which is how it is tested without a
+ * device.
  *
  * Nothing is sorted but a few: what a stage keeps is everything that ranks at least as high as some candidate, and that
  * one is found from histograms of counts or masses, each over the bucket that the one before leaves. Dropped candidates
- * leave no trace but -inf, or are left behind when the rest moves to a list. All sums are of whole numbers, so the order
- * of threads does not show.
+ * leave no trace but -inf, or are left behind when the rest moves to a list. All sums are of whole numbers, so the
+ * order of threads does not show.
  *
- * Before, many blocks prepare a row: its prefix, the best of each group of ids, and what the first stage behind the prefix
- * needs of all candidates (kg_draw_sift). */
+ * Before, many blocks prepare a row: its prefix, the best of each group of ids, and what the first stage behind the
+ * prefix needs of all candidates (kg_draw_sift). */
 #ifndef KG_DRAW_BLOCK_H
 #define KG_DRAW_BLOCK_H
 
@@ -416,7 +417,8 @@ KG_BLOCK kg_rank kg_draw_among_few(kg_draw_shared *s, const kg_draw_items *items
   return found;
 }
 
-/* The rank at which the sum of masses (or counts), from the highest on, reaches the goal; `before` is above all items. */
+/* The rank at which the sum of masses (or counts), from the highest on, reaches the goal; `before` is above all
+ * items. */
 KG_BLOCK kg_rank kg_draw_select(kg_draw_shared *s, const kg_draw_items *items, const kg_draw_order *order,
                                 uint64_t before, uint64_t goal)
 {
@@ -565,7 +567,8 @@ KG_BLOCK void kg_draw_take_groups(const kg_draw_run *run, const kg_draw_cut *cut
   const int n = (int)s->at, lane = KG_BLOCK_THREAD % KG_BLOCK_LANES;
   for (int g = KG_BLOCK_THREAD / KG_BLOCK_LANES; g < n; g += KG_BLOCK_THREADS / KG_BLOCK_LANES) {
     const int first = s->u.groups[g] * size, end = first + size < run->n_vocab ? first + size : run->n_vocab;
-    for (int i = first + lane; i < end; i += KG_BLOCK_BATCH * KG_BLOCK_LANES) kg_draw_take(run, cut, i, KG_BLOCK_LANES, end);
+    for (int i = first + lane; i < end; i += KG_BLOCK_BATCH * KG_BLOCK_LANES)
+      kg_draw_take(run, cut, i, KG_BLOCK_LANES, end);
   }
 }
 
@@ -664,7 +667,8 @@ KG_BLOCK bool kg_draw_top_p(kg_draw_run *run, float p)
   return true;
 }
 
-/* A typicality such that the mass from there on reaches the goal, from the masses of buckets: a little more than it takes. */
+/* A typicality such that the mass from there on reaches the goal, from the masses of buckets: a little more than it
+ * takes. */
 KG_BLOCK float kg_draw_typical_enough(const kg_draw_run *run, const kg_draw_order *order, uint64_t goal)
 {
   enum { STEPS = 14 };

@@ -348,7 +348,7 @@ static int get(reader *r, void *out, size_t n, kg_error *err)
 static int open_file(reader *r, kg_error *err)
 {
   struct stat info;
-  int status = kg_sys_open(r->path, O_RDONLY | O_NONBLOCK, &r->fd, err); /* a pipe must not make us wait for its writer */
+  int status = kg_sys_open(r->path, O_RDONLY | O_NONBLOCK, &r->fd, err); /* do not wait for the writer of a pipe */
   if (!status) status = kg_sys_fstat(r->path, r->fd, &info, err);
   if (status) return status;
   if (!S_ISREG(info.st_mode)) return kg_fail(err, KG_ERR_IO, "%s: is not a regular file", r->path);
@@ -360,7 +360,7 @@ static int open_file(reader *r, kg_error *err)
 static bool is_whole(const reader *r)
 {
   const kg_kv_header *h = &r->header;
-  const size_t snapshots = h->n_snapshots * (sizeof(int64_t) + h->snapshot_floats * sizeof(float)); /* bounded: 2^7 * 2^33 */
+  const size_t snapshot_bytes = sizeof(int64_t) + h->snapshot_floats * sizeof(float); /* bounded: 2^33 */
   size_t sum = sizeof *h + (size_t)h->n_tokens * sizeof(int32_t) + sizeof(uint64_t); /* bounded: 2^31 tokens, ranges */
   sum += h->n_adapters * sizeof(kg_kv_adapter) + (size_t)h->n_ranges * sizeof *r->ranges;
   for (uint32_t i = 0; i < h->n_ranges; i++) {
@@ -370,8 +370,8 @@ static bool is_whole(const reader *r)
         !kg_add_size(sum, cache, &sum))
       return false;
   }
-  return kg_add_size(sum, snapshots, &sum) && kg_add_size(sum, h->companion_bytes, &sum) &&
-         kg_add_size(sum, h->state_bytes, &sum) && sum == r->n_bytes;
+  return kg_add_size(sum, h->n_snapshots * snapshot_bytes, &sum) && /* bounded: 2^8 * 2^33 */
+         kg_add_size(sum, h->companion_bytes, &sum) && kg_add_size(sum, h->state_bytes, &sum) && sum == r->n_bytes;
 }
 
 static bool is_place(const kg_kv_header *h, int32_t pos) { return pos >= 0 && pos <= h->n_tokens; }
@@ -462,8 +462,8 @@ static int check_model(const reader *r, kg_model *model, kg_error *err)
   if (memcmp(h->position_bytes, bytes, sizeof bytes) || h->snapshot_floats != snapshot_floats(model))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: saved with another layout of the model's cache", r->path);
   if (h->n_tokens > kg_model_context(model))
-    return kg_fail(err, KG_ERR_FULL, "%s: %d tokens do not fit into the context of %d; load the model with a larger ctx",
-                   r->path, h->n_tokens, kg_model_context(model));
+    return kg_fail(err, KG_ERR_FULL,
+                   "%s: %d tokens do not fit into the context of %d; load the model with a larger ctx", r->path, h->n_tokens, kg_model_context(model));
   return fits_groups(r, plan) ? KG_OK : fail_impossible(r, err);
 }
 
@@ -488,8 +488,9 @@ static int get_adapter(reader *r, const kg_kv_needs *needs, kg_sequence *sequenc
   kg_adapter *adapter = find_adapter(needs, sequence, in.digest);
   if (adapter) return kg_sequence_adapt(sequence, adapter, in.scale, err);
   in.name[sizeof in.name - 1] = 0;
-  return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: was saved under the adapter %s, SHA-256 %s: open that file, and name it in "
-                 "the option adapters", r->path, kg_quote(name, in.name, strlen(in.name)),
+  return kg_fail(err, KG_ERR_UNSUPPORTED,
+                 "%s: was saved under the adapter %s, SHA-256 %s: open that file, and name it in the option adapters",
+                 r->path, kg_quote(name, in.name, strlen(in.name)),
                  kg_quote(digest, in.digest, sizeof in.digest));
 }
 
@@ -588,13 +589,15 @@ static int check_tokens(const reader *r, const kg_sequence *sequence, kg_error *
   const int32_t vocab = kg_plan_token_count(kg_model_plan(sequence->model));
   for (size_t i = 0; i < sequence->tokens.n; i++)
     if (sequence->tokens.ids[i] < 0 || sequence->tokens.ids[i] >= vocab)
-      return kg_fail(err, KG_ERR_FORMAT, "%s: id %d at %zu is outside the vocabulary", r->path, sequence->tokens.ids[i], i);
+      return kg_fail(err, KG_ERR_FORMAT, "%s: id %d at %zu is outside the vocabulary", r->path,
+                     sequence->tokens.ids[i], i);
   return KG_OK;
 }
 
 /* ---- companions in a file ---- */
 
-static int load_companion(const reader *r, kg_string *from, kg_sequence *sequence, kg_tokenizer *tokenizer, kg_error *err)
+static int load_companion(const reader *r, kg_string *from, kg_sequence *sequence, kg_tokenizer *tokenizer,
+                          kg_error *err)
 {
   uint32_t name_size;
   uint64_t size;
@@ -641,7 +644,8 @@ static int read_all(reader *r, kg_sequence *sequence, const kg_kv_needs *needs, 
   /* What was computed elsewhere must not be computed again here: nobody may take these pages away. */
   char device[MAX_DEVICE];
   name_device(sequence->model, device);
-  sequence->is_private = r->header.n_cached && (r->header.is_private || memcmp(device, r->header.device, sizeof device));
+  const bool is_other_device = memcmp(device, r->header.device, sizeof device) != 0;
+  sequence->is_private = r->header.n_cached && (r->header.is_private || is_other_device);
   if (sequence->is_private) sequence->snapshots_free = r->header.n_cached;
   return status;
 }

@@ -127,7 +127,8 @@ static int32_t positions_of_state(const kg_model *model)
   for (int32_t g = 0; g < kg_plan_group_count(model->plan); g++)
     page_bytes += model->backend->page_bytes(model->exe, g);
   int32_t n = KG_PAGE;
-  while (n < model->context && page_bytes * (size_t)(n / KG_PAGE) < 4 * state_bytes) n *= 2; /* bounded: 2^25 pages' bytes */
+  /* bounded: the bytes of 2^25 pages */
+  while (n < model->context && page_bytes * (size_t)(n / KG_PAGE) < 4 * state_bytes) n *= 2;
   return n;
 }
 
@@ -147,7 +148,8 @@ static int open_parts(kg_model *model, const kg_model_options *options, kg_error
   model->kv_type = compile.kv_type;
   model->chunk = compile.chunk = choose_chunk(model->plan, options->chunk, model->context);
   if (!status) status = scratch_init(&model->scratch, model->chunk, err);
-  if (!status) status = kg_gguf_check_unchanged(kg_plan_gguf(model->plan), err); /* reading what a shorter file lost is fatal */
+  /* Reading what a shorter file lost is fatal. */
+  if (!status) status = kg_gguf_check_unchanged(kg_plan_gguf(model->plan), err);
   if (!status) status = model->backend->compile(model->plan, &compile, &model->exe, err);
   const int32_t n_kept = options->prefix_cache ? options->prefix_cache : model->context;
   if (!status) status = kg_states_new(model->backend, model->exe, model->plan, &model->states, err);
@@ -275,8 +277,8 @@ int kg_model_unembed(kg_model *model, const kg_tensor *x, kg_tensor *logits, kg_
   const int32_t width = kg_plan_value(model->plan, residual)->width, vocab = kg_model_vocab_size(model);
   const int64_t n_rows = kg_tensor_count(x) / width;
   if (x->n_dims > 2 || x->shape[x->n_dims - 1] != width)
-    return kg_fail(err, KG_ERR_ARGUMENT, "rows of %d numbers are wanted, as %s has them, not a tensor of shape %s", width,
-                   kg_plan_value(model->plan, residual)->name, kg_tensor_shape_text(x, text));
+    return kg_fail(err, KG_ERR_ARGUMENT, "rows of %d numbers are wanted, as %s has them, not a tensor of shape %s",
+                   width, kg_plan_value(model->plan, residual)->name, kg_tensor_shape_text(x, text));
   if (x->buffer->ops != logits->buffer->ops)
     return kg_fail(err, KG_ERR_ARGUMENT, "the rows to unembed are not on the model's device");
   if (n_rows > INT32_MAX || kg_tensor_count(logits) / vocab != n_rows)

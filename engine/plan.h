@@ -256,7 +256,7 @@ const kg_weight *kg_plan_weight_at(const kg_plan *plan, int32_t index);
 int32_t kg_plan_logits(const kg_plan *plan);         /* the output value; KG_NONE before kg_plan_finish */
 int32_t kg_plan_vocab_size(const kg_plan *plan);     /* its width */
 bool kg_plan_has_head(const kg_plan *plan);
-int32_t kg_plan_token_count(const kg_plan *plan);    /* ids go from 0 to below it: the vocabulary, or what tables hold */
+int32_t kg_plan_token_count(const kg_plan *plan);    /* ids are below it: the vocabulary's, or those that tables hold */
 bool kg_plan_is_bidirectional(const kg_plan *plan);  /* a token's numbers depend on the tokens behind it */
 int32_t kg_plan_context_length(const kg_plan *plan); /* what the file says */
 int32_t kg_plan_layer_count(const kg_plan *plan);    /* attention operations = cache layers */

@@ -152,8 +152,14 @@ int32_t kg_prefix_add(kg_prefix *prefix, int32_t parent, const int32_t *ids)
   if (at == KG_NO_NODE) return at;
   node *e = &prefix->nodes[at];
   int32_t *children = children_of(prefix, parent);
-  *e = (node){.is_known = true, .n_held = 1, .state = KG_NONE, .parent = parent, .child = KG_NO_NODE, .newer = KG_NO_NODE,
-              .older = *children, .hash = hash_of(parent, ids)};
+  *e = (node){.is_known = true,
+              .n_held = 1,
+              .state = KG_NONE,
+              .parent = parent,
+              .child = KG_NO_NODE,
+              .newer = KG_NO_NODE,
+              .older = *children,
+              .hash = hash_of(parent, ids)};
   for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) e->pages[g] = KG_NO_PAGE;
   if (*children != KG_NO_NODE) prefix->nodes[*children].newer = at;
   *children = at;

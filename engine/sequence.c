@@ -206,7 +206,8 @@ int kg_sequence_rewind_to(kg_sequence *sequence, const kg_mark *mark, kg_error *
   if (mark->model != sequence->model || mark->family != sequence->family)
     return kg_fail(err, KG_ERR_ARGUMENT, "the mark at %d is of another sequence", mark->pos);
   if (mark->pos > kg_sequence_pos(sequence) || mark->hash != hash_tokens(sequence, mark->pos))
-    return kg_fail(err, KG_ERR_ARGUMENT, "the mark at %d is not of this timeline any more: its tokens differ", mark->pos);
+    return kg_fail(err, KG_ERR_ARGUMENT, "the mark at %d is not of this timeline any more: its tokens differ",
+                   mark->pos);
   kg_companion *companions;
   status = kg_companions_copy(mark->companions, &companions, err); /* the mark stays good for another time */
   if (status) return status;
@@ -223,7 +224,8 @@ int kg_sequence_ensure_logits(kg_sequence *sequence, kg_error *err)
 {
   if (sequence->logits) return KG_OK;
   kg_model *model = sequence->model;
-  return kg_model_backend(model)->buffer_new(kg_model_executable(model), kg_model_vocab_size(model), &sequence->logits, err);
+  const int64_t n = kg_model_vocab_size(model);
+  return kg_model_backend(model)->buffer_new(kg_model_executable(model), n, &sequence->logits, err);
 }
 
 static bool logits_are_current(const kg_sequence *sequence)
@@ -272,7 +274,8 @@ int kg_sequence_fork(const kg_sequence *sequence, uint64_t seed, kg_sequence **o
   fork->n_public = sequence->n_public;
   memcpy(fork->prompt, sequence->prompt, sizeof fork->prompt);
   fork->is_apart = sequence->is_apart;
-  kg_sequence_go_back(fork, fork->n_evaluated); /* what was drawn ahead stays behind, and the state in the middle of it */
+  /* What was drawn ahead stays with the other one; there may be no state in the middle of it. */
+  kg_sequence_go_back(fork, fork->n_evaluated);
   for (; fork->n_adapters < sequence->n_adapters; fork->n_adapters++) {
     fork->adapters[fork->n_adapters] = sequence->adapters[fork->n_adapters];
     kg_adapter_ref(fork->adapters[fork->n_adapters].adapter);

@@ -52,9 +52,9 @@ struct kg_sequence {
   kg_family *family;       /* the same for a sequence and its forks, with the places of their marks; one reference */
   kg_companion *companions;
   kg_hook *hooks;          /* in order of creation; NULL: none */
-  bool is_private;         /* from its first hook on, forks too: a page of it may depend on more than the tokens, so that
-                              none may serve another sequence with the same ones, nor another's page this one, and all
-                              are kept, seen or not: evaluated again they might be others */
+  bool is_private;         /* from its first hook on, forks too: a page of it may depend on more than the tokens, so
+                              that none may serve another sequence with the same ones, nor another's page this one, and
+                              all are kept, seen or not: evaluated again they might be others */
   kg_tokens tokens;        /* the timeline */
   int32_t n_evaluated;     /* tokens whose rows were computed, or found: a resume point, but while rows drawn ahead are
                               taken one by one, of which the last alone leaves a state */
@@ -70,8 +70,8 @@ struct kg_sequence {
   bool is_in_prompt;       /* it may grow */
   int64_t n_unmarked;      /* marks of the family that were gone when pages were last let go */
   kg_snapshots snapshots;  /* of models with states, from which rows can be computed on */
-  int32_t snapshots_free;  /* up to there they are at any positions (state.h): the rows before it, computed again, are the
-                              same, or came with them from a file; INT32_MAX where it is not private */
+  int32_t snapshots_free;  /* up to there they are at any positions (state.h): the rows before it, computed again, are
+                              the same, or came with them from a file; INT32_MAX where it is not private */
   int64_t rows_serial;     /* of the circumstances under which its rows are computed: forks and marks with the same one
                               have rows, and states, that depend on the ids alone */
   uint64_t seed;

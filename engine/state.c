@@ -16,7 +16,8 @@ struct kg_state_pool {
   int32_t every;      /* positions; 0: none */
 };
 
-int kg_states_new(const kg_backend *backend, kg_executable *exe, const kg_plan *plan, kg_state_pool **out, kg_error *err)
+int kg_states_new(const kg_backend *backend, kg_executable *exe, const kg_plan *plan, kg_state_pool **out,
+                  kg_error *err)
 {
   *out = NULL;
   if (!kg_plan_state_size(plan)) return KG_OK;

@@ -1,15 +1,15 @@
 /* state.h - snapshots of the states of sequences: what the recurrent operations of a plan remember behind a position
- * (plan.h). The backend holds them in slots of one size; this module counts who refers to which. A slot is written by the
- * run that makes it and never again while somebody refers to it, so that forks and marks share snapshots.
+ * (plan.h). The backend holds them in slots of one size; this module counts who refers to which. A slot is written by
+ * the run that makes it and never again while somebody refers to it, so that forks and marks share snapshots.
  *
  * Rows of a sequence can be computed from position p on only with a snapshot of p; before position 0 all is zero. A
  * sequence keeps some of those that it passes: the last two, and fewer and fewer before, so that going back d positions
  * computes at most d (or KG_SNAPSHOT_GAP) again, with a number of snapshots that grows as the logarithm of its length.
  *
- * Which ones it has depends on how its rows were cut into runs. That is no matter as long as rows that are computed again
- * are what they were. Where they may not be (under hooks that came or went) snapshots are regular: those behind multiples
- * of KG_SNAPSHOT_GAP, of the latest positions all, and beside them the one behind the last row to go on from. `free` below
- * is where that begins: up to there they may be anywhere. */
+ * Which ones it has depends on how its rows were cut into runs. That is no matter as long as rows that are computed
+ * again are what they were. Where they may not be (under hooks that came or went) snapshots are regular: those behind
+ * multiples of KG_SNAPSHOT_GAP, of the latest positions all, and beside them the one behind the last row to go on from.
+ * `free` below is where that begins: up to there they may be anywhere. */
 #ifndef KG_STATE_H
 #define KG_STATE_H
 
@@ -35,7 +35,8 @@ typedef struct kg_snapshots {
 } kg_snapshots;
 
 /* NULL in *out: the plan has no states. What follows takes NULL for a pool: there is nothing to take or to drop. */
-int kg_states_new(const kg_backend *backend, kg_executable *exe, const kg_plan *plan, kg_state_pool **out, kg_error *err);
+int kg_states_new(const kg_backend *backend, kg_executable *exe, const kg_plan *plan, kg_state_pool **out,
+                  kg_error *err);
 /* Another holder of the pool, who may drop references when model and backend are gone. Each frees it. */
 kg_state_pool *kg_states_hold(kg_state_pool *pool);
 void kg_states_free(kg_state_pool *pool);

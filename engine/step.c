@@ -1,7 +1,7 @@
 /* How a step is cut: every run takes rows in this order until it is full - sequences with one token left (decoding,
  * so that nobody waits for another's long prompt), then the others, each as many rows as fit, both in item order. The
- * numbers do not depend on it (backend.h); who is done when a step is cancelled does. A sequence's draft (draft.h) comes
- * behind its tokens, as further rows of the same span. */
+ * numbers do not depend on it (backend.h); who is done when a step is cancelled does. A sequence's draft (draft.h)
+ * comes behind its tokens, as further rows of the same span. */
 #include "step.h"
 
 #include <assert.h>
@@ -215,8 +215,8 @@ static void drop_states(const step *s, const kg_sequence *sequence)
   for (int32_t i = 0; i < span->n_states; i++) kg_states_drop(kg_model_states(s->model), span->states[i].slot);
 }
 
-/* The state that the span goes on with, and slots for those that it leaves: without the last one nothing can follow, the
- * others are taken where there is memory. */
+/* The state that the span goes on with, and slots for those that it leaves: without the last one nothing can follow,
+ * the others are taken where there is memory. */
 static int add_states(step *s, const kg_sequence *sequence, kg_span *span, kg_error *err)
 {
   kg_state_pool *pool = kg_model_states(s->model);
@@ -224,9 +224,10 @@ static int add_states(step *s, const kg_sequence *sequence, kg_span *span, kg_er
   kg_state_out *outs = s->scratch->states + span->row; /* at most one for each row */
   span->state = kg_snapshots_slot(&sequence->snapshots, span->pos);
   span->states = outs;
+  const int32_t end = kg_sequence_pos(sequence);
   for (int32_t i = 1; i <= span->n_rows; i++) {
     const bool is_last = i == span->n_rows;
-    if (!is_last && !kg_states_wants(pool, span->pos + i, kg_sequence_pos(sequence), sequence->snapshots_free)) continue;
+    if (!is_last && !kg_states_wants(pool, span->pos + i, end, sequence->snapshots_free)) continue;
     const int status = kg_states_take(pool, &outs[span->n_states].slot, is_last ? err : NULL);
     if (!status) outs[span->n_states++].n_rows = i;
     if (!status || !is_last) continue;
@@ -277,7 +278,8 @@ static int add_span(step *s, const kg_step_item *item, int32_t n, kg_error *err)
   return KG_OK;
 }
 
-/* Those who decode go first. Traced rows of one run must be consecutive in the step: such a run takes its items in order. */
+/* Those who decode go first. Traced rows of one run must be consecutive in the step: such a run takes its items in
+ * order. */
 static bool is_turn(const step *s, const kg_sequence *sequence, bool decoding)
 {
   if (sequence->step.end == sequence->step.next) return false;
@@ -471,7 +473,8 @@ static int profile_run(step *s, kg_profile *out, kg_error *err)
   begin_run(s);
   if (!status) status = fill_run(s, err);
   if (!status && s->run.n_rows < s->n_left)
-    status = kg_fail(err, KG_ERR_ARGUMENT, "%lld tokens do not fit one run of %d", (long long)s->n_left, kg_model_chunk(s->model));
+    status = kg_fail(err, KG_ERR_ARGUMENT, "%lld tokens do not fit one run of %d", (long long)s->n_left,
+                     kg_model_chunk(s->model));
   if (!status) status = s->backend->profile(s->exe, &s->run, out, err);
   abandon(s);
   return status;
