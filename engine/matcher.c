@@ -495,7 +495,8 @@ static int force(kg_matcher *m, size_t max, kg_bytes *out, kg_error *err)
   return KG_OK;
 }
 
-int kg_matcher_forced_bytes(kg_matcher *m, size_t max, kg_bytes *out, kg_error *err)
+/* Bytes that must follow whatever comes: appended to `out`, at most `max`. Nothing where points are open. */
+static int forced_bytes(kg_matcher *m, size_t max, kg_bytes *out, kg_error *err)
 {
   const size_t before = out->size;
   if (m->points == KG_POINTS_ASK || m->steps[m->n_steps].has_ended) return KG_OK;
@@ -554,7 +555,7 @@ int kg_matcher_forced(kg_matcher *m, kg_tokens *out, kg_error *err)
   kg_bytes bytes = {0};
   kg_tokens ids = {0};
   if (!m->tokenizer) return kg_fail(err, KG_ERR_ARGUMENT, "the matcher was made without a tokenizer");
-  int status = kg_matcher_forced_bytes(m, FORCED_MAX, &bytes, err);
+  int status = forced_bytes(m, FORCED_MAX, &bytes, err);
   const kg_segment segment = {bytes.data, bytes.size, false};
   if (!status && bytes.size) status = kg_tokenizer_encode(m->tokenizer, &segment, 1, 0, &ids, err);
   if (!status && ids.n) status = take_forced(m, &ids, (kg_string){bytes.data, bytes.size}, out, err);

@@ -68,9 +68,8 @@ int kg_matcher_mask_logits(kg_matcher *matcher, float *logits, size_t n, size_t 
 int kg_matcher_mask_buffer(kg_matcher *matcher, kg_buffer *logits, int64_t at, int64_t n, size_t *n_allowed,
                            kg_error *err);
 
-/* Bytes that must follow whatever comes: appended to `out`, at most `max`. Nothing where points are open. */
-int kg_matcher_forced_bytes(kg_matcher *matcher, size_t max, kg_bytes *out, kg_error *err);
-/* The tokens that these bytes are certain to be: canonical ones, up to the place where a longer token might begin. */
+/* The tokens that the bytes which must follow, whatever comes, are certain to be: canonical ones, up to the place where
+ * a longer token might begin. Nothing where points are open. */
 int kg_matcher_forced(kg_matcher *matcher, kg_tokens *out, kg_error *err);
 
 #endif

@@ -903,8 +903,6 @@ bool kg_regular_accepts(const kg_regular *r, kg_state state) { return is_complet
 
 bool kg_regular_is_final(const kg_regular *r, kg_state state) { return r->states[state].re == KG_RE_EMPTY; }
 
-uint32_t kg_regular_n_states(const kg_regular *r) { return (uint32_t)r->n_states; }
-
 /* ---- making and freezing ---- */
 
 int kg_regular_new(kg_budget *budget, kg_regular **out, kg_error *err)

@@ -61,6 +61,5 @@ const kg_state *kg_regular_rows(const kg_regular *regular);
 bool kg_regular_accepts(const kg_regular *regular, kg_state state);
 /* Is the empty text all that may still come? */
 bool kg_regular_is_final(const kg_regular *regular, kg_state state);
-uint32_t kg_regular_n_states(const kg_regular *regular);
 
 #endif

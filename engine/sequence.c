@@ -407,15 +407,11 @@ int kg_sequence_adapt(kg_sequence *sequence, kg_adapter *adapter, float scale, k
   return KG_OK;
 }
 
-int32_t kg_sequence_cached_end(const kg_sequence *sequence)
-{
-  const kg_draft *draft = &sequence->draft;
-  return sequence->n_evaluated + (draft->n_rows > draft->at ? draft->n_rows - draft->at : 0);
-}
-
 void kg_sequence_trim(kg_sequence *sequence)
 {
-  const int32_t end = kg_sequence_cached_end(sequence);
+  const kg_draft *draft = &sequence->draft;
+  const int32_t n_drafted = draft->n_rows > draft->at ? draft->n_rows - draft->at : 0;
+  const int32_t end = sequence->n_evaluated + n_drafted;
   kg_kv_truncate(kg_model_kv(sequence->model), &sequence->pages, end);
   kg_snapshots_cut(kg_model_states(sequence->model), &sequence->snapshots, end);
 }
