@@ -249,10 +249,11 @@ static const float *push_freqs(lua_State *L, int index, int32_t n)
 }
 
 /* plan:rope(name, x, { style = "halves"|"pairs", heads =, head_dim =, dims = head_dim, inverse_freqs = { ... },
- * magnitude = 1 }) -> value */
+ * magnitude = 1, growth = 0, growth_length = 1 }) -> value */
 static int plan_rope(lua_State *L)
 {
-  static const char *const fields[] = {"style", "heads", "head_dim", "dims", "inverse_freqs", "magnitude", NULL};
+  static const char *const fields[] = {"style", "heads", "head_dim", "dims", "inverse_freqs", "magnitude", "growth",
+                                       "growth_length", NULL};
   check_plan(L);
   check_fields(L, 4, fields);
   need_field(L, 4, "style");
@@ -260,7 +261,9 @@ static int plan_rope(lua_State *L)
       .style = (kg_rope_style)check_option(L, "style", kg_opt_string_field(L, 4, "style", NULL), rope_names),
       .n_heads = need_int(L, 4, "heads", 1, KG_PLAN_MAX_WIDTH),
       .head_dim = need_int(L, 4, "head_dim", 2, KG_PLAN_MAX_WIDTH),
-      .magnitude = opt_float(L, 4, "magnitude", 1)};
+      .magnitude = opt_float(L, 4, "magnitude", 1),
+      .growth = opt_float(L, 4, "growth", 0),
+      .growth_length = (int32_t)kg_opt_int_field(L, 4, "growth_length", 1, 1, INT32_MAX)};
   params.n_dims = (int32_t)kg_opt_int_field(L, 4, "dims", params.head_dim, 2, params.head_dim);
   params.inverse_freqs = push_freqs(L, 4, params.n_dims / 2);
   kg_error err;
@@ -443,6 +446,8 @@ static void set_rope(lua_State *L, const kg_rope_params *p)
   kg_set_integer(L, "head_dim", p->head_dim);
   kg_set_integer(L, "dims", p->n_dims);
   kg_set_number(L, "magnitude", p->magnitude);
+  kg_set_number(L, "growth", p->growth);
+  kg_set_integer(L, "growth_length", p->growth_length);
   lua_createtable(L, p->n_dims / 2, 0);
   for (int32_t i = 0; i < p->n_dims / 2; i++) {
     lua_pushnumber(L, p->inverse_freqs[i]);

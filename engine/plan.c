@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -447,6 +448,13 @@ static int check_heads(const kg_plan *plan, const char *name, int32_t value, con
   return check_width(plan, name, value, (int64_t)n_heads * head_dim, reason, err); /* bounded: two of 32 bits */
 }
 
+double kg_rope_magnitude(const kg_rope_params *params, int32_t position)
+{
+  if (params->growth <= 0) return params->magnitude;
+  const int32_t lengths = position / params->growth_length;
+  return params->magnitude * (1 + (double)params->growth * log1p(lengths)); /* bounded: floating point */
+}
+
 int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_params *params, int32_t *out, kg_error *err)
 {
   int code = check_open(plan, name, err);
@@ -454,6 +462,8 @@ int kg_plan_rope(kg_plan *plan, const char *name, int32_t x, const kg_rope_param
   if (!code) code = check_heads(plan, name, x, "heads", params->n_heads, "head_dim", params->head_dim, err);
   if (!code) code = check_number(name, "dims", params->n_dims, 2, params->head_dim, err);
   if (!code) code = check_number(name, "magnitude", params->magnitude, 1e-6, 1e6, err);
+  if (!code) code = check_number(name, "growth", params->growth, 0, 1e3, err);
+  if (!code && params->growth > 0) code = check_number(name, "growth_length", params->growth_length, 1, INT32_MAX, err);
   if (code) return code;
   if (params->style != KG_ROPE_HALVES && params->style != KG_ROPE_PAIRS)
     return kg_fail(err, KG_ERR_ARGUMENT, "%s: style = %d is no rope style", name, (int)params->style);

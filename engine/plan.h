@@ -109,7 +109,12 @@ typedef struct kg_rope_params {
   int32_t n_dims;              /* rotated channels at the start of each head, even */
   const float *inverse_freqs;  /* [n_dims / 2]: angle = position * inverse_freqs[i]; all scaling is folded in */
   float magnitude;             /* multiplies cos and sin (yarn); else 1 */
+  float growth;                /* and so does 1 + growth * log(1 + position / growth_length), rounded down inside; 0: not */
+  int32_t growth_length;
 } kg_rope_params;
+
+/* What cos and sin are multiplied by at this position. */
+double kg_rope_magnitude(const kg_rope_params *params, int32_t position);
 
 typedef struct kg_attention_params {
   int32_t layer;               /* cache layer, 0-based, one per attention op; set by kg_plan_attention */

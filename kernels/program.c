@@ -185,7 +185,8 @@ static void need_half(builder *b, kg_side side, int32_t value)
 
 static bool same_rotation(const kg_rope_params *a, const kg_rope_params *b)
 {
-  return a->n_dims == b->n_dims && a->magnitude == b->magnitude &&
+  return a->n_dims == b->n_dims && a->magnitude == b->magnitude && a->growth == b->growth &&
+         a->growth_length == b->growth_length &&
          !memcmp(a->inverse_freqs, b->inverse_freqs, (size_t)(a->n_dims / 2) * sizeof *a->inverse_freqs);
 }
 

@@ -359,9 +359,12 @@ int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *c
 
 /* In double: at a position of 100,000 a float32 angle is off by 0.004. */
 static __global__ void __launch_bounds__(128)
-    angles(const int32_t *positions, const float *freqs, int32_t n_freqs, float magnitude, float2 *table)
+    angles(const int32_t *positions, const float *freqs, int32_t n_freqs, kg_growing growing, float2 *table)
 {
   wait_for_previous();
+  double magnitude = growing.magnitude;
+  if (growing.growth > 0)
+    magnitude *= 1 + (double)growing.growth * log1p((double)(positions[blockIdx.x] / growing.length));
   for (int f = threadIdx.x; f < n_freqs; f += blockDim.x) {
     double sine, cosine;
     sincos((double)positions[blockIdx.x] * (double)freqs[f], &sine, &cosine);
@@ -370,9 +373,9 @@ static __global__ void __launch_bounds__(128)
 }
 
 int kg_cuda_angles(kg_stream *s, const int32_t *positions, int32_t n, const float *freqs, int32_t n_freqs,
-                   float magnitude, float *table, kg_error *err)
+                   kg_growing growing, float *table, kg_error *err)
 {
-  return run_kernel(s, "angles", angles, dim3(n), 128, 0, err, positions, freqs, n_freqs, magnitude, (float2 *)table);
+  return run_kernel(s, "angles", angles, dim3(n), 128, 0, err, positions, freqs, n_freqs, growing, (float2 *)table);
 }
 
 static __global__ void __launch_bounds__(128)

@@ -69,9 +69,15 @@ int kg_cuda_gather(kg_stream *s, const float *in, const int32_t *rows, int32_t n
 /* *out[i] = in[rows[i]]; rows NULL: in[i] */
 int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *const *out, int32_t n, int32_t width, kg_error *err);
 
-/* table[i][f] = cos and sin of positions[i] * freqs[f], times magnitude: [n][n_freqs][2] */
+/* What cos and sin are multiplied by: kg_rope_magnitude. */
+typedef struct kg_growing {
+  float magnitude, growth;
+  int32_t length;
+} kg_growing;
+
+/* table[i][f] = cos and sin of positions[i] * freqs[f], times the magnitude there: [n][n_freqs][2] */
 int kg_cuda_angles(kg_stream *s, const int32_t *positions, int32_t n, const float *freqs, int32_t n_freqs,
-                   float magnitude, float *table, kg_error *err);
+                   kg_growing growing, float *table, kg_error *err);
 
 /* Turn the heads of all rows; out is not x. */
 int kg_cuda_rope(kg_stream *s, const float *x, int32_t n, int32_t n_heads, int32_t head_dim, const kg_rotation *rotation,

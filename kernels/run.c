@@ -496,7 +496,8 @@ static int run_stage(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   case KG_STAGE_EACH: return run_each(p, stage, err);
   case KG_STAGE_ANGLES: {
     const kg_rotation_place *r = &p->program->rotations[stage->rotation[0]];
-    return kg_cuda_angles(s, ids_of(p, stage->side, true), p->n, r->freqs, r->params->n_dims / 2, r->params->magnitude,
+    const kg_growing growing = {r->params->magnitude, r->params->growth, r->params->growth_length};
+    return kg_cuda_angles(s, ids_of(p, stage->side, true), p->n, r->freqs, r->params->n_dims / 2, growing,
                           in_arena(p, r->table), err);
   }
   case KG_STAGE_ROPE: {

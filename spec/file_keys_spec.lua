@@ -144,6 +144,37 @@ describe("keys of model files", function()
     refused(UNSUPPORTED, "deepseek2_v3", attn, { "f32", 1.5 })
   end)
 
+  it("queries grow with their positions where the file says so", function()
+    local scale, length = "attention.temperature_scale", "attention.temperature_length"
+    local function growth(name, changes)
+      return fields("rope", "growth", name, changes), fields("rope", "growth_length", name, changes)
+    end
+    local of_q, lengths = growth "ministral3"
+    for i = 1, 4 do assert.near(i % 2 == 1 and 0.1 or 0, of_q[i], 1e-6) end -- q and k by turns
+    assert.equal(10, lengths[1]) -- the original context
+    assert.equal(7, select(2, growth("ministral3", { [length] = { "u32", 7 } }))[1])
+    assert.same({ 0, 0, 0, 0 }, (growth("ministral3", { [scale] = false })))
+    assert.equal(4, #growth "deepseek2_v3")
+    local changes = { [scale] = { "f32", 0.5 }, [length] = { "u32", 7 } }
+    assert.same({ 0.5, 0, 0, 0.5, 0, 0 }, (growth("deepseek2_v3", changes)))
+    -- which leaves the first positions as they were, and no others
+    for _, name in ipairs { "deepseek2_v3", "deepseek2_kv_b" } do
+      local function rows(more)
+        local plan <close> = assert(build(name, more))
+        local model <close> = assert(core.model(plan, { device = "reference" }))
+        local logits <close> = assert(model:logits { 1, 2, 3, 4, 5, 6, 7, 8, 9 })
+        return logits:bytes()
+      end
+      local plain, grown = rows(), rows(changes)
+      local row = #plain // 9
+      assert.is_true(plain:sub(1, 7 * row) == grown:sub(1, 7 * row))
+      assert.is_false(plain:sub(7 * row + 1, 8 * row) == grown:sub(7 * row + 1, 8 * row))
+    end
+    refused(FORMAT, "ministral3", scale, { "f32", -1 })
+    refused(FORMAT, "ministral3", length, { "u32", 0 })
+    refused(UNSUPPORTED, "llama_linear", scale, { "f32", 0.5 })
+  end)
+
   it("longrope is refused without its factors", function()
     refused(FORMAT, "llama_linear", "rope.scaling.type", { "string", "longrope" }, "rope_factors_long.weight")
   end)

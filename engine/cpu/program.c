@@ -261,7 +261,8 @@ static int add_mixture(builder *b, const kg_op *op)
 
 static bool rotations_are_equal(const kg_rope_params *a, const kg_rope_params *b)
 {
-  return a->style == b->style && a->n_dims == b->n_dims && a->magnitude == b->magnitude &&
+  return a->style == b->style && a->n_dims == b->n_dims && a->magnitude == b->magnitude && a->growth == b->growth &&
+         a->growth_length == b->growth_length &&
          !memcmp(a->inverse_freqs, b->inverse_freqs, (size_t)(a->n_dims / 2) * sizeof *a->inverse_freqs);
 }
 

@@ -207,9 +207,10 @@ static void rope(const run *r, const kg_op *op)
   for (int32_t i = 0; i < r->n_rows; i++) {
     float *out = row_of(r, op->out, i);
     memcpy(out, row_of(r, op->in[0], i), (size_t)width_of(r, op->out) * sizeof *out);
+    const double magnitude = kg_rope_magnitude(p, r->batch->positions[i]);
     for (int32_t f = 0; f < p->n_dims / 2; f++) {
       const double angle = (double)r->batch->positions[i] * (double)p->inverse_freqs[f];
-      const double c = cos(angle) * p->magnitude, s = sin(angle) * p->magnitude;
+      const double c = cos(angle) * magnitude, s = sin(angle) * magnitude;
       const int32_t first = p->style == KG_ROPE_HALVES ? f : 2 * f;
       const int32_t second = p->style == KG_ROPE_HALVES ? f + p->n_dims / 2 : 2 * f + 1;
       for (int32_t h = 0; h < p->n_heads; h++) {

@@ -78,10 +78,11 @@ static void fill_angles(const pass *p, int32_t batch_row)
     const kg_rope_params *rope = program->rotations[r];
     const int32_t n = rope->n_dims, half = n / 2, position = p->run->batch->positions[batch_row];
     const bool halves = rope->style == KG_ROPE_HALVES;
+    const float magnitude = (float)kg_rope_magnitude(rope, position);
     float *cosines = angles_of(p->run->exe, program, r, batch_row), *sines = cosines + n;
     for (int32_t i = 0; i < half; i++) {
       const double angle = (double)position * (double)rope->inverse_freqs[i];
-      const float c = (float)cos(angle) * rope->magnitude, s = (float)sin(angle) * rope->magnitude;
+      const float c = (float)cos(angle) * magnitude, s = (float)sin(angle) * magnitude;
       const int32_t a = halves ? i : 2 * i, b = halves ? half + i : 2 * i + 1;
       cosines[a] = cosines[b] = c;
       sines[a] = -s;

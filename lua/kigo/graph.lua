@@ -251,7 +251,9 @@ end
 ---@field head_dim integer
 ---@field dims? integer rotated channels at the start of each head; default head_dim
 ---@field inverse_freqs number[] dims / 2 of them; the angle is position * inverse_freqs[i]
----@field magnitude? number default 1
+---@field magnitude? number of cos and sin; default 1
+---@field growth? number the magnitude grows by this much times log(1 + position // growth_length); default 0
+---@field growth_length? integer
 
 ---Rotate by position; the number of heads follows from the width.
 ---@param x kigo.Value

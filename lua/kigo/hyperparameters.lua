@@ -40,8 +40,6 @@ local hyperparameters = {}
 ---@field rope_yarn_attn_factor number what yarn multiplies cos and sin by; 1: what its paper says
 ---@field yarn_log_multiplier number where the paper says, they are divided by 1 + so many times 0.1 log(rope_scale)
 ---@field attention_scale number of q.k
----@field temperature_scale number 0: none
----@field temperature_length integer
 ---@field expert_count integer 0: a dense model
 ---@field expert_used_count integer
 ---@field rope kigo.RopeParameters for graph:rope, made by kigo.arch
@@ -105,11 +103,6 @@ hyperparameters.rows = {
     default = 0 },
   { key = "rope.scaling.yarn_ext_factor", name = "rope_yarn_ext_factor", type = "number",
     one_of = { true, [-1] = true }, default = 1 }, -- how much yarn there is: all
-  -- queries of positions behind this many are made longer, which no operation of ours does: contexts end there
-  { key = "attention.temperature_scale", name = "temperature_scale", type = "number", min = 0, max = 1e3, default = 0 },
-  { key = "attention.temperature_length", name = "temperature_length", type = "integer", min = 1, max = 1 << 24,
-    default = function(hp) return hp.rope_original end,
-    default_text = "rope.scaling.original_context_length" },
   { key = "expert_count", name = "expert_count", type = "integer", min = 0, max = 1024, default = 0 },
   { key = "expert_used_count", name = "expert_used_count", type = "integer", min = 0, max = 1024, default = 0,
     relation = function(hp)
@@ -126,7 +119,7 @@ hyperparameters.rows = {
 -- a file with another value wants what the family does not do.
 local CHANGING = {
   ["attention.clamp_kqv"] = 0, ["attention.max_alibi_bias"] = 0, ["attention.output_scale"] = 1,
-  ["attention.value_scale"] = 1, ["attention.shared_kv_layers"] = 0,
+  ["attention.value_scale"] = 1, ["attention.shared_kv_layers"] = 0, ["attention.temperature_scale"] = 0,
   ["attention.key_length_swa"] = function(hp) return hp.head_dim end,
   ["attention.value_length_swa"] = function(hp) return hp.value_dim end,
   ["attention.sliding_window_pattern"] = 0, -- all blocks have the window

@@ -31,8 +31,25 @@ function layers.head_norms(b, q, k, params, kv_heads)
   return norm(q, "attn_q_norm", b.hp.head_count), norm(k, "attn_k_norm", kv_heads or b.hp.head_count_kv)
 end
 
+---Rows of families whose queries grow with their positions, so that attention stays as sharp: layers.growing.
+---@type kigo.HyperparameterRow[]
+layers.temperature_rows = {
+  { key = "attention.temperature_scale", name = "temperature_scale", type = "number", min = 0, max = 1e3, default = 0 },
+  { key = "attention.temperature_length", name = "temperature_length", type = "integer", min = 1, max = 1 << 24,
+    default = function(hp) return hp.rope_original end, default_text = "rope.scaling.original_context_length" },
+}
+
+---A rotation that makes them grow.
+---@param hp kigo.Hyperparameters
+---@param params kigo.RopeParameters
+---@return kigo.RopeParameters
+function layers.growing(hp, params)
+  return layers.with(params, { growth = hp.temperature_scale, growth_length = hp.temperature_length })
+end
+
 ---@class kigo.SelfAttention
 ---@field rope? kigo.RopeParameters|false   default hp.rope; false: no rotation
+---@field query_rope? kigo.RopeParameters   of queries; default the same
 ---@field attention? kigo.AttentionParameters   default hp.attention
 ---@field head_norm? boolean|kigo.NormParameters   normalize the heads of q and k (layers.head_norms)
 ---@field late_norm? boolean   the same after they have turned
@@ -52,7 +69,7 @@ function layers.self_attention(b, h, options)
   if options.row_norm then q, k = b:norm(q, "attn_q_norm"), b:norm(k, "attn_k_norm") end
   local rope = options.rope
   if rope == nil then rope = b.hp.rope end
-  if rope then q, k = b:rope(q, rope), b:rope(k, rope) end
+  if rope then q, k = b:rope(q, options.query_rope or rope), b:rope(k, rope) end
   if options.late_norm then q, k = layers.head_norms(b, q, k) end
   return b:linear(b:attention(q, k, v, attention), "attn_output")
 end

@@ -21,10 +21,20 @@ local rows = {
     default = function(hp) return hp.head_dim end, default_text = "attention.key_length",
     relation = function(hp)
       if hp.key_dim_mla <= hp.rope_dims then return "is not more than rope.dimension_count" end
+      if hp.key_dim_mla % 2 ~= 0 then return "is not even" end
     end },
   { key = "attention.value_length_mla", name = "value_dim_mla", type = "integer", min = 1, max = DIM,
     default = function(hp) return hp.value_dim end, default_text = "attention.value_length" },
 }
+
+-- Queries that grow with their positions, where the file says so: a rotation by nothing.
+local function tempered(b, q)
+  local hp, still = b.hp, {}
+  if hp.temperature_scale == 0 then return q end
+  for i = 1, hp.key_dim_mla // 2 do still[i] = 0 end
+  return b:rope(q, layers.growing(hp, { style = "halves", head_dim = hp.key_dim_mla, inverse_freqs = still }),
+    "attn_q_tempered")
+end
 
 -- The queries of all heads, without and with rotation.
 local function queries(b, h, rope)
@@ -35,6 +45,7 @@ local function queries(b, h, rope)
   else
     q = b:linear(h, "attn_q")
   end
+  q = tempered(b, q)
   local plain = hp.key_dim_mla - hp.rope_dims
   return b:slice(q, 0, plain, "attn_q_plain", hp.head_count),
     b:rope(b:slice(q, plain, hp.rope_dims, "attn_q_turning", hp.head_count), rope)
@@ -61,7 +72,7 @@ local function attention(b, h, rope, scale)
   return b:linear(b:linear_each(out, "attn_v_b"), "attn_output")
 end
 
-rows = layers.rows(rows, layers.chosen_expert_rows(1))
+rows = layers.rows(rows, layers.temperature_rows, layers.chosen_expert_rows(1))
 
 return arch.family("deepseek2", { rope = "pairs", rows = rows }, function(g, hp)
   local rope = layers.with(hp.rope, { head_dim = hp.rope_dims, magnitude = 1 })

@@ -57,7 +57,7 @@ arch.families = {
   llama = "LLaMA 1 to 3, Mistral, Mixtral, SmolLM, TinyLlama",
   minicpm = "MiniCPM 1 and 2",
   ["minimax-m2"] = "MiniMax M2",
-  mistral3 = "Ministral 3, Mistral Medium 3.5: the context before its scaling",
+  mistral3 = "Ministral 3, Mistral Medium 3.5",
   nemotron = "Nemotron 3 and 4, Minitron",
   ["nomic-bert"] = "nomic-embed-text: embeddings",
   olmo2 = "OLMo 2 and 3",
@@ -211,7 +211,6 @@ local function build(gguf, context)
   local hp
   hp, message, code = hyperparameters.read(gguf, gguf:get("general.architecture"), family.rows)
   if not hp then return nil, message, code end
-  if hp.temperature_scale ~= 0 then hp.context_length = math.min(hp.context_length, hp.temperature_length) end
   hp.rope, message, code = rope.parameters(gguf, hp, family.rope,
     context or math.min(hp.context_length, DEFAULT_CONTEXT))
   if not hp.rope then return nil, message, code end
