@@ -46,6 +46,8 @@ static int read_metadata(kg_adapter *adapter, const kg_gguf *gguf, kg_error *err
 {
   static const char key[] = "adapter.lora.alpha", tokens[] = "adapter.alora.invocation_tokens";
   kg_string family;
+  if (!kg_gguf_find(gguf, "general.type"))
+    return kg_fail(err, KG_ERR_FORMAT, "%s: general.type is missing: this is no adapter", adapter->path);
   int status = check_string(gguf, "general.type", "adapter", KG_ERR_FORMAT, err);
   if (!status) status = check_string(gguf, "adapter.type", "lora", KG_ERR_UNSUPPORTED, err);
   if (!status) status = kg_gguf_get_string(kg_plan_gguf(adapter->plan), "general.architecture", &family, err);

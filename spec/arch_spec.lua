@@ -291,6 +291,14 @@ describe("kigo.arch", function()
       refused(FORMAT, { "general.architecture" }, "llama", function(m) m["general.architecture"] = nil end)
     end)
 
+    it("of files that are no models are not asked for", function()
+      for _, kind in ipairs { "adapter", "mmproj" } do
+        refused(UNSUPPORTED, { "general.type is " .. kind }, "llama", function(m) m["general.type"] = kind end)
+      end
+      local plan <close> = assert(build("llama", function(m) m["general.type"] = "model" end))
+      assert.truthy(plan)
+    end)
+
     it("can be added by a script, with hyperparameters of their own", function()
       local seen
       arch.families.mine = arch.family("mine", {

@@ -141,13 +141,21 @@ function arch.named(name)
   return nil, unknown(check.name(name)), core.err.UNSUPPORTED
 end
 
+-- What people have in files with the same ending.
+local BESIDE_MODELS = { adapter = "an adapter for one (--adapter, model:adapter)",
+  mmproj = "the part of one that sees images or hears" }
+
 ---The family that a file's general.architecture names.
 ---@param gguf kigo.Gguf
 ---@return kigo.Family?
 ---@return string? message
 ---@return integer? code
 function arch.find(gguf)
-  local name = gguf:get("general.architecture")
+  local name, kind = gguf:get "general.architecture", gguf:get "general.type"
+  if BESIDE_MODELS[kind] then
+    return nil, ("general.type is %s: the file is no model but %s"):format(kind, BESIDE_MODELS[kind]),
+      core.err.UNSUPPORTED
+  end
   if name == nil then return nil, "general.architecture is missing", core.err.FORMAT end
   if type(name) ~= "string" or not is_plain(name) then
     return nil, "general.architecture is no name of 1 to 64 of a-z, 0-9, _, . and -", core.err.FORMAT
