@@ -142,6 +142,7 @@ describe("keys of model files", function()
     local said = fields("rope", "magnitude", "olmo3", { [attn] = { "f32", 1.5 }, [yarn] = { "f32", 1.5 } })
     assert.same({ 1, 1, 1, 1, 1, 1, 1.5, 1.5 }, said)
     refused(UNSUPPORTED, "deepseek2_v3", attn, { "f32", 1.5 })
+    refused(UNSUPPORTED, "deepseek2_v3", yarn, { "f32", 1.5 })
   end)
 
   it("queries grow with their positions where the file says so", function()

@@ -111,15 +111,22 @@ function layers.plain(b, act, h)
   return b:linear(act == "relu_squared" and b:glu("relu", up, up) or b:act(act, up), "ffn_down")
 end
 
+---The row of families that have a window of this width where files do not say it.
+---@param width integer
+---@return kigo.HyperparameterRow
+function layers.window_row(width)
+  return { key = "attention.sliding_window", name = "window", type = "integer", min = 0, max = 1 << 24,
+    default = width }
+end
+
 ---Rows of families in which some blocks have a window and others see everything: every `every`-th, unless the file says
 ---which (a number like this, or for each block whether it has the window).
 ---@param every integer
----@param window? integer  default of its width, where files do not say it; default 0
+---@param width? integer  of the window, as in layers.window_row; default 0
 ---@return kigo.HyperparameterRow[]
-function layers.window_rows(every, window)
+function layers.window_rows(every, width)
   return {
-    { key = "attention.sliding_window", name = "window", type = "integer", min = 0, max = 1 << 24,
-      default = window or 0 },
+    layers.window_row(width or 0),
     { key = "attention.sliding_window_pattern", name = "windowed", type = "boolean", default = every, per_block = true,
       expand = function(n, blocks)
         local list = {}

@@ -15,6 +15,8 @@ local rows = {
   -- the width of a head and yarn make the scale here, and rotations are not scaled
   { key = "attention.scale", name = "attention_scale", type = "number", one_of = { [0] = true }, default = 0 },
   { key = "rope.scaling.attn_factor", name = "rope_attn_factor", type = "number", one_of = { true }, default = 1 },
+  { key = "rope.scaling.yarn_attn_factor", name = "rope_yarn_attn_factor", type = "number", one_of = { true },
+    default = 1 },
   { key = "attention.kv_lora_rank", name = "kv_rank", type = "integer", min = 1, max = DIM },
   -- of a head as the projections make it; in newer files the keys without "_mla" say what is cached
   { key = "attention.key_length_mla", name = "key_dim_mla", type = "integer", min = 1, max = DIM,

@@ -3,12 +3,7 @@
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
-local ROWS = {
-  layers.layer_norm_epsilon,
-  { key = "attention.sliding_window", name = "window", type = "integer", min = 0, max = 1 << 24, default = 4096 },
-}
-
-return arch.family("starcoder2", { rows = ROWS }, function(g, hp)
+return arch.family("starcoder2", { rows = { layers.layer_norm_epsilon, layers.window_row(4096) } }, function(g, hp)
   local x = g:embed("token_embd")
   for i = 0, hp.block_count - 1 do
     local b = g:block(i)
