@@ -8,6 +8,7 @@ describe("files as they are found", function()
   local edit = require "spec.gguf_edit"
   local support = require "spec.support"
   local model_fixtures = require "spec.model_fixtures"
+  local traffic = require "kigo.traffic"
 
   local H, HEADS, KV, HEAD, FFN, VOCAB = 32, 4, 2, 8, 48, 40
 
@@ -256,6 +257,9 @@ describe("files as they are found", function()
         return edit.write(parts)
       end
       assert.is_true(logits(bytes) == logits(with(3, 1)))
+      local whole <close> = assert(core.parse_gguf(bytes, "spec"))
+      local longer <close> = assert(core.parse_gguf(with(3, 1), "spec"))
+      assert.equal(traffic.weight_bytes(whole), traffic.weight_bytes(longer))
       for _, case in ipairs { { 3, 0, "blk.2" }, { 2, 0, "blk.2" }, { 3, 3, "nextn_predict_layers" } } do
         local gguf <close> = assert(core.parse_gguf(with(case[1], case[2]), "spec"))
         local plan, message = arch.build(gguf)

@@ -8,6 +8,7 @@ describe("a model file", function()
   local model_fixtures = require "spec.model_fixtures"
   local support = require "spec.support"
   local tiny = require "spec.tiny"
+  local traffic = require "kigo.traffic"
 
   local IDS = { 5, 17, 60, 3, 44, 8 }
   local paths
@@ -112,6 +113,10 @@ describe("a model file", function()
       local made = write(edit.write(parts))
       assert.is_true(results(path, device) == results(made, device))
       local model <close> = open(made, device)
+      local file <close> = assert(core.open_gguf(path))
+      for _, count in ipairs { traffic.tensor_bytes, traffic.flops } do
+        assert.same({ count(file) }, { count(model.gguf) })
+      end
       if device.options.device == "cuda" then assert.is_nil(assert(model:check_weights()).differs) end
       assert.truthy(require "kigo.bench.experts".all(model) > 0)
       assert.is_true(model:scramble("blk.1.", 7) > 0)

@@ -7,6 +7,20 @@ local function is_table(name, tied)
   return name == "position_embd.weight" or (name == "token_embd.weight" and not tied)
 end
 
+local function is_of_experts(name) return name:find "_exps%.weight$" or name:find "%.ffn_%l+%.%d+%.weight$" end
+
+---Tensors that tokens need: all but parts that see images, and blocks that guess tokens.
+local function needed(gguf)
+  local arch, list = gguf:get "general.architecture", {}
+  local guessing = gguf:get(arch .. ".nextn_predict_layers") or 0
+  local blocks = guessing > 0 and gguf:get(arch .. ".block_count") - guessing or math.huge
+  for _, tensor in ipairs(gguf:tensors()) do
+    local block = tonumber(tensor.name:match "^blk%.(%d+)%.") or -1
+    if block < blocks and not tensor.name:find "^v%." and not tensor.name:find "^mm%." then list[#list + 1] = tensor end
+  end
+  return list
+end
+
 ---Bytes of the weights that every token needs, all tensors but tables of which it reads a row; and of those that belong
 ---to experts, of which it needs some.
 ---@param gguf kigo.Gguf
@@ -14,8 +28,8 @@ end
 ---@return integer experts
 function traffic.tensor_bytes(gguf)
   local tied, shared, experts = not gguf:tensor "output.weight", 0, 0
-  for _, tensor in ipairs(gguf:tensors()) do
-    if tensor.name:find "_exps%.weight$" or tensor.name:find "%.ffn_%l+%.%d+%.weight$" then
+  for _, tensor in ipairs(needed(gguf)) do
+    if is_of_experts(tensor.name) then
       experts = experts + tensor.bytes
     elseif not is_table(tensor.name, tied) then
       shared = shared + tensor.bytes
@@ -44,13 +58,13 @@ function traffic.flops(gguf)
   local arch = gguf:get "general.architecture"
   local experts, used = gguf:get(arch .. ".expert_count"), gguf:get(arch .. ".expert_used_count")
   local tied, layers, head = not gguf:tensor "output.weight", 0, 0
-  for _, tensor in ipairs(gguf:tensors()) do
-    local flops = #tensor.shape > 1 and 2 or 0
+  for _, tensor in ipairs(needed(gguf)) do
+    local flops = #tensor.shape > 1 and tensor.name:find "%.weight$" and 2 or 0
     for _, dimension in ipairs(tensor.shape) do flops = flops * dimension end
     if tensor.name == "output.weight" or (tied and tensor.name == "token_embd.weight") then
       head = head + flops
     elseif not is_table(tensor.name, tied) then
-      if tensor.name:find "_exps%." and experts and used then flops = flops * used / experts end
+      if is_of_experts(tensor.name) and experts and used then flops = flops * used / experts end
       layers = layers + flops
     end
   end
