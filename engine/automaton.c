@@ -94,6 +94,12 @@ static bool failed(kg_automaton *a, int status)
 
 /* ---- interning ---- */
 
+/* Frame number i of a set: its place in a->frames. */
+static uint32_t frame_of(const kg_automaton *a, const set *s, uint32_t i)
+{
+  return a->frame_lists[s->first + i]; /* bounded: in memory, which the budget keeps below 2^32 */
+}
+
 static bool same_frame(const frame *x, const frame *y)
 {
   return x->node == y->node && x->data == y->data && x->extra == y->extra && x->parents == y->parents;
@@ -131,6 +137,7 @@ static bool intern_set(kg_automaton *a, const uint32_t *frames, size_t n, kg_set
   size_t at = hash;
   for (int32_t i; (i = kg_intern_next(&a->set_index, hash, &at)) != KG_INTERN_NONE;) {
     const set *known = &a->sets[i];
+    /* bounded: in memory */
     if (known->n != n || (n && memcmp(a->frame_lists + known->first, frames, n * sizeof *frames))) continue;
     *out = (kg_set)i;
     return true;
@@ -139,6 +146,7 @@ static bool intern_set(kg_automaton *a, const uint32_t *frames, size_t n, kg_set
               .n = (uint32_t)n,
               .rows = {NO_ROW, NO_ROW},
               .closures = {KG_SET_UNKNOWN, KG_SET_UNKNOWN}};
+  /* bounded: in memory */
   if (!ROOM(a, frame_lists, a->n_frame_lists + n) || !ROOM(a, sets, a->n_sets + 1)) return false;
   if (failed(a, kg_intern_add(&a->set_index, a->budget, hash, (int32_t)a->n_sets, a->err))) return false;
   for (size_t i = 0; i < n; i++) {
@@ -198,13 +206,14 @@ static bool unite(kg_automaton *a, frame *frames, size_t n, kg_set *out);
 static bool unite_parents(kg_automaton *a, const frame *frames, size_t n, kg_set *out)
 {
   size_t n_parents = 0;
+  /* bounded: numbers of 32 bits, of frames in memory */
   for (size_t i = 0; i < n; i++) n_parents += a->sets[frames[i].parents].n;
   frame *parents = kg_alloc_array(n_parents, sizeof *parents);
   if (!parents) return !failed(a, kg_fail_memory(a->err, n_parents, "an automaton"));
   n_parents = 0;
   for (size_t i = 0; i < n; i++) {
     const set *s = &a->sets[frames[i].parents];
-    for (uint32_t j = 0; j < s->n; j++) parents[n_parents++] = a->frames[a->frame_lists[s->first + j]];
+    for (uint32_t j = 0; j < s->n; j++) parents[n_parents++] = a->frames[frame_of(a, s, j)];
   }
   const bool is_done = unite(a, parents, n_parents, out);
   kg_free(parents);
@@ -223,7 +232,7 @@ static bool unite(kg_automaton *a, frame *frames, size_t n, kg_set *out)
   bool is_done = true;
   for (size_t i = 0, next; i < n && is_done; i = next) {
     frame made = frames[i];
-    for (next = i + 1; next < n && same_place(&made, &frames[next]);) next++;
+    for (next = i; ++next < n && same_place(&made, &frames[next]);) {}
     if (frames[next - 1].parents != made.parents) is_done = unite_parents(a, frames + i, next - i, &made.parents);
     is_done = is_done && intern_frame(a, made, &list[n_list++]);
   }
@@ -250,8 +259,8 @@ static bool find(kg_automaton *a, kg_node node, uint32_t data, kg_set parents)
 static bool find_all(kg_automaton *a, kg_set from)
 {
   const set *s = &a->sets[from];
-  if (!ROOM(a, found, a->n_found + s->n)) return false;
-  for (uint32_t i = 0; i < s->n; i++) a->found[a->n_found++] = a->frames[a->frame_lists[s->first + i]];
+  if (!ROOM(a, found, a->n_found + s->n)) return false; /* bounded: in memory */
+  for (uint32_t i = 0; i < s->n; i++) a->found[a->n_found++] = a->frames[frame_of(a, s, i)];
   return true;
 }
 
@@ -267,18 +276,22 @@ static bool intern_block(kg_automaton *a, const uint32_t *words, size_t n, uint3
   const uint32_t hash = kg_intern_hash(words, n);
   size_t at = hash;
   for (int32_t i; (i = kg_intern_next(&a->block_index, hash, &at)) != KG_INTERN_NONE;) {
+    /* bounded: in memory */
     if (a->blocks[i].n != n || memcmp(a->words + a->blocks[i].at, words, n * sizeof *words)) continue;
     *out = (uint32_t)i;
     return true;
   }
-  if (!ROOM(a, words, a->n_words + n) || !ROOM(a, blocks, a->n_blocks + 1)) return false;
+  if (!ROOM(a, words, a->n_words + n) || !ROOM(a, blocks, a->n_blocks + 1)) return false; /* bounded: in memory */
   if (failed(a, kg_intern_add(&a->block_index, a->budget, hash, (int32_t)a->n_blocks, a->err))) return false;
-  memcpy(a->words + a->n_words, words, n * sizeof *words);
+  memcpy(a->words + a->n_words, words, n * sizeof *words); /* bounded: in memory: grown above */
   a->blocks[a->n_blocks] = (block){(uint32_t)a->n_words, (uint32_t)n};
-  a->n_words += n;
+  a->n_words += n; /* bounded: as it was grown */
   *out = (uint32_t)a->n_blocks++;
   return true;
 }
+
+/* Words of a block of these members before how many came. */
+static size_t bit_words_of(const kg_grammar_members *m) { return 2 * m->n_words; } /* bounded: KG_MEMBERS_MAX / 32 */
 
 /* What came of the members, taken apart. */
 typedef struct came {
@@ -291,7 +304,7 @@ typedef struct came {
 
 static const uint64_t *needs_of(const came *c, size_t i)
 {
-  return c->grammar->needs + c->members->first_needs + i * c->members->n_words;
+  return kg_needs_of(c->grammar, c->members, i);
 }
 
 static void read_block(const kg_automaton *a, kg_node node, uint32_t number, came *out)
@@ -301,10 +314,11 @@ static void read_block(const kg_automaton *a, kg_node node, uint32_t number, cam
   const uint32_t *words = a->words + b.at;
   out->members = m;
   out->grammar = a->grammar;
-  memcpy(out->bits, words, m->n_words * sizeof *out->bits);
-  out->n = words[2 * m->n_words];
-  out->next = words[2 * m->n_words + 1];
+  memcpy(out->bits, words, bit_words_of(m) * sizeof *words); /* bounded: in memory */
+  out->n = words[bit_words_of(m)];
+  out->next = words[bit_words_of(m) + 1]; /* bounded: KG_MEMBERS_MAX */
   out->n_missing = 0;
+  /* bounded: in memory */
   memcpy(out->missing, needs_of(out, m->n_items), m->n_words * sizeof *out->missing); /* those required anyway */
   for (size_t i = 0; i < m->n_items; i++) {
     if (!kg_has_bit(out->bits, i)) continue;
@@ -312,7 +326,7 @@ static void read_block(const kg_automaton *a, kg_node node, uint32_t number, cam
   }
   for (size_t w = 0; w < m->n_words; w++) {
     out->missing[w] &= ~out->bits[w];
-    out->n_missing += (uint32_t)__builtin_popcountll(out->missing[w]);
+    out->n_missing += (uint32_t)__builtin_popcountll(out->missing[w]); /* bounded: KG_MEMBERS_MAX */
   }
 }
 
@@ -324,17 +338,17 @@ static bool write_block(kg_automaton *a, const came *before, size_t i, uint32_t 
   uint64_t bits[KG_MEMBERS_MAX / 64 + 1];
   memcpy(bits, before->bits, sizeof bits);
   if (i < m->n_items) kg_set_bit(bits, i);
-  memcpy(words, bits, m->n_words * sizeof *bits);
+  memcpy(words, bits, bit_words_of(m) * sizeof *words); /* bounded: in memory */
   const uint32_t matters = m->max == KG_NO_LIMIT ? m->min : m->max;
-  words[2 * m->n_words] = before->n < matters ? before->n + 1 : matters;
-  words[2 * m->n_words + 1] = m->is_ordered ? (uint32_t)(i < m->n_items ? i + 1 : i) : 0;
-  return intern_block(a, words, 2 * m->n_words + 2, out);
+  words[bit_words_of(m)] = before->n < matters ? before->n + 1 : matters; /* bounded: 32 bits, as `matters` */
+  words[bit_words_of(m) + 1] = m->is_ordered ? (uint32_t)(i < m->n_items ? i + 1 : i) : 0; /* bounded: KG_MEMBERS_MAX */
+  return intern_block(a, words, bit_words_of(m) + 2, out); /* bounded: KG_MEMBERS_MAX */
 }
 
 static bool empty_block(kg_automaton *a, kg_node node, uint32_t *out)
 {
   const uint32_t words[MEMBER_WORDS] = {0};
-  return intern_block(a, words, 2 * members_of(a, node)->n_words + 2, out);
+  return intern_block(a, words, bit_words_of(members_of(a, node)) + 2, out); /* bounded: KG_MEMBERS_MAX */
 }
 
 /* Would there still be room for all that must come behind one more member, of which `n_missing` must come? */
@@ -346,20 +360,21 @@ static bool has_room(const came *c, uint32_t n_missing)
 static uint32_t count_usable(const came *c, size_t from)
 {
   uint32_t n = 0;
-  for (size_t i = from; i < c->members->n_items; i++) n += c->grammar->items[c->members->first_item + i].is_usable;
+  /* bounded: KG_MEMBERS_MAX */
+  for (size_t i = from; i < c->members->n_items; i++) n += kg_item_of(c->grammar, c->members, i)->is_usable;
   return n;
 }
 
 static bool may_add(const came *c, size_t i)
 {
   const kg_grammar_members *m = c->members;
-  if (kg_has_bit(c->bits, i) || !c->grammar->items[m->first_item + i].is_usable) return false;
+  if (kg_has_bit(c->bits, i) || !kg_item_of(c->grammar, m, i)->is_usable) return false;
   if (m->is_ordered && i < c->next) return false;
   uint32_t n_missing = 0;
   for (size_t w = 0; w < m->n_words; w++) {
     uint64_t missing = (c->missing[w] | needs_of(c, i)[w]) & ~c->bits[w];
     if (w == i / 64) missing &= ~kg_bit(i);
-    n_missing += (uint32_t)__builtin_popcountll(missing);
+    n_missing += (uint32_t)__builtin_popcountll(missing); /* bounded: KG_MEMBERS_MAX */
     if (!m->is_ordered || !missing) continue;
     if (w < i / 64 || (w == i / 64 && (missing & (kg_bit(i) - 1)))) return false; /* too late for it */
   }
@@ -406,9 +421,9 @@ static bool go_on(kg_automaton *a, kg_set parents) { return look(a, FRAME_END, p
 static bool enter_child(kg_automaton *a, kg_node seq, uint32_t i, kg_set parents)
 {
   const kg_grammar_node *x = &a->grammar->nodes[seq];
-  const kg_node child = a->grammar->children[x->at + i];
-  if (i + 1 == x->n) return look(a, child, parents); /* nothing to come back for */
-  return push(a, seq, 0, i + 1, parents, &parents) && look(a, child, parents);
+  const kg_node child = a->grammar->children[x->at + i]; /* bounded: in memory */
+  if (i + 1 == x->n) return look(a, child, parents); /* bounded: the node's children; nothing to come back for */
+  return push(a, seq, 0, i + 1, parents, &parents) && look(a, child, parents); /* bounded: the node's children */
 }
 
 static bool enter_repeat(kg_automaton *a, kg_node node, uint32_t count, kg_set parents)
@@ -416,13 +431,15 @@ static bool enter_repeat(kg_automaton *a, kg_node node, uint32_t count, kg_set p
   const kg_grammar_node *x = &a->grammar->nodes[node];
   if (count >= x->min && !go_on(a, parents)) return false;
   if (count >= x->max) return true;
-  if (count + 1 == x->max) return look(a, x->child, parents);
+  if (count + 1 == x->max) return look(a, x->child, parents); /* bounded: count < max */
   const uint32_t matters = x->max == KG_NO_LIMIT ? x->min : x->max;
+  /* bounded: count < max */
   return push(a, node, count + 1 < matters ? count + 1 : matters, 0, parents, &parents) && look(a, x->child, parents);
 }
 
 static bool enter_item(kg_automaton *a, kg_node node, uint32_t number, size_t i, kg_node child, kg_set parents)
 {
+  /* bounded: KG_MEMBERS_MAX */
   return push(a, node, number, (uint32_t)(IN_ITEM + i), parents, &parents) && look(a, child, parents);
 }
 
@@ -432,7 +449,7 @@ static bool enter_items(kg_automaton *a, kg_node node, uint32_t number, kg_set p
   read_block(a, node, number, &c);
   const kg_grammar_members *m = c.members;
   for (size_t i = 0; i < m->n_items; i++)
-    if (may_add(&c, i) && !enter_item(a, node, number, i, a->grammar->items[m->first_item + i].node, parents))
+    if (may_add(&c, i) && !enter_item(a, node, number, i, kg_item_of(a->grammar, m, i)->node, parents))
       return false;
   return !may_add_other(&c) || enter_item(a, node, number, m->n_items, m->others, parents);
 }
@@ -503,7 +520,7 @@ static bool enter(kg_automaton *a, kg_node node, kg_set parents)
     return x->n ? enter_child(a, node, 0, parents) : go_on(a, parents);
   case KG_NODE_ALT:
     for (uint32_t i = 0; i < x->n; i++)
-      if (!look(a, a->grammar->children[x->at + i], parents)) return false;
+      if (!look(a, a->grammar->children[x->at + i], parents)) return false; /* bounded: in memory */
     return true;
   case KG_NODE_REPEAT:
     return enter_repeat(a, node, 0, parents);
@@ -530,7 +547,7 @@ static bool look_at(kg_automaton *a, item x)
   const kg_set known = known_closure(a, x.parents);
   if (known != KG_SET_UNKNOWN) return find_all(a, known);
   for (uint32_t i = 0; i < a->sets[x.parents].n; i++)
-    if (!leave(a, a->frames[a->frame_lists[a->sets[x.parents].first + i]])) return false;
+    if (!leave(a, a->frames[frame_of(a, &a->sets[x.parents], i)])) return false;
   return true;
 }
 
@@ -577,7 +594,7 @@ static bool make_step(kg_automaton *a, kg_set from, uint32_t class, kg_set *out)
   const size_t base = a->n_found;
   bool is_done = true;
   for (uint32_t i = 0; i < a->sets[from].n && is_done; i++) {
-    const frame x = a->frames[a->frame_lists[a->sets[from].first + i]];
+    const frame x = a->frames[frame_of(a, &a->sets[from], i)];
     if (x.node == FRAME_LEXEME) is_done = step_lexeme(a, x, class);
   }
   is_done = is_done && collect(a, base, out);
@@ -588,10 +605,17 @@ static bool make_step(kg_automaton *a, kg_set from, uint32_t class, kg_set *out)
 static bool make_row(kg_automaton *a, kg_set from)
 {
   if (a->sets[from].rows[a->points] != NO_ROW) return true;
-  if (!ROOM(a, rows, (a->n_rows + 1) * a->n_classes)) return false;
+  if (!ROOM(a, rows, (a->n_rows + 1) * a->n_classes)) return false; /* bounded: rows in memory times at most 256 */
+  /* bounded: in memory: grown above */
   memset(a->rows + a->n_rows * a->n_classes, 0xFF, a->n_classes * sizeof *a->rows); /* KG_SET_UNKNOWN */
   a->sets[from].rows[a->points] = (uint32_t)a->n_rows++;
   return true;
+}
+
+/* The step from a set that has a row. */
+static kg_set *step_of(const kg_automaton *a, kg_set from, uint32_t class, kg_points points)
+{
+  return &a->rows[(size_t)a->sets[from].rows[points] * a->n_classes + class]; /* bounded: in memory */
 }
 
 /* The first things in it; again after a reset. */
@@ -640,19 +664,19 @@ int kg_automaton_step(kg_automaton *a, kg_set from, uint32_t class, kg_points po
     return KG_OK;
   }
   if (points != KG_POINTS_ASK && a->sets[from].rows[points] != NO_ROW) {
-    *out = a->rows[(size_t)a->sets[from].rows[points] * a->n_classes + class];
+    *out = *step_of(a, from, class, points);
     if (*out != KG_SET_UNKNOWN) return KG_OK;
   }
   if (!begin(a, points, asker, err)) return finish(a, false);
   const bool is_done = make_step(a, from, class, out) && (points == KG_POINTS_ASK || make_row(a, from));
-  if (is_done && points != KG_POINTS_ASK) a->rows[(size_t)a->sets[from].rows[points] * a->n_classes + class] = *out;
+  if (is_done && points != KG_POINTS_ASK) *step_of(a, from, class, points) = *out;
   return finish(a, is_done);
 }
 
 const kg_set *kg_automaton_row(const kg_automaton *a, kg_set from, kg_points points)
 {
   const uint32_t row = a->sets[from].rows[points];
-  return row == NO_ROW ? NULL : a->rows + (size_t)row * a->n_classes;
+  return row == NO_ROW ? NULL : step_of(a, from, 0, points);
 }
 
 bool kg_automaton_is_complete(const kg_automaton *a, kg_set s) { return a->sets[s].is_complete; }
@@ -665,7 +689,7 @@ uint32_t kg_automaton_n_lexemes(const kg_automaton *a, kg_set s) { return a->set
 
 kg_lexeme kg_automaton_lexeme(const kg_automaton *a, kg_set s, uint32_t i)
 {
-  const frame *x = &a->frames[a->frame_lists[a->sets[s].first + i]];
+  const frame *x = &a->frames[frame_of(a, &a->sets[s], i)];
   if (x->node != FRAME_LEXEME) return (kg_lexeme){KG_STATE_DEAD, KG_SET_DEAD};
   return (kg_lexeme){x->data, x->parents};
 }
@@ -677,7 +701,7 @@ int kg_automaton_without(kg_automaton *a, kg_set from, uint64_t lexemes, kg_set 
   size_t n = 0;
   bool is_done = ROOM(a, list, s.n);
   for (uint32_t i = 0; i < s.n && is_done; i++)
-    if (i >= 64 || !(lexemes >> i & 1)) a->list[n++] = a->frame_lists[s.first + i];
+    if (i >= 64 || !(lexemes >> i & 1)) a->list[n++] = frame_of(a, &s, i);
   is_done = is_done && intern_set(a, a->list, n, out);
   return finish(a, is_done);
 }
@@ -694,7 +718,7 @@ int kg_automaton_resume(kg_automaton *a, kg_set parents, kg_points points, const
 typedef struct rewriting {
   struct rewritten {
     kg_set from, to;
-  } * seen;
+  } *seen;
   size_t n, capacity;
   const kg_asker *asker; /* NULL: forget where texts began; else leave out the frames of points that say no */
 } rewriting;
@@ -737,8 +761,8 @@ static bool rewrite(kg_automaton *a, rewriting *r, kg_set from, kg_set *out)
   bool is_done = true;
   for (uint32_t i = 0; i < n && is_done; i++) {
     bool is_kept;
-    is_done = rewrite_frame(a, r, a->frames[a->frame_lists[a->sets[from].first + i]], &frames[n_kept], &is_kept);
-    n_kept += is_kept;
+    is_done = rewrite_frame(a, r, a->frames[frame_of(a, &a->sets[from], i)], &frames[n_kept], &is_kept);
+    n_kept += is_kept; /* bounded: at most n */
   }
   is_done = is_done && intern_set(a, frames, sort_unique(frames, n_kept), out);
   kg_free(frames);

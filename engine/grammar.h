@@ -92,7 +92,8 @@ typedef struct kg_grammar_item { /* of MEMBERS */
 
 typedef struct kg_grammar_members {
   size_t first_item, n_items; /* in items */
-  size_t first_needs;         /* in needs: n_items rows of n_words: what each item asks for, itself included */
+  size_t first_needs;         /* in needs: n_items rows of n_words: what each item asks for, itself included; and a
+                                 row of those that are required */
   size_t n_words;             /* of 64 bits, in a set of items */
   kg_node separator, others;  /* KG_NO_NODE: none */
   uint32_t min, max;
@@ -147,6 +148,18 @@ struct kg_grammar {
   struct kg_masks *masks;         /* likewise, one per tokenizer */
   bool is_judging;                /* a judge is being asked, amid a matcher's reading (matcher.h) */
 };
+
+/* Item i of these members. */
+static inline kg_grammar_item *kg_item_of(const kg_grammar *grammar, const kg_grammar_members *members, size_t i)
+{
+  return &grammar->items[members->first_item + i]; /* bounded: in memory */
+}
+
+/* What item i asks for, a set of items; i = n_items: those that must come anyway. */
+static inline const uint64_t *kg_needs_of(const kg_grammar *grammar, const kg_grammar_members *members, size_t i)
+{
+  return grammar->needs + members->first_needs + i * members->n_words; /* bounded: in memory */
+}
 
 kg_string kg_grammar_point_name(const kg_grammar *grammar, uint32_t point);
 

@@ -39,7 +39,7 @@ static size_t count_children(const kg_grammar *g, kg_node node)
     return x->n;
   case KG_NODE_MEMBERS: {
     const kg_grammar_members *m = &g->members[x->n];
-    return m->n_items + (m->separator != KG_NO_NODE) + (m->others != KG_NO_NODE);
+    return m->n_items + (m->separator != KG_NO_NODE) + (m->others != KG_NO_NODE); /* bounded: KG_MEMBERS_MAX + 2 */
   }
   default:
     return 1;
@@ -49,10 +49,11 @@ static size_t count_children(const kg_grammar *g, kg_node node)
 static kg_node child_at(const kg_grammar *g, kg_node node, size_t i)
 {
   const kg_grammar_node *x = &g->nodes[node];
+  /* bounded: in memory */
   if (x->kind == KG_NODE_SEQ || x->kind == KG_NODE_ALT || x->kind == KG_NODE_AND) return g->children[x->at + i];
   if (x->kind != KG_NODE_MEMBERS) return x->child;
   const kg_grammar_members *m = &g->members[x->n];
-  if (i < m->n_items) return g->items[m->first_item + i].node;
+  if (i < m->n_items) return kg_item_of(g, m, i)->node;
   return i == m->n_items && m->separator != KG_NO_NODE ? m->separator : m->others;
 }
 
@@ -64,7 +65,7 @@ enum { NEVER = UINT32_MAX };
 
 static const uint64_t *required_items(const kg_grammar *g, const kg_grammar_members *m)
 {
-  return g->needs + m->first_needs + m->n_items * m->n_words;
+  return kg_needs_of(g, m, m->n_items);
 }
 
 static bool is_required(const kg_grammar *g, const kg_grammar_members *m, size_t i)
@@ -75,6 +76,7 @@ static bool is_required(const kg_grammar *g, const kg_grammar_members *m, size_t
 static uint32_t count_required(const kg_grammar *g, const kg_grammar_members *m)
 {
   uint32_t n = 0;
+  /* bounded: KG_MEMBERS_MAX */
   for (size_t w = 0; w < m->n_words; w++) n += (uint32_t)__builtin_popcountll(required_items(g, m)[w]);
   return n;
 }
@@ -136,7 +138,7 @@ typedef struct parents {
   struct edge {
     kg_node parent;
     uint32_t i;
-  } * edges;
+  } *edges;
 } parents;
 
 static void parents_free(parents *p)
@@ -148,24 +150,25 @@ static void parents_free(parents *p)
 static int find_parents(const kg_grammar *g, parents *out, kg_error *err)
 {
   size_t n_edges = 0;
-  out->starts = kg_alloc_array(g->n_nodes + 2, sizeof *out->starts);
+  out->starts = kg_alloc_array(g->n_nodes + 2, sizeof *out->starts); /* bounded: they are in memory */
   if (!out->starts) return kg_fail_memory(err, g->n_nodes, "a grammar");
   for (kg_node node = 0; node < g->n_nodes; node++) {
     const size_t n = count_children(g, node);
-    for (size_t i = 0; i < n; i++) out->starts[child_at(g, node, i) + 2]++;
-    n_edges += n;
+    for (size_t i = 0; i < n; i++) out->starts[child_at(g, node, i) + 2]++; /* bounded: in memory */
+    n_edges += n; /* bounded: children, each of which is in memory */
   }
   out->edges = kg_alloc_array(n_edges, sizeof *out->edges);
   if (!out->edges) return kg_fail_memory(err, n_edges, "a grammar");
-  for (size_t i = 1; i < g->n_nodes + 2; i++) out->starts[i] += out->starts[i - 1];
+  for (size_t i = 1; i < g->n_nodes + 2; i++) out->starts[i] += out->starts[i - 1]; /* bounded: in memory */
   for (kg_node node = 0; node < g->n_nodes; node++) { /* starts[n + 1] moves on to become the end of n */
     const size_t n = count_children(g, node);
     for (size_t i = 0; i < n; i++)
-      out->edges[out->starts[child_at(g, node, i) + 1]++] = (struct edge){node, (uint32_t)i};
+      out->edges[out->starts[child_at(g, node, i) + 1]++] = (struct edge){node, (uint32_t)i}; /* bounded: in memory */
   }
   return KG_OK;
 }
 
+/* bounded: by 2^30, which is as much as matters */
 static uint32_t add_capped(uint32_t a, uint32_t b) { return a > (1u << 30) - b ? 1u << 30 : a + b; }
 
 /* Of a regular node, whose children have been measured. */
@@ -211,7 +214,7 @@ static int spread(kg_grammar *g, const parents *up, property p, kg_error *err)
       queue[n++] = node;
     }
     for (size_t at = 0; at < n; at++) {
-      for (size_t e = up->starts[queue[at]]; e < up->starts[queue[at] + 1]; e++) {
+      for (size_t e = up->starts[queue[at]]; e < up->starts[queue[at] + 1]; e++) { /* bounded: in memory */
         const struct edge edge = up->edges[e];
         if (!missing[edge.parent] || missing[edge.parent] == NEVER) continue;
         missing[edge.parent] -= worth(g, edge.parent, edge.i, p, &spare[edge.parent]);
@@ -282,10 +285,12 @@ static kg_re build_texts(kg_grammar *g, spelling how, const kg_string *texts, si
   if (!parts) return UINT32_MAX;
   size_t n_parts = 0;
   for (size_t i = 0, next; i < n; i = next) {
-    next = i + 1;
+    next = i + 1; /* bounded: at most n */
     if (texts[i].size > end && depth < TEXTS_DEPTH)
       while (next < n && same_span(texts[i], texts[next], end, unit_end(texts[i], end, how))) next++;
+    /* bounded: at most n; texts in memory */
     parts[n_parts++] = next == i + 1 ? build_text(g, how, texts[i].data + end, texts[i].size - end)
+                                     /* bounded: TEXTS_DEPTH */
                                      : build_texts(g, how, texts + i, next - i, end, depth + 1);
     if (parts[n_parts - 1] == UINT32_MAX) break;
   }
@@ -312,12 +317,12 @@ static int build(kg_grammar *g, kg_node node, spelling how, kg_error *err);
 static int build_list(kg_grammar *g, kg_node node, spelling how, kg_re *out, kg_error *err)
 {
   const kg_grammar_node x = g->nodes[node];
-  kg_re *parts = kg_alloc_array((size_t)x.n + 1, sizeof *parts);
+  kg_re *parts = kg_alloc_array((size_t)x.n + 1, sizeof *parts); /* bounded: 32 bits */
   kg_string *texts = kg_alloc_array(x.n, sizeof *texts);
   size_t n = 0, n_texts = 0;
   int status = parts && texts ? KG_OK : kg_fail_memory(err, x.n, "a grammar");
   for (uint32_t i = 0; i < x.n && !status; i++) {
-    const kg_node child = g->children[x.at + i];
+    const kg_node child = g->children[x.at + i]; /* bounded: in memory */
     const kg_grammar_node *c = &g->nodes[child];
     if (x.kind == KG_NODE_ALT && x.n >= TEXTS_TREE && c->kind == KG_NODE_TEXT) {
       texts[n_texts++] = (kg_string){g->bytes + c->at, c->n};
@@ -354,29 +359,30 @@ static int build_ranges(kg_grammar *g, const kg_grammar_node *x, spelling how, k
 {
   const uint32_t highest = x->kind == KG_NODE_CLASS ? 0x10FFFF : 255;
   if (how != PLAIN && x->kind == KG_NODE_BYTES) return kg_fail(err, KG_ERR_FORMAT, "json: a node of bytes is in it");
-  uint32_t *ranges = kg_alloc_array((size_t)x->n + 1, 2 * sizeof *ranges);
+  uint32_t *ranges = kg_alloc_array((size_t)x->n + 1, 2 * sizeof *ranges); /* bounded: 32 bits */
   if (!ranges) return kg_fail_memory(err, x->n, "a class of characters");
   size_t n = 0;
-  if (x->n) memcpy(ranges, g->ranges + x->at, (size_t)x->n * 2 * sizeof *ranges);
+  if (x->n) memcpy(ranges, g->ranges + x->at, (size_t)x->n * 2 * sizeof *ranges); /* bounded: in memory */
   qsort(ranges, x->n, 2 * sizeof *ranges, by_range);
   for (size_t i = 0; i < x->n; i++) {
     if (n && ranges[2 * i] <= ranges[2 * n - 1] + 1) { /* bounded: at most 0x10FFFF */
-      if (ranges[2 * i + 1] > ranges[2 * n - 1]) ranges[2 * n - 1] = ranges[2 * i + 1];
+      if (ranges[2 * i + 1] > ranges[2 * n - 1]) ranges[2 * n - 1] = ranges[2 * i + 1]; /* bounded: in memory */
       continue;
     }
-    ranges[2 * n] = ranges[2 * i];
-    ranges[2 * n++ + 1] = ranges[2 * i + 1];
+    ranges[2 * n] = ranges[2 * i]; /* bounded: in memory */
+    ranges[2 * n++ + 1] = ranges[2 * i + 1]; /* bounded: in memory */
   }
   if (x->negate) { /* the gaps, in place: each is written behind what it was read from */
     uint32_t from = 0;
     size_t n_gaps = 0;
     for (size_t i = 0; i <= n; i++) {
+      /* bounded: in memory; at most 0x10FFFF */
       const uint32_t lo = i < n ? ranges[2 * i] : highest + 1, hi = i < n ? ranges[2 * i + 1] : highest;
       if (lo > from) {
-        ranges[2 * n_gaps] = from;
-        ranges[2 * n_gaps++ + 1] = lo - 1;
+        ranges[2 * n_gaps] = from; /* bounded: in memory */
+        ranges[2 * n_gaps++ + 1] = lo - 1; /* bounded: in memory */
       }
-      from = hi + 1;
+      from = hi + 1; /* bounded: 0x10FFFF */
     }
     n = n_gaps;
   }
@@ -569,9 +575,9 @@ static int check_left_recursion(const kg_grammar *g, kg_error *err)
 /* Can everything come that comes with the i-th item? */
 static bool is_usable(const kg_grammar *g, const kg_grammar_members *m, size_t i)
 {
-  const uint64_t *needs = g->needs + m->first_needs + i * m->n_words;
+  const uint64_t *needs = kg_needs_of(g, m, i);
   for (size_t j = 0; j < m->n_items; j++)
-    if (kg_has_bit(needs, j) && !g->nodes[g->items[m->first_item + j].node].is_possible) return false;
+    if (kg_has_bit(needs, j) && !g->nodes[kg_item_of(g, m, j)->node].is_possible) return false;
   return true;
 }
 
@@ -580,8 +586,9 @@ static int settle_members(kg_grammar *g, kg_grammar_members *m, kg_error *err)
   size_t n_usable = 0;
   if (m->others != KG_NO_NODE && !g->nodes[m->others].is_possible) m->others = KG_NO_NODE;
   for (size_t i = 0; i < m->n_items; i++) {
-    g->items[m->first_item + i].is_usable = is_usable(g, m, i);
-    n_usable += g->items[m->first_item + i].is_usable;
+    const bool is = is_usable(g, m, i);
+    kg_item_of(g, m, i)->is_usable = is;
+    n_usable += is; /* bounded: by the items */
   }
   if (m->others == KG_NO_NODE && n_usable < m->min)
     return kg_fail(err, KG_ERR_FORMAT, "members: at least %u must come, but only %zu can", m->min, n_usable);

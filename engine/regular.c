@@ -66,7 +66,7 @@ struct kg_regular {
   struct derivative {
     kg_re of, is;
     uint32_t class;
-  } * derivatives; /* of the expressions that cost something */
+  } *derivatives; /* of the expressions that cost something */
   size_t n_derivatives, derivatives_capacity;
   kg_intern derivative_index;
   kg_re *scratch; /* a stack of operands */
@@ -110,7 +110,7 @@ static bool same_node(const kg_regular *r, const re_node *x, const re_node *y)
 {
   if (x->kind != y->kind || x->b != y->b || x->c != y->c) return false;
   if (!has_list(x)) return x->a == y->a;
-  return !memcmp(&r->lists[x->a], &r->lists[y->a], x->b * sizeof *r->lists);
+  return !memcmp(&r->lists[x->a], &r->lists[y->a], x->b * sizeof *r->lists); /* bounded: in memory */
 }
 
 /* The number of this expression; a list of it that stands at the end of `lists` is dropped where it is known. */
@@ -167,14 +167,32 @@ static void add_range(byte_set *set, unsigned lo, unsigned hi)
 
 static bool has_byte(const byte_set *set, unsigned byte) { return kg_has_bit(set->bits, byte); }
 
+/* Ends of range i of a list of them. */
+static uint32_t low_of(const uint32_t *ranges, size_t i) { return ranges[2 * i]; } /* bounded: in memory */
+static uint32_t high_of(const uint32_t *ranges, size_t i) { return ranges[2 * i + 1]; } /* bounded: in memory */
+
+/* Range n of a list with room for it: what range i of another one has within [lo, hi], less `minus` (at most lo). How
+ * many there are then. */
+static size_t add_within(uint32_t *out, size_t n, const uint32_t *ranges, size_t i, uint32_t lo, uint32_t hi,
+                         uint32_t minus)
+{
+  const uint32_t from = low_of(ranges, i) > lo ? low_of(ranges, i) : lo;
+  const uint32_t to = high_of(ranges, i) < hi ? high_of(ranges, i) : hi;
+  if (from > to) return n;
+  out[2 * n] = from - minus; /* bounded: in memory */
+  out[2 * n + 1] = to - minus; /* bounded: in memory */
+  return n + 1; /* bounded: in memory */
+}
+
 /* ---- expressions ---- */
 
+/* bounded: DEPTH_MAX + 1 */
 static uint16_t deeper(const kg_regular *r, kg_re a) { return (uint16_t)(r->nodes[a].depth + 1); }
 
 kg_re kg_re_byte_ranges(kg_regular *r, const uint32_t *ranges, size_t n_ranges)
 {
   byte_set set = {{0}};
-  for (size_t i = 0; i < n_ranges; i++) add_range(&set, ranges[2 * i], ranges[2 * i + 1]);
+  for (size_t i = 0; i < n_ranges; i++) add_range(&set, low_of(ranges, i), high_of(ranges, i));
   return make_set(r, &set);
 }
 
@@ -249,11 +267,12 @@ static bool is_nullable_all(const kg_regular *r, const kg_re *items, size_t n)
 static size_t merge_sets(kg_regular *r, size_t base, size_t n, re_kind kind)
 {
   byte_set merged = {{0}};
+  kg_re *items = r->scratch + base;
   size_t kept = 0, n_sets = 0;
   for (size_t i = 0; i < n; i++) {
-    const kg_re item = r->scratch[base + i];
+    const kg_re item = items[i];
     if (r->nodes[item].kind != RE_SET) {
-      r->scratch[base + kept++] = item;
+      items[kept++] = item;
       continue;
     }
     const byte_set *set = &r->sets[r->nodes[item].a];
@@ -261,28 +280,31 @@ static size_t merge_sets(kg_regular *r, size_t base, size_t n, re_kind kind)
       merged.bits[w] = kind == RE_ALT || !n_sets ? merged.bits[w] | set->bits[w] : merged.bits[w] & set->bits[w];
     n_sets++;
   }
-  if (n_sets) r->scratch[base + kept++] = make_set(r, &merged);
+  if (n_sets) items[kept++] = make_set(r, &merged);
   return kept;
 }
 
 /* Sort the n operands at scratch[base] and let go of doubles. */
 static size_t sort_unique(kg_regular *r, size_t base, size_t n)
 {
-  if (n > 1) qsort(r->scratch + base, n, sizeof *r->scratch, by_number);
+  kg_re *items = r->scratch + base;
   size_t kept = 0;
+  if (n > 1) qsort(items, n, sizeof *items, by_number);
   for (size_t i = 0; i < n; i++)
-    if (!kept || r->scratch[base + kept - 1] != r->scratch[base + i]) r->scratch[base + kept++] = r->scratch[base + i];
+    if (!kept || items[kept - 1] != items[i]) items[kept++] = items[i];
   return kept;
 }
 
 /* The node of the n operands at scratch[base], which are sorted and more than one. */
 static kg_re make_list(kg_regular *r, size_t base, size_t n, re_kind kind)
 {
+  /* bounded: in memory */
   if (!grow(r, (void **)&r->lists, &r->lists_capacity, r->n_lists + n, sizeof *r->lists)) return KG_RE_NONE;
   re_node node = {.kind = (uint8_t)kind, .is_boolean = kind == RE_AND, .a = (uint32_t)r->n_lists, .b = (uint32_t)n};
   node.is_nullable = kind == RE_AND;
+  const kg_re *items = r->scratch + base;
   for (size_t i = 0; i < n; i++) {
-    const kg_re item = r->scratch[base + i];
+    const kg_re item = items[i];
     const re_node *x = &r->nodes[item];
     r->lists[r->n_lists++] = item;
     if (deeper(r, item) > node.depth) node.depth = deeper(r, item);
@@ -301,7 +323,7 @@ static bool flatten(kg_regular *r, size_t base, re_kind kind)
     if (list.kind != kind) continue;
     r->scratch[i] = r->lists[list.a];
     for (uint32_t j = 1; j < list.b; j++)
-      if (!push_scratch(r, r->lists[list.a + j])) return false;
+      if (!push_scratch(r, r->lists[list.a + j])) return false; /* bounded: in memory */
   }
   return true;
 }
@@ -331,6 +353,7 @@ static int by_run(const void *a, const void *b)
 
 static bool same_run(const run *x, const run *y)
 {
+  /* bounded: KG_REPEAT_MAX or no limit */
   return x->x == y->x && x->tail == y->tail && (x->max == KG_NO_LIMIT || y->min <= x->max + 1);
 }
 
@@ -339,26 +362,29 @@ static bool same_run(const run *x, const run *y)
 static size_t merge_runs(kg_regular *r, size_t base, size_t n)
 {
   run few[8], *runs = few, one;
+  kg_re *items = r->scratch + base;
   size_t n_runs = 0, kept = 0;
-  for (size_t i = 0; i < n; i++) n_runs += is_run(r, r->scratch[base + i], &one);
+  for (size_t i = 0; i < n; i++)
+    if (is_run(r, items[i], &one)) n_runs++;
   if (n_runs < 2) return n;
   if (n_runs > sizeof few / sizeof few[0] && !(runs = kg_alloc_array(n_runs, sizeof *runs))) return n; /* no need to */
   n_runs = 0;
   for (size_t i = 0; i < n; i++) {
-    const kg_re item = r->scratch[base + i];
+    const kg_re item = items[i];
     if (is_run(r, item, &one))
       runs[n_runs++] = one;
     else
-      r->scratch[base + kept++] = item;
+      items[kept++] = item;
   }
   qsort(runs, n_runs, sizeof *runs, by_run);
   for (size_t i = 0, next; i < n_runs; i = next) {
     run merged = runs[i];
-    for (next = i + 1; next < n_runs && same_run(&merged, &runs[next]); next++)
+    bool is_one = true;
+    for (next = i; ++next < n_runs && same_run(&merged, &runs[next]); is_one = false)
       if (runs[next].max > merged.max) merged.max = runs[next].max; /* KG_NO_LIMIT is the largest */
-    const bool is_one = next == i + 1;
-    r->scratch[base + kept++] =
-        is_one ? merged.item : kg_re_cat(r, kg_re_repeat(r, merged.x, merged.min, merged.max), merged.tail);
+    if (!is_one) merged.item = kg_re_cat(r, kg_re_repeat(r, merged.x, merged.min, merged.max), merged.tail);
+    items = r->scratch + base; /* it may have moved */
+    items[kept++] = merged.item;
   }
   if (runs != few) kg_free(runs);
   return kept;
@@ -369,21 +395,23 @@ static kg_re close_alt(kg_regular *r, size_t base)
 {
   kg_re made = KG_RE_NONE;
   if (!flatten(r, base, RE_ALT)) goto done;
+  kg_re *items = r->scratch + base;
   size_t n = r->n_scratch - base, kept = 0;
   for (size_t i = 0; i < n; i++) {
-    const kg_re item = r->scratch[base + i];
+    const kg_re item = items[i];
     if (is_everything(r, item)) {
       made = item;
       goto done;
     }
-    if (item != KG_RE_NONE) r->scratch[base + kept++] = item;
+    if (item != KG_RE_NONE) items[kept++] = item;
   }
   n = merge_runs(r, base, merge_sets(r, base, kept, RE_ALT));
   n = sort_unique(r, base, n);
-  if (n == 2 && r->scratch[base] == KG_RE_EMPTY && r->nodes[r->scratch[base + 1]].is_nullable)
-    made = r->scratch[base + 1];
+  items = r->scratch + base; /* it may have moved */
+  if (n == 2 && items[0] == KG_RE_EMPTY && r->nodes[items[1]].is_nullable)
+    made = items[1];
   else
-    made = n == 0 ? KG_RE_NONE : n == 1 ? r->scratch[base] : make_list(r, base, n, RE_ALT);
+    made = n == 0 ? KG_RE_NONE : n == 1 ? items[0] : make_list(r, base, n, RE_ALT);
 done:
   r->n_scratch = base;
   return made;
@@ -419,19 +447,20 @@ static kg_re close_and(kg_regular *r, size_t base)
 {
   kg_re made = KG_RE_NONE;
   if (has_none(r, base) || !flatten(r, base, RE_AND)) goto done;
+  kg_re *items = r->scratch + base;
   size_t n = r->n_scratch - base, kept = 0;
   bool has_empty = false;
   for (size_t i = 0; i < n; i++) {
-    const kg_re item = r->scratch[base + i];
+    const kg_re item = items[i];
     has_empty |= item == KG_RE_EMPTY;
-    if (!is_everything(r, item)) r->scratch[base + kept++] = item;
+    if (!is_everything(r, item)) items[kept++] = item;
   }
   if (has_empty) {
-    made = is_nullable_all(r, r->scratch + base, kept) ? KG_RE_EMPTY : KG_RE_NONE;
+    made = is_nullable_all(r, items, kept) ? KG_RE_EMPTY : KG_RE_NONE;
     goto done;
   }
   n = sort_unique(r, base, merge_sets(r, base, kept, RE_AND));
-  r->n_scratch = base + n;
+  r->n_scratch = base + n; /* bounded: no more than were there */
   if (has_none(r, base) || contradicts(r, base, n)) goto done;
   made = n == 0 ? kg_re_not(r, KG_RE_NONE) : n == 1 ? r->scratch[base] : make_list(r, base, n, RE_AND);
 done:
@@ -442,9 +471,10 @@ done:
 /* False: no memory, and none of them is there. */
 static bool push_all(kg_regular *r, const kg_re *items, size_t n)
 {
+  /* bounded: in memory */
   if (!grow(r, (void **)&r->scratch, &r->scratch_capacity, r->n_scratch + n, sizeof *items)) return false;
-  if (n) memcpy(r->scratch + r->n_scratch, items, n * sizeof *items);
-  r->n_scratch += n;
+  if (n) memcpy(r->scratch + r->n_scratch, items, n * sizeof *items); /* bounded: in memory: grown above */
+  r->n_scratch += n; /* bounded: as it was grown */
   return true;
 }
 
@@ -476,7 +506,7 @@ static bool multiply(uint32_t a, uint32_t b, uint32_t *out)
     *out = a && b ? KG_NO_LIMIT : 0;
     return true;
   }
-  const uint64_t product = (uint64_t)a * b;
+  const uint64_t product = (uint64_t)a * b; /* bounded: two of 32 bits */
   *out = (uint32_t)product;
   return product <= KG_REPEAT_MAX;
 }
@@ -487,8 +517,9 @@ static bool merge_repeats(const re_node *inner, uint32_t *min, uint32_t *max)
   uint32_t least, most, reach;
   if (inner->kind != RE_REPEAT || !multiply(inner->b, *min, &least) || !multiply(inner->c, *max, &most)) return false;
   if (!multiply(inner->c, *min, &reach)) return false;
+  /* bounded: two of 32 bits */
   const uint64_t next = ((uint64_t)*min + 1) * inner->b; /* the least of one round more, which has the largest gap */
-  if (reach != KG_NO_LIMIT && (uint64_t)reach + 1 < next && *max > *min) return false;
+  if (reach != KG_NO_LIMIT && (uint64_t)reach + 1 < next && *max > *min) return false; /* bounded: 32 bits */
   *min = least;
   *max = most;
   return true;
@@ -520,14 +551,14 @@ enum { BEFORE_POINT = 0 };
 static kg_re make_multiple(kg_regular *r, uint32_t k, uint32_t rest, uint32_t read, uint32_t places)
 {
   uint64_t filled = rest; /* with zeros for the digits that are missing */
-  for (uint32_t i = read == BEFORE_POINT ? 0 : read - 1; i < places; i++) filled = filled * 10 % k; /* bounded by k */
-  if (read == places + 1 && rest) return KG_RE_NONE; /* nothing but zeros may follow */
+  for (uint32_t i = read == BEFORE_POINT ? 0 : read - 1; i < places; i++) filled = filled * 10 % k; /* bounded: by k */
+  if (read == places + 1 && rest) return KG_RE_NONE; /* bounded: KG_PLACES_MAX; nothing but zeros may follow */
   return intern_node(r, (re_node){.kind = RE_MULTIPLE,
                                   .is_nullable = !filled,
                                   .is_boolean = true,
                                   .a = k,
                                   .b = rest,
-                                  .c = read << 16 | places});
+                                  .c = read << 16 | places}); /* bounded: KG_PLACES_MAX + 1 */
 }
 
 kg_re kg_re_multiple(kg_regular *r, uint32_t k, uint32_t places)
@@ -542,8 +573,10 @@ static kg_re derive_multiple(kg_regular *r, const re_node *node, unsigned char b
   const uint32_t read = node->c >> 16, places = node->c & 0xFFFF;
   if (byte == '.') return read == BEFORE_POINT ? make_multiple(r, node->a, node->b, 1, places) : KG_RE_NONE;
   if (byte < '0' || byte > '9') return KG_RE_NONE;
+  /* bounded: KG_PLACES_MAX */
   if (read == places + 1) return byte == '0' ? make_multiple(r, node->a, node->b, read, places) : KG_RE_NONE;
   const uint64_t rest = (uint64_t)node->b * 10 + (uint64_t)(byte - '0'); /* bounded: b < a <= KG_MULTIPLE_MAX */
+  /* bounded: KG_PLACES_MAX + 1 */
   return make_multiple(r, node->a, (uint32_t)(rest % node->a), read == BEFORE_POINT ? read : read + 1, places);
 }
 
@@ -561,7 +594,7 @@ typedef struct digit {
 
 static void add_digit(byte_set *set, const digit *d, unsigned value)
 {
-  value += d->first;
+  value += d->first; /* bounded: a byte: `bits` of it and the digit's first */
   if (d->kind == DIGIT_BYTE) {
     add_range(set, value, value);
     return;
@@ -578,7 +611,7 @@ static kg_re make_digits(kg_regular *r, const digit *digits, size_t n, const uin
   if (!n_ranges) return KG_RE_NONE;
   if (!n) return KG_RE_EMPTY;
   unsigned below = 0;
-  for (size_t i = 1; i < n; i++) below += digits[i].bits;
+  for (size_t i = 1; i < n; i++) below += digits[i].bits; /* bounded: 21 bits */
   uint32_t *inner = kg_alloc_array(n_ranges, 2 * sizeof *inner);
   if (!inner) {
     failed(r, kg_fail_memory(error_of(r), n_ranges, "a class of characters"));
@@ -590,16 +623,10 @@ static kg_re make_digits(kg_regular *r, const digit *digits, size_t n, const uin
   } groups[64];
   kg_re items[64], full = KG_RE_NONE; /* full: the tail where any may follow */
   size_t n_groups = 0;
-  for (unsigned value = 0; value < 1u << digits->bits; value++) {
-    const uint32_t lo = value << below, hi = lo + (1u << below) - 1;
+  for (unsigned value = 0; value < 1u << digits->bits; value++) { /* bounded: at most 6 bits */
+    const uint32_t lo = value << below, hi = lo + (1u << below) - 1; /* bounded: 21 bits */
     size_t n_inner = 0;
-    for (size_t i = 0; i < n_ranges; i++) {
-      const uint32_t from = ranges[2 * i] > lo ? ranges[2 * i] : lo,
-                     to = ranges[2 * i + 1] < hi ? ranges[2 * i + 1] : hi;
-      if (from > to) continue;
-      inner[2 * n_inner] = from - lo;
-      inner[2 * n_inner++ + 1] = to - lo;
-    }
+    for (size_t i = 0; i < n_ranges; i++) n_inner = add_within(inner, n_inner, ranges, i, lo, hi, lo);
     const bool is_all = n_inner == 1 && inner[0] == 0 && inner[1] == hi - lo;
     if (is_all && full == KG_RE_NONE) full = make_digits(r, digits + 1, n - 1, inner, n_inner);
     const kg_re tail = is_all ? full : make_digits(r, digits + 1, n - 1, inner, n_inner);
@@ -628,12 +655,7 @@ static kg_re make_part(kg_regular *r, const digit *digits, size_t n, const uint3
     failed(r, kg_fail_memory(error_of(r), n_ranges, "a class of characters"));
     return KG_RE_NONE;
   }
-  for (size_t i = 0; i < n_ranges; i++) {
-    const uint32_t from = ranges[2 * i] > lo ? ranges[2 * i] : lo, to = ranges[2 * i + 1] < hi ? ranges[2 * i + 1] : hi;
-    if (from > to) continue;
-    part[2 * n_part] = from - minus;
-    part[2 * n_part++ + 1] = to - minus;
-  }
+  for (size_t i = 0; i < n_ranges; i++) n_part = add_within(part, n_part, ranges, i, lo, hi, minus);
   const kg_re made = make_digits(r, digits, n, part, n_part);
   kg_free(part);
   return made;
@@ -649,7 +671,8 @@ kg_re kg_re_class(kg_regular *r, const uint32_t *ranges, size_t n_ranges)
       {3, DIGIT_BYTE, 0xF0, ""}, {6, DIGIT_BYTE, 0x80, ""}, {6, DIGIT_BYTE, 0x80, ""}, {6, DIGIT_BYTE, 0x80, ""}};
   byte_set ascii = {{0}};
   for (size_t i = 0; i < n_ranges; i++)
-    if (ranges[2 * i] < 0x80) add_range(&ascii, ranges[2 * i], ranges[2 * i + 1] < 0x80 ? ranges[2 * i + 1] : 0x7F);
+    if (low_of(ranges, i) < 0x80)
+      add_range(&ascii, low_of(ranges, i), high_of(ranges, i) < 0x80 ? high_of(ranges, i) : 0x7F);
   const kg_re items[5] = {make_set(r, &ascii), make_part(r, two, 2, ranges, n_ranges, 0x80, 0x7FF, 0),
                           make_part(r, three, 3, ranges, n_ranges, 0x800, SURROGATE - 1, 0),
                           make_part(r, three, 3, ranges, n_ranges, AFTER_SURROGATES, ASTRAL - 1, 0),
@@ -660,7 +683,7 @@ kg_re kg_re_class(kg_regular *r, const uint32_t *ranges, size_t n_ranges)
 static bool has_character(const uint32_t *ranges, size_t n_ranges, uint32_t character)
 {
   for (size_t i = 0; i < n_ranges; i++)
-    if (ranges[2 * i] <= character && character <= ranges[2 * i + 1]) return true;
+    if (low_of(ranges, i) <= character && character <= high_of(ranges, i)) return true;
   return false;
 }
 
@@ -674,7 +697,7 @@ kg_re kg_re_json_class(kg_regular *r, const uint32_t *ranges, size_t n_ranges, b
   static const digit pair[] = {{0, DIGIT_HEX, 13, "\\u"}, {2, DIGIT_HEX, 8, ""},     {4, DIGIT_HEX, 0, ""},
                                {4, DIGIT_HEX, 0, ""},     {0, DIGIT_HEX, 13, "\\u"}, {2, DIGIT_HEX, 12, ""},
                                {4, DIGIT_HEX, 0, ""},     {4, DIGIT_HEX, 0, ""}};
-  static const uint32_t plain_parts[] = {0x20, '"' - 1, '"' + 1, '\\' - 1, '\\' + 1, UNICODE_MAX};
+  static const uint32_t plain_parts[] = {0x20, 0x21, 0x23, 0x5B, 0x5D, UNICODE_MAX}; /* but '"' and '\\' */
   static const uint32_t controls[] = {0, 7, 11, 11, 14, 31};
   const size_t base = r->n_scratch;
   for (size_t p = 0; p < 3; p++) { /* the ranges' parts, one by one: a class of at most two ranges each */
@@ -684,11 +707,8 @@ kg_re kg_re_json_class(kg_regular *r, const uint32_t *ranges, size_t n_ranges, b
       failed(r, kg_fail_memory(error_of(r), n_ranges, "a class of characters"));
       break;
     }
-    for (size_t i = 0; i < n_ranges; i++) {
-      part[2 * n] = ranges[2 * i] > plain_parts[2 * p] ? ranges[2 * i] : plain_parts[2 * p];
-      part[2 * n + 1] = ranges[2 * i + 1] < plain_parts[2 * p + 1] ? ranges[2 * i + 1] : plain_parts[2 * p + 1];
-      n += part[2 * n] <= part[2 * n + 1];
-    }
+    for (size_t i = 0; i < n_ranges; i++)
+      n = add_within(part, n, ranges, i, low_of(plain_parts, p), high_of(plain_parts, p), 0);
     push_scratch(r, kg_re_class(r, part, n));
     kg_free(part);
   }
@@ -703,7 +723,7 @@ kg_re kg_re_json_class(kg_regular *r, const uint32_t *ranges, size_t n_ranges, b
     push_scratch(r, make_part(r, pair, 8, ranges, n_ranges, ASTRAL, UNICODE_MAX, ASTRAL));
   } else {
     for (size_t p = 0; p < 3; p++)
-      push_scratch(r, make_part(r, bmp, 4, ranges, n_ranges, controls[2 * p], controls[2 * p + 1], 0));
+      push_scratch(r, make_part(r, bmp, 4, ranges, n_ranges, low_of(controls, p), high_of(controls, p), 0));
   }
   return close_alt(r, base);
 }
@@ -735,7 +755,7 @@ static kg_re derive_list(kg_regular *r, kg_re a, uint32_t class)
   const re_node list = r->nodes[a];
   const size_t base = r->n_scratch;
   for (uint32_t i = 0; i < list.b && !r->status; i++) {
-    const kg_re item = derive(r, r->lists[list.a + i], class);
+    const kg_re item = derive(r, r->lists[list.a + i], class); /* bounded: in memory */
     if (item == KG_RE_NONE && list.kind == RE_ALT) continue;
     if (!push_scratch(r, item) || item == KG_RE_NONE) break;
   }
@@ -805,24 +825,32 @@ static kg_state state_of(kg_regular *r, kg_re re)
   if (!r->n_states && re != KG_RE_NONE) state_of(r, KG_RE_NONE); /* which is the first: KG_STATE_DEAD */
   const size_t n = r->n_states;
   if (!grow(r, (void **)&r->states, &r->states_capacity, n + 1, sizeof *r->states)) return KG_STATE_DEAD;
+  /* bounded: states in memory times at most 256 */
   if (!grow(r, (void **)&r->rows, &r->rows_capacity, (n + 1) * r->n_classes, sizeof *r->rows)) return KG_STATE_DEAD;
   const bool is_decided = !r->nodes[re].is_boolean || r->nodes[re].is_nullable;
   r->states[n] = (dfa_state){.re = re, .liveness = re == KG_RE_NONE ? DEAD : is_decided ? ALIVE : UNDECIDED};
+  /* bounded: in memory: grown above */
   memset(r->rows + n * r->n_classes, re == KG_RE_NONE ? 0 : 0xFF, r->n_classes * sizeof *r->rows); /* UNKNOWN */
   r->nodes[re].state = (kg_state)n;
   r->n_states++;
   return (kg_state)n;
 }
 
+/* What is known of a step. */
+static kg_state *step_of(const kg_regular *r, kg_state state, uint32_t class)
+{
+  return &r->rows[(size_t)state * r->n_classes + class]; /* bounded: in memory */
+}
+
 /* The next state, of which it may not be known yet whether it is dead. */
 static kg_state step_undecided(kg_regular *r, kg_state state, uint32_t class)
 {
-  const size_t at = (size_t)state * r->n_classes + class;
-  if (r->rows[at] != UNKNOWN) return r->rows[at] & ~KG_STATE_ASK;
+  const kg_state known = *step_of(r, state, class);
+  if (known != UNKNOWN) return known & ~KG_STATE_ASK;
   kg_state next = state_of(r, derive(r, r->states[state].re, class));
   if (r->status) return KG_STATE_DEAD;
   if (r->states[next].liveness == DEAD) next = KG_STATE_DEAD; /* rows are read without asking */
-  r->rows[at] = r->states[next].liveness == UNDECIDED ? next | KG_STATE_ASK : next;
+  *step_of(r, state, class) = r->states[next].liveness == UNDECIDED ? next | KG_STATE_ASK : next;
   return next;
 }
 
@@ -843,6 +871,7 @@ static bool enqueue(kg_regular *r, search *s, kg_state state, uint32_t from)
   if (r->states[state].liveness == DEAD) return true;
   const size_t before = s->seen_capacity;
   if (state >= before) {
+    /* bounded: they are in memory */
     if (!kg_grow((void **)&s->is_seen, &s->seen_capacity, r->n_states + 64, 1)) goto fail;
     memset(s->is_seen + before, 0, s->seen_capacity - before);
   }
@@ -893,7 +922,7 @@ kg_state kg_regular_start(kg_regular *r, kg_re a) { return decided(r, state_of(r
 kg_state kg_regular_step(kg_regular *r, kg_state state, uint32_t class)
 {
   const kg_state next = step_undecided(r, state, class), sure = decided(r, next);
-  if (!r->status) r->rows[(size_t)state * r->n_classes + class] = sure;
+  if (!r->status) *step_of(r, state, class) = sure;
   return sure;
 }
 

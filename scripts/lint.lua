@@ -6,8 +6,9 @@
 -- it may. Nothing has to be said about
 --   - the step of a `for` header,
 --   - operands that are both constants (numbers, CAPITALS, sizeof),
---   - room for one more (`n + 1` in a line with kg_grow or GROW): the n are in memory,
---   - an address: a sum whose left operand has a name of POINTERS. The arithmetic that made its index was seen;
+--   - room for one more (`n + 1` in a line with kg_grow, grow, GROW or ROOM): the n are in memory,
+--   - an address: a sum whose left operand has a name of POINTERS, or of the file's own `pointers`. The arithmetic that
+--     made its index was seen;
 --   - figures in the message of kg_fail_memory.
 -- It reads operators with spaces around, as .clang-format writes them. Prints FILE:LINE: TEXT of each place; exit
 -- status 1.
@@ -18,13 +19,21 @@ local FILES = {
   { "engine/merges.c" }, { "engine/adapter.c" }, { "engine/grammar.c" }, { "engine/grammar_file.c" },
   { "engine/intern.c" }, { "engine/pieces.c" }, { "engine/constraint.c" }, { "engine/mask.c" },
   { "engine/matcher.c" },
+  { "engine/automaton.c", pointers = "words frame_lists rows found frames" },
+  { "engine/regular.c", pointers = "scratch lists rows digits is_seen" },
+  { "engine/grammar_compile.c", pointers = "bytes ranges texts" },
   { "engine/normalize.c" }, { "engine/unigram.c" }, { "engine/wordpiece.c" }, { "engine/rwkv.c" },
   { "engine/quant.c", only = "kg_type_bytes" }, -- elsewhere it computes with the numbers of one block
 }
 
-local POINTERS = {}
-for name in ("bytes text data buffer path known out word space tensors segments"):gmatch "%S+" do
-  POINTERS[name] = true
+local POINTERS = "bytes text data buffer path known out word space tensors segments"
+
+---@param names string
+---@return table<string, boolean>
+local function set_of(names)
+  local set = {}
+  for name in names:gmatch "%S+" do set[name] = true end
+  return set
 end
 
 local function blank(text) return (text:gsub("[^\n]", " ")) end
@@ -63,9 +72,19 @@ local function is_constant(operand)
   return operand:find "^%d" or operand:find "^[%u_][%u%d_]+$" or operand == "sizeof"
 end
 
+local ROOM = { "grow(", "GROW(", "ROOM(" }
+
+local function makes_room(line)
+  for _, call in ipairs(ROOM) do
+    if line:find(call, 1, true) then return true end
+  end
+  return false
+end
+
 ---@param line string
+---@param pointers table<string, boolean>
 ---@return boolean
-local function is_raw(line)
+local function is_raw(line, pointers)
   if line:find("kg_fail_memory(", 1, true) then return false end
   line = line:gsub("(for %b())", function(header) return (header:gsub(";[^;]*%)$", ";)")) end)
   for left, operator, right in (line .. " "):gmatch "()%s([+*<]+=?)%s+()" do
@@ -75,9 +94,8 @@ local function is_raw(line)
       local before = line:sub(1, left - 1):match "([%w_.]+)$" or ""
       local after = line:sub(right):match "^([%w_.]+)" or ""
       local name = before:match "([%a_][%w_]*)$"
-      local is_address = operator == "+" and name and POINTERS[name]
-      local is_one_more = operator == "+" and after == "1" and (line:find("kg_grow(", 1, true)
-        or line:find("GROW(", 1, true))
+      local is_address = operator == "+" and name and pointers[name]
+      local is_one_more = operator == "+" and after == "1" and makes_room(line)
       if not (is_address or is_one_more or is_constant(before) and is_constant(after)) then return true end
     end
   end
@@ -85,9 +103,11 @@ local function is_raw(line)
 end
 
 ---@param path string
----@param only string?   a function outside of which nothing is looked at
+---@param only string?      a function outside of which nothing is looked at
+---@param own string?       names of pointers besides POINTERS
 ---@return integer n  places found
-local function check(path, only)
+local function check(path, only, own)
+  local pointers = set_of(POINTERS .. " " .. (own or ""))
   local file = assert(io.open(path, "rb"))
   local source = file:read "a"
   file:close()
@@ -98,7 +118,7 @@ local function check(path, only)
   for text in (code .. "\n"):gmatch "(.-)\n" do
     number = number + 1
     if only and text:find("^[%w_].*" .. only .. "%(") then is_inside, was_found = true, true end
-    if is_inside and is_raw(text) and not bounded[number] and not above then
+    if is_inside and is_raw(text, pointers) and not bounded[number] and not above then
       print(("%s:%d: %s"):format(path, number, (lines[number]:gsub("^%s+", ""))))
       n = n + 1
     end
@@ -112,9 +132,13 @@ end
 local files, found = FILES, 0
 if #arg > 0 then
   files = {}
-  for _, path in ipairs(arg) do files[#files + 1] = { path } end
+  for _, path in ipairs(arg) do
+    local known
+    for _, file in ipairs(FILES) do known = file[1] == path and file or known end
+    files[#files + 1] = known or { path }
+  end
 end
-for _, file in ipairs(files) do found = found + check(file[1], file.only) end
+for _, file in ipairs(files) do found = found + check(file[1], file.only, file.pointers) end
 if found > 0 then
   print(("lint: %d place%s: use kg_add_size, kg_mul_size or kg_align_size, or say /* bounded: why */"):format(found,
     found == 1 and "" or "s"))
