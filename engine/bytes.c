@@ -20,7 +20,7 @@ const char *kg_take(kg_string *from, uint64_t n)
 {
   if (n > from->size) return NULL;
   const char *bytes = from->data;
-  from->data += n;
+  from->data += n; /* bounded: just checked */
   from->size -= (size_t)n;
   return bytes;
 }

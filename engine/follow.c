@@ -30,6 +30,7 @@ static void release(kg_companion *companion)
   kg_free(self);
 }
 
+/* bounded: tokens in memory */
 static size_t count_at(const follower *self, int32_t pos) { return self->n_before + (size_t)(pos - self->base.from); }
 
 static int feed(kg_companion *companion, int32_t pos, const int32_t *ids, size_t n, kg_error *err)
@@ -75,9 +76,11 @@ static int save(const kg_companion *companion, kg_bytes *out, kg_error *err)
 static int load(const kg_companion_source *source, kg_companion **out, kg_error *err)
 {
   kg_stream *stream;
-  if (!source->tokenizer) return kg_fail(err, KG_ERR_UNSUPPORTED, "a stream follows, and the model has no tokenizer here");
-  int status = kg_stream_load(source->tokenizer, source->bytes, source->ids + source->from,
-                              (size_t)(source->n_ids - source->from), &stream, err);
+  if (!source->tokenizer)
+    return kg_fail(err, KG_ERR_UNSUPPORTED, "a stream follows, and the model has no tokenizer here");
+  const int32_t *ids = source->ids + source->from; /* bounded: at most n_ids */
+  int status =
+      kg_stream_load(source->tokenizer, source->bytes, ids, (size_t)(source->n_ids - source->from), &stream, err);
   if (status) return status;
   status = create(stream, 0, out, err);
   kg_stream_free(stream);

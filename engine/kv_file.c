@@ -71,6 +71,7 @@ static row_bytes row_bytes_of(const kg_model *model, int32_t layer)
 {
   const kg_attention_params *a = &kg_plan_layer(kg_model_plan(model), layer)->u.attention;
   const size_t element = kv_type(model) == KG_KV_F16 ? sizeof(uint16_t) : sizeof(float);
+  /* bounded: widths of values */
   return (row_bytes){(size_t)kg_key_width(a) * element, (size_t)kg_value_width(a) * element};
 }
 
@@ -85,7 +86,7 @@ static void position_bytes(const kg_model *model, uint64_t out[KG_PAGE_GROUPS])
   for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) out[g] = 0;
   for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(model)); layer++) {
     const row_bytes bytes = row_bytes_of(model, layer);
-    out[group_of(model, layer)] += bytes.keys + bytes.values;
+    out[group_of(model, layer)] += bytes.keys + bytes.values; /* bounded: a page's bytes, which were checked */
   }
 }
 
@@ -128,13 +129,15 @@ static int move_rows(const rows_of *r, int32_t layer, int32_t pos, int32_t n, kg
   const int32_t *pages = r->pages->ids[group_of(r->model, layer)];
   int status = KG_OK;
   for (int32_t done = 0; done < n && !status;) {
-    const int32_t slot = (pos + done) % KG_PAGE, room = KG_PAGE - slot;
+    const int32_t slot = (pos + done) % KG_PAGE, room = KG_PAGE - slot; /* bounded: positions are below 2^25 */
+    /* bounded: positions are below 2^25 */
     const kg_kv_rows rows = {.page = pages[(pos + done) / KG_PAGE], .slot = slot,
                              .n = n - done < room ? n - done : room, .layer = layer};
+    /* bounded: a block, of which there is room */
     unsigned char *keys = r->keys + (size_t)done * row.keys, *values = r->values + (size_t)done * row.values;
     if (rows.page != KG_NONE && r->writes) status = backend->kv_write(exe, &rows, keys, values, err);
     if (rows.page != KG_NONE && !r->writes) status = backend->kv_read(exe, &rows, keys, values, err);
-    done += rows.n;
+    done += rows.n; /* bounded: at most n */
   }
   return status;
 }
@@ -145,7 +148,7 @@ static int make_room(rows_of *r, kg_error *err)
   const size_t widest = widest_row(r->model);
   r->keys = kg_alloc_array(2 * BLOCK, widest);
   if (!r->keys) return kg_fail_memory(err, 2 * BLOCK * widest, "cache rows");
-  r->values = r->keys + BLOCK * widest;
+  r->values = r->keys + BLOCK * widest; /* bounded: as it was allocated */
   return KG_OK;
 }
 
@@ -206,8 +209,8 @@ static int put_range(writer *w, const rows_of *r, const kg_kv_range *range, kg_e
       if (group_of(r->model, layer) != range->group) continue;
       status = move_rows(r, layer, pos, n, err);
       const row_bytes row = row_bytes_of(r->model, layer);
-      if (!status) status = put(w, r->keys, (size_t)n * row.keys, err);
-      if (!status) status = put(w, r->values, (size_t)n * row.values, err);
+      if (!status) status = put(w, r->keys, (size_t)n * row.keys, err); /* bounded: a block, in memory */
+      if (!status) status = put(w, r->values, (size_t)n * row.values, err); /* bounded: a block, in memory */
     }
   }
   return status;
@@ -237,7 +240,7 @@ static int put_snapshots(writer *w, const kg_sequence *sequence, uint32_t n, kg_
     const int64_t pos = snapshot->pos;
     status = kg_model_backend(model)->state_read(kg_model_executable(model), snapshot->slot, state, err);
     if (!status) status = put(w, &pos, sizeof pos, err);
-    if (!status) status = put(w, state, n_floats * sizeof *state, err);
+    if (!status) status = put(w, state, n_floats * sizeof *state, err); /* bounded: in memory */
   }
   kg_free(state);
   return status;
@@ -284,8 +287,9 @@ static int put_all(writer *w, const kg_sequence *sequence, const kg_kv_header *h
 {
   kg_checksum_begin(&w->sum);
   int status = put(w, header, sizeof *header, err);
-  if (!status) status = put(w, ranges, header->n_ranges * sizeof *ranges, err);
+  if (!status) status = put(w, ranges, header->n_ranges * sizeof *ranges, err); /* bounded: in memory */
   for (int32_t i = 0; i < sequence->n_adapters && !status; i++) status = put_adapter(w, &sequence->adapters[i], err);
+  /* bounded: in memory */
   if (!status) status = put(w, sequence->tokens.ids, sequence->tokens.n * sizeof *sequence->tokens.ids, err);
   if (!status) status = put(w, companions->data, companions->size, err);
   if (!status) status = put(w, state.data, state.size, err);
@@ -362,6 +366,7 @@ static bool is_whole(const reader *r)
   const kg_kv_header *h = &r->header;
   const size_t snapshot_bytes = sizeof(int64_t) + h->snapshot_floats * sizeof(float); /* bounded: 2^33 */
   size_t sum = sizeof *h + (size_t)h->n_tokens * sizeof(int32_t) + sizeof(uint64_t); /* bounded: 2^31 tokens, ranges */
+  /* bounded: 2^3 adapters, 2^32 ranges */
   sum += h->n_adapters * sizeof(kg_kv_adapter) + (size_t)h->n_ranges * sizeof *r->ranges;
   for (uint32_t i = 0; i < h->n_ranges; i++) {
     const kg_kv_range *range = &r->ranges[i];
@@ -401,7 +406,7 @@ static int read_ranges(reader *r, kg_error *err)
   if (n > r->n_bytes / sizeof *r->ranges) return fail_cut(r, err);
   r->ranges = kg_alloc_array(n, sizeof *r->ranges);
   if (!r->ranges) return kg_fail_memory(err, n * sizeof *r->ranges, "a saved sequence");
-  const int status = get(r, r->ranges, n * sizeof *r->ranges, err);
+  const int status = get(r, r->ranges, n * sizeof *r->ranges, err); /* bounded: in memory */
   return status || are_ranges(r) ? status : fail_impossible(r, err);
 }
 
@@ -437,8 +442,10 @@ static bool fits_groups(const reader *r, const kg_plan *plan)
   for (uint32_t i = 0; i < h->n_ranges; i++) {
     const kg_kv_range *range = &r->ranges[i];
     if (range->group >= kg_plan_group_count(plan)) return false;
+    /* bounded: the ranges */
     n_whole += !kg_plan_group_window(plan, range->group) && !range->from && range->end == h->n_cached;
   }
+  /* bounded: the groups */
   for (int32_t g = 0; g < kg_plan_group_count(plan) && h->n_cached; g++) n_wanted += !kg_plan_group_window(plan, g);
   return n_whole == n_wanted;
 }
@@ -463,7 +470,8 @@ static int check_model(const reader *r, kg_model *model, kg_error *err)
     return kg_fail(err, KG_ERR_UNSUPPORTED, "%s: saved with another layout of the model's cache", r->path);
   if (h->n_tokens > kg_model_context(model))
     return kg_fail(err, KG_ERR_FULL,
-                   "%s: %d tokens do not fit into the context of %d; load the model with a larger ctx", r->path, h->n_tokens, kg_model_context(model));
+                   "%s: %d tokens do not fit into the context of %d; load the model with a larger ctx", r->path,
+                   h->n_tokens, kg_model_context(model));
   return fits_groups(r, plan) ? KG_OK : fail_impossible(r, err);
 }
 
@@ -500,7 +508,7 @@ static int get_tokens(reader *r, kg_sequence *sequence, kg_error *err)
   kg_tokens *tokens = &sequence->tokens;
   if (!kg_grow((void **)&tokens->ids, &tokens->capacity, n, sizeof *tokens->ids))
     return kg_fail_memory(err, n * sizeof *tokens->ids, "the timeline");
-  const int status = get(r, tokens->ids, n * sizeof *tokens->ids, err);
+  const int status = get(r, tokens->ids, n * sizeof *tokens->ids, err); /* bounded: in memory */
   if (!status) tokens->n = n;
   return status;
 }
@@ -524,7 +532,8 @@ static int get_range(reader *r, const rows_of *to, const kg_kv_range *range, kg_
     for (int32_t layer = 0; layer < kg_plan_layer_count(kg_model_plan(to->model)) && !status; layer++) {
       if (group_of(to->model, layer) != range->group) continue;
       const row_bytes row = row_bytes_of(to->model, layer);
-      status = get(r, to->keys, (size_t)n * row.keys, err);
+      status = get(r, to->keys, (size_t)n * row.keys, err); /* bounded: a block, of which there is room */
+      /* bounded: a block, of which there is room */
       if (!status) status = get(r, to->values, (size_t)n * row.values, err);
       if (!status) status = move_rows(to, layer, pos, n, err);
     }
@@ -561,7 +570,7 @@ static int get_snapshots(reader *r, kg_sequence *sequence, kg_error *err)
     int64_t pos;
     int32_t slot = KG_NONE;
     status = get(r, &pos, sizeof pos, err);
-    if (!status) status = get(r, state, n_floats * sizeof *state, err);
+    if (!status) status = get(r, state, n_floats * sizeof *state, err); /* bounded: in memory */
     if (!status && (pos <= before || pos > r->header.n_cached))
       status = kg_fail(err, KG_ERR_FORMAT, "%s: has a state of position %lld behind %lld, of %d", r->path,
                        (long long)pos, (long long)before, r->header.n_cached);

@@ -45,7 +45,7 @@ static mirostat *find(const kg_sequence *sequence, float tau, float eta)
 float kg_mirostat_mu(const kg_sequence *sequence, float tau, float eta)
 {
   const mirostat *m = sequence ? find(sequence, tau, eta) : NULL;
-  return m && m->n ? m->log[m->n - 1].mu : 2 * tau;
+  return m && m->n ? m->log[m->n - 1].mu : 2 * tau; /* bounded: floats */
 }
 
 static mirostat *create(float tau, float eta, kg_error *err)
@@ -74,7 +74,7 @@ int kg_mirostat_note(kg_sequence *sequence, float tau, float eta, int32_t id, fl
       return status;
     }
   }
-  const float mu = kg_mirostat_mu(sequence, tau, eta) - eta * (surprise - tau);
+  const float mu = kg_mirostat_mu(sequence, tau, eta) - eta * (surprise - tau); /* bounded: floats */
   m->note = (note){kg_sequence_pos(sequence), id, fminf(fmaxf(mu, -MU_MAX), MU_MAX)};
   return KG_OK;
 }
@@ -87,7 +87,7 @@ static int feed(kg_companion *companion, int32_t pos, const int32_t *ids, size_t
   if (!n || m->note.pos != pos || m->note.id != ids[0]) return KG_OK;
   if (!kg_grow((void **)&m->log, &m->capacity, m->n + 1, sizeof *m->log))
     return kg_fail_memory(err, (m->n + 1) * sizeof *m->log, "the state of mirostat");
-  m->log[m->n++] = (change){pos + 1, m->note.mu};
+  m->log[m->n++] = (change){pos + 1, m->note.mu}; /* bounded: positions are below 2^24 */
   return KG_OK;
 }
 
@@ -115,7 +115,7 @@ static int copy(const kg_companion *companion, kg_companion **out, kg_error *err
     kg_free(made);
     return kg_fail_memory(err, m->n * sizeof *m->log, "the state of mirostat");
   }
-  if (m->n) memcpy(made->log, m->log, m->n * sizeof *m->log);
+  if (m->n) memcpy(made->log, m->log, m->n * sizeof *m->log); /* bounded: in memory */
   made->n = m->n;
   made->note = m->note;
   *out = &made->base;

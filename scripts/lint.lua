@@ -18,7 +18,7 @@ local FILES = {
   { "engine/merge.c" }, { "engine/stream.c" }, { "engine/utf8.c" }, { "engine/plan.c" }, { "engine/trie.c" },
   { "engine/merges.c" }, { "engine/adapter.c" }, { "engine/grammar.c" }, { "engine/grammar_file.c" },
   { "engine/intern.c" }, { "engine/pieces.c" }, { "engine/constraint.c" }, { "engine/mask.c" },
-  { "engine/matcher.c" },
+  { "engine/matcher.c" }, { "engine/kv_file.c" }, { "engine/bytes.c" }, { "engine/follow.c" }, { "engine/mirostat.c" },
   { "engine/automaton.c", pointers = "words frame_lists rows found frames" },
   { "engine/regular.c", pointers = "scratch lists rows digits is_seen" },
   { "engine/grammar_compile.c", pointers = "bytes ranges texts" },
