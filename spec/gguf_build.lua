@@ -1,4 +1,6 @@
 -- gguf_build.lua - model files for specs, byte by byte: right ones, and ones that lie.
+local support = require "spec.support"
+
 local build = {}
 
 ---Numbers of the metadata value types and how string.pack writes them.
@@ -93,13 +95,13 @@ end
 
 -- Float32 values that keep the magnitude of what goes through a matrix; vectors are near 1.
 local function random_values(shape, next_noise)
-  local n, list = 1, {}
+  local n, list, root, is_vector = 1, {}, shape[1] ^ 0.5, #shape == 1
   for _, dim in ipairs(shape) do n = n * dim end
   for i = 1, n do
     local x = next_noise()
-    list[i] = string.pack("<f", #shape == 1 and 1 + 0.2 * x or x * 2 / shape[1] ^ 0.5)
+    list[i] = is_vector and 1 + 0.2 * x or x * 2 / root
   end
-  return table.concat(list)
+  return support.pack_floats(list)
 end
 
 -- Strings, booleans, integers (u32), floats (f32), or { type number, packed bytes }.

@@ -72,8 +72,11 @@ end
 ---@param values number[]
 ---@return string bytes
 function support.pack_floats(values)
-  local parts = {}
-  for i, value in ipairs(values) do parts[i] = string.pack("<f", value) end
+  local parts, n = {}, #values
+  for at = 1, n - RUN + 1, RUN do
+    parts[#parts + 1] = string.pack(RUN_FORMAT, table.unpack(values, at, at + RUN - 1))
+  end
+  for i = n - n % RUN + 1, n do parts[#parts + 1] = string.pack("<f", values[i]) end
   return table.concat(parts)
 end
 
