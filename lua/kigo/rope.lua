@@ -48,8 +48,8 @@ local function yarn_share(hp)
   return function(i) return math.min(1, math.max(0, (i - low) / math.max(0.001, high - low))) end
 end
 
--- What yarn multiplies cos and sin by: what the file says, else what the paper does. Files say 1 for a factor that comes
--- on top, too.
+-- What yarn multiplies cos and sin by: what the file says, else what the paper does. Files say 1 for a factor on top,
+-- too.
 local function yarn_magnitude(hp)
   if hp.rope_yarn_attn_factor ~= 1 then return hp.rope_yarn_attn_factor end
   local log = 0.1 * math.log(hp.rope_scale)
