@@ -141,6 +141,24 @@ static int transpose(const float *in, int64_t rows, int64_t cols, float **out, k
   return KG_OK;
 }
 
+/* Both halves of a part, the second one transposed, to its `a` and `b`. */
+static int read_halves(const kg_adapter *adapter, const kg_gguf_tensor *a, const kg_gguf_tensor *b,
+                       kg_adapter_part *part, kg_error *err)
+{
+  float *down = NULL, *up = NULL, *columns = NULL;
+  int status = read_floats(adapter, a, &down, err);
+  if (!status) status = read_floats(adapter, b, &up, err);
+  if (!status) status = transpose(up, part->rows, part->rank, &columns, err);
+  kg_free(up);
+  if (status) {
+    kg_free(down);
+    return status;
+  }
+  part->a = down;
+  part->b = columns;
+  return KG_OK;
+}
+
 static int read_part(kg_adapter *adapter, int32_t weight, const kg_gguf_tensor *a, const kg_gguf_tensor *b,
                      kg_error *err)
 {
@@ -158,27 +176,17 @@ static int read_part(kg_adapter *adapter, int32_t weight, const kg_gguf_tensor *
   int status = check_shape(adapter, b, rank, outputs, err);
   if (!status)
     status = is_table ? check_shape(adapter, a, rank, inputs, err) : check_shape(adapter, a, inputs, rank, err);
+  kg_adapter_part part = {.rank = (int32_t)rank,
+                          .is_table = is_table,
+                          .cols = (int32_t)inputs,
+                          .rows = (int32_t)outputs,
+                          .factor = adapter->alpha != 0 ? (float)(adapter->alpha / (double)rank) : 1};
+  if (!status) status = read_halves(adapter, a, b, &part, err);
   if (status) return status;
-  kg_adapter_part *part = &adapter->parts[weight];
-  float *down = NULL, *up = NULL, *columns = NULL;
-  status = read_floats(adapter, a, &down, err);
-  if (!status) status = read_floats(adapter, b, &up, err);
-  if (!status) status = transpose(up, outputs, rank, &columns, err);
-  kg_free(up);
-  if (status) {
-    kg_free(down);
-    return status;
-  }
-  *part = (kg_adapter_part){.rank = (int32_t)rank,
-                            .is_table = is_table,
-                            .cols = (int32_t)inputs,
-                            .rows = (int32_t)outputs,
-                            .factor = adapter->alpha != 0 ? (float)(adapter->alpha / (double)rank) : 1,
-                            .a = down,
-                            .b = columns};
+  adapter->parts[weight] = part;
   adapter->n_bytes += (size_t)(rank * (inputs + outputs)) * sizeof(float); /* bounded: both are in memory */
   adapter->n_parts++;
-  if (part->rank > adapter->most_rank) adapter->most_rank = part->rank;
+  if (part.rank > adapter->most_rank) adapter->most_rank = part.rank;
   return KG_OK;
 }
 

@@ -408,23 +408,35 @@ void kg_kv_release(kg_kv *kv, kg_page_table *table)
 /* The first page that a row at `pos` sees before itself; rows behind it see later ones. */
 static size_t first_seen(const pool *p, int32_t pos) { return (size_t)kg_first_page(p->window, pos); }
 
-int32_t kg_kv_resume_point(const kg_kv *kv, const kg_page_table *table, int32_t pos)
+/* Could page i of the table be had, whose nodes from `first` on are those that were found? */
+static bool is_there(const kg_kv *kv, const kg_page_table *table, int32_t g, size_t first, size_t i)
+{
+  if (i < first) return table->ids[g][i] != KG_NO_PAGE;
+  return kg_prefix_page(kv->prefix, table->nodes[i], g) != KG_NO_PAGE;
+}
+
+/* As kg_kv_resume_point, with pages that could be had. The table's own are all there where rows see everything. */
+static int32_t resume_point_with(const kg_kv *kv, const kg_page_table *table, size_t first, int32_t pos)
 {
   bool is_one = false;
   while (!is_one) {
     is_one = true;
     for (int32_t g = 0; g < kv->n_groups && pos; g++) {
       const pool *p = &kv->pools[g];
-      if (!p->window) continue;
+      const size_t seen = p->window ? first_seen(p, pos) : first;
       size_t i = (size_t)((pos - 1) / KG_PAGE) + 1;
-      const size_t first = first_seen(p, pos);
-      while (i > first && table->ids[g][i - 1] != KG_NO_PAGE) i--;
-      if (i <= first) continue;
+      while (i > seen && is_there(kv, table, g, first, i - 1)) i--;
+      if (i <= seen) continue;
       pos = (int32_t)(i - 1) * KG_PAGE; /* rows in front of the missing page do not see it */
       is_one = false;
     }
   }
   return pos;
+}
+
+int32_t kg_kv_resume_point(const kg_kv *kv, const kg_page_table *table, int32_t pos)
+{
+  return resume_point_with(kv, table, SIZE_MAX, pos);
 }
 
 /* Is page i seen by rows that go on from this point, or from just before it? */
@@ -635,38 +647,12 @@ static int32_t find_nodes(const kg_kv *kv, kg_page_table *table, size_t i, const
   return start + n_common;
 }
 
-/* Could page i of the table be had, whose nodes from `first` on are those that were found? */
-static bool is_there(const kg_kv *kv, const kg_page_table *table, int32_t g, size_t first, size_t i)
-{
-  if (i < first) return table->ids[g][i] != KG_NO_PAGE;
-  return kg_prefix_page(kv->prefix, table->nodes[i], g) != KG_NO_PAGE;
-}
-
 /* The last position up to `pos` behind which the cache has a state; at most `least` where there is none. */
 static int32_t state_before(const kg_kv *kv, const kg_page_table *table, int32_t least, int32_t pos)
 {
   if (!kv->has_states) return pos;
   for (pos -= pos % KG_PAGE; pos > least; pos -= KG_PAGE)
     if (kg_prefix_state(kv->prefix, table->nodes[pos / KG_PAGE - 1]) != KG_NONE) break;
-  return pos;
-}
-
-/* As kg_kv_resume_point, with pages that could be had. */
-static int32_t resume_point_with(const kg_kv *kv, const kg_page_table *table, size_t first, int32_t pos)
-{
-  bool is_one = false;
-  while (!is_one) {
-    is_one = true;
-    for (int32_t g = 0; g < kv->n_groups && pos; g++) {
-      const pool *p = &kv->pools[g];
-      size_t i = (size_t)((pos - 1) / KG_PAGE) + 1;
-      const size_t seen = first_seen(p, pos);
-      while (i > seen && is_there(kv, table, g, first, i - 1)) i--;
-      if (i <= seen) continue;
-      pos = (int32_t)(i - 1) * KG_PAGE;
-      is_one = false;
-    }
-  }
   return pos;
 }
 

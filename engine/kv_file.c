@@ -632,6 +632,16 @@ static int load_companion(const reader *r, kg_string *from, kg_sequence *sequenc
 
 /* ---- a whole file ---- */
 
+/* What was computed elsewhere must not be computed again here: nobody may take these pages away. */
+static void judge_rows(const reader *r, kg_sequence *sequence)
+{
+  char device[MAX_DEVICE];
+  name_device(sequence->model, device);
+  const bool is_other_device = memcmp(device, r->header.device, sizeof device) != 0;
+  sequence->is_private = r->header.n_cached && (r->header.is_private || is_other_device);
+  if (sequence->is_private) sequence->snapshots_free = r->header.n_cached;
+}
+
 static int read_all(reader *r, kg_sequence *sequence, const kg_kv_needs *needs, kg_bytes *state, kg_error *err)
 {
   kg_bytes companions = {0};
@@ -650,12 +660,7 @@ static int read_all(reader *r, kg_sequence *sequence, const kg_kv_needs *needs, 
   while (!status && left.size) status = load_companion(r, &left, sequence, needs->tokenizer, err);
   kg_bytes_deinit(&companions);
   if (!status) kg_sequence_set_draws(sequence, r->header.n_draws);
-  /* What was computed elsewhere must not be computed again here: nobody may take these pages away. */
-  char device[MAX_DEVICE];
-  name_device(sequence->model, device);
-  const bool is_other_device = memcmp(device, r->header.device, sizeof device) != 0;
-  sequence->is_private = r->header.n_cached && (r->header.is_private || is_other_device);
-  if (sequence->is_private) sequence->snapshots_free = r->header.n_cached;
+  judge_rows(r, sequence);
   return status;
 }
 
