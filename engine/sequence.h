@@ -111,7 +111,7 @@ int kg_sequence_release(kg_sequence *sequence, kg_error *err);
 /* Are the logits those of the last token, but its rows not in the cache, or its state not there? Nothing can be
  * computed behind it then. */
 bool kg_sequence_is_released(const kg_sequence *sequence);
-/* Give back what is there behind the last position whose keys and values are good: of the timeline, and of the draft. */
+/* Give back what is there behind the last position, of the timeline or its draft, whose keys and values are good. */
 void kg_sequence_trim(kg_sequence *sequence);
 /* So many tokens more have their keys and values in the pages, and the snapshots that came with them are there: others
  * may find them, and what no row to come needs is let go. */
