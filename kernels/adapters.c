@@ -174,7 +174,7 @@ static int need_down(kg_executable *exe, const kg_batch *batch, kg_error *err)
     if (ranks_of(&batch->spans[s]) > stride) stride = ranks_of(&batch->spans[s]);
   if (stride == all->stride) return KG_OK;
   void *down;
-  const size_t n = (size_t)KG_LINEAR_PARTS * (size_t)exe->pass_rows * (size_t)stride; /* bounded: 3 x 2^11 x 2^15 */
+  const size_t n = (size_t)KG_LINEAR_PARTS * (size_t)exe->pass_rows * (size_t)stride; /* bounded: 3 x 2^14 x 2^15 */
   const int code = kg_cuda_alloc(n * sizeof(float), "what adapters make of rows", &down, err);
   if (code) return code;
   kg_gpu_forget_graphs(exe);

@@ -17,7 +17,7 @@ typedef struct builder {
   bool *wants_float[KG_SIDES];  /* [values] is the float32 form read on this side? */
   bool *wants_half[KG_SIDES];
   bool *wants_adapting[KG_SIDES]; /* is the float32 form read by adapters? */
-  bool *has_half[KG_SIDES];
+  int32_t *half_stage[KG_SIDES]; /* the norm or half stage that makes the f16 form, or KG_NONE */
   bool *done;                   /* [ops] part of an earlier stage */
   kg_error *err;
 } builder;
@@ -91,10 +91,13 @@ static kg_gpu_stage *add_stage(builder *b, kg_stage_kind kind, kg_side side, con
   return stage;
 }
 
-/* The stage that makes this value, on this side, of this kind; or KG_NONE. */
+/* The stage that makes this value, on this side, of this kind; or KG_NONE, also where it is far back: for what is quicker
+ * with it, and right without. */
 static int32_t find_stage(const builder *b, kg_stage_kind kind, kg_side side, int32_t value)
 {
-  for (int32_t i = (int32_t)b->program->n_stages - 1; i >= 0 && i > (int32_t)b->program->n_stages - 32; i--) {
+  enum { FAR = 32 }; /* a layer has fewer, and a plan may have very many */
+  const int32_t n_stages = (int32_t)b->program->n_stages;
+  for (int32_t i = n_stages - 1; i >= 0 && i > n_stages - FAR; i--) {
     const kg_gpu_stage *stage = &b->program->stages[i];
     if (stage->kind == kind && stage->side == side && stage->out == value) return i;
   }
@@ -120,14 +123,14 @@ static int32_t find_maker(const builder *b, kg_side side, int32_t value)
 
 static int add_half(builder *b, kg_side side, int32_t value)
 {
-  if (b->has_half[side][value]) return KG_OK;
+  if (b->half_stage[side][value] != KG_NONE) return KG_OK;
   kg_gpu_stage *stage = add_stage(b, KG_STAGE_HALF, side, NULL);
   if (!stage) return KG_ERR_MEMORY;
   stage->in[0] = stage->out = value;
   stage->has_reader = b->wants_float[side][value] || b->wants_adapting[side][value];
   stage->maker = find_maker(b, side, value);
   if (stage->maker != KG_NONE) b->program->stages[stage->maker].half = (int32_t)b->program->n_stages - 1;
-  b->has_half[side][value] = true;
+  b->half_stage[side][value] = (int32_t)b->program->n_stages - 1;
   b->wants_float[side][value] = true;
   return KG_OK;
 }
@@ -176,11 +179,10 @@ static int32_t find_fusable(builder *b, kg_side side, int32_t value)
   return form;
 }
 
+/* The f16 form of this value, which somebody makes, must be there however few the rows are. */
 static void need_half(builder *b, kg_side side, int32_t value)
 {
-  const int32_t norm = find_stage(b, KG_STAGE_NORM_ROWS, side, value), half = find_stage(b, KG_STAGE_HALF, side, value);
-  if (norm != KG_NONE) b->program->stages[norm].is_needed = true;
-  if (half != KG_NONE) b->program->stages[half].is_needed = true;
+  b->program->stages[b->half_stage[side][value]].is_needed = true;
 }
 
 static bool same_rotation(const kg_rope_params *a, const kg_rope_params *b)
@@ -448,6 +450,16 @@ static int add_reader(builder *b, kg_stage_kind kind, int32_t op_index)
   return KG_OK;
 }
 
+static int add_norm(builder *b, int32_t op_index)
+{
+  const kg_op *op = op_at(b, op_index);
+  const kg_side side = side_of(b, op_index);
+  const int code = add_reader(b, KG_STAGE_NORM_ROWS, op_index);
+  if (!code && op->u.norm.groups == 1 && b->wants_half[side][op->out])
+    b->half_stage[side][op->out] = (int32_t)b->program->n_stages - 1;
+  return code;
+}
+
 static int add_op(builder *b, int32_t i)
 {
   const kg_op *op = op_at(b, i);
@@ -456,9 +468,7 @@ static int add_op(builder *b, int32_t i)
   int32_t rotation;
   switch (op->kind) {
   case KG_OP_EMBED: return add_stage(b, KG_STAGE_EMBED_ROWS, side, op) ? add_adapters(b) : KG_ERR_MEMORY;
-  case KG_OP_NORM:
-    if (op->u.norm.groups == 1) b->has_half[side][op->out] = b->wants_half[side][op->out];
-    return add_reader(b, KG_STAGE_NORM_ROWS, i);
+  case KG_OP_NORM: return add_norm(b, i);
   case KG_OP_SLICE: return is_folded(b, i) ? KG_OK : add_reader(b, KG_STAGE_COLUMNS, i);
   case KG_OP_CONCAT: return add_reader(b, KG_STAGE_COLUMNS, i);
   case KG_OP_LINEAR: return add_linear(b, i);
@@ -586,8 +596,9 @@ static void touch_stage(layout *l, int32_t i)
     return;
   }
   if (stage->kind == KG_STAGE_NORM_ROWS) {
-    if (b->has_half[side][stage->out]) touch_value(l, side, true, stage->out, i);
-    if (b->wants_float[side][stage->out] || b->wants_adapting[side][stage->out] || !b->has_half[side][stage->out])
+    const bool has_half = b->half_stage[side][stage->out] == i;
+    if (has_half) touch_value(l, side, true, stage->out, i);
+    if (b->wants_float[side][stage->out] || b->wants_adapting[side][stage->out] || !has_half)
       touch_value(l, side, false, stage->out, i);
     return;
   }
@@ -685,7 +696,7 @@ static int lay_out(builder *b)
     kg_gpu_stage *stage = &b->program->stages[i];
     touch_stage(&l, (int32_t)i);
     if (stage->kind == KG_STAGE_NORM_ROWS)
-      stage->has_reader = b->wants_float[stage->side][stage->out] || !b->has_half[stage->side][stage->out];
+      stage->has_reader = b->wants_float[stage->side][stage->out] || b->half_stage[stage->side][stage->out] == KG_NONE;
   }
   const int code = place_all(&l);
   kg_free(l.live);
@@ -710,19 +721,25 @@ int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_pr
   const bool wants_many = is_whole && kg_plan_vocab_size(exe->plan) <= KG_NARROW_HEAD;
   out->max_rows[KG_ALL_ROWS] = traced && !is_whole ? few_rows(exe) : exe->pass_rows;
   out->max_rows[KG_WANTED_ROWS] = wants_many ? exe->pass_rows : few_rows(exe);
-  bool *flags = kg_alloc_array(8 * n + (size_t)b.n_ops, sizeof *flags);
-  b.n_uses = kg_alloc_array(n, sizeof *b.n_uses);
+  const size_t n_flags = 6 * n + (size_t)b.n_ops;
+  bool *flags = kg_alloc_array(n_flags, sizeof *flags);
+  b.n_uses = kg_alloc_array(3 * n, sizeof *b.n_uses);
   for (int side = 0; side < KG_SIDES; side++) out->places[side] = kg_alloc_array(n, sizeof *out->places[side]);
-  int code = flags && b.n_uses && out->places[0] && out->places[1] ? KG_OK : kg_fail_memory(err, 7 * n, "the program");
+  int code = KG_OK;
+  if (!flags || !b.n_uses || !out->places[0] || !out->places[1])
+    code = kg_fail_memory(err, n_flags + 3 * n * sizeof *b.n_uses, "the program");
   if (!code) {
     for (int side = 0; side < KG_SIDES; side++) {
       b.wants_float[side] = flags + (size_t)side * n;
       b.wants_half[side] = flags + (size_t)(2 + side) * n;
-      b.has_half[side] = flags + (size_t)(4 + side) * n;
-      b.wants_adapting[side] = flags + (size_t)(6 + side) * n;
-      for (size_t v = 0; v < n; v++) out->places[side][v] = (kg_value_place){SIZE_MAX, SIZE_MAX, SIZE_MAX, 0, false};
+      b.wants_adapting[side] = flags + (size_t)(4 + side) * n;
+      b.half_stage[side] = b.n_uses + (size_t)(1 + side) * n;
+      for (size_t v = 0; v < n; v++) {
+        b.half_stage[side][v] = KG_NONE;
+        out->places[side][v] = (kg_value_place){SIZE_MAX, SIZE_MAX, SIZE_MAX, 0, false};
+      }
     }
-    b.done = flags + 8 * n;
+    b.done = flags + 6 * n;
     find_uses(&b);
     code = add_stages(&b);
     if (!code && !traced) compare_products(&b);

@@ -58,6 +58,33 @@ describe("the cuda backend", function()
       { "llama256_q4_0", "llama256_q8_0", "llama256_q4_k_m", "haiku", "qwen3", "phi3", "gpt2", "gemma2",
       "gemma3", "gptoss", "gptoss_mxfp4" })
 
+    it("multiplies, alone or with others, what was made long before", function()
+      local bytes, list = support.read(support.fixture "quants/F16.blocks.bin"), { { name = "n", shape = { 32 } } }
+      for i, name in ipairs { "embd", "near", "far" } do
+        list[#list + 1] = { name = name, shape = { 32, 32 }, type = 1, bytes = bytes:sub(2048 * i - 2047, 2048 * i) }
+      end
+      local file = build.random({ ["general.architecture"] = "none" }, list)
+      local function open(options)
+        local gguf <close> = assert(core.parse_gguf(file, "spec"))
+        local plan <close> = assert(core.plan(gguf))
+        local function weight(name) return assert(plan:weight(name)) end
+        local h = plan:norm("h", plan:embed("x", weight "embd"), weight "n", nil, { epsilon = 1e-5 })
+        local near = plan:linear("near", h, weight "near")
+        for i = 1, 40 do near = plan:act("act" .. i, near, "relu") end
+        assert(plan:finish(plan:add("sum", near, plan:linear("far", h, weight "far")), 64))
+        return assert(core.model(plan, options))
+      end
+      local ids = {}
+      for i = 1, 20 do ids[i] = i end
+      local reference <close> = open { device = "reference" }
+      local model <close> = open { device = "cuda" }
+      local single <close> = open { device = "cuda", chunk = 1 }
+      local wanted, got, alone = assert(reference:logits(ids)), assert(model:logits(ids)), assert(single:logits(ids))
+      local max, relative = model_fixtures.difference(got:bytes(), wanted:bytes())
+      assert.is_true(relative < 1e-3, ("%g, relative %g"):format(max, relative))
+      assert.is_true(got:bytes() == alone:bytes())
+    end)
+
     describe("computes with", function()
       local COLS, ROWS = 512, 16
       local numbers = { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11,
