@@ -5,8 +5,7 @@
  * - Timeline, logits, random numbers and errors are those of kg_step and kg_chain_pick, token by token.
  * - A token counts as evaluated, and its pass as a step, when the draw behind it is taken. Rows that nobody took are
  *   counted apart (kg_model_stats.n_tokens_dropped).
- * - Looking at the logits of a token in the middle computes that token again, and what comes after
- * it. */
+ * - Looking at the logits of a token in the middle computes that token again, and what comes after it. */
 #ifndef KG_AHEAD_H
 #define KG_AHEAD_H
 
