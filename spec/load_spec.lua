@@ -75,9 +75,9 @@ describe("kigo.load", function()
   it("names the nearest architecture when it meets an unknown one", function()
     local whole = support.read(support.fixture "models/stories260K.gguf")
     local at = assert(whole:find("llama", 1, true)) -- the value of general.architecture comes first
-    local code, message = refused_bytes(whole:sub(1, at - 1) .. "lamma" .. whole:sub(at + 5))
+    local code, message = refused_bytes(whole:sub(1, at - 1) .. "llana" .. whole:sub(at + 5))
     assert.equal(kigo.err.UNSUPPORTED, code)
-    assert.truthy(message:find("lamma", 1, true))
+    assert.truthy(message:find("llana", 1, true))
     assert.truthy(message:find("(llama is nearest)", 1, true))
   end)
 
