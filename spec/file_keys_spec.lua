@@ -154,7 +154,9 @@ describe("keys of model files", function()
     for i = 1, 4 do assert.near(i % 2 == 1 and 0.1 or 0, of_q[i], 1e-6) end -- q and k by turns
     assert.equal(10, lengths[1]) -- the original context
     assert.equal(7, select(2, growth("ministral3", { [length] = { "u32", 7 } }))[1])
-    assert.same({ 0, 0, 0, 0 }, (growth("ministral3", { [scale] = false })))
+    local none, same = growth("ministral3", { [scale] = false, [length] = { "u32", 7 } })
+    assert.same({ 0, 0, 0, 0 }, none)
+    assert.same({ 1, 1, 1, 1 }, same) -- q and k turn alike: one table of angles
     assert.equal(4, #growth "deepseek2_v3")
     local changes = { [scale] = { "f32", 0.5 }, [length] = { "u32", 7 } }
     assert.same({ 0.5, 0, 0, 0.5, 0, 0 }, (growth("deepseek2_v3", changes)))

@@ -39,11 +39,12 @@ layers.temperature_rows = {
     default = function(hp) return hp.rope_original end, default_text = "rope.scaling.original_context_length" },
 }
 
----A rotation that makes them grow.
+---A rotation that makes them grow; the same one where the file says that they do not.
 ---@param hp kigo.Hyperparameters
 ---@param params kigo.RopeParameters
 ---@return kigo.RopeParameters
 function layers.growing(hp, params)
+  if hp.temperature_scale == 0 then return params end
   return layers.with(params, { growth = hp.temperature_scale, growth_length = hp.temperature_length })
 end
 
