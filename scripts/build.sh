@@ -62,7 +62,7 @@ build() { # build FOLDER [CMAKE OPTION...]
   quiet "the build in $folder" cmake --build "$folder" -j "$jobs"
 }
 
-[ -x build/kigo ] || echo "Building kigo (the first time takes about a minute) ..." >&2
+[ -x build/kigo ] || echo "Building kigo (the first time takes about a minute on two cores; with nvcc, about three) ..." >&2
 build build
 if [ -n "${KIGO_BUILD_SANITIZED-}" ]; then
   [ -x build-sanitized/kigo ] || echo "Building kigo with AddressSanitizer and UndefinedBehaviorSanitizer ..." >&2
