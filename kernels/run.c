@@ -710,9 +710,10 @@ static int run_graph(pass *p, kg_error *err)
     g->seen = true;
     return enqueue(p, err);
   }
-  const int code = g->handle ? KG_OK : capture(p, &g->handle, err);
-  if (code == KG_ERR_MEMORY) return enqueue(p, err);
-  return code ? code : kg_cuda_check(cudaGraphLaunch(g->handle, p->exe->stream->handle), "launching a graph", err);
+  int code = g->handle ? KG_OK : capture(p, &g->handle, err);
+  /* The first launch brings it to the device. */
+  if (!code) code = kg_cuda_check(cudaGraphLaunch(g->handle, p->exe->stream->handle), "launching a graph", err);
+  return code == KG_ERR_MEMORY ? enqueue(p, err) : code;
 }
 
 /* ---- rows to the device ---- */
