@@ -482,7 +482,7 @@ static int cuda_write(kg_buffer *b, int64_t at, int64_t n, const float *in, kg_e
 typedef struct temporary {
   const kg_stream *stream;
   void *data;   /* a copy, or NULL */
-  bool is_lent; /* it belongs to another stream, where it may be written over or given back when the operation returns */
+  bool is_lent; /* it is another stream's, where it may be written over or given back when the operation returns */
 } temporary;
 
 static int take(temporary *t, kg_stream *stream, size_t n_bytes, kg_error *err)

@@ -91,8 +91,8 @@ static kg_gpu_stage *add_stage(builder *b, kg_stage_kind kind, kg_side side, con
   return stage;
 }
 
-/* The stage that makes this value, on this side, of this kind; or KG_NONE, also where it is far back: for what is quicker
- * with it, and right without. */
+/* The stage that makes this value, on this side, of this kind; or KG_NONE, also where it is far back: for what is
+ * quicker with it, and right without. */
 static int32_t find_stage(const builder *b, kg_stage_kind kind, kg_side side, int32_t value)
 {
   enum { FAR = 32 }; /* a layer has fewer, and a plan may have very many */
