@@ -2,14 +2,14 @@
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
-local function multiplier(key, name, default)
-  return { key = key, name = name, type = "number", min = 1e-6, max = 1e6, default = default }
+local function multiplier(key)
+  return { key = key, name = key, type = "number", min = 1e-6, max = 1e6, default = 1 }
 end
 
 local ROWS = layers.rows(layers.expert_rows(1, true), {
-  multiplier("embedding_scale", "embedding_scale", 1),
-  multiplier("residual_scale", "residual_scale", 1),
-  multiplier("logit_scale", "logit_scale", 1),
+  multiplier "embedding_scale",
+  multiplier "residual_scale",
+  multiplier "logit_scale",
   -- elsewhere this says something about the training; here, whether there is any rotation
   { key = "rope.scaling.finetuned", name = "is_turned", type = "boolean", default = true },
 })

@@ -3,10 +3,12 @@
 local arch = require "kigo.arch"
 local layers = require "kigo.layers"
 
+local REQUIRED = { embedding_scale = true, residual_scale = true, logit_scale = true }
+
 local rows = {}
 for i, row in ipairs(require "kigo.arch.granite".rows) do
   rows[i] = layers.with(row, {})
-  if row.name:find "_scale$" and row.name ~= "experts_scale" then rows[i].default = nil end
+  if REQUIRED[row.key] then rows[i].default = nil end
 end
 
 return arch.like("minicpm", "granite", { rows = rows })
