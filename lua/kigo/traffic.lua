@@ -71,12 +71,13 @@ function traffic.flops(gguf)
   return math.floor(layers), math.floor(head)
 end
 
----Positions that a token of a group's layers sees, of so many up to its own.
+-- Positions that a token of a group's layers sees, of so many up to its own.
 local function seen(group, positions)
   return group.window > 0 and math.min(group.window, positions) or positions
 end
 
----The same of the attention of one token that sees so many positions, in layers with a window as many as that is wide.
+---Multiplications and additions of the attention of one token that sees so many positions; in layers with a window at
+---most as many as that is wide.
 ---@param stats kigo.ModelStats
 ---@param positions integer
 ---@return integer
@@ -86,7 +87,7 @@ function traffic.attention_flops(stats, positions)
   return flops
 end
 
----The same of all tokens of a prompt together, each of which sees itself and those before it.
+---Those of all tokens of a prompt together, each of which sees itself and the ones before it.
 ---@param stats kigo.ModelStats
 ---@param tokens integer
 ---@return integer
