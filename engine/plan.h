@@ -8,6 +8,8 @@
 #ifndef KG_PLAN_H
 #define KG_PLAN_H
 
+#include <string.h>
+
 #include "gguf.h"
 
 typedef struct kg_plan kg_plan;
@@ -115,6 +117,13 @@ typedef struct kg_rope_params {
 
 /* What cos and sin are multiplied by at this position. */
 double kg_rope_magnitude(const kg_rope_params *params, int32_t position);
+/* Do both turn by the same angles and magnitudes at every position? Which channels turn together may differ. */
+static inline bool kg_rope_angles_are_equal(const kg_rope_params *a, const kg_rope_params *b)
+{
+  return a->n_dims == b->n_dims && a->magnitude == b->magnitude && a->growth == b->growth &&
+         a->growth_length == b->growth_length &&
+         !memcmp(a->inverse_freqs, b->inverse_freqs, (size_t)(a->n_dims / 2) * sizeof *a->inverse_freqs);
+}
 
 typedef struct kg_attention_params {
   int32_t layer;               /* cache layer, 0-based, one per attention op; set by kg_plan_attention */

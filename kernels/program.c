@@ -185,19 +185,12 @@ static void need_half(builder *b, kg_side side, int32_t value)
   b->program->stages[b->half_stage[side][value]].is_needed = true;
 }
 
-static bool same_rotation(const kg_rope_params *a, const kg_rope_params *b)
-{
-  return a->n_dims == b->n_dims && a->magnitude == b->magnitude && a->growth == b->growth &&
-         a->growth_length == b->growth_length &&
-         !memcmp(a->inverse_freqs, b->inverse_freqs, (size_t)(a->n_dims / 2) * sizeof *a->inverse_freqs);
-}
-
 /* The table of these angles, made before its first use on this side; KG_NONE where memory is out. */
 static int32_t find_rotation(builder *b, kg_side side, const kg_rope_params *params)
 {
   kg_program *p = b->program;
   for (size_t i = 0; i < p->n_rotations; i++)
-    if (p->rotations[i].side == side && same_rotation(p->rotations[i].params, params)) return (int32_t)i;
+    if (p->rotations[i].side == side && kg_rope_angles_are_equal(p->rotations[i].params, params)) return (int32_t)i;
   if (!kg_grow((void **)&p->rotations, &p->rotations_capacity, p->n_rotations + 1, sizeof *p->rotations)) {
     kg_fail_memory(b->err, (p->n_rotations + 1) * sizeof *p->rotations, "the program");
     return KG_NONE;

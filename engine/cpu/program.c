@@ -259,18 +259,14 @@ static int add_mixture(builder *b, const kg_op *op)
   return KG_OK;
 }
 
-static bool rotations_are_equal(const kg_rope_params *a, const kg_rope_params *b)
-{
-  return a->style == b->style && a->n_dims == b->n_dims && a->magnitude == b->magnitude && a->growth == b->growth &&
-         a->growth_length == b->growth_length &&
-         !memcmp(a->inverse_freqs, b->inverse_freqs, (size_t)(a->n_dims / 2) * sizeof *a->inverse_freqs);
-}
-
+/* Cosines and sines stand in the order of the channels, hence by style. */
 static int find_rotation(builder *b, const kg_rope_params *rope, int32_t *out)
 {
   kg_program *p = b->program;
-  for (*out = 0; *out < (int32_t)p->n_rotations; ++*out)
-    if (rotations_are_equal(p->rotations[*out], rope)) return KG_OK;
+  for (*out = 0; *out < (int32_t)p->n_rotations; ++*out) {
+    const kg_rope_params *other = p->rotations[*out];
+    if (other->style == rope->style && kg_rope_angles_are_equal(other, rope)) return KG_OK;
+  }
   if (!kg_grow((void **)&p->rotations, &p->rotations_room, p->n_rotations + 1, sizeof *p->rotations))
     return no_memory(b);
   p->rotations[p->n_rotations++] = rope;
