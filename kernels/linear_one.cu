@@ -120,11 +120,11 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
 }
 
 /* Shared memory of a block of linear_tile that has n blocks of columns. */
-template <int T, int D> static size_t tile_bytes(int n, int n_runs)
+template <int T, int D, bool NORM> static size_t tile_bytes(int n)
 {
   const int n_scales = (n + sizes<T>::s_blocks - 1) / sizes<T>::s_blocks + (sizes<T>::s_blocks > 1);
   const size_t unpacked = unpacks_scales<T> ? (size_t)n * 64 : 0;
-  return (size_t)n * 64 + D * ((size_t)n_runs * 64 + (size_t)n * (sizes<T>::q + sizes<T>::h) +
+  return (size_t)n * 64 + D * ((size_t)most_runs<D, NORM> * 64 + (size_t)n * (sizes<T>::q + sizes<T>::h) +
                                (size_t)n_scales * sizes<T>::s + unpacked);
 }
 
@@ -146,11 +146,13 @@ static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_err
     if (i < 1 || D == 1) n_tiles += p.m.n_tiles;
   }
   const int n_blocks = n_tiles << bits, n_warps = (n_runs + bits) >> bits, n_mine = min(m->n_blocks, n_warps * run);
-  const int shared = (int)max(tile_bytes<T, D>(n_mine, n_runs), tile_bytes<U, D>(n_mine, n_runs));
+  const int shared = (int)max(tile_bytes<T, D, NORM>(n_mine), tile_bytes<U, D, NORM>(n_mine));
   *done = s->overlaps && !a->out_rows && n_tiles <= 4 * s->n_sms && shared <= min(100 << 10, s->shared_max - 1024) &&
           !(bits && (NORM || D == 2)) && run <= (NORM ? 4 : 12);
   if (!*done) return KG_OK;
-  const auto kernel = linear_tile<T, U, D, NORM>;
+  auto kernel = linear_tile<T, U, D, NORM, 0>;
+  if constexpr (is_common(T) && D == 1 && !NORM)
+    if (run > KG_CHUNK) kernel = linear_tile<T, U, D, NORM, 2 * KG_CHUNK>;
   const int code = kg_cuda_check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "linear_tile", err);
   return code ? code

@@ -27,7 +27,11 @@ struct tile_args {
 /* Here, and not where it is used. */
 static __device__ __forceinline__ void read_now(int32_t &x) { asm volatile("" : "+r"(x)); }
 static __device__ __forceinline__ void read_now(float &x) { asm volatile("" : "+f"(x)); }
-template <typename X> static __device__ __forceinline__ void read_now(X *&x) { asm volatile("" : "+l"(x)); }
+template <typename X> static __device__ __forceinline__ void read_now(X *&x)
+{
+  asm volatile("" : "+l"(x));
+  __builtin_assume(__isGlobal(x)); /* loads that may be of any memory take longer */
+}
 
 /* Are scales unpacked before the codes are? Of heads, where two numbers say it. */
 template <int T>
@@ -75,6 +79,19 @@ static __device__ __forceinline__ void send_first(float *to, float x, uint64_t *
 #endif
 }
 
+/* These weights are unpacked before what follows: the compiler cannot put it off, since a word of memory that somebody
+ * might look at depends on all of them. */
+template <int N> static __device__ __forceinline__ void settle_here(const uint32_t (&codes)[N][8], uint32_t *word)
+{
+  uint32_t all = 0;
+#pragma unroll
+  for (int i = 0; i < N; i++)
+#pragma unroll
+    for (int k = 0; k < 8; k++) all ^= codes[i][k];
+  asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"(shared_address(word)), "r"(all) : "memory");
+  __syncwarp(); /* other lanes write there next */
+}
+
 static __device__ __forceinline__ void cluster_arrive()
 {
 #if __CUDA_ARCH__ >= 900
@@ -89,19 +106,24 @@ static __device__ __forceinline__ void cluster_wait()
 #endif
 }
 
+/* Runs of a product at most, each with a warp: where x is normed or gates are computed, of one block; else of two. */
+template <int D, bool NORM> static constexpr int most_runs = NORM || D == 2 ? 8 : 16;
+
 /* Tile `tile` of part d0, of type T; see linear_tile. */
-template <int T, int D, bool NORM>
+template <int T, int D, bool NORM, int AHEAD>
 static __device__ __forceinline__ void multiply_tile(const tile_args &a, int tile, int d0)
 {
   extern __shared__ __align__(128) unsigned char tile_memory[];
   __shared__ uint64_t ready, counter;
-  __shared__ float squares[8];
+  __shared__ __align__(16) float squares[8];
   /* Blocks of the next kernel take room and time from those that this one waits for: worth it for many weights alone. */
   const bool next_is_large = a.next_is_large;
   if (next_is_large) let_next_start();
   constexpr int SB = sizes<T>::s_blocks, BLOCKS = SEGMENT / KG_BLOCK_COLS, SEGMENTS = NORM ? 1 : 3;
+  constexpr int RUNS = most_runs<D, NORM>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
-  int n_blocks = a.n_blocks, run = a.run, n_runs = a.n_runs, cluster_bits = a.cluster_bits;
+  int n_blocks = a.n_blocks, run = a.run, n_runs = a.n_runs;
+  const int cluster_bits = RUNS == 8 ? 0 : a.cluster_bits;
   const int rank = blockIdx.x & ((1 << cluster_bits) - 1), my_run = rank * n_warps + warp, first = my_run * run;
   const int b0 = rank * n_warps * run, b1 = min(n_blocks, b0 + n_warps * run), n_mine = min(run, n_blocks - first);
   const int s0 = b0 / SB, s1 = (b1 + SB - 1) / SB;
@@ -109,7 +131,7 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   const uint32_t s_bytes = (s1 - s0) * sizes<T>::s;
   const uint32_t each = q_bytes + h_bytes + s_bytes;
   float *sums = (float *)tile_memory;
-  unsigned char *weights_at = tile_memory + n_runs * D * 64, *x_at = weights_at + D * each;
+  unsigned char *weights_at = tile_memory + RUNS * D * 64, *x_at = weights_at + D * each;
   uint2 *scales_at = (uint2 *)(x_at + (b1 - b0) * 64); /* of heads, unpacked: [D][blocks][8] */
   if (threadIdx.x == 0) {
     barrier_init(&ready, 1);
@@ -129,6 +151,9 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
     if (cluster_bits && !rank) barrier_expect(&counter, (n_runs - n_warps) * D * 64);
   }
   if (cluster_bits) cluster_arrive();
+  if (!rank) /* -0 changes no number that it is added to */
+    for (int i = n_runs * D * 16 + threadIdx.x; i < RUNS * D * 16; i += blockDim.x) sums[i] = -0.0f;
+  if (threadIdx.x < 8) squares[threadIdx.x] = 0;
   float *out = a.part[d0].out, *out_max = a.out_max;
   const int row = tile * 16 + threadIdx.x;
   const bool stores = threadIdx.x < 16 && !rank && row < a.part[d0].rows;
@@ -157,6 +182,26 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
       }
     __syncwarp();
   }
+  auto unpack = [&](int b, int d, uint32_t codes[8]) {
+    const unsigned char *from = weights_at + d * each;
+    raw_tile raw;
+    tile_scales scales;
+    load_tile<T>(from + (b - b0) * sizes<T>::q, from + q_bytes + (b - b0) * sizes<T>::h, lane, raw);
+    if (unpacks_scales<T>)
+      scales = unpacked_scales<T>(scales_at + (d * (b1 - b0) + b - b0) * 8, lane / 4);
+    else
+      load_scales<T>(from + q_bytes + h_bytes + (b / SB - s0) * sizes<T>::s, b, lane / 4, scales);
+    decode_tile<T>(raw, scales, codes);
+  };
+  const uint4 *x = (const uint4 *)(x_at - b0 * 64) + lane % 4; /* every column of the N operand is this row */
+  uint32_t ahead[AHEAD ? AHEAD : 1][8];
+  const bool is_ahead = AHEAD && n_mine >= AHEAD;
+  if (AHEAD && !unpacks_scales<T>) barrier_wait(&ready, 0);
+  if (is_ahead) {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) unpack(first + i, 0, ahead[i]);
+    settle_here(ahead, (uint32_t *)(x_at + (first - b0) * 64) + lane); /* where its x comes to stand */
+  }
   await_previous();
   if (!next_is_large) let_next_start();
 
@@ -178,29 +223,30 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   }
   float square = NORM ? fmaf(v[0].w, v[0].w, fmaf(v[0].z, v[0].z, fmaf(v[0].y, v[0].y, v[0].x * v[0].x))) : 0;
   __syncwarp();
-  if (!unpacks_scales<T>) barrier_wait(&ready, 0);
+  if (!unpacks_scales<T> && !AHEAD) barrier_wait(&ready, 0);
 
-  const uint4 *x = (const uint4 *)(x_at - b0 * 64) + lane % 4; /* every column of the N operand is this row */
   float acc[D][4] = {};
   auto multiply = [&](int b) {
     const uint4 values = x[b * 4];
 #pragma unroll
     for (int d = 0; d < D; d++) {
-      const unsigned char *from = weights_at + d * each;
-      raw_tile raw;
-      tile_scales scales;
       uint32_t codes[8];
-      load_tile<T>(from + (b - b0) * sizes<T>::q, from + q_bytes + (b - b0) * sizes<T>::h, lane, raw);
-      if (unpacks_scales<T>)
-        scales = unpacked_scales<T>(scales_at + (d * (b1 - b0) + b - b0) * 8, lane / 4);
-      else
-        load_scales<T>(from + q_bytes + h_bytes + (b / SB - s0) * sizes<T>::s, b, lane / 4, scales);
-      decode_tile<T>(raw, scales, codes);
+      unpack(b, d, codes);
       add_block<T>(acc[d], codes, values);
     }
   };
+  if (is_ahead) {
+    uint4 values[KG_CHUNK]; /* loaded together */
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+      if (i % KG_CHUNK == 0)
+#pragma unroll
+        for (int k = 0; k < KG_CHUNK; k++) values[k] = x[(first + i + k) * 4];
+      add_block<T>(acc[0], ahead[i], values[i % KG_CHUNK]);
+    }
+  }
 #pragma unroll 1
-  for (int block = first; block < first + n_mine; block += KG_CHUNK) {
+  for (int block = first + (is_ahead ? AHEAD : 0); block < first + n_mine; block += KG_CHUNK) {
     if (block + KG_CHUNK <= first + n_mine) /* without branches: a block is unpacked while another is multiplied */
 #pragma unroll
       for (int i = 0; i < KG_CHUNK; i++) {
@@ -235,22 +281,30 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   if (NORM) {
     float total = 0;
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      if (i < n_runs) total += squares[i];
+    for (int i = 0; i < 8; i++) total += squares[i];
     scale *= norm_factor(total, cols, epsilon);
   }
+  constexpr int TOGETHER = 8 / D; /* sums that are loaded together */
 #pragma unroll
-  for (int d = 0; d < D; d++) value[d] = sums[d * 16 + threadIdx.x];
-#pragma unroll 4
-  for (int i = 1; i < n_runs; i++)
+  for (int i0 = 0; i0 < RUNS; i0 += TOGETHER) {
+    float parts[TOGETHER][D];
 #pragma unroll
-    for (int d = 0; d < D; d++) value[d] += sums[(i * D + d) * 16 + threadIdx.x];
+    for (int i = 0; i < TOGETHER; i++)
+#pragma unroll
+      for (int d = 0; d < D; d++) parts[i][d] = sums[((i0 + i) * D + d) * 16 + threadIdx.x];
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++)
+#pragma unroll
+      for (int d = 0; d < D; d++) value[d] = i0 + i ? value[d] + parts[i][d] : parts[i][d];
+  }
 #pragma unroll
   for (int d = 0; d < D; d++) value[d] *= scale;
   if (has_bias) value[0] += bias;
   if (D == 2) {
     if (has_up_bias) value[D - 1] += up_bias;
-    value[0] = gated(act, limit, alpha, value[0], value[D - 1]);
+    value[0] = __builtin_expect(act == KG_CUDA_SILU, 1) /* the code of the others stands out of its way */
+                   ? activate(KG_CUDA_SILU, value[0]) * value[D - 1]
+                   : gated(act, limit, alpha, value[0], value[D - 1]);
   }
   if (residual) value[0] += added;
   if (stores) out[row] = value[0];
@@ -260,18 +314,20 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   }
 }
 
-/* linear_tile: D matrices at once (2: gated), x after a norm or without; parts are of type T, or of U.
+/* linear_tile: D matrices at once (2: gated), x after a norm or without; parts are of type T, or of U. The first AHEAD
+ * blocks of a warp's run are unpacked to registers before the wait, if it has as many.
  * grid: tiles of all parts, each by a cluster of blocks that share its columns; block: a warp per run; 16 threads of a
- * cluster's first block store. Shared: sums ([runs][D][16]), weights, x ([blocks][4]), unpacked scales.
+ * cluster's first block store. Shared: sums ([most runs][D][16]), weights, x ([blocks][4]), unpacked scales.
  * moves each weight once; twin: linear_rows, equal to the bit. */
-template <int T, int U, int D, bool NORM>
-static __global__ void __launch_bounds__(256, 4) linear_tile(const __grid_constant__ tile_args a)
+template <int T, int U, int D, bool NORM, int AHEAD>
+static __global__ void __maxnreg__((AHEAD ? 96 : 64)) linear_tile(const __grid_constant__ tile_args a)
 {
-  int tile = blockIdx.x >> a.cluster_bits, d0 = 0;
+  static_assert(AHEAD % KG_CHUNK == 0 && (!AHEAD || (D == 1 && !NORM)), "of long runs");
+  int tile = most_runs<D, NORM> == 8 ? blockIdx.x : blockIdx.x >> a.cluster_bits, d0 = 0;
   if (D == 1)
     while (tile >= a.part[d0].n_tiles) tile -= a.part[d0++].n_tiles;
   if (T != U && a.part[d0].is_other)
-    multiply_tile<U, D, NORM>(a, tile, d0);
+    multiply_tile<U, D, NORM, AHEAD>(a, tile, d0);
   else
-    multiply_tile<T, D, NORM>(a, tile, d0);
+    multiply_tile<T, D, NORM, AHEAD>(a, tile, d0);
 }
