@@ -24,6 +24,7 @@ template <int T> struct traits {
   static constexpr bool has_min = T == KG_Q4_1 || T == KG_Q5_1 || T == KG_Q4_K || T == KG_Q5_K || T == KG_Q2_K;
   static constexpr bool has_16 = T == KG_Q6_K || T == KG_Q3_K || T == KG_Q2_K; /* scales per 16 columns */
   static constexpr bool is_float = T == KG_F16 || T == KG_BF16;
+  static constexpr bool has_fields = q_bits == 4 && h_bits == 1; /* of 5 bits each, across both planes (format.h) */
 };
 
 /* Levels of a nibble, biased by 128, as four words of bytes. */
@@ -53,11 +54,51 @@ static __device__ __forceinline__ uint32_t look_up(const uint32_t table[4], uint
 static __device__ __forceinline__ uint32_t as_word(__half2 x) { return *(const uint32_t *)&x; }
 static __device__ __forceinline__ __half2 as_half2(uint32_t x) { return *(const __half2 *)&x; }
 
-/* Two small whole numbers in the low bits of both halves, minus bias: 1024 + n has n in its last bits. */
-static __device__ __forceinline__ uint32_t small_to_half2(uint32_t pair, int bias)
+/* (a & mask) | b in one instruction, which the compiler makes two of for two constants. */
+static __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t mask, uint32_t b)
 {
-  const uint32_t offset = 0x64006400 + (uint32_t)bias * 0x00010001;
-  return as_word(__hsub2(as_half2(pair | 0x64006400), as_half2(offset)));
+#ifdef __CUDA_ARCH__
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(a), "r"(mask), "r"(b));
+  return out;
+#else
+  return (a & mask) | b;
+#endif
+}
+
+static constexpr uint32_t whole = 0x64006400; /* 1024 in both halves: 1024 + n has n in its last bits */
+
+/* Two whole numbers n of which `pair` has 1024 + n 2^shift, minus bias. A number that stands higher is divided, which
+ * is exact and costs less than a shift. */
+static __device__ __forceinline__ uint32_t whole_to_half2(uint32_t pair, int shift, int bias)
+{
+  const float unit = 1.0f / (float)(1 << shift);
+  if (!shift) return as_word(__hsub2(as_half2(pair), __float2half2_rn((float)(1024 + bias))));
+  return as_word(__hfma2(as_half2(pair), __float2half2_rn(unit), __float2half2_rn(-1024 * unit - (float)bias)));
+}
+
+/* The numbers where `mask` is. */
+static __device__ __forceinline__ uint32_t small_to_half2(uint32_t word, uint32_t mask, int shift, int bias)
+{
+  return whole_to_half2(and_or(word, mask, whole), shift, bias);
+}
+
+/* Eight fields of 5 bits in each half of two words and a byte (format.h). */
+template <int T>
+static __device__ __forceinline__ void decode_fields(uint32_t w0, uint32_t w1, uint32_t h, uint32_t a[8])
+{
+  constexpr int bias = traits<T>::bias;
+  constexpr uint32_t both = 0x00010001;
+  const uint32_t u0 = w0 >> 7, u1 = w1 >> 6;
+  h = __byte_perm(h, 0, 0x4140); /* a byte of each half */
+  a[0] = small_to_half2(w0, 0x1f * both, 0, bias);
+  a[2] = small_to_half2(w0, 0x3e0 * both, 5, bias);
+  a[4] = small_to_half2(u0, 0x1f0 * both, 4, bias);
+  a[6] = small_to_half2(w1, 0x1f * both, 0, bias);
+  a[1] = small_to_half2(w1, 0x3e0 * both, 5, bias);
+  a[3] = small_to_half2(u1, 0x3e0 * both, 5, bias);
+  a[5] = small_to_half2(h, 0x1f * both, 0, bias);
+  a[7] = whole_to_half2(and_or(u1, 0x10 * both, and_or(u0, 8 * both, and_or(h, 0xe0 * both, whole))), 3, bias);
 }
 
 /* Bytes of a tile's block in each plane (format.h), and of its scales: per block of 32, or per block of 256 the heads.
@@ -150,9 +191,29 @@ template <int T> static __device__ __forceinline__ void decode_codes(const raw_t
 #pragma unroll
       for (int p = 0; p < 4; p++) {
         const uint32_t pair = __byte_perm(even >> 8 * p & 255, odd >> 8 * p & 255, 0x5410);
-        a[4 * (p / 2) + 2 * (p % 2) + row] = small_to_half2(pair, t::bias);
+        a[4 * (p / 2) + 2 * (p % 2) + row] = small_to_half2(pair, 0x00ff00ff, 0, t::bias);
       }
     }
+    return;
+  }
+  if (t::has_fields) {
+    decode_fields<T>(raw.q[0].x, raw.q[0].y, raw.h, a);
+    return;
+  }
+  if (t::q_bits == 4) { /* pairs 1 and 3 stay where they are: half of the shifts do */
+#pragma unroll
+    for (int row = 0; row < 2; row++)
+#pragma unroll
+      for (int p = 0; p < 4; p++) {
+        const uint32_t word = (row ? raw.q[0].y : raw.q[0].x) >> p / 2 * 8;
+        const int at = 2 * (4 * row + p), shift = p % 2 * 4; /* of its two high bits, and of its low ones */
+        uint32_t pair = and_or(word, 0x000f000f << shift, whole);
+        if (t::h_bits == 2) {
+          const int by = shift + 4 - at;
+          pair = and_or(by < 0 ? raw.h >> -by : raw.h << by, 0x00030003 << (shift + 4), pair);
+        }
+        a[4 * (p / 2) + 2 * (p % 2) + row] = whole_to_half2(pair, shift, t::bias);
+      }
     return;
   }
   uint32_t h = raw.h;
@@ -162,14 +223,9 @@ template <int T> static __device__ __forceinline__ void decode_codes(const raw_t
 #pragma unroll
     for (int p = 0; p < 4; p++) {
       const int at = 4 * row + p;
-      uint32_t pair;
-      if (t::q_bits == 4)
-        pair = (row ? raw.q[0].y : raw.q[0].x) >> 4 * p & 0x000f000f;
-      else
-        pair = raw.q[0].x >> 2 * at & 0x00030003;
-      if (t::h_bits == 1) pair |= h >> at & (0x00010001u << t::h_shift);
-      if (t::h_bits == 2) pair |= (h >> 2 * at & 0x00030003) << t::h_shift;
-      a[4 * (p / 2) + 2 * (p % 2) + row] = small_to_half2(pair, t::bias);
+      uint32_t pair = and_or(raw.q[0].x >> 2 * at, 0x00030003, whole);
+      if (t::h_bits == 1) pair = and_or(h >> at, 0x00010001u << t::h_shift, pair);
+      a[4 * (p / 2) + 2 * (p % 2) + row] = whole_to_half2(pair, 0, t::bias);
     }
 }
 

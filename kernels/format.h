@@ -15,6 +15,10 @@
  * Words hold pairs of slots (2 p, 2 p + 1) in their low and high halves: pair p of row r (0: g, 1: g + 8) of a word of
  * 4-bit values is at bit 4 p and 16 + 4 p; of 2-bit values at 2 P and 16 + 2 P, of 1-bit values at P and 8 + P, with
  * P = 4 r + p.
+ * Codes of 5 bits (Q5) are cut otherwise, so that an instruction brings a pair to its place: each half of a lane's words
+ * w0 and w1 has, from bit 0, 5 and 11 on, its slots of the pairs P = 0, 1, 2 and 3, 4, 5; the byte of h for this half has
+ * that of pair 6 in its low bits. Pair 7 has its lowest bit in bit 10 of w0, the next in bit 10 of w1, the others above
+ * pair 6.
  * F32 is not packed: rows as in the file.
  *
  * Activations of many rows stand in panels of 8 rows, the form that wgmma reads from shared memory, so that one copy brings

@@ -88,6 +88,14 @@ static __device__ void pack_scales(unsigned char *s, size_t tile_block, int r, c
   }
 }
 
+/* Eight codes of 5 bits, of one half of a lane's words. */
+static __device__ void pack_fields(const int f[8], uint32_t *w0, uint32_t *w1, uint32_t *h)
+{
+  *w0 = (uint32_t)(f[0] | f[1] << 5 | (f[7] & 1) << 10 | f[2] << 11);
+  *w1 = (uint32_t)(f[3] | f[4] << 5 | (f[7] >> 1 & 1) << 10 | f[5] << 11);
+  *h = (uint32_t)(f[6] | f[7] >> 2 << 5);
+}
+
 /* pack_tiles: grid (blocks of 32 columns, tiles), one warp = one tile's block.
  * twin: kg_type_info.dequantize beside weight_value (spec/cuda_spec.lua), equal to the bit where scales are. */
 template <int T>
@@ -118,6 +126,19 @@ static __global__ void __launch_bounds__(32) pack_tiles(kg_matrix m, int plane, 
   } else if (t::q_bits == 8) {
     for (int r = 0; r < 2; r++)
       for (int j = 0; j < 8; j++) q[at * 512 + lane * 16 + r * 8 + j] = (unsigned char)code[r][j];
+  } else if (t::has_fields) {
+    uint32_t words[2] = {}, high = 0;
+    for (int half = 0; half < 2; half++) {
+      int fields[8];
+      uint32_t w0, w1, h_half;
+      for (int i = 0; i < 8; i++) fields[i] = code[i / 4][i % 4 * 2 + half];
+      pack_fields(fields, &w0, &w1, &h_half);
+      words[0] |= w0 << 16 * half;
+      words[1] |= w1 << 16 * half;
+      high |= h_half << 8 * half;
+    }
+    for (int r = 0; r < 2; r++) ((uint32_t *)(q + at * 256))[lane * 2 + r] = words[r];
+    ((unsigned short *)(h + at * 64))[lane] = (unsigned short)high;
   } else if (t::q_bits == 4) {
     for (int r = 0; r < 2; r++) {
       uint32_t word = 0;
@@ -130,7 +151,7 @@ static __global__ void __launch_bounds__(32) pack_tiles(kg_matrix m, int plane, 
       for (int j = 0; j < 8; j++) word |= (uint32_t)(code[r][j] & 3) << (2 * (4 * r + j / 2) + 16 * (j % 2));
     ((uint32_t *)(q + at * 128))[lane] = word;
   }
-  if (t::h_bits) {
+  if (t::h_bits && !t::has_fields) {
     uint32_t word = 0;
     for (int r = 0; r < 2; r++)
       for (int j = 0; j < 8; j++) {

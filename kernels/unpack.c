@@ -24,8 +24,22 @@ static int slot_of(int column) { return column % 4 + column / 16 * 4; }
 /* Where a slot's bits begin in a word of both halves, for fields of so many bits. */
 static int shift_in_word(int row, int slot, int bits) { return bits * (4 * (row / 8) + slot / 2) + 16 * (slot % 2); }
 
+/* Codes of 5 bits stand across both planes: eight fields in each half of a lane's words. */
+static bool has_fields(const kg_format *f) { return f->q_bytes == 256 && f->h_bytes == 64; }
+
+static unsigned field_at(const corner *c, int column)
+{
+  const int lane = lane_of(c->row, column), slot = slot_of(column), half = slot % 2;
+  const unsigned w0 = word_at(c->q, 2 * lane) >> 16 * half & 0xffff;
+  const unsigned w1 = word_at(c->q, 2 * lane + 1) >> 16 * half & 0xffff;
+  const unsigned h = c->h[2 * lane + half], split = (w0 >> 10 & 1) | (w1 >> 10 & 1) << 1 | h >> 5 << 2;
+  const unsigned fields[8] = {w0 & 31, w0 >> 5 & 31, w0 >> 11, w1 & 31, w1 >> 5 & 31, w1 >> 11, h & 31, split};
+  return fields[4 * (c->row / 8) + slot / 2];
+}
+
 static unsigned low_bits(const kg_format *f, const corner *c, int column)
 {
+  if (has_fields(f)) return field_at(c, column) & 15;
   const int lane = lane_of(c->row, column), slot = slot_of(column);
   if (f->q_bytes == 512) return c->q[16 * lane + 8 * (c->row / 8) + slot];
   if (f->q_bytes == 256) return word_at(c->q, 2 * lane + c->row / 8) >> (4 * (slot / 2) + 16 * (slot % 2)) & 15;
@@ -34,6 +48,7 @@ static unsigned low_bits(const kg_format *f, const corner *c, int column)
 
 static unsigned high_bits(const kg_format *f, const corner *c, int column)
 {
+  if (has_fields(f)) return field_at(c, column) >> 4;
   const int lane = lane_of(c->row, column), slot = slot_of(column);
   if (f->h_bytes == 128) return word_at(c->h, lane) >> shift_in_word(c->row, slot, 2) & 3;
   const unsigned short bits = (unsigned short)(c->h[2 * lane] | c->h[2 * lane + 1] << 8);
