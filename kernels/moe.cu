@@ -60,6 +60,16 @@ static __device__ uint32_t take_other_groups(const kg_route_args &a, const float
   return taken;
 }
 
+/* Weights in proportion to e^logit, as softmax and, where logits are very low, sigmoid are; the best is 1. Returns their
+ * sum. For weights that are next to nothing, where parts may be lost: sigmoids below 3e-39 are 0. By one thread. */
+static __device__ float weigh_by_logits(const float *logits, const int32_t *experts, int n_used, float *weights)
+{
+  float max = -CUDART_INF_F, sum = 0;
+  for (int u = 0; u < n_used; u++) max = fmaxf(max, logits[experts[u]]);
+  for (int u = 0; u < n_used; u++) sum += weights[u] = expf(logits[experts[u]] - max);
+  return sum;
+}
+
 /* route: grid (rows), one warp a row; ties to the lower index.
  * twin: choose_experts in cpu/reference.c. */
 static __global__ void __launch_bounds__(32) route(const __grid_constant__ kg_route_args a)
@@ -92,13 +102,16 @@ static __global__ void __launch_bounds__(32) route(const __grid_constant__ kg_ro
     a.weights[(size_t)row * a.n_used + u] = weight;
   }
   if (lane) return;
+  const bool is_relative = a.normalize || a.gate == 1;
+  float *weights = a.weights + (size_t)row * a.n_used;
+  if (is_relative && sum < 1e-30f)
+    sum = weigh_by_logits(logits, a.experts + (size_t)row * a.n_used, a.n_used, weights);
   for (int u = 0; u < a.n_used; u++) {
-    float *weight = &a.weights[(size_t)row * a.n_used + u];
-    if (a.normalize || a.gate == 1)
-      *weight /= sum;
+    if (is_relative)
+      weights[u] /= sum;
     else if (a.gate == 0)
-      *weight /= total;
-    *weight *= a.scale;
+      weights[u] /= total;
+    weights[u] *= a.scale;
   }
 }
 

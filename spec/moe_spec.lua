@@ -26,13 +26,21 @@ describe("experts", function()
   local function tensor(name, shape, values)
     return { name = name, shape = shape, bytes = support.pack_floats(values) }
   end
-  local file = build.random({ ["general.architecture"] = "none" }, {
-    tensor("embd", { N, ROWS }, logits), tensor("router", { N, N }, matrix(N, N, identity)),
-    { name = "up", shape = { N, 32, N } }, tensor("down", { 32, N, N }, matrix(N * N, 32, function() return 0 end)),
-    tensor("down_bias", { N, N }, matrix(N, N, identity)), tensor("bias", { N }, bias),
-  })
+  local function file_of(numbers, added)
+    return build.random({ ["general.architecture"] = "none" }, {
+      tensor("embd", { N, ROWS }, numbers), tensor("router", { N, N }, matrix(N, N, identity)),
+      { name = "up", shape = { N, 32, N } }, tensor("down", { 32, N, N }, matrix(N * N, 32, function() return 0 end)),
+      tensor("down_bias", { N, N }, matrix(N, N, identity)), tensor("bias", { N }, added),
+    })
+  end
+  local file = file_of(logits, bias)
 
-  local function sigmoid(x) return 1 / (1 + math.exp(-x)) end
+  local function log_sigmoid(x) return math.min(x, 0) - math.log(1 + math.exp(-math.abs(x))) end
+  local function log_sum(list)
+    local top, sum = math.max(table.unpack(list)), 0
+    for _, x in ipairs(list) do sum = sum + math.exp(x - top) end
+    return top + math.log(sum)
+  end
 
   -- Indices of the n largest of the list, best first, ties to the lower; `allowed(i)` leaves some out.
   local function best(list, n, allowed)
@@ -44,13 +52,13 @@ describe("experts", function()
     return table.move(order, 1, n, 1, {})
   end
 
-  -- The shares of the experts, by expert.
-  local function expected(row, params, biased)
-    local scores, ranks, total = {}, {}, 0
-    for e = 1, N do total = total + math.exp(row[e]) end
+  -- The shares of the experts, by expert; `added` to the scores for the choice, or nil. In logarithms: any logits do.
+  local function expected(row, params, added)
+    local scores, ranks, total = {}, {}, log_sum(row)
     for e = 1, N do
-      scores[e] = params.gate == "sigmoid" and sigmoid(row[e]) or math.exp(row[e]) / total
-      ranks[e] = (params.gate == "softmax_used" and row[e] or scores[e]) + (biased and bias[e] or 0)
+      scores[e] = params.gate == "sigmoid" and log_sigmoid(row[e]) or row[e] - total
+      local is_logit = params.gate == "softmax_used" or not added and params.group_top ~= 2
+      ranks[e] = (is_logit and row[e] or math.exp(scores[e])) + (added and added[e] or 0)
     end
     local size, good = N // (params.groups or 1), {}
     for g = 1, params.groups or 1 do
@@ -61,18 +69,16 @@ describe("experts", function()
     local is_good = {}
     for _, g in ipairs(best(good, params.groups_used or params.groups or 1)) do is_good[g] = true end
     local used = best(ranks, params.used, function(e) return is_good[(e - 1) // size + 1] end)
-    local shares, sum = {}, 0
+    local shares, chosen = {}, {}
+    for i, e in ipairs(used) do chosen[i] = scores[e] end
+    local sum = (params.normalize or params.gate == "softmax_used") and log_sum(chosen) or 0
     for e = 1, N do shares[e] = 0 end
-    for _, e in ipairs(used) do sum = sum + scores[e] end
-    for _, e in ipairs(used) do
-      shares[e] = scores[e] * (params.scale or 1)
-      if params.normalize or params.gate == "softmax_used" then shares[e] = shares[e] / sum end
-    end
+    for _, e in ipairs(used) do shares[e] = math.exp(scores[e] - sum) * (params.scale or 1) end
     return shares
   end
 
-  local function open(params, biased, options)
-    local gguf <close> = assert(core.parse_gguf(file, "spec"))
+  local function open(params, biased, options, bytes)
+    local gguf <close> = assert(core.parse_gguf(bytes, "spec"))
     local plan <close> = assert(core.plan(gguf))
     local x = plan:embed("x", plan:weight "embd")
     local weights = { gate = plan:weight "up", up = plan:weight "up", down = plan:weight "down",
@@ -91,6 +97,21 @@ describe("experts", function()
     { gate = "sigmoid", used = 4, normalize = true, groups = 4, groups_used = 2, group_top = 2, scale = 2.5 },
     { gate = "sigmoid", used = 6, groups = 12, groups_used = 3, group_top = 2 },
     { gate = "softmax_used", used = 2, groups = 24, groups_used = 5 }, { gate = "softmax", used = 24, groups = 3 },
+  }
+
+  -- Logits so low, by themselves and below the first expert's, that in float32 (those from -800 on in float64 too)
+  -- neither e^logit nor its sigmoid is a number to divide by. The first expert is never chosen where a bias is added,
+  -- and the bias decides which of the others are.
+  local LOW = { -60, -67, -71, -84, -87, -88.5, -95, -101, -103, -104, -110, -300, -800, -8192 }
+  local far = matrix(ROWS, N, function(r, e)
+    return e == 1 and (r % 2 == 0 and 0 or -2e4) or LOW[r % #LOW + 1] - 0.125 * (e * 7 % N)
+  end)
+  local far_bias = matrix(1, N, function(_, e) return e == 1 and -1e5 or e * 5 % N end)
+  local far_file = file_of(far, far_bias)
+  local far_cases = {
+    { gate = "sigmoid", used = 4, normalize = true, scale = 2.5 }, { gate = "softmax", used = 4, normalize = true },
+    { gate = "softmax_used", used = 4 }, { gate = "softmax_used", used = 4, normalize = true, scale = 16 },
+    { gate = "softmax", used = 4 },
   }
 
   -- ---- what a step reads ----
@@ -186,23 +207,32 @@ describe("experts", function()
       assert.is_true(before == run(edit.write(edit.with(parts, { data = data }))))
     end)
 
-    it("are chosen and weighed by definition: " .. device.name, function()
+    local function check(list, added, bytes, params, title)
       local ids = {}
       for i = 1, ROWS do ids[i] = i - 1 end
-      for c, params in ipairs(cases) do
-        for _, biased in ipairs { false, true } do
-          local model <close> = open(params, biased, device.options)
-          local shares = assert(model:trace(ids, { "y" })).y
-          for i = 1, ROWS do
-            local row = table.move(logits, (i - 1) * N + 1, i * N, 1, {})
-            local wanted, got = expected(row, params, biased), shares:row(i - 1):totable()
-            for e = 1, N do
-              assert.is_true(math.abs(got[e] - wanted[e]) <= 1e-5 * (params.scale or 1),
-                ("case %d%s, row %d, expert %d: %g, %g wanted"):format(c, biased and " biased" or "", i, e, got[e],
-                  wanted[e]))
-            end
-          end
+      local model <close> = open(params, added ~= nil, device.options, bytes)
+      local shares = assert(model:trace(ids, { "y" })).y
+      for i = 1, ROWS do
+        local row = table.move(list, (i - 1) * N + 1, i * N, 1, {})
+        local wanted, got = expected(row, params, added), shares:row(i - 1):totable()
+        for e = 1, N do
+          assert.is_true(math.abs(got[e] - wanted[e]) <= 1e-5 * (params.scale or 1),
+            ("%s, row %d, expert %d: %g, %g wanted"):format(title, i, e, got[e], wanted[e]))
         end
+      end
+    end
+
+    it("are chosen and weighed by definition: " .. device.name, function()
+      for c, params in ipairs(cases) do
+        check(logits, nil, file, params, "case " .. c)
+        check(logits, bias, file, params, "case " .. c .. " biased")
+      end
+    end)
+
+    it("have shares however unlikely all of them are: " .. device.name, function()
+      for _, params in ipairs(far_cases) do
+        check(far, far_bias, far_file, params, params.gate .. " biased")
+        if params.gate == "sigmoid" then check(far, nil, far_file, params, "sigmoid") end
       end
     end)
   end

@@ -379,6 +379,16 @@ static void limit_groups(const kg_moe_params *p, const double *ranks, bool *take
   for (int32_t e = 0; e < p->n_experts; e++) taken[e] = !group_taken[e / n];
 }
 
+/* Weights in proportion to e^logit, as softmax and, where logits are very low, sigmoid are; the best is 1. Returns their
+ * sum. For weights that are next to nothing, where parts may be lost: sigmoids below 1e-308 are 0. */
+static double weigh_by_logits(const kg_moe_params *p, const float *logits, const int32_t *used, double *weights)
+{
+  double max = -INFINITY, sum = 0;
+  for (int32_t u = 0; u < p->n_used; u++) max = fmax(max, logits[used[u]]);
+  for (int32_t u = 0; u < p->n_used; u++) sum += weights[u] = exp(logits[used[u]] - max);
+  return sum;
+}
+
 /* The used experts and their weights; `bias` is added to the scores for the choice, or NULL. Softmax and sigmoid keep the
  * order of the logits: where nothing is added to a score, the logits are compared. */
 static void choose_experts(const kg_moe_params *p, const float *logits, const float *bias, int32_t *used,
@@ -400,8 +410,10 @@ static void choose_experts(const kg_moe_params *p, const float *logits, const fl
     weights[u] = scores[used[u]];
     sum += weights[u];
   }
+  const bool is_relative = p->normalize || p->gate == KG_MOE_SOFTMAX_USED;
+  if (is_relative && sum < 1e-290) sum = weigh_by_logits(p, logits, used, weights);
   for (int32_t u = 0; u < p->n_used; u++) {
-    if (p->normalize || p->gate == KG_MOE_SOFTMAX_USED) weights[u] /= sum;
+    if (is_relative) weights[u] /= sum;
     weights[u] *= p->scale;
   }
 }

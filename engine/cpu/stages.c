@@ -186,6 +186,21 @@ static void take_other_groups(const kg_moe_params *moe, const float *ranks, bool
   for (int32_t e = 0; e < moe->n_experts; e++) taken[e] = !is_used[e / n];
 }
 
+/* Where the sum is next to nothing, parts of it may be lost: sigmoids below 3e-39 are 0. Then the shares are made of
+ * e^logit, which a sigmoid is there, relative to the best. */
+static void divide_by_sum(const kg_moe_params *moe, const float *logits, const int32_t *chosen, float *shares)
+{
+  float sum = 0;
+  for (int32_t i = 0; i < moe->n_used; i++) sum += shares[i];
+  if (sum < 1e-30f) {
+    float peak = -INFINITY;
+    for (int32_t i = 0; i < moe->n_used; i++) peak = fmaxf(peak, logits[chosen[i]]);
+    sum = 0;
+    for (int32_t i = 0; i < moe->n_used; i++) sum += shares[i] = expf(logits[chosen[i]] - peak);
+  }
+  for (int32_t i = 0; i < moe->n_used; i++) shares[i] /= sum;
+}
+
 /* The used experts of a row and the shares of their results. */
 static void route(const pass *p, const kg_mixture *m, int32_t row)
 {
@@ -202,17 +217,12 @@ static void route(const pass *p, const kg_mixture *m, int32_t row)
   for (int32_t e = 0; e < moe->n_experts; e++) peak = fmaxf(peak, logits[e]);
   for (int32_t i = 0; i < moe->n_used; i++)
     shares[i] = moe->gate == KG_MOE_SIGMOID ? 1.0f / (1.0f + expf(-logits[chosen[i]])) : expf(logits[chosen[i]] - peak);
-  if (moe->gate == KG_MOE_SOFTMAX)
+  if (moe->gate == KG_MOE_SOFTMAX) {
     for (int32_t e = 0; e < moe->n_experts; e++) sum += expf(logits[e] - peak);
-  if (moe->gate == KG_MOE_SOFTMAX_USED)
-    for (int32_t i = 0; i < moe->n_used; i++) sum += shares[i];
-  if (moe->gate != KG_MOE_SIGMOID)
-    for (int32_t i = 0; i < moe->n_used; i++) shares[i] /= sum;
-  if (moe->normalize) {
-    sum = 0;
-    for (int32_t i = 0; i < moe->n_used; i++) sum += shares[i];
     for (int32_t i = 0; i < moe->n_used; i++) shares[i] /= sum;
   }
+  if (moe->gate == KG_MOE_SOFTMAX_USED) divide_by_sum(moe, logits, chosen, shares);
+  if (moe->normalize) divide_by_sum(moe, logits, chosen, shares);
   for (int32_t i = 0; i < moe->n_used; i++) shares[i] *= moe->scale;
 }
 
