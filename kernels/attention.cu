@@ -140,8 +140,9 @@ static __device__ __forceinline__ void attend_split(const kg_attention_args &a, 
   }
 
   float top[M][2];
-  const float unit = a.softcap > 0 ? LOG2E : a.scale * LOG2E, uncap = 2 * LOG2E * a.scale / a.softcap;
+  const float unit = a.softcap > 0 ? LOG2E : a.scale * LOG2E;
   if (a.softcap > 0) { /* tanh x = 1 - 2 / (e^2x + 1); what that loses near 0 is 1e-7 of the cap */
+    const float uncap = 2 * LOG2E * a.scale / a.softcap;
 #pragma unroll
     for (int i = 0; i < M * N * 2 * H; i++) {
       float &x = s[i / (N * 2 * H)][i / (2 * H) % N][i % (2 * H)];

@@ -159,7 +159,8 @@ static __device__ __forceinline__ void take_split(const kg_attention_args &a, in
     }
 
   float s[M][4], top[M][2];
-  const float unit = a.softcap > 0 ? LOG2E : a.scale * LOG2E, uncap = 2 * LOG2E * a.scale / a.softcap;
+  const float unit = a.softcap > 0 ? LOG2E : a.scale * LOG2E;
+  const float uncap = a.softcap > 0 ? 2 * LOG2E * a.scale / a.softcap : 0;
 #pragma unroll
   for (int i = 0; i < 4 * M; i++) {
     const int m = i / 4, h = i % 4 / 2, pos = split * SPLIT + warp * 8 + 2 * t + i % 2;
