@@ -157,6 +157,7 @@ static void measure_gathered(builder *b, const kg_gpu_stage *gather)
   const int32_t producer = find_measuring(b, KG_ALL_ROWS, gather->in[0]);
   int32_t *slot = producer == KG_NONE ? NULL : &b->program->stages[producer].max_slot;
   if (slot && *slot == KG_NONE) *slot = gather->max_slot;
+  if (slot && gather->is_normed) b->program->stages[producer].is_normed = true;
   if (!slot || *slot != gather->max_slot) b->program->places[KG_WANTED_ROWS][gather->out].is_alias = false;
 }
 
@@ -174,6 +175,7 @@ static int32_t find_fusable(builder *b, kg_side side, int32_t value)
   const int32_t producer = form == KG_NONE ? KG_NONE : find_measuring(b, side, p->stages[form].in[0]);
   if (producer == KG_NONE) return KG_NONE;
   if (p->stages[producer].max_slot == KG_NONE) p->stages[producer].max_slot = p->n_max_slots++;
+  if (p->stages[form].kind == KG_STAGE_NORM_ROWS) p->stages[producer].is_normed = true;
   if (p->stages[producer].kind == KG_STAGE_GATHER) measure_gathered(b, &p->stages[producer]);
   p->stages[form].max_slot = p->stages[producer].max_slot;
   return form;

@@ -129,6 +129,13 @@ static float *max_slot(const pass *p, int32_t slot, int32_t value)
   return slot == KG_NONE || !is_few(p, value) ? NULL : p->exe->row_max + (size_t)slot * KG_LINEAR_FEW;
 }
 
+/* Where a stage says how large its rows are: nowhere, if all who ask know a bound (bounds.c). */
+static float *measured_max(const pass *p, const kg_gpu_stage *stage)
+{
+  const bool is_known = p->exe->half_up[stage->out] > 0 && !stage->is_normed;
+  return is_known ? NULL : max_slot(p, stage->max_slot, stage->out);
+}
+
 /* Does this stage write the f16 form of its value, too? */
 static bool makes_half(const pass *p, const kg_gpu_stage *stage)
 {
@@ -213,7 +220,7 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
     }
   } else
     set_x(p, &a, stage->side, stage->in[0]);
-  a.out_max = max_slot(p, stage->max_slot, stage->out);
+  a.out_max = measured_max(p, stage);
   if (stage->glu) set_act(&a, &stage->glu->u.act);
   a.half = half_out(p, stage, &a.part[0].out);
   a.residual = floats_of(p, stage->side, stage->residual);
@@ -292,7 +299,7 @@ static int run_attention(const pass *p, const kg_gpu_stage *stage, kg_error *err
   a.span_rows = p->span_rows;
   a.scratch = p->exe->scratch;
   a.scratch_floats = p->program->scratch_floats;
-  a.out_max = max_slot(p, stage->max_slot, stage->out);
+  a.out_max = measured_max(p, stage);
   a.half_out = half_out(p, stage, &out);
   a.out = out;
   return kg_cuda_attention(p->exe->stream, &a, err);
