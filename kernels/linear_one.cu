@@ -138,7 +138,7 @@ static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_err
                  .out_max = a->out_max, .x_up = a->x_up, .norm_max = a->norm_max, .norm_epsilon = a->norm_epsilon,
                  .act_limit = a->act_limit, .act_alpha = a->act_alpha, .act = a->act, .cols = m->cols,
                  .n_blocks = m->n_blocks, .run = run, .n_runs = n_runs, .cluster_bits = bits,
-                 .next_is_large = a->next_is_large};
+                 .starts_next = a->starts_next};
   int n_tiles = 0;
   for (int i = 0; i < a->n_parts; i++) {
     const kg_linear_part &p = a->part[i];

@@ -21,7 +21,7 @@ struct tile_args {
   float *out_max;
   float x_up, norm_max, norm_epsilon, act_limit, act_alpha;
   int32_t act, cols, n_blocks, run, n_runs, cluster_bits;
-  bool next_is_large;
+  bool starts_next;
 };
 
 /* Here, and not where it is used. */
@@ -116,9 +116,9 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   extern __shared__ __align__(128) unsigned char tile_memory[];
   __shared__ uint64_t ready, counter;
   __shared__ __align__(16) float squares[8];
-  /* Blocks of the next kernel take room and time from those that this one waits for: worth it for many weights alone. */
-  const bool next_is_large = a.next_is_large;
-  if (next_is_large) let_next_start();
+  /* Blocks of the next kernel take room and time from those that this one waits for: worth it where these fetch much. */
+  const bool starts_next = a.starts_next;
+  if (starts_next) let_next_start();
   constexpr int SB = sizes<T>::s_blocks, BLOCKS = SEGMENT / KG_BLOCK_COLS, SEGMENTS = NORM ? 1 : 3;
   constexpr int RUNS = most_runs<D, NORM>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
@@ -203,7 +203,7 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
     settle_here(ahead, (uint32_t *)(x_at + (first - b0) * 64) + lane); /* where its x comes to stand */
   }
   await_previous();
-  if (!next_is_large) let_next_start();
+  if (!starts_next) let_next_start();
 
   const float x_max = *x_max_from;
   float4 v[SEGMENTS];

@@ -513,15 +513,17 @@ static size_t bytes_of(const builder *b, const kg_gpu_stage *linear)
   return n_bytes;
 }
 
-/* Products of one row that a much larger one follows. */
-static void compare_products(builder *b)
+/* Who follows a product of one row should start with it where that pays for the room that it takes: a product that reads
+ * much more, or attention, which fetches its cache meanwhile. */
+static void find_early_starts(builder *b)
 {
   kg_gpu_stage *before = NULL;
   for (size_t i = 0; i < b->program->n_stages; i++) {
     kg_gpu_stage *stage = &b->program->stages[i];
     if (stage->kind == KG_STAGE_NORM_ROWS || stage->kind == KG_STAGE_HALF || stage->kind == KG_STAGE_GATHER) continue;
     const bool is_product = stage->kind == KG_STAGE_LINEAR;
-    if (is_product && before) before->next_is_large = bytes_of(b, stage) > 4 * bytes_of(b, before);
+    if (before && is_product) before->starts_next = bytes_of(b, stage) > 4 * bytes_of(b, before);
+    if (before && stage->kind == KG_STAGE_ATTENTION) before->starts_next = stage == before + 1;
     before = is_product ? stage : NULL;
   }
 }
@@ -737,7 +739,7 @@ int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_pr
     b.done = flags + 6 * n;
     find_uses(&b);
     code = add_stages(&b);
-    if (!code && !traced) compare_products(&b);
+    if (!code && !traced) find_early_starts(&b);
     if (!code) code = lay_out(&b);
   }
   kg_free(flags);

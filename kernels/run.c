@@ -227,7 +227,7 @@ static int run_linear(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   if (stage->to_logits) a.out_rows = out_rows(p);
   a.scratch = p->exe->scratch;
   a.scratch_floats = p->program->scratch_floats;
-  a.next_is_large = stage->next_is_large;
+  a.starts_next = stage->starts_next;
   return kg_cuda_linear(p->exe->stream, &a, err);
 }
 
