@@ -8,15 +8,21 @@ static const unsigned MAX_GRID = 1u << 20; /* of kernels that stride over their 
 
 /* ---- embedding ---- */
 
+/* embed_rows: out = rows of a table, or with them added. It begins a pass, and lets nothing start before it has waited:
+ * what came before the pass is done when other kernels of it start, and they may read that before they wait.
+ * grid: rows; each block clears what will be measured of its row. */
 template <int T>
-static __global__ void __launch_bounds__(256)
-    embed_rows(kg_matrix m, const int32_t *ids, bool add, float *out, float *out_max)
+static __global__ void __launch_bounds__(256) embed_rows(const __grid_constant__ kg_embed_args a)
 {
   __shared__ float shared[32];
-  wait_for_previous();
+  const kg_matrix &m = a.table;
+  await_previous();
+  let_next_start();
   float max = 0;
-  const int id = ids ? ids[blockIdx.x] : 0;
-  float *row = out + (size_t)blockIdx.x * m.cols;
+  if (blockIdx.x < KG_LINEAR_FEW)
+    for (int i = threadIdx.x; i < a.n_cleared; i += blockDim.x) a.cleared[i * KG_LINEAR_FEW + blockIdx.x] = 0;
+  const int id = a.ids ? a.ids[blockIdx.x] : 0;
+  float *row = a.out + (size_t)blockIdx.x * m.cols;
   constexpr int AT_ONCE = 4; /* so that what is read is on its way together */
   for (int c0 = threadIdx.x; c0 < m.cols; c0 += AT_ONCE * blockDim.x) {
     float value[AT_ONCE];
@@ -26,7 +32,7 @@ static __global__ void __launch_bounds__(256)
       value[i] = T == KG_F32                  ? ((const float *)m.q)[(size_t)id * m.cols + c]
                  : weight_value < T == KG_F32 ? KG_F16
                                               : T > (m, 0, id, c);
-      if (add) value[i] = row[c] + value[i];
+      if (a.add) value[i] = row[c] + value[i];
     }
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
@@ -36,21 +42,19 @@ static __global__ void __launch_bounds__(256)
       max = fmaxf(max, fabsf(value[i]));
     }
   }
-  if (!out_max) return;
-  max = block_max(max, shared);
-  if (!threadIdx.x) out_max[blockIdx.x] = max;
+  if (!a.out_max) return;
+  max = block_max(max, shared); /* behind a barrier: cleared before */
+  if (!threadIdx.x) a.out_max[blockIdx.x] = max;
 }
 
-int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out,
-                  float *out_max, kg_error *err)
+int kg_cuda_embed(kg_stream *s, const kg_embed_args *a, kg_error *err)
 {
-  switch (table->type) {
-#define CASE(T) \
-  case T: return run_kernel(s, "embed_rows", embed_rows<T>, dim3(n), 256, 0, err, *table, ids, add, out, out_max);
+  switch (a->table.type) {
+#define CASE(T) case T: return run_kernel(s, "embed_rows", embed_rows<T>, dim3(a->n), 256, 0, err, *a);
     CASE(KG_F32) CASE(KG_F16) CASE(KG_BF16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q4_1) CASE(KG_Q5_0) CASE(KG_Q5_1)
     CASE(KG_IQ4_NL) CASE(KG_MXFP4) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K) CASE(KG_Q3_K) CASE(KG_Q2_K) CASE(KG_IQ4_XS)
 #undef CASE
-  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "an embedding of type %d", (int)table->type);
+  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "an embedding of type %d", (int)a->table.type);
   }
 }
 

@@ -8,10 +8,18 @@
 extern "C" {
 #endif
 
-/* out[i] = row ids[i] of the table (ids NULL: row 0), or out[i] += it; out_max[i], where wanted, its largest magnitude
- * then. */
-int kg_cuda_embed(kg_stream *s, const kg_matrix *table, const int32_t *ids, int32_t n, bool add, float *out, float *out_max,
-                  kg_error *err);
+/* out[i] = row ids[i] of the table (ids NULL: row 0), or with `add` out[i] += it. */
+typedef struct kg_embed_args {
+  kg_matrix table;
+  const int32_t *ids;
+  int32_t n;
+  bool add;
+  float *out;
+  float *out_max;           /* [n] the largest magnitudes of the rows then, or NULL */
+  float *cleared;           /* [n_cleared][KG_LINEAR_FEW] made zero before, for as many rows as there are */
+  int32_t n_cleared;        /* 0: none */
+} kg_embed_args;
+int kg_cuda_embed(kg_stream *s, const kg_embed_args *a, kg_error *err);
 
 enum { KG_NORM_MAX = 1 << 17 /* columns of a part */ };
 

@@ -153,16 +153,30 @@ static kg_half_out half_out(const pass *p, const kg_gpu_stage *stage, float **ou
   return (kg_half_out){in_arena(p, place->half), in_arena(p, place->half_scale), p->exe->half_up[stage->out]};
 }
 
+/* Does a pass begin with an embedding, which clears the maxima? */
+static bool embeds_first(const kg_program *program)
+{
+  return program->n_stages && program->stages[0].kind == KG_STAGE_EMBED_ROWS;
+}
+
 static int run_embed(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
-  kg_stream *s = p->exe->stream;
   const kg_op *op = stage->op;
-  float *out = floats_of(p, stage->side, stage->out);
-  float *out_max = max_slot(p, stage->max_slot, stage->out);
+  const bool is_first = stage == p->program->stages;
   const int32_t *ids[] = {ids_of(p, stage->side, false), ids_of(p, stage->side, true), NULL};
+  kg_embed_args a = {.n = p->n,
+                     .out = floats_of(p, stage->side, stage->out),
+                     .out_max = max_slot(p, stage->max_slot, stage->out),
+                     .cleared = p->exe->row_max,
+                     .n_cleared = is_first ? p->program->n_max_slots : 0};
   int code = KG_OK;
-  for (int i = 0; i < 3 && !code; i++)
-    if (op->w[i] != KG_NONE) code = kg_cuda_embed(s, &weight_of(p, op->w[i])->m, ids[i], p->n, i > 0, out, out_max, err);
+  for (int i = 0; i < 3 && !code; i++) {
+    if (op->w[i] == KG_NONE) continue;
+    a.table = weight_of(p, op->w[i])->m;
+    a.ids = ids[i];
+    a.add = i > 0;
+    code = kg_cuda_embed(p->exe->stream, &a, err);
+  }
   return code;
 }
 
@@ -655,10 +669,13 @@ static int enqueue(pass *p, kg_error *err)
   kg_executable *exe = p->exe;
   p->n = p->n_rows;
   p->first = 0;
+  int code = KG_OK;
   /* Also where there is no slot: no kernel of the pass starts before this, and what came before, is done. */
-  int code = kg_cuda_check(cudaMemsetAsync(exe->row_max, 0, (size_t)(p->program->n_max_slots + 1) * KG_LINEAR_FEW * sizeof(float),
-                                           exe->stream->handle),
-                           "clearing", err);
+  if (!embeds_first(p->program))
+    code = kg_cuda_check(cudaMemsetAsync(exe->row_max, 0,
+                                         (size_t)(p->program->n_max_slots + 1) * KG_LINEAR_FEW * sizeof *exe->row_max,
+                                         exe->stream->handle),
+                         "clearing", err);
   if (!code) code = run_side(p, KG_ALL_ROWS, err);
   for (; p->first < p->n_wanted && !code; p->first += p->n) {
     const int32_t left = p->n_wanted - p->first;
