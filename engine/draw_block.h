@@ -49,6 +49,14 @@ KG_SHARED bool kg_draw_sifts_mean(const kg_draw_program *program)
   return kind == KG_STAGE_TYPICAL || kind == KG_STAGE_DYNAMIC_TEMPERATURE;
 }
 
+/* Does the chain, behind its prefix, do nothing but take the best one? */
+KG_SHARED bool kg_draw_picks(const kg_draw_program *program)
+{
+  if (program->n_stages != program->n_prefix + 1) return false;
+  const kg_draw_stage *stage = &program->stages[program->n_prefix];
+  return stage->kind == KG_STAGE_GREEDY || (stage->kind == KG_STAGE_TEMPERATURE && stage->value == 0);
+}
+
 /* Memory of one row. The last four are zero when a row is prepared. */
 typedef struct kg_draw_row {
   float *x;           /* [n_vocab] the logits behind the prefix */

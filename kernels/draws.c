@@ -13,7 +13,7 @@ struct kg_draws {
   kg_drawn *drawn;                /* [rows][steps], pinned: the device writes to it */
   size_t n_drawn;
   int32_t n_rows, n_vocab, n_steps; /* of this use */
-  bool sifts;
+  kg_sample_way way;
 };
 
 static size_t align16(size_t n) { return (n + 15) / 16 * 16; }
@@ -188,15 +188,22 @@ static int open_draws(kg_stream *stream, kg_error *err)
   return stream->draws ? KG_OK : kg_fail_memory(err, sizeof *stream->draws, "draws");
 }
 
+static kg_sample_way way_of(const kg_draw_request *request)
+{
+  const kg_draw_program *program = request->draw->program;
+  if (kg_draw_sift_of(program) != KG_SIFT_NOTHING) return KG_SAMPLE_SIFT;
+  return kg_draw_picks(program) && !request->applied ? KG_SAMPLE_PICK : KG_SAMPLE_DRAW;
+}
+
 int kg_draws_begin(kg_stream *stream, const kg_draw_request *requests, int32_t n_rows, int32_t n_vocab, int32_t n_steps,
                    kg_error *err)
 {
   size_t n_bytes = align16((size_t)n_rows * sizeof(kg_sample_row));
-  bool sifts = false;
+  kg_sample_way way = KG_SAMPLE_PICK;
   for (int32_t i = 0; i < n_rows; i++) {
     if (first_with(requests, i) == i) n_bytes += program_bytes(requests[i].draw->program);
     n_bytes += history_bytes(requests[i].draw, n_steps);
-    sifts = sifts || kg_draw_sift_of(requests[i].draw->program) != KG_SIFT_NOTHING;
+    if (way_of(&requests[i]) > way) way = way_of(&requests[i]);
   }
   int code = open_draws(stream, err);
   if (!code) code = reserve_staged(stream, n_bytes, err);
@@ -207,24 +214,24 @@ int kg_draws_begin(kg_stream *stream, const kg_draw_request *requests, int32_t n
   d->n_rows = n_rows;
   d->n_vocab = n_vocab;
   d->n_steps = n_steps;
-  d->sifts = sifts;
+  d->way = way;
   write_rows(d, requests);
   code = kg_cuda_check(cudaMemcpyAsync(d->there, d->staged, n_bytes, cudaMemcpyHostToDevice, stream->handle),
                        "bringing draws over", err);
-  if (code || !sifts) return code;
+  if (code || way != KG_SAMPLE_SIFT) return code;
   return kg_cuda_check(cudaMemsetAsync(d->scratch, 0, mass_bytes(n_rows), stream->handle), "clearing", err);
 }
 
 kg_draws_key kg_draws_launch_key(const kg_stream *stream)
 {
   const kg_draws *d = stream->draws;
-  return (kg_draws_key){d->there, d->n_rows, d->sifts};
+  return (kg_draws_key){d->there, d->n_rows, d->way};
 }
 
 int kg_draws_next(kg_stream *stream, kg_error *err)
 {
   const kg_draws *d = stream->draws;
-  return kg_cuda_sample(stream, (kg_sample_row *)d->there, d->n_rows, d->n_vocab, d->sifts, err);
+  return kg_cuda_sample(stream, (kg_sample_row *)d->there, d->n_rows, d->n_vocab, d->way, err);
 }
 
 const kg_drawn *kg_draws_of(const kg_stream *stream, int32_t row)

@@ -24,7 +24,7 @@ int kg_draws_begin(kg_stream *stream, const kg_draw_request *requests, int32_t n
 typedef struct kg_draws_key {
   const void *rows;
   int32_t n_rows;
-  bool sifts;
+  kg_sample_way way;
 } kg_draws_key;
 kg_draws_key kg_draws_launch_key(const kg_stream *stream);
 /* Enqueue the next draw of every row. */

@@ -701,7 +701,7 @@ static kg_graph *find_graph(kg_executable *exe, const pass *p)
     kg_graph *g = &exe->graphs[i];
     if (g->n_rows == p->n_rows && g->n_wanted == p->n_wanted && g->n_splits == p->n_splits &&
         g->program == p->program && g->n_ranks == p->adapted.n_ranks && g->draws.rows == p->draws.rows &&
-        g->draws.n_rows == p->draws.n_rows && g->draws.sifts == p->draws.sifts)
+        g->draws.n_rows == p->draws.n_rows && g->draws.way == p->draws.way)
       return g;
   }
   kg_graph *g = &exe->graphs[exe->next_graph];

@@ -56,6 +56,51 @@ static __device__ void add_bias(chunk *c, const kg_draw *draw, const kg_draw_sta
   }
 }
 
+/* What a thread reads of a chunk: every PREPARE_THREADS-th logit, -inf behind the end. */
+struct logits_read {
+  const float *logits;
+  bool is_scaled;
+  float factor, offset;
+};
+
+static __device__ __forceinline__ logits_read find_logits(const kg_sample_row *row, int first)
+{
+  return {row->logits + first, row->is_scaled, row->factor, row->offset};
+}
+
+/* Is one of them none, or +inf? */
+static __device__ __forceinline__ bool read_logits(const logits_read &from, int n, float (&x)[PREPARE_EACH])
+{
+  bool is_bad = false;
+#pragma unroll
+  for (int j = 0; j < PREPARE_EACH; j++) {
+    const int i = threadIdx.x + j * PREPARE_THREADS;
+    x[j] = i < n ? from.logits[i] : -CUDART_INF_F;
+  }
+#pragma unroll
+  for (int j = 0; j < PREPARE_EACH; j++) {
+    if (from.is_scaled && threadIdx.x + j * PREPARE_THREADS < n) x[j] = x[j] * from.factor + from.offset;
+    is_bad |= !(x[j] < CUDART_INF_F);
+  }
+  return is_bad;
+}
+
+/* The chain's prefix, on logits that are in the chunk. */
+static __device__ __forceinline__ void apply_prefix(chunk *c, const kg_draw *draw, int first, int n)
+{
+  const kg_draw_program *program = draw->program;
+  for (int i = 0; i < program->n_prefix; i++) {
+    const kg_draw_stage *stage = &program->stages[i];
+    if (stage->kind == KG_STAGE_PENALTIES)
+      penalize(c, draw, stage, first, n);
+    else if (stage->kind == KG_STAGE_BIAS)
+      add_bias(c, draw, stage, first, n);
+    else if (stage->value != 1)
+      for (int j = threadIdx.x; j < n; j += PREPARE_THREADS) c->x[j] /= stage->value;
+    __syncthreads();
+  }
+}
+
 /* prepare_rows: x = the logits behind the chain's prefix, and the best of each group.
  * grid: (chunks of KG_DRAW_CHUNK ids, rows); shared: 8 KB. moves 8 bytes an id. twin: prepare and group in draw.c. */
 static __global__ void __launch_bounds__(PREPARE_THREADS) prepare_rows(kg_sample_row *rows, int n_vocab)
@@ -64,36 +109,14 @@ static __global__ void __launch_bounds__(PREPARE_THREADS) prepare_rows(kg_sample
   __shared__ unsigned long long chunk_best;
   wait_for_previous();
   kg_sample_row *row = &rows[blockIdx.y];
-  const kg_draw_program *program = row->draw.program;
   const int first = blockIdx.x * KG_DRAW_CHUNK, n = min(KG_DRAW_CHUNK, n_vocab - first);
-  const float *logits = row->logits + first;
-  bool is_bad = false;
   float x[PREPARE_EACH];
   if (!threadIdx.x) chunk_best = 0;
+  const bool is_bad = read_logits(find_logits(row, first), n, x);
 #pragma unroll
-  for (int j = 0; j < PREPARE_EACH; j++) {
-    const int i = threadIdx.x + j * PREPARE_THREADS;
-    x[j] = i < n ? logits[i] : 0;
-  }
-  const bool is_scaled = row->is_scaled;
-  const float factor = row->factor, offset = row->offset;
-#pragma unroll
-  for (int j = 0; j < PREPARE_EACH; j++) {
-    if (is_scaled && threadIdx.x + j * PREPARE_THREADS < n) x[j] = x[j] * factor + offset;
-    is_bad |= !(x[j] < CUDART_INF_F);
-    c.x[threadIdx.x + j * PREPARE_THREADS] = x[j];
-  }
+  for (int j = 0; j < PREPARE_EACH; j++) c.x[threadIdx.x + j * PREPARE_THREADS] = x[j];
   if (__syncthreads_or(is_bad) && !threadIdx.x) atomicAdd(&row->room.n_nan, 1);
-  for (int i = 0; i < program->n_prefix; i++) {
-    const kg_draw_stage *stage = &program->stages[i];
-    if (stage->kind == KG_STAGE_PENALTIES)
-      penalize(&c, &row->draw, stage, first, n);
-    else if (stage->kind == KG_STAGE_BIAS)
-      add_bias(&c, &row->draw, stage, first, n);
-    else if (stage->value != 1)
-      for (int j = threadIdx.x; j < n; j += PREPARE_THREADS) c.x[j] /= stage->value;
-    __syncthreads();
-  }
+  apply_prefix(&c, &row->draw, first, n);
   const bool small_groups = kg_draw_group(n_vocab) == GROUP;
   for (int g = threadIdx.x / 32; g * GROUP < n; g += PREPARE_THREADS / 32) {
     kg_rank best = 0;
@@ -112,6 +135,88 @@ static __global__ void __launch_bounds__(PREPARE_THREADS) prepare_rows(kg_sample
   if (small_groups) return;
   __syncthreads();
   if (!threadIdx.x) row->room.best[blockIdx.x] = chunk_best;
+}
+
+/* What was drawn goes to the host and into the next step; the row, which `was` so before the draw, is ready for its
+ * next one. Nothing here is waited for. */
+static __device__ void settle(kg_sample_row *row, const kg_sample_row &was, kg_drawn drawn)
+{
+  const bool failed = was.failed || drawn.status < 0;
+  if (failed) drawn = {0, KG_DRAW_FAILED};
+  *was.drawn = drawn;
+  row->drawn = was.drawn + 1;
+  row->failed = failed;
+  row->room.n_nan = 0;
+  row->room.n_list = 0;
+  row->room.moment = 0;
+  row->n_picked = 0;
+  row->picked = 0;
+  if (failed) return;
+  row->draw.pos = was.draw.pos + 1;
+  row->draw.n_draws = 0;
+  if (was.history) {
+    was.history[was.draw.n_history] = drawn.id;
+    row->draw.n_history = was.draw.n_history + 1;
+  }
+  for (int i = 0; i < 2; i++)
+    if (was.tokens[i]) {
+      *was.tokens[i] = drawn.id;
+      atomicAdd(was.positions[i], 1);
+    }
+}
+
+/* The best one of a chunk goes to the row's; who comes last has that of all. Called by one thread of each block. */
+static __device__ void pick(kg_sample_row *row, const kg_sample_row &was, kg_rank best, bool is_bad)
+{
+  atomicMax((unsigned long long *)&row->picked, (unsigned long long)best);
+  if (is_bad) atomicAdd(&row->room.n_nan, 1);
+  __threadfence();
+  if (atomicAdd(&row->n_picked, 1) + 1 < gridDim.x) return;
+  __threadfence();
+  best = *(volatile unsigned long long *)&row->picked;
+  const float max = kg_rank_value(best);
+  const bool failed = *(volatile int32_t *)&row->room.n_nan || !(max > -CUDART_INF_F && max < CUDART_INF_F);
+  settle(row, was, failed ? kg_drawn{0, KG_DRAW_FAILED} : kg_drawn{(int32_t)kg_rank_index(best), 0});
+}
+
+/* pick_rows: whole draws of chains that end with the best one (kg_draw_picks). What a row is before the draw is read
+ * while the pass still runs: it began when the draw before was done.
+ * grid, shared: as prepare_rows; moves 4 bytes an id; twin: kg_draw_alone. */
+static __global__ void __launch_bounds__(PREPARE_THREADS) pick_rows(kg_sample_row *rows, int n_vocab)
+{
+  __shared__ chunk c;
+  __shared__ kg_rank bests[PREPARE_THREADS / 32];
+  let_next_start();
+  kg_sample_row *row = &rows[blockIdx.y];
+  const kg_sample_row was = *row;
+  const bool has_prefix = was.draw.program->n_prefix > 0;
+  const int first = blockIdx.x * KG_DRAW_CHUNK, n = min(KG_DRAW_CHUNK, n_vocab - first);
+  const logits_read from = find_logits(&was, first);
+  await_previous();
+  float x[PREPARE_EACH];
+  const bool is_bad = read_logits(from, n, x);
+  if (has_prefix) {
+#pragma unroll
+    for (int j = 0; j < PREPARE_EACH; j++) c.x[threadIdx.x + j * PREPARE_THREADS] = x[j];
+    __syncthreads();
+    apply_prefix(&c, &was.draw, first, n);
+#pragma unroll
+    for (int j = 0; j < PREPARE_EACH; j++) x[j] = c.x[threadIdx.x + j * PREPARE_THREADS];
+  }
+  kg_rank best = 0;
+#pragma unroll
+  for (int j = 0; j < PREPARE_EACH; j++) {
+    const int i = threadIdx.x + j * PREPARE_THREADS;
+    const kg_rank rank = i < n ? kg_rank_make(x[j], (uint32_t)(first + i)) : 0;
+    best = rank > best ? rank : best;
+  }
+  best = warp_best(best);
+  if (threadIdx.x % 32 == 0) bests[threadIdx.x / 32] = best;
+  const bool any_bad = __syncthreads_or(is_bad);
+  if (threadIdx.x) return;
+#pragma unroll
+  for (int i = 1; i < PREPARE_THREADS / 32; i++) best = bests[i] > best ? bests[i] : best;
+  pick(row, was, best, any_bad);
 }
 
 /* What a row's first stage behind the prefix needs. */
@@ -203,26 +308,6 @@ static __global__ void __launch_bounds__(SIFT_THREADS) sift_rows(kg_sample_row *
     keep_min_p(&s, x, max, program->stages[program->n_prefix].value, first, &row->room);
 }
 
-/* What was drawn goes to the host and into the next step; the row is ready for its next draw. */
-static __device__ void settle(kg_sample_row *row, kg_drawn drawn)
-{
-  row->failed = row->failed || drawn.status < 0;
-  if (row->failed) drawn = {0, KG_DRAW_FAILED};
-  *row->drawn++ = drawn;
-  row->room.n_nan = 0;
-  row->room.n_list = 0;
-  row->room.moment = 0;
-  if (row->failed) return;
-  row->draw.pos++;
-  row->draw.n_draws = 0;
-  if (row->history) row->history[row->draw.n_history++] = drawn.id;
-  for (int i = 0; i < 2; i++)
-    if (row->tokens[i]) {
-      *row->tokens[i] = drawn.id;
-      ++*row->positions[i];
-    }
-}
-
 /* What every step of a draw looks at, near by. */
 struct desk {
   kg_sample_row row;
@@ -254,17 +339,18 @@ static __global__ void __launch_bounds__(KG_DRAW_THREADS) draw_rows(kg_sample_ro
   __syncthreads();
   if (kg_draw_sift_of(&near.program) == KG_SIFT_WEIGH)
     for (int i = threadIdx.x; i < KG_DRAW_BUCKETS; i += KG_DRAW_THREADS) near.row.room.mass[i] = 0;
-  if (!threadIdx.x) settle(row, drawn);
+  if (!threadIdx.x) settle(row, near.row, drawn);
 }
 
-int kg_cuda_sample(kg_stream *s, kg_sample_row *rows, int32_t n_rows, int32_t n_vocab, bool sifts, kg_error *err)
+int kg_cuda_sample(kg_stream *s, kg_sample_row *rows, int32_t n_rows, int32_t n_vocab, kg_sample_way way, kg_error *err)
 {
   if (n_vocab < 1 || n_vocab > KG_DRAW_VOCAB_MAX || n_rows < 1 || n_rows > 65535)
     return kg_fail(err, KG_ERR_ARGUMENT, "drawing from %d rows of %d", n_rows, n_vocab);
   const dim3 grid((unsigned)((n_vocab - 1) / KG_DRAW_CHUNK + 1), (unsigned)n_rows);
+  if (way == KG_SAMPLE_PICK) return run_kernel(s, "pick_rows", pick_rows, grid, PREPARE_THREADS, 0, err, rows, n_vocab);
   int code = run_kernel(s, "prepare_rows", prepare_rows, grid, PREPARE_THREADS, 0, err, rows, n_vocab);
   const dim3 sift_grid((unsigned)((n_vocab - 1) / SIFT_CHUNK + 1), (unsigned)n_rows);
-  if (!code && sifts) code = run_kernel(s, "sift_rows", sift_rows, sift_grid, SIFT_THREADS, 0, err, rows, n_vocab);
+  if (!code && way == KG_SAMPLE_SIFT) code = run_kernel(s, "sift_rows", sift_rows, sift_grid, SIFT_THREADS, 0, err, rows, n_vocab);
   if (code) return code;
   return run_kernel(s, "draw_rows", draw_rows, dim3((unsigned)n_rows), KG_DRAW_THREADS, 0, err, rows, n_vocab);
 }
