@@ -201,6 +201,51 @@ describe("the cpu backend", function()
     assert.is_true(core.alloc_counts() - live_before < n / 2)
   end)
 
+  it("reserves for attention what its rows can use, and keeps it #unsanitized", function()
+    local function mapped() -- bytes
+      local file = io.open "/proc/self/statm"
+      if not file then return end
+      local pages = file:read "n"
+      file:close()
+      return pages * 4096
+    end
+    if not mapped() then return pending "there is no /proc/self/statm here" end
+    local HEADS, DIM = 256, 256 -- 0.25 MB for a row and split
+    local build = require "spec.gguf_build"
+    local file = build.random({ ["general.architecture"] = "none" }, { { name = "embd", shape = { 32, 64 } },
+      { name = "q", shape = { 32, HEADS } }, { name = "k", shape = { 32, 1 } }, { name = "v", shape = { 32, DIM } },
+      { name = "o", shape = { HEADS * DIM, 32 } } })
+    local gguf <close> = assert(core.parse_gguf(file, "spec"))
+    local plan <close> = assert(core.plan(gguf))
+    local x = plan:embed("x", plan:weight "embd")
+    local function linear(name, from) return plan:linear(name, from, plan:weight(name)) end
+    local a = plan:attention("a", linear("q", x), linear("k", x), linear("v", x), nil,
+      { heads = HEADS, kv_heads = 1, head_dim = 1, value_dim = DIM })
+    assert(plan:finish(plan:linear("logits", linear("o", a), plan:weight "embd"), 1024))
+    local model <close> = assert(core.model(plan, { device = "cpu", chunk = 16, threads = 1 }))
+    local s <close> = assert(model:sequence {})
+    s:feed { 1, 2 }
+    assert(s:step())
+    local ids = {}
+    for i = 1, 1008 do ids[i] = i % 64 end
+    s:feed(ids)
+    collectgarbage()
+    local before = mapped()
+    assert(s:step())
+    s:push(1)
+    assert(s:step())
+    assert.is_true(mapped() - before < 6 * 2 ^ 20, mapped() - before)
+    local n, step, count = 0, s.step, core.alloc_counts
+    for i = 1, 3 do
+      s:push(i)
+      local _, calls_before = count()
+      step(s)
+      local _, calls = count()
+      n = n + calls - calls_before
+    end
+    assert.equal(0, n)
+  end)
+
   it("computes with damaged weights and not with the file's", function()
     local ids = tiny.ids(20)
     local model <close> = tiny.model { device = "cpu" }

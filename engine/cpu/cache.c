@@ -51,19 +51,24 @@ void kg_cpu_cache_close(kg_executable *exe)
   kg_free(exe->layers);
 }
 
-int kg_cpu_reserve_splits(kg_executable *exe, int32_t end, kg_error *err)
+static int32_t splits_before(int32_t end) { return (end - 1) / KG_SPLIT + 1; }
+
+int kg_cpu_reserve_splits(kg_executable *exe, int32_t n_rows, int32_t end, kg_error *err)
 {
-  int32_t n_splits = (end - 1) / KG_SPLIT + 1;
-  if (n_splits <= exe->n_splits || !exe->partial_row_floats) return KG_OK;
-  n_splits += n_splits / 2; /* a sequence that grows asks for more and more */
+  int32_t n_splits = splits_before(end);
+  if (n_rows * n_splits <= exe->n_partials || !exe->partial_row_floats) return KG_OK; /* bounded: 8 << 24 / KG_SPLIT */
+  /* A sequence that grows asks for more and more, until the model's context is full. */
+  const int32_t more = n_splits + n_splits / 2, most = splits_before(kg_plan_context_length(exe->plan));
+  if (n_splits < most) n_splits = more < most ? more : most;
+  const size_t n_partials = (size_t)n_rows * (size_t)n_splits;
   size_t n_bytes;
   float *partials = NULL;
-  if (kg_mul_size((size_t)exe->partial_row_floats * KG_SPLIT_ROWS * sizeof *partials, (size_t)n_splits, &n_bytes))
+  if (kg_mul_size((size_t)exe->partial_row_floats * sizeof *partials, n_partials, &n_bytes))
     partials = kg_alloc_aligned(n_bytes, KG_ALIGNMENT);
   if (!partials) return kg_fail_memory(err, SIZE_MAX, "attention over a long context");
   kg_free(exe->partials);
   exe->partials = partials;
-  exe->n_splits = n_splits;
+  exe->n_partials = (int32_t)n_partials;
   return KG_OK;
 }
 

@@ -302,6 +302,22 @@ static int run_parts(kg_executable *exe, const kg_batch *batch, kg_error *err)
   return code;
 }
 
+/* Before the first part runs. Parts of few rows spread splits over the threads: the last one, or all. */
+static int reserve_splits(kg_executable *exe, const kg_batch *batch, kg_error *err)
+{
+  const int32_t n_last = (batch->n_rows - 1) % exe->pass_rows + 1; /* rows of the last part */
+  const bool all_small = exe->pass_rows <= KG_SPLIT_ROWS;
+  const int32_t first = all_small ? 0 : batch->n_rows - n_last;
+  const int32_t n_rows = all_small && batch->n_rows > exe->pass_rows ? exe->pass_rows : n_last;
+  if (n_rows > KG_SPLIT_ROWS) return KG_OK;
+  int32_t end = 0;
+  for (int32_t i = 0; i < batch->n_spans; i++) {
+    const kg_span *span = &batch->spans[i];
+    if (span->row + span->n_rows > first && span->pos + span->n_rows > end) end = span->pos + span->n_rows;
+  }
+  return end ? kg_cpu_reserve_splits(exe, n_rows, end, err) : KG_OK;
+}
+
 static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 {
   int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, 0, err);
@@ -325,8 +341,7 @@ static int cpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
   for (int32_t s = 0; s < batch->n_spans && exe->states.n_floats; s++) n_states += (size_t)batch->spans[s].n_states + 1;
   if (!code && !kg_grow((void **)&exe->state_outs, &exe->state_outs_capacity, n_states, sizeof *exe->state_outs))
     code = kg_fail_memory(err, n_states * sizeof *exe->state_outs, "states");
-  for (int32_t i = 0; i < batch->n_spans && !code; i++)
-    code = kg_cpu_reserve_splits(exe, batch->spans[i].pos + batch->spans[i].n_rows, err);
+  if (!code) code = reserve_splits(exe, batch, err);
   return code ? code : run_parts(exe, batch, err);
 }
 

@@ -90,7 +90,7 @@ struct kg_executable {
   struct kg_slab *slabs;
   float *partials;          /* attention splits of at most KG_SPLIT_ROWS rows: [row][split][head][partial] */
   int64_t partial_row_floats; /* of one row and split: the widest attention's heads */
-  int32_t n_splits;           /* room of `partials` */
+  int32_t n_partials;         /* room: so many splits, of all rows together */
   int32_t block_rows;         /* rows that attention takes together */
 
   kg_host_states states;
@@ -124,8 +124,8 @@ int kg_cpu_cache_open(kg_executable *exe, kg_error *err); /* the layout of a pag
 void kg_cpu_cache_close(kg_executable *exe);
 int kg_cpu_cache_reserve(kg_executable *exe, int32_t group, int32_t n_pages, kg_error *err);
 int kg_cpu_cache_copy(kg_executable *exe, int32_t group, int32_t to, int32_t from, int32_t n_positions, kg_error *err);
-/* Room for the splits of attention of rows before position `end`. */
-int kg_cpu_reserve_splits(kg_executable *exe, int32_t end, kg_error *err);
+/* Room for the splits of attention of at most KG_SPLIT_ROWS rows, all of them before position `end`. */
+int kg_cpu_reserve_splits(kg_executable *exe, int32_t n_rows, int32_t end, kg_error *err);
 size_t kg_cpu_page_bytes(const kg_executable *exe, int32_t group);
 kg_kv_type kg_cpu_cache_type(const kg_executable *exe);
 int kg_cpu_cache_read(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err);
