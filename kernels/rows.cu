@@ -232,6 +232,49 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
   }
 }
 
+/* norm_segments: norm_plain for the rows of a step, whose f16 form stands in panels: a warp for each segment of a row,
+ * and little code, because code that runs once takes longer to fetch than to run. grid: rows; block: a warp a segment. */
+static __global__ void __launch_bounds__(1024) norm_segments(const __grid_constant__ kg_norm_args a)
+{
+  __shared__ float squares[32], maxima[32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockDim.x / 32, row = blockIdx.x, c = 4 * threadIdx.x;
+  const bool inside = c < a.width;
+  let_next_start();
+  read_arguments(a);
+  float4 w = make_float4(0, 0, 0, 0), v = w;
+  if (inside) w = *(const float4 *)(a.scale + c);
+  const float *x = a.x + (size_t)row * a.width + c;
+  __half2 *to = panel_pair(a.half, a.width / KG_BLOCK_COLS, row, c);
+  await_previous();
+  if (inside) v = *(const float4 *)x;
+  float square = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, v.x * v.x))), sum = 0;
+  float max = fmaxf(fmaxf(0, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+#pragma unroll
+  for (int step = 16; step; step >>= 1) {
+    square += __shfl_xor_sync(~0u, square, step);
+    max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
+  }
+  if (!lane) {
+    squares[warp] = square;
+    maxima[warp] = max;
+  }
+  __syncthreads();
+  const float up = norm_half_scale(warp_max(maxima[min(lane, n - 1)]), a.scale_max);
+  const float4 y = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+  if (inside) {
+    to[0] = __floats2half2_rn(y.x * up, y.y * up);
+    to[32] = __floats2half2_rn(y.z * up, y.w * up);
+  }
+  if (!a.out && threadIdx.x) return;
+#pragma unroll 8
+  for (int i = 0; i < n; i++) sum += squares[i];
+  const float factor = norm_factor(sum, a.width, a.epsilon);
+  if (!threadIdx.x) a.half_scale[row] = undo_scale(up) * factor;
+  if (a.out && inside)
+    *(float4 *)(a.out + (size_t)row * a.width + c) =
+        make_float4(y.x * factor, y.y * factor, y.z * factor, y.w * factor);
+}
+
 /* half_rows: the f16 form of rows. grid: pairs of rows; block: 8 warps, each half of a warp a row, so that two rows of
  * a panel are written together. */
 static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ kg_norm_args a)
@@ -262,7 +305,29 @@ static __global__ void __launch_bounds__(256) half_rows(const __grid_constant__ 
   if (first == 0) a.half_scale[row] = undo_scale(up);
 }
 
-enum { ENOUGH_PARTS = 1024 }; /* to fill the device with a warp each */
+enum {
+  ENOUGH_PARTS = 1024, /* to fill the device with a warp each */
+  STEP_ROWS = 64       /* so many and fewer leave it mostly idle */
+};
+
+static bool suits_segments(const kg_norm_args *a)
+{
+  return a->n <= STEP_ROWS && a->half && a->panels && !a->x_parts && a->width % KG_BLOCK_COLS == 0 &&
+         a->width <= 32 * SEGMENT;
+}
+
+/* A norm without mean, bias and parts. */
+static int launch_plain(kg_stream *s, const kg_norm_args *a, kg_error *err)
+{
+  if (suits_segments(a))
+    return run_kernel(s, "norm_segments", norm_segments, dim3(a->n), 32 * ((a->width + SEGMENT - 1) / SEGMENT), 0, err,
+                      *a);
+  if (a->width <= 8 * SEGMENT)
+    return run_kernel(s, "norm_plain", norm_plain<1, 8>, dim3((a->n + 3) / 4), 128, 0, err, *a);
+  if (a->width <= 4 * 8 * SEGMENT)
+    return run_kernel(s, "norm_plain", norm_plain<4, 8>, dim3(a->n), 128, 0, err, *a);
+  return run_kernel(s, "norm_plain", norm_plain<8, 8>, dim3(a->n), 256, 0, err, *a);
+}
 
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)
 {
@@ -271,11 +336,8 @@ int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)
     return kg_fail(err, KG_ERR_ARGUMENT, "a norm of %d rows of %d in %d parts", a->n, a->width, a->groups);
   if (!a->normalize) return run_kernel(s, "half_rows", half_rows, dim3((a->n + 1) / 2), 256, 0, err, *a);
   const int parts = a->n * a->groups;
-  if (!a->subtract_mean && !a->bias && a->groups == 1 && !a->is_wide && a->width % 4 == 0 && a->width <= 8 * 8 * SEGMENT) {
-    if (a->width <= 8 * SEGMENT) return run_kernel(s, "norm_plain", norm_plain<1, 8>, dim3((a->n + 3) / 4), 128, 0, err, *a);
-    if (a->width <= 4 * 8 * SEGMENT) return run_kernel(s, "norm_plain", norm_plain<4, 8>, dim3(a->n), 128, 0, err, *a);
-    return run_kernel(s, "norm_plain", norm_plain<8, 8>, dim3(a->n), 256, 0, err, *a);
-  }
+  if (!a->subtract_mean && !a->bias && a->groups == 1 && !a->is_wide && a->width % 4 == 0 && a->width <= 8 * 8 * SEGMENT)
+    return launch_plain(s, a, err);
   if (parts < ENOUGH_PARTS && a->width / a->groups > 4 * SEGMENT)
     return run_kernel(s, "norm_rows", norm_rows<8>, dim3(parts), 256, 0, err, *a);
   return run_kernel(s, "norm_rows", norm_rows<1>, dim3((parts + 3) / 4), 128, 0, err, *a);
