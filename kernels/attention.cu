@@ -301,7 +301,7 @@ struct splits_layout {
 };
 
 enum {
-  TEAM = 4,
+  SMALL_TEAMS = 10, /* most teams of two warps */
   TEAM_ROOM = 4 * 32 + 16,
   PARTIAL = 17 /* 64 channels, top and sum of a unit in a split */,
   STATE = 17
@@ -326,11 +326,11 @@ static __host__ __device__ __forceinline__ splits_layout lay_out_splits(int all_
 }
 
 /* attention_splits: up to 8 H query heads of one kv head of one row.
- * grid: (clusters * kv heads * groups of 16 query heads, rows), clusters blocks work together; block: 4 warps per
+ * grid: (clusters * kv heads * groups of 16 query heads, rows), clusters blocks work together; block: TEAM warps per
  * split. moves keys and values once. twin: attend in cpu/reference.c; tolerance: f16 rounding of q, of the weights and,
  * where it is not in the cache, of the row's own key and value. */
-template <int P, int H>
-static __global__ void __launch_bounds__(1024 / P, 1)
+template <int P, int H, int TEAM>
+static __global__ void __launch_bounds__(TEAM == 4 ? 1024 / P : 32 * TEAM * SMALL_TEAMS, 1)
     attention_splits(const __grid_constant__ kg_attention_args a, int cluster_bits)
 {
   extern __shared__ uint4 shared[];
@@ -431,12 +431,16 @@ static __global__ void __launch_bounds__(1024 / P, 1)
         send(partials + ((unit >> cluster_bits) * stride + slot) * PARTIAL + i, v, unit & (clusters - 1), clusters,
              counter);
       };
-      auto take = [&](int p, const float(&out)[1][2][4]) {
+      auto take = [&](int p, const float(&out)[1][8 / TEAM][4]) {
+        constexpr int EACH = 4 / TEAM; /* pairs of tiles */
 #pragma unroll
-        for (int h = 0; h < H; h++)
+        for (int i = 0; i < H * EACH; i++) {
+          const int h = i / EACH, j = i % EACH;
           if (g + 8 * h < n_heads)
-            to_unit((g + 8 * h) * pieces + p, own_team.rank * 4 + t,
-                    make_float4(out[0][0][2 * h], out[0][0][2 * h + 1], out[0][1][2 * h], out[0][1][2 * h + 1]));
+            to_unit((g + 8 * h) * pieces + p, (own_team.rank * EACH + j) * 4 + t,
+                    make_float4(out[0][2 * j][2 * h], out[0][2 * j][2 * h + 1], out[0][2 * j + 1][2 * h],
+                                out[0][2 * j + 1][2 * h + 1]));
+        }
       };
       auto take_sum = [&](const float(&sum)[1][4]) {
 #pragma unroll
@@ -786,6 +790,15 @@ template <int P> static size_t splits_bytes(const kg_attention_args *a, int team
   return (size_t)lay_out_splits(n_heads * pieces, P, teams, cluster_bits).end * sizeof(uint4);
 }
 
+template <int P, int TEAM>
+static int launch_teams(kg_stream *s, const kg_attention_args *a, int teams, int cluster_bits, kg_error *err)
+{
+  const int group = a->n_heads / a->n_kv_heads, parts = (group + TILE - 1) / TILE;
+  const dim3 grid(a->n_kv_heads * parts << cluster_bits, a->is_alone ? a->n : a->n_few);
+  return run_shared(s, "attention_splits", group > 8 ? attention_splits<P, 2, TEAM> : attention_splits<P, 1, TEAM>, grid,
+                    1 << cluster_bits, 32 * TEAM * teams, splits_bytes<P>(a, teams, cluster_bits), err, *a, cluster_bits);
+}
+
 /* How many warps and blocks share a row changes nothing but time. */
 template <int P> static int launch_splits(kg_stream *s, const kg_attention_args *a, kg_error *err)
 {
@@ -795,14 +808,20 @@ template <int P> static int launch_splits(kg_stream *s, const kg_attention_args 
   const int64_t n_units = (int64_t)n_rows * a->n_kv_heads * parts;
   int teams = 8 / P, bits = 0;
   const auto shared = [&]() { return splits_bytes<P>(a, teams, bits); };
+  if constexpr (P == 1)
+    /* A block for each row and head fills the device: small teams, so many that all splits are computed in one round. */
+    if (n_units > s->n_sms / 2 && n_units <= s->n_sms) {
+      teams = min(SMALL_TEAMS, n_splits);
+      while (teams > 1 && shared() > (size_t)s->shared_max) teams--;
+      return launch_teams<P, 2>(s, a, teams, bits, err);
+    }
   while (s->overlaps && bits < 3 && 2 << bits < n_splits && n_units << (bits + 1) <= s->n_sms) bits++;
   while (teams > 1 && shared() > (size_t)s->shared_max) teams /= 2;
   while (teams > 2 && teams << bits >= 2 * n_splits) teams /= 2;
   /* Where blocks or their clusters fill the device, two of them share a processor. */
   const bool is_full = bits ? n_units << bits > s->n_sms / 2 : n_units > s->n_sms;
   while (is_full && teams > 2 && 2 * (shared() + 1024) > (size_t)s->shared_max) teams /= 2;
-  return run_shared(s, "attention_splits", group > 8 ? attention_splits<P, 2> : attention_splits<P, 1>,
-                    dim3(a->n_kv_heads * parts << bits, n_rows), 1 << bits, 32 * TEAM * teams, shared(), err, *a, bits);
+  return launch_teams<P, 4>(s, a, teams, bits, err);
 }
 
 template <int P, int M, int WARPS, int BLOCKS> struct tiles {
