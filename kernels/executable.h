@@ -64,7 +64,7 @@ typedef struct kg_gpu_stage {
   int32_t residual;                    /* linear, adapt: value to add, or KG_NONE */
   int32_t in[3], out;                  /* values */
   const kg_op *view[2];                /* of in[0] and in[1] only this slice is read, or NULL */
-  /* For few rows (KG_LINEAR_FEW) products bring their input to f16 themselves. */
+  /* Of few rows (kg_program.max_few) products bring their input to f16 themselves. */
   int32_t fused_in;                    /* linear, adapt in: the norm or half stage that it can do itself, or KG_NONE */
   bool is_needed;                      /* norm, half: by another stage too, or for another form */
   bool is_adapted;                     /* linear, embed: an adapt stage completes it, in a pass with adapters */
@@ -86,7 +86,7 @@ typedef struct kg_value_place {
   size_t half;       /* f16 form */
   size_t half_scale; /* and its scales */
   int32_t n_tiles;   /* of the largest product that reads the f16 form (kg_cuda_linear_many_tiles) */
-  bool is_alias;     /* on the wanted side: gathered, and where the only row of a pass is wanted, that row */
+  bool is_alias;     /* on the wanted side: gathered, and where all rows of a pass are wanted, those */
 } kg_value_place;
 
 /* One set of angles; its table stands in the arena. */
@@ -104,6 +104,7 @@ typedef struct kg_program {
   kg_rotation_place *rotations;
   size_t n_rotations, rotations_capacity;
   int32_t max_rows[KG_SIDES];
+  int32_t max_few; /* so many rows and fewer are few: KG_LINEAR_FEW, or 1 where products have kernels for more */
   int32_t n_max_slots; /* of KG_LINEAR_FEW floats each */
   size_t scratch_floats; /* of products and attention */
   size_t arena_bytes;

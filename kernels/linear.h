@@ -69,7 +69,7 @@ int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err);
 /* How many blocks of 32 columns of a matrix are summed in one chain: the same for all members of a launch. */
 int kg_cuda_linear_run(const kg_matrix *m);
 
-/* Are n rows of this width so few that each block may bring them to f16 in its shared memory? */
+/* Are n rows of this width so few that each block can bring them to f16 in its shared memory? */
 static inline bool kg_cuda_linear_is_few(const kg_stream *s, int64_t n, int64_t width)
 {
   const int64_t room = (s->shared_max - (n == 1 ? KG_LINEAR_ONE_BESIDE : KG_LINEAR_FEW_BESIDE)) / 2;
@@ -79,11 +79,8 @@ static inline bool kg_cuda_linear_is_few(const kg_stream *s, int64_t n, int64_t 
 bool kg_cuda_linear_gates(const kg_matrix *m);
 /* Most rows of a plane that this matrix is multiplied with at a time. */
 int32_t kg_cuda_linear_group_rows(const kg_stream *s, const kg_matrix *m);
-/* Should n rows of x stand in panels, where matrices of these tiles (kg_cuda_linear_many_tiles) read them? */
-static inline bool kg_cuda_linear_wants_panels(const kg_stream *s, int32_t n, int32_t n_tiles)
-{
-  return s->has_wgmma && n_tiles && n > KG_LINEAR_FEW;
-}
+/* Are there kernels for rows of x in panels, where matrices of these tiles (kg_cuda_linear_many_tiles) read them? */
+static inline bool kg_cuda_linear_has_many(const kg_stream *s, int32_t n_tiles) { return s->has_wgmma && n_tiles; }
 /* Numbers of scratch with which a product of few rows in panels fills the device; n_tiles of all its matrices. */
 size_t kg_cuda_linear_scratch(const kg_stream *s, const kg_matrix *m, int32_t n_tiles);
 /* Tiles of 16 rows of a matrix, 0 where many rows have no kernel of their own. */

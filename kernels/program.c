@@ -150,7 +150,7 @@ static int32_t find_measuring(const builder *b, kg_side side, int32_t value)
   return KG_NONE;
 }
 
-/* Where the only row is wanted nothing is gathered, and who made the value measures it: in the same slot, to which a
+/* Where all rows are wanted nothing is gathered, and who made the value measures it: in the same slot, to which a
  * gather writes again. */
 static void measure_gathered(builder *b, const kg_gpu_stage *gather)
 {
@@ -645,7 +645,7 @@ static void size_span(layout *l, kg_side side, bool half, int32_t value)
   s->first = -1;
   if (half) {
     const size_t columns = (width + 127) / 128 * 128; /* whole chunks, and of panels whole groups */
-    s->scale_at = padded((rows > KG_LINEAR_FEW ? (rows + KG_PANEL_ROWS - 1) / KG_PANEL_ROWS * KG_PANEL_ROWS : rows) * columns * 2);
+    s->scale_at = padded((rows > 1 ? (rows + KG_PANEL_ROWS - 1) / KG_PANEL_ROWS * KG_PANEL_ROWS : rows) * columns * 2);
     s->bytes = s->scale_at + padded(rows * sizeof(float));
     s->place = &p->places[side][value].half;
     s->scale_place = &p->places[side][value].half_scale;
@@ -709,6 +709,15 @@ static int lay_out(builder *b)
 
 /* ---- all of it ---- */
 
+/* For all products alike: who makes a value measures it for all who read it, or for none. */
+static int32_t find_max_few(const builder *b)
+{
+  for (int side = 0; side < KG_SIDES; side++)
+    for (int32_t v = 0; v < b->n_values; v++)
+      if (kg_cuda_linear_has_many(b->exe->stream, b->program->places[side][v].n_tiles)) return 1;
+  return KG_LINEAR_FEW;
+}
+
 int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_program *out, kg_error *err)
 {
   builder b = {.exe = exe, .program = out, .traced = traced, .adapted = adapted, .n_ops = kg_plan_op_count(exe->plan),
@@ -740,6 +749,7 @@ int kg_program_build(kg_executable *exe, bool traced, const bool *adapted, kg_pr
     find_uses(&b);
     code = add_stages(&b);
     if (!code && !traced) find_early_starts(&b);
+    out->max_few = find_max_few(&b);
     if (!code) code = lay_out(&b);
   }
   kg_free(flags);

@@ -18,6 +18,7 @@ typedef struct kg_pass {
   int32_t n_state_spans, state_span_rows; /* spans of the pass, where the plan has states; rows of the longest */
   bool draws_first;                       /* from logits that are there, before any pass */
   bool is_alone;             /* every row is its sequence's only one */
+  bool wants_all;            /* the wanted rows are those of the pass, and the tail takes all of them together */
   bool is_adapted;           /* some row of the batch has adapters: see */
   kg_adapted_rows adapted;
   kg_meta_layout at;
@@ -68,15 +69,15 @@ static void *in_arena(const pass *p, size_t at) { return at == SIZE_MAX ? NULL :
 
 static const kg_value_place *place_of(const pass *p, kg_side side, int32_t value) { return &p->program->places[side][value]; }
 
-/* Is this gathered value of the wanted rows the only row that there is? */
-static bool is_only_row(const pass *p, int32_t value)
+/* Are a gathered value's rows those that it is gathered from, where they are? */
+static bool is_alias(const pass *p, int32_t value)
 {
-  return p->n_rows == 1 && p->n_wanted == 1 && place_of(p, KG_WANTED_ROWS, value)->is_alias;
+  return p->wants_all && place_of(p, KG_WANTED_ROWS, value)->is_alias;
 }
 
 static float *floats_of(const pass *p, kg_side side, int32_t value)
 {
-  if (value != KG_NONE && side == KG_WANTED_ROWS && is_only_row(p, value)) side = KG_ALL_ROWS;
+  if (value != KG_NONE && side == KG_WANTED_ROWS && is_alias(p, value)) side = KG_ALL_ROWS;
   return value == KG_NONE ? NULL : in_arena(p, place_of(p, side, value)->at);
 }
 
@@ -89,7 +90,7 @@ static bool is_fused(const pass *p) { return p->program != &p->exe->traced; }
 
 static bool has_panels(const pass *p, const kg_value_place *place)
 {
-  return is_fused(p) && kg_cuda_linear_wants_panels(p->exe->stream, p->n, place->n_tiles);
+  return is_fused(p) && p->n > p->program->max_few && kg_cuda_linear_has_many(p->exe->stream, place->n_tiles);
 }
 
 /* x of a product in the form that its weights want. */
@@ -121,7 +122,8 @@ static kg_rotation rotation_at(const pass *p, int32_t index, const kg_op *rope)
 /* Do products bring the rows of this value to f16 themselves, where they can? */
 static bool is_few(const pass *p, int32_t value)
 {
-  return is_fused(p) && kg_cuda_linear_is_few(p->exe->stream, p->n, width_of(p, value));
+  return is_fused(p) && p->n <= p->program->max_few &&
+         kg_cuda_linear_is_few(p->exe->stream, p->n, width_of(p, value));
 }
 
 static float *max_slot(const pass *p, int32_t slot, int32_t value)
@@ -506,7 +508,7 @@ static int run_stage(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   switch (stage->kind) {
   case KG_STAGE_EMBED_ROWS: return run_embed(p, stage, err);
   case KG_STAGE_GATHER:
-    if (is_only_row(p, stage->out)) return KG_OK;
+    if (is_alias(p, stage->out)) return KG_OK;
     return kg_cuda_gather(s, floats_of(p, KG_ALL_ROWS, stage->in[0]), wanted_rows(p), p->n, width,
                           floats_of(p, KG_WANTED_ROWS, stage->out), max_slot(p, stage->max_slot, stage->out), err);
   case KG_STAGE_NORM_ROWS:
@@ -868,6 +870,9 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
     ((int32_t *)(m + p->at.wanted_tokens))[i] = batch->tokens[wanted->row];
     ((int32_t *)(m + p->at.wanted_positions))[i] = batch->positions[wanted->row];
   }
+  p->wants_all = p->n_wanted == p->n_rows && p->n_rows <= p->program->max_rows[KG_WANTED_ROWS];
+  for (int32_t i = 0; i < p->n_wanted && p->wants_all; i++)
+    p->wants_all = batch->wanted[p->wanted0 + i].row == p->row0 + i;
   p->n_splits = 8; /* a power of two, so that graphs live long */
   while (p->n_splits < KG_ATTENTION_SPREAD && p->n_splits * KG_ATTENTION_SPLIT <= max_pos + p->n_ahead) p->n_splits *= 2;
   return code;
@@ -876,7 +881,7 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
 static bool is_decoding(const pass *p)
 {
   return is_fused(p) && p->n_rows == p->batch->n_rows && p->n_rows <= KG_FEW_ROWS &&
-         p->n_rows == p->batch->n_spans;
+         p->n_rows == p->batch->n_spans && (p->wants_all || p->n_wanted < p->n_rows);
 }
 
 /* The rows of a pass to the device. */
