@@ -124,6 +124,16 @@ describe("keys of model files", function()
     refused(UNSUPPORTED, "deepseek2", "attention.scale", { "f32", 0.625 })
   end)
 
+  it("a scale of 0 is none: scores are scaled as without the key", function()
+    for _, name in ipairs { "llama_linear", "qwen3", "gemma2", "gemma3", "phi2", "granite", "deepseek2" } do
+      local unsaid = fields("attention", "scale", name, { ["attention.scale"] = false })
+      assert.same(unsaid, fields("attention", "scale", name, { ["attention.scale"] = { "f32", 0 } }), name)
+    end
+    for _, scale in ipairs { -0.125, 1e-9, 0 / 0 } do
+      refused(FORMAT, "llama_linear", "attention.scale", { "f32", scale })
+    end
+  end)
+
   it("rotations have the magnitude that the file says", function()
     local LOG = 1 + 0.1 * math.log(4)
     local function magnitude(name, changes) return fields("rope", "magnitude", name, changes)[1] end

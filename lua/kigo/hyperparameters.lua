@@ -16,6 +16,7 @@ local hyperparameters = {}
 ---@field default? any a value, or a function of the fields so far; a row without one is required
 ---@field relation? fun(hp: kigo.Hyperparameters): string? what is wrong with the value beside the others, or nil
 ---@field default_text? string what a default that is a function is, for people
+---@field unset? any a value of the file that says as much as none
 ---@field per_block? boolean the file may have an array with a value for each block; the field NAME_of is an array in
 ---any case, from 1 on, and the field is what the file says, or the largest of its numbers
 ---@field expand? fun(n: integer, blocks: integer): any[]   a number that stands for the values of all blocks
@@ -75,7 +76,7 @@ hyperparameters.rows = {
     end },
   { key = "attention.layer_norm_rms_epsilon", name = "norm_epsilon", type = "number", min = 1e-13, max = 1 },
   { key = "attention.sliding_window", name = "window", type = "integer", min = 0, max = 1 << 24, default = 0 },
-  { key = "attention.scale", name = "attention_scale", type = "number", min = 1e-6, max = 1e6,
+  { key = "attention.scale", name = "attention_scale", type = "number", unset = 0, min = 1e-6, max = 1e6,
     default = function(hp) return hp.head_dim ^ -0.5 end, default_text = "attention.key_length ^ -0.5" },
   { key = "attention.causal", name = "causal", type = "boolean", one_of = { [true] = true }, default = true },
   { key = "rope.dimension_count", name = "rope_dims", type = "integer", min = 2, max = 1 << 16,
@@ -220,7 +221,7 @@ function hyperparameters.read(gguf, architecture, extra)
   for _, row in ipairs(rows) do
     local key = architecture .. "." .. row.key
     local value = gguf:get(key)
-    if value == nil then
+    if value == nil or value == row.unset then
       if row.default == nil then return nil, ("%s is missing"):format(key), core.err.FORMAT end
       value = row.default
       if type(value) == "function" then value = value(hp) end

@@ -153,7 +153,7 @@ end
 ---@param blocks integer
 ---@return kigo.HyperparameterRow
 function layers.score_scale(blocks)
-  return { key = "attention.scale", name = "attention_scale", type = "number", min = 1e-6, max = 1e6,
+  return { key = "attention.scale", name = "attention_scale", type = "number", unset = 0, min = 1e-6, max = 1e6,
     default = function(hp)
       return (hp.block_count == blocks and hp.embedding_length // hp.head_count or hp.head_dim) ^ -0.5
     end, default_text = ("attention.key_length ^ -0.5; of %d blocks another"):format(blocks) }
