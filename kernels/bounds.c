@@ -105,7 +105,9 @@ int kg_gpu_bounds_find(kg_executable *exe, int32_t weight, kg_error *err)
   size_t n = 0;
   for (int32_t i = 0; i < kg_plan_op_count(plan); i++) {
     const kg_op *op = kg_plan_op(plan, i);
-    n += is_bounded(exe, op, weight);
+    const bool is_measured = is_bounded(exe, op, weight);
+    n += is_measured;
+    if (is_measured) exe->half_up[op->out] = 0; /* unknown, if measuring fails */
     if (op->kind == KG_OP_ATTENTION && exe->half) exe->half_up[op->out] = 1;
   }
   if (!n) return KG_OK;

@@ -206,11 +206,12 @@ static inline kg_attention_args kg_gpu_attention_shape(const kg_executable *exe,
 /* weights.c */
 int kg_gpu_weights_open(kg_executable *exe, kg_error *err);
 int kg_gpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err);
-/* vector_max of a weight, from the device: somebody has written to it. */
+/* vector_max of a weight, from the device: somebody has written to it. Takes no memory: only the device can fail. */
 int kg_gpu_vector_measure(kg_executable *exe, int32_t weight, kg_error *err);
 /* bounds.c */
 int kg_gpu_bounds_open(kg_executable *exe, kg_error *err);
-/* From weights that are packed; of those values that depend on one of them, or of all (KG_NONE). Graphs know them. */
+/* From weights that are packed; of those values that depend on one of them, or of all (KG_NONE). Graphs know them. Where
+ * it fails they are unknown. */
 int kg_gpu_bounds_find(kg_executable *exe, int32_t weight, kg_error *err);
 /* program.c */
 /* Traced: every value is in memory for a moment, and adapters may be added to each that can have some. Else they may to

@@ -122,14 +122,18 @@ int kg_gpu_vector_measure(kg_executable *exe, int32_t weight, kg_error *err)
   kg_cuda_weight *w = &exe->weights[weight];
   if (!w->is_vector) return KG_OK;
   const int64_t n = kg_weight_values(kg_plan_weight_at(exe->plan, weight));
-  const size_t n_bytes = (size_t)n * sizeof(float);
-  float *values = kg_alloc(n_bytes);
-  if (!values) return kg_fail_memory(err, n_bytes, "measuring a weight");
-  int code = kg_cuda_check(cudaMemcpyAsync(values, w->vector, n_bytes, cudaMemcpyDeviceToHost, exe->stream->handle),
-                           "measuring a weight", err);
-  if (!code) code = kg_stream_wait(exe->stream, "measuring a weight", err);
-  if (!code) w->vector_max = largest_of(values, n);
-  kg_free(values);
+  float values[2048], largest = 0; /* in pieces, which need no memory that may be out */
+  const int64_t most = sizeof values / sizeof *values;
+  int code = KG_OK;
+  for (int64_t at = 0; at < n && !code; at += most) {
+    const int64_t n_now = n - at < most ? n - at : most;
+    code = kg_cuda_check(cudaMemcpyAsync(values, w->vector + at, (size_t)n_now * sizeof *values, cudaMemcpyDeviceToHost,
+                                         exe->stream->handle), "measuring a weight", err);
+    const int waited = kg_stream_wait(exe->stream, "measuring a weight", code ? NULL : err);
+    if (!code) code = waited;
+    if (!code) largest = fmaxf(largest, largest_of(values, n_now));
+  }
+  if (!code) w->vector_max = largest;
   return code;
 }
 
