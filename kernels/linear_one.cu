@@ -1,6 +1,7 @@
 /* linear_one.cu - products with one row of x: what decoding a single sequence consists of. The order of sums is that of
  * linear.cu; what differs is that nothing here is general, since such a step is a chain of a hundred kernels that each
  * take about as long as their instructions. */
+#include "linear_stream.cuh"
 #include "linear_tile.cuh"
 
 /* linear_one: D matrices at once (2: gated), x brought to f16 by each warp for its run, after a norm or without.
@@ -182,8 +183,12 @@ template <int T, int D, bool NORM> static int launch(kg_stream *s, const kg_line
   const size_t x = (size_t)m->n_blocks * 64, sum = (size_t)D * 16 * sizeof(float) * 2;
   kg_linear_shape shape;
   bool done;
-  const int code = launch_tile<T, T, D, NORM>(s, a, &done, err);
+  int code = launch_tile<T, T, D, NORM>(s, a, &done, err);
   if (code || done) return code;
+  if constexpr (is_common(T) && !sizes<T>::has_heads && D == 1 && NORM) {
+    code = launch_stream<T>(s, a, &done, err);
+    if (code || done) return code;
+  }
   kg_cuda_linear_shape(s, a, D, 1, D * (size_t)chunk<T>::n_bytes, x, sum, &shape);
   return run_turns(s, "linear_one", linear_one<T, D, NORM>, a, &shape, 1, err);
 }
