@@ -9,21 +9,58 @@
 
 enum { ALONE = 64 }; /* draws without looking ahead, after somebody looked at the logits in between */
 
-/* Passes that several sequences share: the first one to take a row of a pass has it counted, the last one to leave has
- * those counted that nobody took anything of. */
+/* One look ahead: passes that several sequences share. The first one to take a row of a pass has it counted, the last
+ * one to leave has those counted that nobody took anything of.
+ *
+ * While the caller works with the first draws the device may still be at the others: one look of a model at a time, its
+ * scratch's `under_way`. Whoever wants draw `at` waits for it. A sequence that leaves, and another look, wait for all,
+ * so that nothing that the passes use changes under them. Where waiting fails the draws from there on are lost: whoever
+ * asks for one computes it as if nothing had been drawn, and hears what is wrong with the device. */
 struct kg_passes {
   kg_model *model;
   int32_t n_refs, n, n_counted;
+  int32_t n_draws, n_there; /* of each row, and how many of them are there, or will ever be if it is not under way */
+  kg_drawn *drawn;          /* [rows][n_draws] */
 };
+
+static kg_passes *passes_new(kg_model *model, int32_t n_rows, int32_t n_draws)
+{
+  kg_passes *passes = kg_alloc(sizeof *passes);
+  kg_drawn *drawn = passes ? kg_alloc_array((size_t)n_rows * (size_t)n_draws, sizeof *drawn) : NULL;
+  if (!drawn) {
+    kg_free(passes);
+    return NULL;
+  }
+  *passes = (kg_passes){.model = model, .n_refs = 1, .n_draws = n_draws, .drawn = drawn};
+  return passes;
+}
+
+/* Is draw `at` of all rows there, once it has been waited for? */
+static bool passes_wait(kg_passes *passes, int32_t at)
+{
+  kg_passes **under_way = &kg_model_scratch(passes->model)->under_way;
+  if (at < passes->n_there || *under_way != passes) return at < passes->n_there;
+  const bool is_there = !kg_model_backend(passes->model)->wait_ahead(kg_model_executable(passes->model), at, NULL);
+  if (is_there) passes->n_there = at + 1;
+  if (!is_there || passes->n_there == passes->n_draws) *under_way = NULL;
+  return is_there;
+}
 
 static void passes_unref(kg_passes *passes)
 {
   if (--passes->n_refs) return;
+  (void)passes_wait(passes, passes->n_draws - 1);
   kg_model_count_dropped(passes->model, 0, passes->n - passes->n_counted);
+  kg_free(passes->drawn);
   kg_free(passes);
 }
 
 /* ---- what a sequence keeps ---- */
+
+static const kg_drawn *next_of(const kg_future *future)
+{
+  return &future->passes->drawn[(size_t)future->row * (size_t)future->n + (size_t)future->at];
+}
 
 /* The pass over the row that draw `at` was made from: which of those of this look ahead; -1: one before it. */
 static int32_t pass_of(const kg_future *future, int32_t at) { return future->evaluates_first ? at : at - 1; }
@@ -32,8 +69,9 @@ void kg_sequence_drop_ahead(kg_sequence *sequence)
 {
   kg_future *future = &sequence->future;
   if (!future->passes) return;
+  (void)passes_wait(future->passes, future->n - 1);
   const int32_t n_taken = future->at + future->is_taken;
-  const int32_t n_rows = pass_of(future, future->n_computed - 1) + 1, n_used = pass_of(future, n_taken - 1) + 1;
+  const int32_t n_rows = pass_of(future, future->n - 1) + 1, n_used = pass_of(future, n_taken - 1) + 1;
   kg_model_count_dropped(sequence->model, n_rows - (n_used > 0 ? n_used : 0), 0);
   kg_chain_free(future->chain);
   passes_unref(future->passes);
@@ -55,7 +93,7 @@ void kg_sequence_follow(kg_sequence *sequence, const int32_t *ids, size_t n)
 {
   kg_future *future = &sequence->future;
   if (!future->passes) return;
-  if (n == 1 && future->is_taken && ids[0] == future->drawn[future->at].id && future->at + 1 < future->n) {
+  if (n == 1 && future->is_taken && ids[0] == next_of(future)->id && future->at + 1 < future->n) {
     future->at++;
     future->is_taken = false;
   } else
@@ -69,19 +107,28 @@ bool kg_sequence_has_drawn(const kg_sequence *sequence, const kg_chain *chain)
          kg_sequence_draws(sequence) == (future->at ? 0 : future->n_draws);
 }
 
-static bool has_next(const kg_draw_item *item) { return kg_sequence_has_drawn(item->sequence, item->chain); }
+/* Is it there, and good? Else nothing is drawn ahead any more. */
+static bool has_next(const kg_draw_item *item)
+{
+  kg_sequence *sequence = item->sequence;
+  const kg_future *future = &sequence->future;
+  if (!kg_sequence_has_drawn(sequence, item->chain)) return false;
+  if (passes_wait(future->passes, future->at) && next_of(future)->status >= 0) return true;
+  kg_sequence_drop_ahead(sequence);
+  return false;
+}
 
 static int32_t take(kg_sequence *sequence)
 {
   kg_future *future = &sequence->future;
-  const kg_drawn drawn = future->drawn[future->at];
+  const kg_drawn drawn = *next_of(future);
   if (!future->is_taken) {
     const int32_t pass = pass_of(future, future->at), n_new = kg_sequence_pos(sequence) - sequence->n_evaluated;
     const bool is_new_pass = pass >= future->passes->n_counted;
     if (is_new_pass) future->passes->n_counted = pass + 1;
     kg_model_count(sequence->model, n_new, is_new_pass);
     kg_sequence_evaluated(sequence, n_new);
-    if (future->at == future->n_computed - 1) {
+    if (future->at == future->n - 1) {
       sequence->logits_pos = sequence->n_evaluated;
       sequence->banned_pos = -1;
     }
@@ -160,9 +207,6 @@ static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
     return kg_fail_memory(err, ((size_t)pos + (size_t)g->n_draws) * sizeof *sequence->tokens.ids, "the timeline");
   if (!kg_chain_plan_draw(g->items[i].chain, sequence, kg_model_vocab_size(g->model), draw))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "this chain draws on the host");
-  kg_future *future = &sequence->future;
-  if (!kg_grow((void **)&future->drawn, &future->capacity, (size_t)g->n_draws, sizeof *future->drawn))
-    return kg_fail_memory(err, (size_t)g->n_draws * sizeof *future->drawn, "drawing ahead");
   int status = kg_sequence_ensure_logits(sequence, err);
   const int32_t first = g->evaluates_first ? pos - 1 : pos;
   if (!status && has_rows(g))
@@ -185,18 +229,15 @@ static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
   return KG_OK;
 }
 
-static void keep(const group *g, int32_t i, const kg_draw *draw, const kg_drawn *drawn, kg_passes *passes)
+static void keep(const group *g, int32_t i, const kg_draw *draw, kg_passes *passes)
 {
   kg_sequence *sequence = g->items[i].sequence;
   kg_future *future = &sequence->future;
-  int32_t n = 0;
-  while (n < g->n_draws && drawn[n].status >= 0) n++;
-  memcpy(future->drawn, drawn, (size_t)g->n_draws * sizeof *drawn);
   passes->n_refs++;
   future->passes = passes;
+  future->row = i;
   future->chain = kg_chain_ref(g->items[i].chain);
-  future->n = n;
-  future->n_computed = g->n_draws;
+  future->n = g->n_draws;
   future->at = 0;
   future->is_taken = false;
   future->evaluates_first = g->evaluates_first;
@@ -206,11 +247,12 @@ static void keep(const group *g, int32_t i, const kg_draw *draw, const kg_drawn 
                           future->state);
   future->state = KG_NONE;
   if (has_rows(g)) sequence->logits_pos = -1; /* the buffer is at the end of what was computed */
-  if (!n) kg_sequence_drop_ahead(sequence);
 }
 
-static int run_look(group *g, const kg_draw *draws, kg_drawn *drawn, kg_error *err)
+static int run_look(group *g, const kg_draw *draws, kg_passes *passes, kg_error *err)
 {
+  kg_passes *before = g->scratch->under_way;
+  if (before) (void)passes_wait(before, before->n_draws - 1);
   kg_batch batch = {.n_rows = g->n,
                     .tokens = g->scratch->tokens,
                     .positions = g->scratch->positions,
@@ -219,43 +261,38 @@ static int run_look(group *g, const kg_draw *draws, kg_drawn *drawn, kg_error *e
                     .n_wanted = g->n,
                     .wanted = g->scratch->wanted};
   const kg_run_ahead ahead = {
-      .n_draws = g->n_draws, .evaluates_first = g->evaluates_first, .draws = draws, .drawn = drawn};
+      .n_draws = g->n_draws, .evaluates_first = g->evaluates_first, .draws = draws, .drawn = passes->drawn};
   kg_executable *exe = kg_model_executable(g->model);
-  if (g->backend->run_ahead) return g->backend->run_ahead(exe, &batch, &ahead, err);
-  return run_on_host(exe, g->backend, &batch, &ahead, kg_model_vocab_size(g->model), err);
-}
-
-/* Room for the draws and the results of one look, in the scratch. */
-static int reserve(group *g, kg_draw **draws, kg_drawn **drawn, kg_error *err)
-{
-  kg_scratch *scratch = g->scratch;
-  const size_t n = (size_t)g->n, n_drawn = n * (size_t)g->n_draws;
-  if (!kg_grow((void **)&scratch->draws, &scratch->draws_capacity, n, sizeof **draws) ||
-      !kg_grow((void **)&scratch->drawn, &scratch->drawn_capacity, n_drawn, sizeof **drawn))
-    return kg_fail_memory(err, n_drawn * sizeof **drawn, "drawing ahead");
-  *draws = scratch->draws;
-  *drawn = scratch->drawn;
+  const int status = g->backend->run_ahead
+                         ? g->backend->run_ahead(exe, &batch, &ahead, err)
+                         : run_on_host(exe, g->backend, &batch, &ahead, kg_model_vocab_size(g->model), err);
+  if (status) return status;
+  passes->n = g->n_draws - !g->evaluates_first;
+  if (g->backend->wait_ahead)
+    g->scratch->under_way = passes;
+  else
+    passes->n_there = g->n_draws;
   return KG_OK;
 }
 
 static int look_ahead(group *g, kg_error *err)
 {
-  kg_draw *draws = NULL;
-  kg_drawn *drawn = NULL;
-  int status = reserve(g, &draws, &drawn, err);
-  if (status) return status;
-  kg_passes *passes = kg_alloc(sizeof *passes);
-  if (!passes) return kg_fail_memory(err, sizeof *passes, "drawing ahead");
-  *passes = (kg_passes){.model = g->model, .n_refs = 1};
+  kg_scratch *scratch = g->scratch;
+  if (!kg_grow((void **)&scratch->draws, &scratch->draws_capacity, (size_t)g->n, sizeof *scratch->draws))
+    return kg_fail_memory(err, (size_t)g->n * sizeof *scratch->draws, "drawing ahead");
+  kg_draw *draws = scratch->draws;
+  kg_passes *passes = passes_new(g->model, g->n, g->n_draws);
+  if (!passes)
+    return kg_fail_memory(err, (size_t)g->n * (size_t)g->n_draws * sizeof *passes->drawn, "drawing ahead");
+  int status = KG_OK;
   for (int32_t i = 0; i < g->n && !status; i++) status = prepare_row(g, i, &draws[i], err);
   kg_model_set_stepping(g->model, true);
-  if (!status) status = run_look(g, draws, drawn, err);
-  if (!status) passes->n = g->n_draws - !g->evaluates_first;
+  if (!status) status = run_look(g, draws, passes, err);
   kg_model_set_stepping(g->model, false);
   for (int32_t i = 0; i < g->n; i++) {
     kg_sequence *sequence = g->items[i].sequence;
     if (!status)
-      keep(g, i, &draws[i], drawn + (size_t)i * (size_t)g->n_draws, passes);
+      keep(g, i, &draws[i], passes);
     else {
       kg_states_drop(kg_model_states(g->model), sequence->future.state);
       sequence->future.state = KG_NONE;

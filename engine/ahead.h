@@ -1,7 +1,9 @@
 /* ahead.h - drawing several tokens in one round trip to the device. What was drawn ahead is a guess that the caller
  * will feed each id back: a sequence keeps such ids, with their rows in its cache pages, beside its timeline. A draw of
- * the same chain takes the next one, feeding that id goes on to the one after; anything else drops them, which is no
- * more than a shorter page table. So nobody can tell, but by the clock, whether ids were drawn one by one or ahead:
+ * the same chain takes the next one, and waits for it where the device is still at it, which goes on with those behind it
+ * meanwhile (kg_backend.wait_ahead). Feeding that id goes on to the one after; anything else drops them, which is no
+ * more than a shorter page table, once the device is done. So nobody can tell, but by the clock, whether ids were drawn
+ * one by one or ahead:
  * - Timeline, logits, random numbers and errors are those of kg_step and kg_chain_pick, token by token.
  * - A token counts as evaluated, and its pass as a step, when the draw behind it is taken. Rows that nobody took are
  *   counted apart (kg_model_stats.n_tokens_dropped).

@@ -85,7 +85,6 @@ static void scratch_deinit(kg_scratch *scratch)
   kg_free(scratch->taps);
   kg_free(scratch->tapped);
   kg_free(scratch->draws);
-  kg_free(scratch->drawn);
   kg_free(scratch->missing);
 }
 

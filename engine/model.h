@@ -68,9 +68,9 @@ typedef struct kg_scratch {
   void *items; /* kg_step_item of kg_step */
   size_t items_capacity;
   kg_draw *draws; /* of ahead.c, as the next two */
-  kg_drawn *drawn;
   void *missing; /* kg_draw_item */
-  size_t draws_capacity, drawn_capacity, missing_capacity;
+  struct kg_passes *under_way; /* whose draws the device may still be making, or NULL; borrowed */
+  size_t draws_capacity, missing_capacity;
   int64_t serial; /* of the step, to find a sequence that is named twice */
 } kg_scratch;
 kg_scratch *kg_model_scratch(kg_model *model);

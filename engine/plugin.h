@@ -5,7 +5,7 @@
 
 #include "backend.h"
 
-enum { KG_PLUGIN_ABI = 10 }; /* raise it with every change of a structure that both sides see */
+enum { KG_PLUGIN_ABI = 11 }; /* raise it with every change of a structure that both sides see */
 
 /* What the plug-in needs of its host. The readers of plan.h, so that the plug-in has no copy of its structures. */
 typedef struct kg_plugin_host {

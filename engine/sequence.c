@@ -85,7 +85,6 @@ void kg_sequence_free(kg_sequence *sequence)
   kg_sequence_drop_hooks(sequence);
   for (int32_t i = 0; i < sequence->n_adapters; i++) kg_adapter_unref(sequence->adapters[i].adapter);
   kg_companions_free(sequence->companions);
-  kg_free(sequence->future.drawn);
   kg_draft_deinit(sequence);
   kg_kv_release(kg_model_kv(sequence->model), &sequence->pages);
   kg_snapshots_cut(kg_model_states(sequence->model), &sequence->snapshots, 0);

@@ -19,11 +19,9 @@ typedef struct kg_passes kg_passes; /* ahead.c */
 typedef struct kg_companion kg_companion; /* companion.h */
 typedef struct kg_companion_ops kg_companion_ops;
 
-/* Draws that were made ahead of the caller, by one chain; none where passes is NULL. */
+/* Draws that are made ahead of the caller, by one chain; none where passes is NULL. */
 typedef struct kg_future {
-  kg_drawn *drawn;         /* [n_computed]; the first n are good */
-  size_t capacity;
-  int32_t n, n_computed;
+  int32_t row, n;          /* of the passes: its draws, and how many each row has */
   int32_t n_alone;         /* so many draws look no further: somebody looked at logits in between */
   int32_t at;              /* the one that belongs to the timeline as it is */
   bool is_taken;           /* somebody has asked for it */

@@ -14,6 +14,10 @@ struct kg_draws {
   size_t n_drawn;
   int32_t n_rows, n_vocab, n_steps; /* of this use */
   kg_sample_way way;
+  kg_drawn *followed;               /* where results of this use are wanted; NULL: nowhere */
+  int32_t n_there;                  /* steps of the use that was followed last that are */
+  cudaEvent_t *marks;               /* [n_marks] behind each step */
+  int32_t n_marks;
 };
 
 static size_t align16(size_t n) { return (n + 15) / 16 * 16; }
@@ -25,7 +29,9 @@ void kg_draws_free(kg_draws *draws)
   (void)cudaFreeHost(draws->staged);
   (void)cudaFree(draws->scratch);
   (void)cudaFreeHost(draws->drawn);
+  for (int32_t i = 0; i < draws->n_marks; i++) (void)cudaEventDestroy(draws->marks[i]);
   (void)cudaGetLastError();
+  kg_free(draws->marks);
   kg_free(draws);
 }
 
@@ -80,6 +86,20 @@ static int reserve_drawn(kg_stream *stream, size_t n, kg_error *err)
   if (code) return code;
   d->drawn = drawn;
   d->n_drawn = n;
+  return KG_OK;
+}
+
+static int reserve_marks(kg_draws *d, int32_t n, kg_error *err)
+{
+  if (n <= d->n_marks) return KG_OK;
+  cudaEvent_t *marks = kg_realloc_array(d->marks, (size_t)n, sizeof *marks);
+  if (!marks) return kg_fail_memory(err, (size_t)n * sizeof *marks, "draws");
+  d->marks = marks;
+  for (; d->n_marks < n; d->n_marks++) {
+    const int code =
+        kg_cuda_check(cudaEventCreateWithFlags(&marks[d->n_marks], cudaEventDisableTiming), "making an event", err);
+    if (code) return code;
+  }
   return KG_OK;
 }
 
@@ -206,6 +226,7 @@ int kg_draws_begin(kg_stream *stream, const kg_draw_request *requests, int32_t n
     if (way_of(&requests[i]) > way) way = way_of(&requests[i]);
   }
   int code = open_draws(stream, err);
+  if (!code) code = kg_draws_finish(stream, err);
   if (!code) code = reserve_staged(stream, n_bytes, err);
   if (!code) code = reserve_scratch(stream, mass_bytes(n_rows) + (size_t)n_rows * row_bytes(n_vocab), err);
   if (!code) code = reserve_drawn(stream, (size_t)n_rows * (size_t)n_steps, err);
@@ -232,6 +253,46 @@ int kg_draws_next(kg_stream *stream, kg_error *err)
 {
   const kg_draws *d = stream->draws;
   return kg_cuda_sample(stream, (kg_sample_row *)d->there, d->n_rows, d->n_vocab, d->way, err);
+}
+
+/* ---- a use that goes on while the host does ---- */
+
+int kg_draws_mark(kg_stream *stream, int32_t step, kg_error *err)
+{
+  kg_draws *d = stream->draws;
+  const int code = reserve_marks(d, d->n_steps, err);
+  return code ? code : kg_cuda_check(cudaEventRecord(d->marks[step], stream->handle), "marking a draw", err);
+}
+
+void kg_draws_follow(kg_stream *stream, kg_drawn *to)
+{
+  stream->draws->followed = to;
+  stream->draws->n_there = 0;
+}
+
+int kg_draws_wait(kg_stream *stream, int32_t step, kg_error *err)
+{
+  kg_draws *d = stream->draws;
+  for (; d->n_there <= step; d->n_there++) {
+    if (!d->followed) return kg_fail(err, KG_ERR_DEVICE, "draw %d ahead is lost", d->n_there + 1);
+    const int code = kg_cuda_check(cudaEventSynchronize(d->marks[d->n_there]), "steps ahead", err);
+    if (code) {
+      d->followed = NULL;
+      return code;
+    }
+    for (int32_t i = 0; i < d->n_rows; i++) {
+      const size_t at = (size_t)i * (size_t)d->n_steps + (size_t)d->n_there;
+      d->followed[at] = d->drawn[at];
+    }
+    if (d->n_there == d->n_steps - 1) d->followed = NULL;
+  }
+  return KG_OK;
+}
+
+int kg_draws_finish(kg_stream *stream, kg_error *err)
+{
+  const kg_draws *d = stream->draws;
+  return d && d->followed ? kg_draws_wait(stream, d->n_steps - 1, err) : KG_OK;
 }
 
 const kg_drawn *kg_draws_of(const kg_stream *stream, int32_t row)

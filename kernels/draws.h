@@ -31,6 +31,18 @@ kg_draws_key kg_draws_launch_key(const kg_stream *stream);
 int kg_draws_next(kg_stream *stream, kg_error *err);
 /* What row `row` has drawn, n_steps of it, once the stream has been waited for. */
 const kg_drawn *kg_draws_of(const kg_stream *stream, int32_t row);
+
+/* ---- a use that goes on while the host does ---- */
+
+/* Behind draw `step` of a use, which may be waited for. */
+int kg_draws_mark(kg_stream *stream, int32_t step, kg_error *err);
+/* All draws of the use are enqueued and marked: from now on they are brought to `to` ([rows][steps]) as they are waited
+ * for, which must stay until the last one is, or waiting fails. kg_draws_begin waits for all. */
+void kg_draws_follow(kg_stream *stream, kg_drawn *to);
+/* Draws [0, step] of the use that was followed last are there. Failure: the others never will be. */
+int kg_draws_wait(kg_stream *stream, int32_t step, kg_error *err);
+/* Nothing is followed any more. */
+int kg_draws_finish(kg_stream *stream, kg_error *err);
 void kg_draws_free(kg_draws *draws); /* NULL allowed */
 
 #endif

@@ -254,6 +254,7 @@ int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err);
 int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
                    int64_t logits_at, kg_error *err);
 int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err);
+int kg_gpu_wait_ahead(kg_executable *exe, int32_t step, kg_error *err);
 void kg_gpu_forget_graphs(kg_executable *exe);
 /* For profile.c: a batch that is one pass, its rows on the device, and single stages of it. The batch must stay. */
 typedef struct kg_pass kg_pass;

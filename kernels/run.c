@@ -910,6 +910,7 @@ static int begin(kg_executable *exe, const kg_batch *batch, pass *out, kg_error 
 {
   const kg_program *adapting = NULL;
   int code = kg_stream_use(exe->stream, err);
+  if (!code) code = kg_draws_finish(exe->stream, err); /* graphs, and what they read, may go */
   if (!code) code = kg_gpu_adapters_prepare(exe, batch, &adapting, err);
   *out = (pass){.exe = exe,
                 .batch = batch,
@@ -1055,7 +1056,7 @@ static kg_draw_request request_of(const pass *p, const kg_run_ahead *ahead, int3
 }
 
 /* Everything is enqueued at once: what a draw finds is written to where the next pass reads its tokens and
- * positions. */
+ * positions. Where nobody measures the time, it is not waited for. */
 int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahead *ahead, kg_error *err)
 {
   kg_draw_request requests[KG_AHEAD_ROWS];
@@ -1069,14 +1070,22 @@ int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahe
   if (!code) code = kg_gpu_timing_begin(exe, err);
   if (!code) code = kg_draws_begin(exe->stream, requests, batch->n_rows, kg_plan_vocab_size(exe->plan), ahead->n_draws, err);
   if (!code) p.draws = kg_draws_launch_key(exe->stream);
-  for (int32_t i = 0; i < ahead->n_draws && !code; i++)
+  for (int32_t i = 0; i < ahead->n_draws && !code; i++) {
     code = i || ahead->evaluates_first ? run_graph(&p, err) : kg_draws_next(exe->stream, err);
+    if (!code) code = kg_draws_mark(exe->stream, i, err);
+  }
   if (!code) code = kg_gpu_timing_end(exe, err);
+  if (!code) kg_draws_follow(exe->stream, ahead->drawn);
+  if (!code && !exe->timer.begin) return KG_OK;
   const int waited = kg_stream_wait(exe->stream, "steps ahead", code ? NULL : err);
   if (!code) code = waited;
-  if (!code) code = kg_gpu_timing_add(exe, ahead->n_draws - !ahead->evaluates_first, err);
-  for (int32_t i = 0; i < batch->n_rows && !code; i++)
-    memcpy(ahead->drawn + (size_t)i * (size_t)ahead->n_draws, kg_draws_of(exe->stream, i),
-           (size_t)ahead->n_draws * sizeof *ahead->drawn);
-  return code;
+  const int finished = kg_draws_finish(exe->stream, code ? NULL : err);
+  if (!code) code = finished;
+  return code ? code : kg_gpu_timing_add(exe, ahead->n_draws - !ahead->evaluates_first, err);
+}
+
+int kg_gpu_wait_ahead(kg_executable *exe, int32_t step, kg_error *err)
+{
+  const int code = kg_stream_use(exe->stream, err);
+  return code ? code : kg_draws_wait(exe->stream, step, err);
 }

@@ -97,6 +97,60 @@ describe("drawing ahead", function()
         end
       end)
 
+      it("lets others in while the device may be at work", function()
+        local chain <close> = core.chain(chains["a flat draw"])
+        local other <close> = core.chain(chains["stages that draw"])
+        local function play(ahead)
+          local said, seqs = {}, {}
+          for i = 1, 6 do
+            seqs[i] = model:sequence { seed = i }
+            seqs[i]:feed(tiny.ids(5 * i, i))
+          end
+          local groups = { { seqs[1], seqs[2] }, { seqs[3], seqs[4], seqs[5] }, { seqs[6] } }
+          for round = 1, 24 do
+            local group = groups[round % 3 + 1]
+            local ids = assert(model:draw(group, round % 3 == 1 and other or chain, ahead))
+            for i, seq in ipairs(group) do
+              said[#said + 1] = ids[i]
+              seq:push(ids[i])
+            end
+            if round % 4 == 0 then -- from logits that are there, beside looks
+              local one <close> = group[1]:fork { seed = round }
+              said[#said + 1] = other(one.logits, one)
+            end
+            if round % 5 == 0 then said[#said + 1] = group[#group].rng:uniform() end
+            if round % 7 == 0 then group[1]:rewind(group[1]:pos() - 2) end
+            if round == 10 then table.remove(groups[2], 2):close() end
+            if round == 13 then said[#said + 1] = seqs[1].logits:bytes() end
+          end
+          for i, seq in ipairs(seqs) do
+            if i ~= 4 then said[#said + 1] = seq.logits:bytes() end
+            seq:close()
+          end
+          return said
+        end
+        local expected = play(1)
+        for _, ahead in ipairs { 2, 5, 16 } do assert.same(expected, play(ahead)) end
+      end)
+
+      it("lets a model go in the middle of it", function()
+        local chain <close> = core.chain(chains["a flat draw"])
+        for n = 1, 3 do
+          local own = tiny.model(device.options)
+          local seqs = {}
+          for i = 1, n do
+            seqs[i] = own:sequence { seed = i }
+            seqs[i]:feed(tiny.ids(9, i))
+          end
+          local ids = assert(own:draw(seqs, chain, 32))
+          assert.equal(n, #ids)
+          for i = 1, n do seqs[i]:close() end
+          assert.equal(0, own:stats().n_pages_used)
+          assert.equal(n * 31, own:stats().n_tokens_dropped)
+          own:close()
+        end
+      end)
+
       it("goes where the caller goes", function()
         local chain <close> = core.chain(chains["a flat draw"])
         local other <close> = core.chain(chains.greedy)
