@@ -4,6 +4,7 @@
 enum {
   PREPARE_THREADS = 256,
   PREPARE_EACH = KG_DRAW_CHUNK / PREPARE_THREADS, /* ids of a thread */
+  PICK_BLOCKS = 8,                                /* on a processor */
   GROUP = 128,
   SIFT_THREADS = 512,
   SIFT_EACH = 8,
@@ -63,19 +64,19 @@ struct logits_read {
   float factor, offset;
 };
 
-static __device__ __forceinline__ logits_read find_logits(const kg_sample_row *row, int first)
+static __device__ __forceinline__ logits_read find_logits(const kg_sample_row &row)
 {
-  return {row->logits + first, row->is_scaled, row->factor, row->offset};
+  return {row.logits, row.is_scaled, row.factor, row.offset};
 }
 
-/* Is one of them none, or +inf? */
-static __device__ __forceinline__ bool read_logits(const logits_read &from, int n, float (&x)[PREPARE_EACH])
+/* Is one of ids [first, first + n) none, or +inf? */
+static __device__ __forceinline__ bool read_logits(const logits_read &from, int first, int n, float (&x)[PREPARE_EACH])
 {
   bool is_bad = false;
 #pragma unroll
   for (int j = 0; j < PREPARE_EACH; j++) {
     const int i = threadIdx.x + j * PREPARE_THREADS;
-    x[j] = i < n ? from.logits[i] : -CUDART_INF_F;
+    x[j] = i < n ? from.logits[first + i] : -CUDART_INF_F;
   }
 #pragma unroll
   for (int j = 0; j < PREPARE_EACH; j++) {
@@ -112,7 +113,7 @@ static __global__ void __launch_bounds__(PREPARE_THREADS) prepare_rows(kg_sample
   const int first = blockIdx.x * KG_DRAW_CHUNK, n = min(KG_DRAW_CHUNK, n_vocab - first);
   float x[PREPARE_EACH];
   if (!threadIdx.x) chunk_best = 0;
-  const bool is_bad = read_logits(find_logits(row, first), n, x);
+  const bool is_bad = read_logits(find_logits(*row), first, n, x);
 #pragma unroll
   for (int j = 0; j < PREPARE_EACH; j++) c.x[threadIdx.x + j * PREPARE_THREADS] = x[j];
   if (__syncthreads_or(is_bad) && !threadIdx.x) atomicAdd(&row->room.n_nan, 1);
@@ -181,7 +182,7 @@ static __device__ void pick(kg_sample_row *row, const kg_sample_row &was, kg_ran
 
 /* pick_rows: whole draws of chains that end with the best one (kg_draw_picks). What a row is before the draw is read
  * while the pass still runs: it began when the draw before was done.
- * grid, shared: as prepare_rows; moves 4 bytes an id; twin: kg_draw_alone. */
+ * grid: (blocks, which take chunks in turn, rows); shared: 8 KB; moves 4 bytes an id; twin: kg_draw_alone. */
 static __global__ void __launch_bounds__(PREPARE_THREADS) pick_rows(kg_sample_row *rows, int n_vocab)
 {
   __shared__ chunk c;
@@ -190,25 +191,29 @@ static __global__ void __launch_bounds__(PREPARE_THREADS) pick_rows(kg_sample_ro
   kg_sample_row *row = &rows[blockIdx.y];
   const kg_sample_row was = *row;
   const bool has_prefix = was.draw.program->n_prefix > 0;
-  const int first = blockIdx.x * KG_DRAW_CHUNK, n = min(KG_DRAW_CHUNK, n_vocab - first);
-  const logits_read from = find_logits(&was, first);
-  await_previous();
-  float x[PREPARE_EACH];
-  const bool is_bad = read_logits(from, n, x);
-  if (has_prefix) {
-#pragma unroll
-    for (int j = 0; j < PREPARE_EACH; j++) c.x[threadIdx.x + j * PREPARE_THREADS] = x[j];
-    __syncthreads();
-    apply_prefix(&c, &was.draw, first, n);
-#pragma unroll
-    for (int j = 0; j < PREPARE_EACH; j++) x[j] = c.x[threadIdx.x + j * PREPARE_THREADS];
-  }
+  const logits_read from = find_logits(was);
   kg_rank best = 0;
+  bool is_bad = false;
+  await_previous();
+#pragma unroll 1
+  for (int first = blockIdx.x * KG_DRAW_CHUNK; first < n_vocab; first += gridDim.x * KG_DRAW_CHUNK) {
+    const int n = min(KG_DRAW_CHUNK, n_vocab - first);
+    float x[PREPARE_EACH];
+    is_bad |= read_logits(from, first, n, x);
+    if (has_prefix) { /* of numbers that threads bring and take each for itself: one chunk cannot meet the next */
 #pragma unroll
-  for (int j = 0; j < PREPARE_EACH; j++) {
-    const int i = threadIdx.x + j * PREPARE_THREADS;
-    const kg_rank rank = i < n ? kg_rank_make(x[j], (uint32_t)(first + i)) : 0;
-    best = rank > best ? rank : best;
+      for (int j = 0; j < PREPARE_EACH; j++) c.x[threadIdx.x + j * PREPARE_THREADS] = x[j];
+      __syncthreads();
+      apply_prefix(&c, &was.draw, first, n);
+#pragma unroll
+      for (int j = 0; j < PREPARE_EACH; j++) x[j] = c.x[threadIdx.x + j * PREPARE_THREADS];
+    }
+#pragma unroll
+    for (int j = 0; j < PREPARE_EACH; j++) {
+      const int i = threadIdx.x + j * PREPARE_THREADS;
+      const kg_rank rank = i < n ? kg_rank_make(x[j], (uint32_t)(first + i)) : 0;
+      best = rank > best ? rank : best;
+    }
   }
   best = warp_best(best);
   if (threadIdx.x % 32 == 0) bests[threadIdx.x / 32] = best;
@@ -342,12 +347,21 @@ static __global__ void __launch_bounds__(KG_DRAW_THREADS) draw_rows(kg_sample_ro
   if (!threadIdx.x) settle(row, near.row, drawn);
 }
 
+/* As many blocks as the device holds at once, or fewer: of many rows each block takes several chunks. */
+static int launch_pick(kg_stream *s, kg_sample_row *rows, int32_t n_rows, int32_t n_vocab, kg_error *err)
+{
+  const int at_once = s->n_sms * PICK_BLOCKS, n_chunks = (n_vocab - 1) / KG_DRAW_CHUNK + 1;
+  const int each = (n_chunks * n_rows - 1) / at_once + 1;
+  return run_kernel(s, "pick_rows", pick_rows, dim3((n_chunks - 1) / each + 1, n_rows), PREPARE_THREADS, 0, err, rows,
+                    n_vocab);
+}
+
 int kg_cuda_sample(kg_stream *s, kg_sample_row *rows, int32_t n_rows, int32_t n_vocab, kg_sample_way way, kg_error *err)
 {
   if (n_vocab < 1 || n_vocab > KG_DRAW_VOCAB_MAX || n_rows < 1 || n_rows > 65535)
     return kg_fail(err, KG_ERR_ARGUMENT, "drawing from %d rows of %d", n_rows, n_vocab);
+  if (way == KG_SAMPLE_PICK) return launch_pick(s, rows, n_rows, n_vocab, err);
   const dim3 grid((unsigned)((n_vocab - 1) / KG_DRAW_CHUNK + 1), (unsigned)n_rows);
-  if (way == KG_SAMPLE_PICK) return run_kernel(s, "pick_rows", pick_rows, grid, PREPARE_THREADS, 0, err, rows, n_vocab);
   int code = run_kernel(s, "prepare_rows", prepare_rows, grid, PREPARE_THREADS, 0, err, rows, n_vocab);
   const dim3 sift_grid((unsigned)((n_vocab - 1) / SIFT_CHUNK + 1), (unsigned)n_rows);
   if (!code && way == KG_SAMPLE_SIFT) code = run_kernel(s, "sift_rows", sift_rows, sift_grid, SIFT_THREADS, 0, err, rows, n_vocab);

@@ -212,4 +212,38 @@ describe("a draw", function()
       end
     end
   end)
+
+  it("takes the best of many rows as it does of one #gpu", function()
+    local wide <close> = open(60000) -- more parts of rows than a device has blocks
+    for _, stages in ipairs {
+      { { kind = "greedy" } },
+      { { kind = "penalties", last = -1, ["repeat"] = 1.5, presence = 2 }, { kind = "temp", value = 0 } },
+    } do
+      local chain <close> = core.chain(stages)
+      local seqs, ids = {}, {}
+      for i = 1, 64 do
+        seqs[i], ids[i] = wide:sequence { seed = i }, {}
+        seqs[i]:feed { i * 700, i }
+      end
+      for _ = 1, 8 do
+        for i, id in ipairs(assert(wide:draw(seqs, chain, 4))) do
+          table.insert(ids[i], id)
+          seqs[i]:push(id)
+        end
+      end
+      for i = 1, 64 do
+        seqs[i]:close()
+        local alone <close> = wide:sequence { seed = i }
+        alone:feed { i * 700, i }
+        for _, id in ipairs(ids[i]) do
+          assert.equal(id, alone:draw(chain))
+          if i % 16 == 0 then
+            local logits <close> = core.tensor(support.floats(alone.logits:bytes()))
+            assert.equal(id, chain(logits, alone))
+          end
+          alone:push(id)
+        end
+      end
+    end
+  end)
 end)
