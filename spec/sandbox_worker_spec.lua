@@ -156,7 +156,7 @@ describe("a sandbox's worker", function()
   it("goes with the body that made it, however that ends", function()
     local before = held()
     do
-      local model <close> = assert(kigo.load(support.haiku_model, { threads = 1 }))
+      local model <close> = assert(kigo.load(support.haiku_model, { device = "cpu", threads = 1 }))
       local scheduler <close> = kigo.scheduler(model)
       local function body(how)
         local seq <close> = assert(model:sequence())
@@ -390,11 +390,12 @@ describe("a sandbox's worker", function()
   end
 
   -- A folder with the program and without a worker.
+  -- The program without a worker beside it, but with the libraries that it may have brought.
   local function folder_without()
     local place = os.tmpname()
     os.remove(place)
-    os.execute(("mkdir %s && cp %s %s/kigo && ln -s \"$PWD/lua\" %s/lua"):format(place, support.program, place,
-      place))
+    os.execute(("mkdir %s && cp %s %s/kigo && ln -s \"$PWD/lua\" %s/lua && ln -s \"$(cd %s && pwd)/lib\" %s/lib")
+      :format(place, support.program, place, place, folder, place))
     return place
   end
 
