@@ -81,8 +81,8 @@ static int check_weights(lua_State *L)
   return 1;
 }
 
-/* model:profile(sequences) -> { { name, count, bytes, expert_bytes, seconds }, ... }, or nil, message, code. What the sequences'
- * pending tokens would take, stage by stage; they stay pending. */
+/* model:profile(sequences) -> { { name, count, bytes, expert_bytes, seconds }, ... }, or nil, message, code. What the
+ * sequences' pending tokens would take, stage by stage; they stay pending. */
 static int profile(lua_State *L)
 {
   kg_model *model = check_model(L);

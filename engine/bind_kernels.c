@@ -40,15 +40,17 @@ static void *push_aligned(lua_State *L, size_t n_bytes)
   return (void *)((block + 63) & ~(uintptr_t)63);
 }
 
-/* Read variant, type, shape and the blocks `w` of all planes, and pack them, piece groups at a time. Leaves the packed bytes on
- * the stack. */
+/* Read variant, type, shape and the blocks `w` of all planes, and pack them, piece groups at a time. Leaves the packed
+ * bytes on the stack. */
 static int set_up(lua_State *L, test *t, kg_error *err)
 {
   size_t n_bytes, plane_bytes;
   kg_check_type(L, 1, LUA_TTABLE);
   const kg_type type = field_type(L);
-  const int64_t cols = kg_opt_int_field(L, 1, "cols", 0, 1, 1 << 20), rows = kg_opt_int_field(L, 1, "rows", 0, 1, 1 << 20);
-  const int64_t planes = kg_opt_int_field(L, 1, "planes", 1, 1, 1024), piece = kg_opt_int_field(L, 1, "piece", 1 << 20, 1, 1 << 20);
+  const int64_t cols = kg_opt_int_field(L, 1, "cols", 0, 1, 1 << 20);
+  const int64_t rows = kg_opt_int_field(L, 1, "rows", 0, 1, 1 << 20);
+  const int64_t planes = kg_opt_int_field(L, 1, "planes", 1, 1, 1024);
+  const int64_t piece = kg_opt_int_field(L, 1, "piece", 1 << 20, 1, 1 << 20);
   t->plane = kg_opt_int_field(L, 1, "plane", 0, 0, planes - 1);
   int code = kg_kernels_find(kg_opt_string_field(L, 1, "variant", NULL), &t->kernels, err);
   if (!code) code = kg_packed_init(&t->weight, type, cols, rows, planes, err);
@@ -56,7 +58,8 @@ static int set_up(lua_State *L, test *t, kg_error *err)
   const char *blocks = field_bytes(L, "w", &n_bytes);
   if (!kg_type_bytes(kg_type_find((uint32_t)type), (uint64_t)(cols * rows), &plane_bytes) || !blocks ||
       n_bytes != plane_bytes * (size_t)planes)
-    kg_error_at(L, "w: %I bytes expected, got %I", (lua_Integer)(plane_bytes * (size_t)planes), (lua_Integer)(blocks ? n_bytes : 0));
+    kg_error_at(L, "w: %I bytes expected, got %I", (lua_Integer)(plane_bytes * (size_t)planes),
+                (lua_Integer)(blocks ? n_bytes : 0));
   t->weight.data = push_aligned(L, t->weight.n_bytes);
   for (int64_t plane = 0; plane < planes; plane++)
     for (int64_t g = 0; g < t->weight.n_groups; g += piece) {
@@ -87,7 +90,8 @@ static int test_matmul(lua_State *L)
   test t;
   if (set_up(L, &t, &err)) return kg_push_error(L, &err);
   const kg_packed *weight = &t.weight;
-  const int64_t n = kg_opt_int_field(L, 1, "n", 1, 1, 4096), piece = kg_opt_int_field(L, 1, "piece", 1 << 20, 1, 1 << 20);
+  const int64_t n = kg_opt_int_field(L, 1, "n", 1, 1, 4096);
+  const int64_t piece = kg_opt_int_field(L, 1, "piece", 1 << 20, 1, 1 << 20);
   const float *x = field_floats(L, "x", n * weight->cols, true);
   const float *bias = field_floats(L, "bias", weight->rows, false);
   const float *residual = field_floats(L, "residual", n * weight->rows, false);

@@ -348,8 +348,8 @@ static int plan_moe(lua_State *L)
   params.act = check_act(L, lua_gettop(L));
   kg_error err;
   int32_t out = KG_NONE;
-  const int code = kg_plan_moe(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "x"), check_id(L, 4, "router"), weights,
-                               &params, &out, &err);
+  const int code = kg_plan_moe(check_plan(L), check_name(L, 2, "name"), check_id(L, 3, "x"), check_id(L, 4, "router"),
+                               weights, &params, &out, &err);
   return push_result(L, code, out, &err);
 }
 
@@ -662,8 +662,9 @@ static int plan_tostring(lua_State *L)
 void kg_bind_plan(lua_State *L)
 {
   static const luaL_Reg methods[] = {
-      {"weight", plan_weight},   {"weight_stack", plan_weight_stack}, {"has_weight", plan_has_weight}, {"embed", plan_embed},   {"norm", plan_norm},
-      {"linear", plan_linear},   {"rope", plan_rope},             {"attention", plan_attention},
+      {"weight", plan_weight},   {"weight_stack", plan_weight_stack}, {"has_weight", plan_has_weight},
+      {"embed", plan_embed},     {"norm", plan_norm},             {"linear", plan_linear},
+      {"rope", plan_rope},       {"attention", plan_attention},
       {"glu", plan_glu},         {"act", plan_act},               {"moe", plan_moe},       {"add", plan_add},
       {"scale", plan_scale},     {"softcap", plan_softcap},       {"slice", plan_slice},   {"rename", plan_rename},
       {"concat", plan_concat},   {"linear_each", plan_linear_each}, {"conv", plan_conv},

@@ -606,9 +606,10 @@ void kg_bind_tensor(lua_State *L)
   static const luaL_Reg methods[] = {{"shape", shape},     {"argmax", argmax},           {"topk", topk},
                                      {"softmax", softmax}, {"log_softmax", log_softmax}, {"entropy", entropy},
                                      {"sum", tensor_sum},  {"min", tensor_min},          {"max", tensor_max},
-                                     {"mul_", mul_in_place},  {"add_", add_in_place},    {"fill_", fill_in_place},
-                                     {"clone", clone},     {"totable", totable},         {"row", row},               {"rows", rows},
-                                     {"bytes", bytes},     {"close", close_tensor},      {NULL, NULL}};
+                                     {"mul_", mul_in_place}, {"add_", add_in_place},     {"fill_", fill_in_place},
+                                     {"clone", clone},     {"totable", totable},         {"row", row},
+                                     {"rows", rows},       {"bytes", bytes},             {"close", close_tensor},
+                                     {NULL, NULL}};
   static const luaL_Reg metamethods[] = {{"__index", get},          {"__newindex", set},         {"__len", length},
                                          {"__gc", close_tensor},    {"__close", close_tensor},
                                          {"__tostring", to_string}, {NULL, NULL}};

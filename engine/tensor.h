@@ -43,11 +43,12 @@ typedef struct kg_tensor_ops {
   int (*fill)(kg_buffer *b, int64_t at, int64_t n, float value, kg_error *err);
   int (*fill_at)(kg_buffer *b, int64_t at, int64_t n, const int32_t *index, int64_t n_index, float value,
                  kg_error *err);
-  int (*affine)(kg_buffer *b, int64_t at, int64_t n, float factor, float offset,
-                kg_error *err); /* x = x*factor+offset */
-  int (*add)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, float factor,
-             kg_error *err);                                                                        /* x += factor*o */
-  int (*mul)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, kg_error *err); /* x *= o */
+  /* x = x * factor + offset */
+  int (*affine)(kg_buffer *b, int64_t at, int64_t n, float factor, float offset, kg_error *err);
+  /* x += factor * o */
+  int (*add)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, float factor, kg_error *err);
+  /* x *= o */
+  int (*mul)(kg_buffer *b, int64_t at, const kg_buffer *o, int64_t o_at, int64_t n, kg_error *err);
   int (*argmax)(const kg_buffer *b, int64_t at, int64_t n, int64_t *index, float *value, kg_error *err);
   /* the k largest, descending, k <= n */
   int (*topk)(const kg_buffer *b, int64_t at, int64_t n, int64_t k, int32_t *index, float *value, kg_error *err);

@@ -246,7 +246,8 @@ bool kg_cuda_linear_gates(const kg_matrix *m) { return is_common(m->type) && run
 /* linear_rows: a warp's sums of 8 rows of x; barriers; its least number of warps. */
 enum { SUM_BYTES = 8 * 16 * sizeof(float), BARRIER_BYTES = 16 * KG_LINEAR_SLOTS * sizeof(uint64_t), WARPS_MIN = 4 };
 
-/* Does a block of linear_rows have room for the sums of 64 rows of x, of d matrices at once, beside rings of one chunk? */
+/* Does a block of linear_rows have room for the sums of 64 rows of x, of d matrices at once, beside rings of one
+ * chunk? */
 static bool fits_many(const kg_stream *s, const kg_matrix *m, int d)
 {
   kg_format f = {};
@@ -284,8 +285,8 @@ static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   const size_t few = NT == 1 && !PLANES && a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
   kg_linear_shape shape;
-  kg_cuda_linear_shape(s, a, D, WARPS_MIN, D * (size_t)chunk<T>::n_bytes, few, (size_t)(NT == 1 ? 2 : 1) * D * NT * SUM_BYTES,
-                       &shape);
+  kg_cuda_linear_shape(s, a, D, WARPS_MIN, D * (size_t)chunk<T>::n_bytes, few,
+                       (size_t)(NT == 1 ? 2 : 1) * D * NT * SUM_BYTES, &shape);
   return run_turns(s, "linear_rows", linear_rows<T, NT, D, PLANES>, a, &shape,
                    a->groups.list ? a->groups.n
                    : PLANES       ? a->n

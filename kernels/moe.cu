@@ -60,8 +60,9 @@ static __device__ uint32_t take_other_groups(const kg_route_args &a, const float
   return taken;
 }
 
-/* Weights in proportion to e^logit, as softmax and, where logits are very low, sigmoid are; the best is 1. Returns their
- * sum. For weights that are next to nothing, where parts may be lost: sigmoids below 3e-39 are 0. By one thread. */
+/* Weights in proportion to e^logit, as softmax and, where logits are very low, sigmoid are; the best is 1. Returns
+ * their sum. For weights that are next to nothing, where parts may be lost: sigmoids below 3e-39 are 0. By one
+ * thread. */
 static __device__ float weigh_by_logits(const float *logits, const int32_t *experts, int n_used, float *weights)
 {
   float max = -CUDART_INF_F, sum = 0;
@@ -175,8 +176,8 @@ static __global__ void __launch_bounds__(256) mix(const float *in, const float *
   }
 }
 
-int kg_cuda_mix(kg_stream *s, const float *in, const float *weights, int32_t n, int32_t n_used, int32_t width, float *out,
-                kg_error *err)
+int kg_cuda_mix(kg_stream *s, const float *in, const float *weights, int32_t n, int32_t n_used, int32_t width,
+                float *out, kg_error *err)
 {
   return run_kernel(s, "mix", mix, dim3(n), 256, 0, err, in, weights, n_used, width, out);
 }

@@ -26,8 +26,8 @@ int kg_cuda_group(kg_stream *s, const int32_t *planes, int32_t n, int32_t n_plan
                   kg_error *err);
 
 /* out[i] = sum over u of weights[i][u] * in[i * n_used + u], in this order */
-int kg_cuda_mix(kg_stream *s, const float *in, const float *weights, int32_t n, int32_t n_used, int32_t width, float *out,
-                kg_error *err);
+int kg_cuda_mix(kg_stream *s, const float *in, const float *weights, int32_t n, int32_t n_used, int32_t width,
+                float *out, kg_error *err);
 
 #ifdef __cplusplus
 }

@@ -56,7 +56,8 @@ int kg_cuda_find_build(kg_stream *s, kg_error *err)
   tell_build<<<1, 1, 0, s->handle>>>((build *)out);
   code = kg_cuda_launched("tell_build", err);
   if (!code)
-    code = kg_cuda_check(cudaMemcpyAsync(&there, out, sizeof there, cudaMemcpyDeviceToHost, s->handle), "tell_build", err);
+    code = kg_cuda_check(cudaMemcpyAsync(&there, out, sizeof there, cudaMemcpyDeviceToHost, s->handle), "tell_build",
+                         err);
   if (!code) code = kg_cuda_check(cudaStreamSynchronize(s->handle), "tell_build", err);
   if (cudaFree(out)) (void)cudaGetLastError();
   s->overlaps = there.arch >= 900;

@@ -13,7 +13,8 @@ extern "C" {
 
 /* Was this library built for the current device? */
 int kg_cuda_probe_kernels(kg_error *err);
-/* What the kernels for the stream's device can do: sets overlaps and has_wgmma. The device may be newer than the code. */
+/* What the kernels for the stream's device can do: sets overlaps and has_wgmma. The device may be newer than the
+ * code. */
 int kg_cuda_find_build(kg_stream *s, kg_error *err);
 
 /* What a reduction knows; a part of the array first, then all of it. */
@@ -65,14 +66,15 @@ typedef struct kg_row_list {
 } kg_row_list;
 
 int kg_cuda_fill(kg_stream *s, float *x, int64_t n, float value, kg_error *err);
-int kg_cuda_fill_at(kg_stream *s, float *x, const int32_t *index /* host */, int32_t n_index, float value, kg_error *err);
+int kg_cuda_fill_at(kg_stream *s, float *x, const int32_t *index /* host */, int32_t n_index, float value,
+                    kg_error *err);
 /* out = x * factor + offset; out may be x. */
 int kg_cuda_affine(kg_stream *s, const float *x, int64_t n, float factor, float offset, float *out, kg_error *err);
 int kg_cuda_add(kg_stream *s, float *x, const float *o, int64_t n, float factor, kg_error *err);
 int kg_cuda_mul(kg_stream *s, float *x, const float *o, int64_t n, kg_error *err);
 /* The room is that of KG_LOOK_ROWS rows, or of as many as there are. */
-int kg_cuda_softmax(kg_stream *s, const float *x, int64_t rows, int64_t n, bool log, float *out, const kg_vector_room *room,
-                    kg_error *err);
+int kg_cuda_softmax(kg_stream *s, const float *x, int64_t rows, int64_t n, bool log, float *out,
+                    const kg_vector_room *room, kg_error *err);
 /* Answer the same questions about rows of n numbers. `best` of a reduction means nothing from n = 2^31 on. For
  * KG_ASK_TOP: k is at most KG_TOP_MAX and n, and n at most KG_DRAW_VOCAB_MAX. */
 int kg_cuda_look(kg_stream *s, const kg_row_list *rows, int32_t n_rows, int64_t n, unsigned asked, int32_t k,

@@ -183,9 +183,9 @@ static int allocate(kg_executable *exe, kg_error *err)
   exe->tapped_key = kg_alloc_array(2 * n_values + 1, sizeof *exe->tapped_key);
   exe->was_adapted = kg_alloc_array(n_values, sizeof *exe->was_adapted);
   exe->row_span = kg_alloc_array(rows, sizeof *exe->row_span);
-  if (!exe->angles || !exe->tapped_key || !exe->was_adapted || !exe->row_span || !exe->identity ||
-      !exe->tail_source || !exe->tail_wanted ||
-      !has_row_pages || !exe->row_slot || !exe->row_last || !exe->blocks || !exe->spans || !exe->wanted || !exe->traces || !exe->trace_of)
+  if (!exe->angles || !exe->tapped_key || !exe->was_adapted || !exe->row_span || !exe->identity || !exe->tail_source ||
+      !exe->tail_wanted || !has_row_pages || !exe->row_slot || !exe->row_last || !exe->blocks || !exe->spans ||
+      !exe->wanted || !exe->traces || !exe->trace_of)
     return kg_fail_memory(err, n_values * sizeof *exe->traces, "the rows of a pass");
   for (int32_t i = 0; i < exe->pass_rows; i++) exe->identity[i] = i;
   return KG_OK;
@@ -406,7 +406,7 @@ const kg_backend kg_backend_cpu = {.name = "cpu",
                                    .compile = cpu_compile,
                                    .release = cpu_release,
                                    .run = cpu_run,
-    .unembed = cpu_unembed,
+                                   .unembed = cpu_unembed,
                                    .kv_reserve = kg_cpu_cache_reserve,
                                    .kv_copy = kg_cpu_cache_copy,
                                    .page_bytes = kg_cpu_page_bytes,

@@ -1,7 +1,7 @@
 /* program.h - a plan turned into stages for the CPU backend. A stage is work that all threads share, with a barrier
  * behind it: a series of row-wise operations (each row goes through all of them on one thread), a group of
- * matrix products that read the same or independent inputs, attention, a step of a mixture of experts. Its second part, the tail, runs
- * on the wanted rows alone, in blocks.
+ * matrix products that read the same or independent inputs, attention, a step of a mixture of experts. Its second
+ * part, the tail, runs on the wanted rows alone, in blocks.
  *
  * There are several programs of a plan: the fused one; the traced one, in which every value of the plan stands in
  * memory for a moment and can be copied out; programs that stop at some values, for taps, or add adapters to
@@ -92,14 +92,16 @@ typedef enum kg_cpu_stage_kind {
   KG_CPU_STAGE_TAP,       /* first: value; on the caller's thread, between two jobs of the pool */
   KG_CPU_STAGE_ADAPT_IN,  /* first: op index; A x of the rows' adapters, to exe->adapted */
   KG_CPU_STAGE_ADAPT_OUT, /* first: op index; what the operation made, and B times that */
-  KG_CPU_STAGE_SORT, KG_CPU_STAGE_PAIRS_IN, KG_CPU_STAGE_EXPERTS_UP, KG_CPU_STAGE_PAIRS_ACT, KG_CPU_STAGE_EXPERTS_DOWN /* first: mixture */
+  KG_CPU_STAGE_SORT,      /* first, from here on: mixture */
+  KG_CPU_STAGE_PAIRS_IN, KG_CPU_STAGE_EXPERTS_UP, KG_CPU_STAGE_PAIRS_ACT, KG_CPU_STAGE_EXPERTS_DOWN
 } kg_cpu_stage_kind;
 
 typedef struct kg_cpu_stage {
   kg_cpu_stage_kind kind;
   int32_t first, end;
-  int32_t in, out; /* places. Attention: of q and of the result; convolution: of x and of the result; tap: of the value before (KG_NONE: it is given), and
-                      after; adapters: of x (KG_NONE: tokens); of the value before, and after */
+  /* Places. Attention: of q and of the result; convolution: of x and of the result; tap: of the value before (KG_NONE:
+   * it is given), and after; adapters: of x (KG_NONE: tokens); of the value before, and after. */
+  int32_t in, out;
   int64_t n_groups; /* products: of all of them */
 } kg_cpu_stage;
 
@@ -148,6 +150,5 @@ typedef struct kg_program_input {
 
 int kg_program_build(const kg_program_input *input, kg_program *out, kg_error *err);
 void kg_program_deinit(kg_program *program);
-
 
 #endif

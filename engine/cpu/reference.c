@@ -379,8 +379,8 @@ static void limit_groups(const kg_moe_params *p, const double *ranks, bool *take
   for (int32_t e = 0; e < p->n_experts; e++) taken[e] = !group_taken[e / n];
 }
 
-/* Weights in proportion to e^logit, as softmax and, where logits are very low, sigmoid are; the best is 1. Returns their
- * sum. For weights that are next to nothing, where parts may be lost: sigmoids below 1e-308 are 0. */
+/* Weights in proportion to e^logit, as softmax and, where logits are very low, sigmoid are; the best is 1. Returns
+ * their sum. For weights that are next to nothing, where parts may be lost: sigmoids below 1e-308 are 0. */
 static double weigh_by_logits(const kg_moe_params *p, const float *logits, const int32_t *used, double *weights)
 {
   double max = -INFINITY, sum = 0;

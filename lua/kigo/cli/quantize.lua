@@ -4,6 +4,14 @@ local kigo = require "kigo"
 local progress = require "kigo.progress"
 local quantize = require "kigo.quantize"
 
+-- What most people want, and the others.
+local KNOWN = "q8_0 (8.5 bits a weight, hardly to be told from the original), q6_k (6.6), "
+  .. "q4_k_m (4.9: most people's choice), q3_k_m (3.9)"
+local others = {}
+for _, name in ipairs(quantize.names()) do
+  if not KNOWN:find(name .. " (", 1, true) then others[#others + 1] = name end
+end
+
 ---"PATTERN=TYPE" options as pairs.
 local function overrides(texts)
   local list = {}
@@ -37,8 +45,7 @@ return {
   arguments = { min = 2, max = 2 },
   options = {
     { name = "type", type = "string", argument = "TYPE", required = true,
-      help = "q8_0 (8.5 bits a weight, hardly to be told from the original), q6_k (6.6), "
-        .. "q4_k_m (4.9: most people's choice), q3_k_m (3.9), or another of " .. table.concat(quantize.names(), ", ") },
+      help = ("%s, or one of %s"):format(KNOWN, table.concat(others, ", ")) },
     { name = "tensor", type = "string", argument = "PATTERN=TYPE", many = true,
       help = "tensors whose names hold this Lua pattern get this type; may be repeated, the last that fits counts" },
     { name = "threads", type = "integer", argument = "N", min = 1, max = 1024, help = "default: one per core" },
