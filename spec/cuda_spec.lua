@@ -384,7 +384,7 @@ describe("the cuda backend", function()
         local model <close> = model_fixtures.open(path, { device = "cuda", ctx = 1024, prefix_cache = false })
         local dice, ids = tiny.dice(5), {}
         for i = 1, 600 do ids[i] = dice(model.vocab_size) - 1 end
-        for _, n in ipairs { 8, 9, 33, 129, 600 } do
+        for _, n in ipairs { 2, 8, 9, 33, 129, 600 } do
           local function bits(piece)
             local seq <close> = model:sequence {}
             for first = 1, n, piece do
