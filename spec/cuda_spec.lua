@@ -51,7 +51,7 @@ describe("the cuda backend", function()
     return
   end
 
-  -- Float32 weights meet the README's 1e-3 and 1e-4 with room; others are multiplied as f16, and so are activations.
+  -- Float32 weights meet the fixtures' 1e-3 and 1e-4 with room; others are multiplied as f16, and so are activations.
   describe("#gpu", function()
     model_fixtures.declare({ device = "cuda" }, 1e-4, 1e-5, { "llama", "qwen2", "mixtral" })
     model_fixtures.declare({ device = "cuda" }, 0.05, 5e-3,

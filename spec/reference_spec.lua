@@ -5,7 +5,7 @@ describe("the reference backend", function()
   local support = require "spec.support"
   local REFERENCE = { device = "reference" }
 
-  -- Exact arithmetic, quantized files too. The README's tolerance for float32 is 1e-3 and 1e-4.
+  -- Exact arithmetic, quantized files too. The fixtures' tolerance for float32 is 1e-3 and 1e-4.
   model_fixtures.declare(REFERENCE, 1e-4, 1e-5)
 
   it("continues stories260K from BOS alone with the published text", function()

@@ -11,7 +11,7 @@ return {
     { name = "like", type = "string", argument = "SHAPE", required = true,
       help = "qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-7b or tiny" },
     { name = "type", type = "string", argument = "TYPE",
-      help = "type of the matrices: q8_0 (default), q4_0, f16, f32, ..." },
+      help = "of the matrices: q8_0 (default), q5_1, q5_0, q4_1, q4_0, bf16, f16 or f32; kigo quantize makes others" },
     { name = "seed", type = "integer", argument = "S", help = "the same seed gives the same file (default 1)" },
   },
   notes = "What such a model says is noise; how fast it says it is not.",

@@ -47,7 +47,8 @@ return {
     { name = "type", type = "string", argument = "TYPE", required = true,
       help = ("%s, or one of %s"):format(KNOWN, table.concat(others, ", ")) },
     { name = "tensor", type = "string", argument = "PATTERN=TYPE", many = true,
-      help = "tensors whose names hold this Lua pattern get this type; may be repeated, the last that fits counts" },
+      help = "tensors whose names hold this Lua pattern get this type (q8_0, q4_k, f16 ...; no mixture); may be "
+        .. "repeated, the last that fits counts" },
     { name = "threads", type = "integer", argument = "N", min = 1, max = 1024, help = "default: one per core" },
   },
   notes = "Begin with a file in F32, F16 or BF16. A type is a mixture: most give the head more\n"
