@@ -8,8 +8,8 @@ describe("the cpu backend", function()
   local FLOAT = { "llama", "qwen2", "mixtral", "qwen3", "phi3", "gpt2", "gemma2", "gemma3", "gptoss" }
   local QUANTIZED = { "llama256_q4_0", "llama256_q8_0", "llama256_q4_k_m", "haiku" }
 
-  -- The fixtures' README asks for 1e-3 and 1e-4 with float32 weights, 0.6 and 0.06 with 8-bit activations. Ours have two
-  -- terms: what is left is the rounding of keys and values to half precision.
+  -- The fixtures' README asks for 1e-3 and 1e-4 with float32 weights, 0.6 and 0.06 with 8-bit activations. Ours have
+  -- two terms: what is left is the rounding of keys and values to half precision.
   for _, variant in ipairs(core.kernel_variants()) do
     describe("as " .. variant, function()
       model_fixtures.declare({ device = "cpu", variant = variant }, 1e-4, 1e-5, FLOAT)
