@@ -323,6 +323,7 @@ template <int T, int U, int D, bool NORM, int AHEAD>
 static __global__ void __maxnreg__((AHEAD ? 96 : 64)) linear_tile(const __grid_constant__ tile_args a)
 {
   static_assert(AHEAD % KG_CHUNK == 0 && (!AHEAD || (D == 1 && !NORM)), "of long runs");
+#if __CUDA_ARCH__ >= 900 /* where steps overlap */
   int tile = most_runs<D, NORM> == 8 ? blockIdx.x : blockIdx.x >> a.cluster_bits, d0 = 0;
   if (D == 1)
     while (tile >= a.part[d0].n_tiles) tile -= a.part[d0++].n_tiles;
@@ -330,4 +331,5 @@ static __global__ void __maxnreg__((AHEAD ? 96 : 64)) linear_tile(const __grid_c
     multiply_tile<U, D, NORM, AHEAD>(a, tile, d0);
   else
     multiply_tile<T, D, NORM, AHEAD>(a, tile, d0);
+#endif
 }
