@@ -125,7 +125,7 @@ template <int T, int D, bool NORM> static size_t tile_bytes(int n)
 {
   const int n_scales = (n + sizes<T>::s_blocks - 1) / sizes<T>::s_blocks + (sizes<T>::s_blocks > 1);
   const size_t unpacked = unpacks_scales<T> ? (size_t)n * 64 : 0;
-  return (size_t)n * 64 + D * ((size_t)most_runs<D, NORM> * 64 + (size_t)n * (sizes<T>::q + sizes<T>::h) +
+  return (size_t)n * 64 + D * ((size_t)most_runs<D, NORM, false> * 64 + (size_t)n * (sizes<T>::q + sizes<T>::h) +
                                (size_t)n_scales * sizes<T>::s + unpacked);
 }
 
@@ -139,7 +139,7 @@ static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_err
                  .out_max = a->out_max, .x_up = a->x_up, .norm_max = a->norm_max, .norm_epsilon = a->norm_epsilon,
                  .act_limit = a->act_limit, .act_alpha = a->act_alpha, .act = a->act, .cols = m->cols,
                  .n_blocks = m->n_blocks, .run = run, .n_runs = n_runs, .cluster_bits = bits,
-                 .starts_next = a->starts_next};
+                 .starts_next = a->starts_next, .waits = true};
   int n_tiles = 0;
   for (int i = 0; i < a->n_parts; i++) {
     const kg_linear_part &p = a->part[i];
@@ -151,9 +151,9 @@ static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_err
   *done = s->overlaps && !a->out_rows && n_tiles <= 4 * s->n_sms && shared <= min(100 << 10, s->shared_max - 1024) &&
           !(bits && (NORM || D == 2)) && run <= (NORM ? 4 : 12);
   if (!*done) return KG_OK;
-  auto kernel = linear_tile<T, U, D, NORM, 0>;
-  if constexpr (is_common(T) && D == 1 && !NORM)
-    if (run > KG_CHUNK) kernel = linear_tile<T, U, D, NORM, 2 * KG_CHUNK>;
+  auto kernel = linear_tile<T, U, D, NORM, D == 1 && NORM>;
+  if constexpr (D == 1 && !NORM && is_common(T)) /* others, to build faster, take the kernel of long runs */
+    if (run <= KG_CHUNK) kernel = linear_tile<T, U, D, NORM, true>;
   const int code = kg_cuda_check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "linear_tile", err);
   return code ? code

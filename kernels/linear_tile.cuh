@@ -22,6 +22,7 @@ struct tile_args {
   float x_up, norm_max, norm_epsilon, act_limit, act_alpha;
   int32_t act, cols, n_blocks, run, n_runs, cluster_bits;
   bool starts_next;
+  bool waits; /* always, but the compiler does not know it: see multiply_tile */
 };
 
 /* Here, and not where it is used. */
@@ -31,6 +32,14 @@ template <typename X> static __device__ __forceinline__ void read_now(X *&x)
 {
   asm volatile("" : "+l"(x));
   __builtin_assume(__isGlobal(x)); /* loads that may be of any memory take longer */
+}
+
+/* The same of an address in shared memory. */
+static __device__ __forceinline__ void hold(unsigned char *&x)
+{
+  uint32_t at = shared_address(x);
+  asm volatile("" : "+r"(at));
+  x = (unsigned char *)__cvta_shared_to_generic(at);
 }
 
 /* Are scales unpacked before the codes are? Of heads, where two numbers say it. */
@@ -106,11 +115,21 @@ static __device__ __forceinline__ void cluster_wait()
 #endif
 }
 
-/* Runs of a product at most, each with a warp: where x is normed or gates are computed, of one block; else of two. */
-template <int D, bool NORM> static constexpr int most_runs = NORM || D == 2 ? 8 : 16;
+/* Bytes that lanes are apart in a block's planes of low and high bits, and that threads of four are in its scales. */
+template <int T> struct steps {
+  static constexpr int q = traits<T>::q_bits == 16 ? 16 : sizes<T>::q / 32, h = sizes<T>::h / 32;
+  static constexpr int s = unpacks_scales<T> ? sizeof(uint2) : sizes<T>::has_heads ? 0 : sizes<T>::s / 8;
+};
+
+/* Runs of a product at most, each with a warp: of one block, or of two. */
+template <int D, bool NORM, bool SHORT> static constexpr int most_runs = SHORT || NORM || D == 2 ? 8 : 16;
+
+/* Blocks of a warp's run that are unpacked before the wait. */
+template <int T, int D, bool SHORT>
+static constexpr int blocks_ahead = D == 1 && !SHORT && is_common(T) ? 2 * KG_CHUNK : 0;
 
 /* Tile `tile` of part d0, of type T; see linear_tile. */
-template <int T, int D, bool NORM, int AHEAD>
+template <int T, int D, bool NORM, bool SHORT>
 static __device__ __forceinline__ void multiply_tile(const tile_args &a, int tile, int d0)
 {
   extern __shared__ __align__(128) unsigned char tile_memory[];
@@ -119,13 +138,14 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   /* Blocks of the next kernel take room and time from those that this one waits for: worth it where these fetch much. */
   const bool starts_next = a.starts_next;
   if (starts_next) let_next_start();
-  constexpr int SB = sizes<T>::s_blocks, BLOCKS = SEGMENT / KG_BLOCK_COLS, SEGMENTS = NORM ? 1 : 3;
-  constexpr int RUNS = most_runs<D, NORM>;
+  constexpr int SB = sizes<T>::s_blocks, BLOCKS = SEGMENT / KG_BLOCK_COLS, SEGMENTS = NORM || SHORT ? 1 : 3;
+  constexpr int RUNS = most_runs<D, NORM, SHORT>, AHEAD = blocks_ahead<T, D, SHORT>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
   int n_blocks = a.n_blocks, run = a.run, n_runs = a.n_runs;
   const int cluster_bits = RUNS == 8 ? 0 : a.cluster_bits;
   const int rank = blockIdx.x & ((1 << cluster_bits) - 1), my_run = rank * n_warps + warp, first = my_run * run;
-  const int b0 = rank * n_warps * run, b1 = min(n_blocks, b0 + n_warps * run), n_mine = min(run, n_blocks - first);
+  const int b0 = rank * n_warps * run, b1 = min(n_blocks, b0 + n_warps * run);
+  int n_mine = min(run, n_blocks - first);
   const int s0 = b0 / SB, s1 = (b1 + SB - 1) / SB;
   const uint32_t q_bytes = (b1 - b0) * sizes<T>::q, h_bytes = (b1 - b0) * sizes<T>::h;
   const uint32_t s_bytes = (s1 - s0) * sizes<T>::s;
@@ -154,11 +174,12 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   if (!rank) /* -0 changes no number that it is added to */
     for (int i = n_runs * D * 16 + threadIdx.x; i < RUNS * D * 16; i += blockDim.x) sums[i] = -0.0f;
   if (threadIdx.x < 8) squares[threadIdx.x] = 0;
-  float *out = a.part[d0].out, *out_max = a.out_max;
   const int row = tile * 16 + threadIdx.x;
   const bool stores = threadIdx.x < 16 && !rank && row < a.part[d0].rows;
+  float *out = a.part[d0].out + (stores ? row : 0), *out_max = a.out_max;
   const int n_lane = n_mine - lane / 8; /* this lane's segments begin below */
-  const float *x_from = a.x + first * KG_BLOCK_COLS + 4 * lane, *x_max_from = a.x_max, *residual = a.residual;
+  const float *x_from = a.x + first * KG_BLOCK_COLS + 4 * lane, *x_max_from = a.x_max;
+  const float *residual = a.residual ? a.residual + (stores ? row : 0) : NULL;
   float x_up = a.x_up, norm_max = a.norm_max, epsilon = a.norm_epsilon, limit = a.act_limit, alpha = a.act_alpha;
   float bias = 0, up_bias = 0;
   int act = a.act, cols = a.cols;
@@ -170,6 +191,24 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   read_now(out), read_now(out_max), read_now(x_from), read_now(x_max_from), read_now(residual);
   read_now(x_up), read_now(norm_max), read_now(epsilon), read_now(limit), read_now(alpha);
   read_now(act), read_now(cols);
+  /* Where a warp's run begins in shared memory. Of short runs these are the lane's own addresses, made before the wait:
+   * half of what follows it would be the same arithmetic otherwise. Longer runs have no registers for it. */
+  const int other_lane = SHORT ? 0 : lane;
+  unsigned char *q_at[D], *h_at[D], *s_at[D], *run_x = x_at + (first - b0) * 64 + lane % 4 * 16;
+  unsigned char *to = x_at + (first - b0) * 64 + lane / 8 * 64 + lane % 4 * 16 + lane % 8 / 4 * 8;
+  unsigned char *my_sums = tile_memory + my_run * D * 64 + lane / 4 * 4, *all_sums = tile_memory + threadIdx.x * 4;
+#pragma unroll
+  for (int d = 0; d < D; d++) {
+    const int b = first - b0;
+    unsigned char *at = weights_at + d * each;
+    q_at[d] = at + b * sizes<T>::q + (SHORT ? lane * steps<T>::q : 0);
+    h_at[d] = at + q_bytes + b * sizes<T>::h + (SHORT ? lane * steps<T>::h : 0);
+    s_at[d] = (unpacks_scales<T> ? (unsigned char *)(scales_at + (d * (b1 - b0) + b) * 8)
+                                 : at + q_bytes + h_bytes + (sizes<T>::has_heads ? 0 : b * sizes<T>::s)) +
+              (SHORT ? lane / 4 * steps<T>::s : 0);
+    if (SHORT) hold(q_at[d]), hold(h_at[d]), hold(s_at[d]);
+  }
+  if (SHORT) hold(run_x), hold(to), hold(my_sums), hold(all_sums), read_now(n_mine);
   __syncthreads();
   if (unpacks_scales<T>) { /* each of them once, where the codes' lanes would do it four times */
     barrier_wait(&ready, 0);
@@ -182,28 +221,31 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
       }
     __syncwarp();
   }
-  auto unpack = [&](int b, int d, uint32_t codes[8]) {
-    const unsigned char *from = weights_at + d * each;
+  auto unpack = [&](int i, int d, uint32_t codes[8]) {
     raw_tile raw;
     tile_scales scales;
-    load_tile<T>(from + (b - b0) * sizes<T>::q, from + q_bytes + (b - b0) * sizes<T>::h, lane, raw);
+    load_tile<T>(q_at[d] + i * sizes<T>::q, h_at[d] + i * sizes<T>::h, other_lane, raw);
     if (unpacks_scales<T>)
-      scales = unpacked_scales<T>(scales_at + (d * (b1 - b0) + b - b0) * 8, lane / 4);
+      scales = unpacked_scales<T>((const uint2 *)(s_at[d] + i * 64), other_lane / 4);
+    else if (sizes<T>::has_heads)
+      load_scales<T>(s_at[d] + ((first + i) / SB - s0) * sizes<T>::s, first + i, lane / 4, scales);
     else
-      load_scales<T>(from + q_bytes + h_bytes + (b / SB - s0) * sizes<T>::s, b, lane / 4, scales);
+      load_scales<T>(s_at[d] + i * sizes<T>::s, first + i, other_lane / 4, scales);
     decode_tile<T>(raw, scales, codes);
   };
-  const uint4 *x = (const uint4 *)(x_at - b0 * 64) + lane % 4; /* every column of the N operand is this row */
+  const uint4 *x = (const uint4 *)run_x; /* every column of the N operand is this row */
   uint32_t ahead[AHEAD ? AHEAD : 1][8];
   const bool is_ahead = AHEAD && n_mine >= AHEAD;
   if (AHEAD && !unpacks_scales<T>) barrier_wait(&ready, 0);
   if (is_ahead) {
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) unpack(first + i, 0, ahead[i]);
+    for (int i = 0; i < AHEAD; i++) unpack(i, 0, ahead[i]);
     settle_here(ahead, (uint32_t *)(x_at + (first - b0) * 64) + lane); /* where its x comes to stand */
   }
-  await_previous();
-  if (!starts_next) let_next_start();
+  if (!SHORT || a.waits) { /* what is held before a branch is not made again behind it */
+    await_previous();
+    if (!starts_next) let_next_start();
+  }
 
   const float x_max = *x_max_from;
   float4 v[SEGMENTS];
@@ -211,9 +253,8 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   for (int i = 0; i < SEGMENTS; i++)
     v[i] = BLOCKS * i < n_lane ? *(const float4 *)(x_from + i * SEGMENT) : make_float4(0, 0, 0, 0);
   float added = 0;
-  if (stores && residual) added = residual[row];
+  if (stores && residual) added = *residual;
   const float up = NORM ? norm_half_scale(x_max, norm_max) : known_half_scale(x_max, x_up);
-  unsigned char *to = x_at + (first - b0) * 64 + lane / 8 * 64 + lane % 4 * 16 + lane % 8 / 4 * 8;
 #pragma unroll
   for (int i = 0; i < SEGMENTS; i++) {
     const float4 y = NORM ? make_float4(v[i].x * w.x, v[i].y * w.y, v[i].z * w.z, v[i].w * w.w) : v[i];
@@ -226,12 +267,12 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   if (!unpacks_scales<T> && !AHEAD) barrier_wait(&ready, 0);
 
   float acc[D][4] = {};
-  auto multiply = [&](int b) {
-    const uint4 values = x[b * 4];
+  auto multiply = [&](int i) {
+    const uint4 values = x[i * 4];
 #pragma unroll
     for (int d = 0; d < D; d++) {
       uint32_t codes[8];
-      unpack(b, d, codes);
+      unpack(i, d, codes);
       add_block<T>(acc[d], codes, values);
     }
   };
@@ -241,23 +282,24 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
     for (int i = 0; i < AHEAD; i++) {
       if (i % KG_CHUNK == 0)
 #pragma unroll
-        for (int k = 0; k < KG_CHUNK; k++) values[k] = x[(first + i + k) * 4];
+        for (int k = 0; k < KG_CHUNK; k++) values[k] = x[(i + k) * 4];
       add_block<T>(acc[0], ahead[i], values[i % KG_CHUNK]);
     }
   }
 #pragma unroll 1
-  for (int block = first + (is_ahead ? AHEAD : 0); block < first + n_mine; block += KG_CHUNK) {
-    if (block + KG_CHUNK <= first + n_mine) /* without branches: a block is unpacked while another is multiplied */
+  for (int done = is_ahead ? AHEAD : 0; done < n_mine; done += KG_CHUNK) {
+    if (done + KG_CHUNK <= n_mine) /* without branches: a block is unpacked while another is multiplied */
 #pragma unroll
       for (int i = 0; i < KG_CHUNK; i++) {
-        multiply(block + i);
+        multiply(done + i);
         if (NORM) square += __shfl_xor_sync(~0u, square, 16 >> i); /* the first steps of a sum over the warp */
       }
     else {
 #pragma unroll 1
-      for (int b = block; b < first + n_mine; b++) multiply(b);
+      for (int i = done; i < n_mine; i++) multiply(i);
       for (int i = 0; i < KG_CHUNK && NORM; i++) square += __shfl_xor_sync(~0u, square, 16 >> i);
     }
+    if (SHORT) break;
   }
   if (NORM) {
     square += __shfl_xor_sync(~0u, square, 1);
@@ -267,7 +309,7 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   if (lane % 4 == 0 && n_mine > 0)
 #pragma unroll
     for (int i = 0; i < 2 * D; i++) {
-      float *at = sums + (my_run * D + i / 2) * 16 + lane / 4 + i % 2 * 8;
+      float *at = (float *)(my_sums + i / 2 * 64 + i % 2 * 32);
       if (rank)
         send_first(at, acc[i / 2][i % 2 * 2], &counter);
       else
@@ -291,7 +333,7 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
 #pragma unroll
     for (int i = 0; i < TOGETHER; i++)
 #pragma unroll
-      for (int d = 0; d < D; d++) parts[i][d] = sums[((i0 + i) * D + d) * 16 + threadIdx.x];
+      for (int d = 0; d < D; d++) parts[i][d] = *(const float *)(all_sums + ((i0 + i) * D + d) * 64);
 #pragma unroll
     for (int i = 0; i < TOGETHER; i++)
 #pragma unroll
@@ -307,29 +349,31 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
                    : gated(act, limit, alpha, value[0], value[D - 1]);
   }
   if (residual) value[0] += added;
-  if (stores) out[row] = value[0];
+  if (stores) *out = value[0];
   if (out_max) {
     const unsigned most = __reduce_max_sync(0xffff, stores ? __float_as_uint(fabsf(value[0])) : 0);
     if (threadIdx.x == 0) atomicMax((unsigned *)out_max, most);
   }
 }
 
-/* linear_tile: D matrices at once (2: gated), x after a norm or without; parts are of type T, or of U. The first AHEAD
- * blocks of a warp's run are unpacked to registers before the wait, if it has as many.
+/* linear_tile: D matrices at once (2: gated), x after a norm or without; parts are of type T, or of U. SHORT: of one
+ * matrix, runs of a chunk at most. Of longer runs of one matrix the first blocks are unpacked to registers before the
+ * wait.
  * grid: tiles of all parts, each by a cluster of blocks that share its columns; block: a warp per run; 16 threads of a
  * cluster's first block store. Shared: sums ([most runs][D][16]), weights, x ([blocks][4]), unpacked scales.
  * moves each weight once; twin: linear_rows, equal to the bit. */
-template <int T, int U, int D, bool NORM, int AHEAD>
-static __global__ void __maxnreg__((AHEAD ? 96 : 64)) linear_tile(const __grid_constant__ tile_args a)
+template <int T, int U, int D, bool NORM, bool SHORT>
+static __global__ void __maxnreg__((blocks_ahead<T, D, SHORT> ? 96 : 64))
+    linear_tile(const __grid_constant__ tile_args a)
 {
-  static_assert(AHEAD % KG_CHUNK == 0 && (!AHEAD || (D == 1 && !NORM)), "of long runs");
+  static_assert(D == 2 ? !SHORT : SHORT || !NORM, "runs before which x is normed are short");
 #if __CUDA_ARCH__ >= 900 /* where steps overlap */
-  int tile = most_runs<D, NORM> == 8 ? blockIdx.x : blockIdx.x >> a.cluster_bits, d0 = 0;
+  int tile = most_runs<D, NORM, SHORT> == 8 ? blockIdx.x : blockIdx.x >> a.cluster_bits, d0 = 0;
   if (D == 1)
     while (tile >= a.part[d0].n_tiles) tile -= a.part[d0++].n_tiles;
   if (T != U && a.part[d0].is_other)
-    multiply_tile<U, D, NORM, AHEAD>(a, tile, d0);
+    multiply_tile<U, D, NORM, SHORT>(a, tile, d0);
   else
-    multiply_tile<T, D, NORM, AHEAD>(a, tile, d0);
+    multiply_tile<T, D, NORM, SHORT>(a, tile, d0);
 #endif
 }
