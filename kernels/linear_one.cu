@@ -130,6 +130,20 @@ template <int T, int D, bool NORM> static size_t tile_bytes(int n)
 }
 
 /* *done: false where tiles are too large, or so many that blocks should go from one to the next. */
+/* Is all of this launch on the device at once, and not in two turns? */
+template <typename... P>
+static int fits_at_once(kg_stream *s, void (*kernel)(P...), int n_blocks, int n_warps, int shared, bool *out, kg_error *err)
+{
+  int each_sm = 0;
+  int code = kg_cuda_check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "linear_tile", err);
+  if (!code)
+    code = kg_cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each_sm, kernel, 32 * n_warps, shared),
+                         "linear_tile", err);
+  *out = each_sm * s->n_sms >= n_blocks;
+  return code;
+}
+
 template <int T, int U, int D, bool NORM>
 static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_error *err)
 {
@@ -151,11 +165,19 @@ static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_err
   *done = s->overlaps && !a->out_rows && n_tiles <= 4 * s->n_sms && shared <= min(100 << 10, s->shared_max - 1024) &&
           !(bits && (NORM || D == 2)) && run <= (NORM ? 4 : 12);
   if (!*done) return KG_OK;
-  auto kernel = linear_tile<T, U, D, NORM, D == 1 && NORM>;
-  if constexpr (D == 1 && !NORM && is_common(T)) /* others, to build faster, take the kernel of long runs */
-    if (run <= KG_CHUNK) kernel = linear_tile<T, U, D, NORM, true>;
-  const int code = kg_cuda_check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "linear_tile", err);
+  int code = KG_OK;
+  auto kernel = linear_tile<T, U, D, NORM, D == 1 && NORM, 0>;
+  if constexpr (D == 1 && !NORM && is_common(T)) { /* others, to build faster, take the kernel of long runs */
+    const auto ahead = linear_tile<T, U, D, NORM, false, 2 * KG_CHUNK>; /* takes more registers */
+    bool fits = false;
+    if (run <= KG_CHUNK)
+      kernel = linear_tile<T, U, D, NORM, true, 0>;
+    else if (code = fits_at_once(s, ahead, n_blocks, n_warps, shared, &fits, err); fits)
+      kernel = ahead;
+  }
+  if (!code)
+    code = kg_cuda_check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "linear_tile", err);
   return code ? code
               : run_clusters(s, "linear_tile", kernel, dim3(n_blocks), 1 << bits, 32 * n_warps, shared, err, t);
 }

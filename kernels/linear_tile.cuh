@@ -124,12 +124,8 @@ template <int T> struct steps {
 /* Runs of a product at most, each with a warp: of one block, or of two. */
 template <int D, bool NORM, bool SHORT> static constexpr int most_runs = SHORT || NORM || D == 2 ? 8 : 16;
 
-/* Blocks of a warp's run that are unpacked before the wait. */
-template <int T, int D, bool SHORT>
-static constexpr int blocks_ahead = D == 1 && !SHORT && is_common(T) ? 2 * KG_CHUNK : 0;
-
 /* Tile `tile` of part d0, of type T; see linear_tile. */
-template <int T, int D, bool NORM, bool SHORT>
+template <int T, int D, bool NORM, bool SHORT, int AHEAD>
 static __device__ __forceinline__ void multiply_tile(const tile_args &a, int tile, int d0)
 {
   extern __shared__ __align__(128) unsigned char tile_memory[];
@@ -139,7 +135,7 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   const bool starts_next = a.starts_next;
   if (starts_next) let_next_start();
   constexpr int SB = sizes<T>::s_blocks, BLOCKS = SEGMENT / KG_BLOCK_COLS, SEGMENTS = NORM || SHORT ? 1 : 3;
-  constexpr int RUNS = most_runs<D, NORM, SHORT>, AHEAD = blocks_ahead<T, D, SHORT>;
+  constexpr int RUNS = most_runs<D, NORM, SHORT>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
   int n_blocks = a.n_blocks, run = a.run, n_runs = a.n_runs;
   const int cluster_bits = RUNS == 8 ? 0 : a.cluster_bits;
@@ -357,23 +353,24 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
 }
 
 /* linear_tile: D matrices at once (2: gated), x after a norm or without; parts are of type T, or of U. SHORT: of one
- * matrix, runs of a chunk at most. Of longer runs of one matrix the first blocks are unpacked to registers before the
- * wait.
+ * matrix, runs of a chunk at most. Of longer runs of one matrix the first AHEAD blocks are unpacked to registers before
+ * the wait.
  * grid: tiles of all parts, each by a cluster of blocks that share its columns; block: a warp per run; 16 threads of a
  * cluster's first block store. Shared: sums ([most runs][D][16]), weights, x ([blocks][4]), unpacked scales.
  * moves each weight once; twin: linear_rows, equal to the bit. */
-template <int T, int U, int D, bool NORM, bool SHORT>
-static __global__ void __maxnreg__((blocks_ahead<T, D, SHORT> ? 96 : 64))
+template <int T, int U, int D, bool NORM, bool SHORT, int AHEAD>
+static __global__ void __maxnreg__((AHEAD ? 96 : 64))
     linear_tile(const __grid_constant__ tile_args a)
 {
   static_assert(D == 2 ? !SHORT : SHORT || !NORM, "runs before which x is normed are short");
+  static_assert(AHEAD % KG_CHUNK == 0 && (!AHEAD || (D == 1 && !SHORT)), "of long runs of one matrix");
 #if __CUDA_ARCH__ >= 900 /* where steps overlap */
   int tile = most_runs<D, NORM, SHORT> == 8 ? blockIdx.x : blockIdx.x >> a.cluster_bits, d0 = 0;
   if (D == 1)
     while (tile >= a.part[d0].n_tiles) tile -= a.part[d0++].n_tiles;
   if (T != U && a.part[d0].is_other)
-    multiply_tile<U, D, NORM, SHORT>(a, tile, d0);
+    multiply_tile<U, D, NORM, SHORT, AHEAD>(a, tile, d0);
   else
-    multiply_tile<T, D, NORM, SHORT>(a, tile, d0);
+    multiply_tile<T, D, NORM, SHORT, AHEAD>(a, tile, d0);
 #endif
 }
