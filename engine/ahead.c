@@ -46,10 +46,13 @@ static bool passes_wait(kg_passes *passes, int32_t at)
   return is_there;
 }
 
+/* Then the device is not at them any more. */
+static void passes_finish(kg_passes *passes) { (void)passes_wait(passes, passes->n_draws - 1); }
+
 static void passes_unref(kg_passes *passes)
 {
   if (--passes->n_refs) return;
-  (void)passes_wait(passes, passes->n_draws - 1);
+  passes_finish(passes);
   kg_model_count_dropped(passes->model, 0, passes->n - passes->n_counted);
   kg_free(passes->drawn);
   kg_free(passes);
@@ -69,7 +72,7 @@ void kg_sequence_drop_ahead(kg_sequence *sequence)
 {
   kg_future *future = &sequence->future;
   if (!future->passes) return;
-  (void)passes_wait(future->passes, future->n - 1);
+  passes_finish(future->passes);
   const int32_t n_taken = future->at + future->is_taken;
   const int32_t n_rows = pass_of(future, future->n - 1) + 1, n_used = pass_of(future, n_taken - 1) + 1;
   kg_model_count_dropped(sequence->model, n_rows - (n_used > 0 ? n_used : 0), 0);
@@ -251,8 +254,7 @@ static void keep(const group *g, int32_t i, const kg_draw *draw, kg_passes *pass
 
 static int run_look(group *g, const kg_draw *draws, kg_passes *passes, kg_error *err)
 {
-  kg_passes *before = g->scratch->under_way;
-  if (before) (void)passes_wait(before, before->n_draws - 1);
+  if (g->scratch->under_way) passes_finish(g->scratch->under_way);
   kg_batch batch = {.n_rows = g->n,
                     .tokens = g->scratch->tokens,
                     .positions = g->scratch->positions,

@@ -1,7 +1,7 @@
 /* ahead.h - drawing several tokens in one round trip to the device. What was drawn ahead is a guess that the caller
  * will feed each id back: a sequence keeps such ids, with their rows in its cache pages, beside its timeline. A draw of
- * the same chain takes the next one, and waits for it where the device is still at it, which goes on with those behind it
- * meanwhile (kg_backend.wait_ahead). Feeding that id goes on to the one after; anything else drops them, which is no
+ * the same chain takes the next one, and waits for it where the device is still at it, which goes on with those behind
+ * it meanwhile (kg_backend.wait_ahead). Feeding that id goes on to the one after; anything else drops them, which is no
  * more than a shorter page table, once the device is done. So nobody can tell, but by the clock, whether ids were drawn
  * one by one or ahead:
  * - Timeline, logits, random numbers and errors are those of kg_step and kg_chain_pick, token by token.
@@ -27,7 +27,8 @@ typedef struct kg_draw_item {
  * stays so. */
 int kg_draw_items(kg_model *model, const kg_draw_item *items, size_t n, int32_t ahead, const kg_step_item *steps,
                   size_t n_steps, int32_t *ids, kg_error *err);
-/* Would a draw of this chain take what was drawn ahead, and compute nothing? */
+/* Would a draw of this chain take what was drawn ahead, and compute nothing? It may have to wait for the device; and
+ * where that draw failed it is computed after all. */
 bool kg_sequence_has_drawn(const kg_sequence *sequence, const kg_chain *chain);
 
 /* ---- for sequence.c and step.c ---- */

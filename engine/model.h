@@ -68,7 +68,7 @@ typedef struct kg_scratch {
   void *items; /* kg_step_item of kg_step */
   size_t items_capacity;
   kg_draw *draws; /* of ahead.c, as the next two */
-  void *missing; /* kg_draw_item */
+  void *missing;  /* kg_draw_item */
   struct kg_passes *under_way; /* whose draws the device may still be making, or NULL; borrowed */
   size_t draws_capacity, missing_capacity;
   int64_t serial; /* of the step, to find a sequence that is named twice */

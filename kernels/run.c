@@ -1087,5 +1087,7 @@ int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahe
 int kg_gpu_wait_ahead(kg_executable *exe, int32_t step, kg_error *err)
 {
   const int code = kg_stream_use(exe->stream, err);
-  return code ? code : kg_draws_wait(exe->stream, step, err);
+  if (!code) return kg_draws_wait(exe->stream, step, err);
+  kg_draws_follow(exe->stream, NULL); /* where they were wanted may go */
+  return code;
 }
