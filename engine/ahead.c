@@ -62,7 +62,7 @@ static void passes_unref(kg_passes *passes)
 
 static const kg_drawn *next_of(const kg_future *future)
 {
-  return &future->passes->drawn[(size_t)future->row * (size_t)future->n + (size_t)future->at];
+  return &future->passes->drawn[(size_t)future->row * (size_t)future->passes->n_draws + (size_t)future->at];
 }
 
 /* The pass over the row that draw `at` was made from: which of those of this look ahead; -1: one before it. */
@@ -74,13 +74,12 @@ void kg_sequence_drop_ahead(kg_sequence *sequence)
   if (!future->passes) return;
   passes_finish(future->passes);
   const int32_t n_taken = future->at + future->is_taken;
-  const int32_t n_rows = pass_of(future, future->n - 1) + 1, n_used = pass_of(future, n_taken - 1) + 1;
+  const int32_t n_rows = pass_of(future, future->passes->n_draws - 1) + 1, n_used = pass_of(future, n_taken - 1) + 1;
   kg_model_count_dropped(sequence->model, n_rows - (n_used > 0 ? n_used : 0), 0);
   kg_chain_free(future->chain);
   passes_unref(future->passes);
   future->chain = NULL;
   future->passes = NULL;
-  future->n = future->at = 0;
   kg_sequence_trim(sequence);
   if (kg_sequence_resume_point(sequence, sequence->n_evaluated) < sequence->n_evaluated) /* in the middle of its rows */
     kg_sequence_go_back(sequence, sequence->n_evaluated);
@@ -96,7 +95,7 @@ void kg_sequence_follow(kg_sequence *sequence, const int32_t *ids, size_t n)
 {
   kg_future *future = &sequence->future;
   if (!future->passes) return;
-  if (n == 1 && future->is_taken && ids[0] == next_of(future)->id && future->at + 1 < future->n) {
+  if (n == 1 && future->is_taken && ids[0] == next_of(future)->id && future->at + 1 < future->passes->n_draws) {
     future->at++;
     future->is_taken = false;
   } else
@@ -106,7 +105,7 @@ void kg_sequence_follow(kg_sequence *sequence, const int32_t *ids, size_t n)
 bool kg_sequence_has_drawn(const kg_sequence *sequence, const kg_chain *chain)
 {
   const kg_future *future = &sequence->future;
-  return future->passes && future->at < future->n && future->chain == chain &&
+  return future->passes && future->chain == chain &&
          kg_sequence_draws(sequence) == (future->at ? 0 : future->n_draws);
 }
 
@@ -131,7 +130,7 @@ static int32_t take(kg_sequence *sequence)
     if (is_new_pass) future->passes->n_counted = pass + 1;
     kg_model_count(sequence->model, n_new, is_new_pass);
     kg_sequence_evaluated(sequence, n_new);
-    if (future->at == future->n - 1) {
+    if (future->at == future->passes->n_draws - 1) {
       sequence->logits_pos = sequence->n_evaluated;
       sequence->banned_pos = -1;
     }
@@ -240,7 +239,6 @@ static void keep(const group *g, int32_t i, const kg_draw *draw, kg_passes *pass
   future->passes = passes;
   future->row = i;
   future->chain = kg_chain_ref(g->items[i].chain);
-  future->n = g->n_draws;
   future->at = 0;
   future->is_taken = false;
   future->evaluates_first = g->evaluates_first;
@@ -288,6 +286,7 @@ static int look_ahead(group *g, kg_error *err)
     return kg_fail_memory(err, (size_t)g->n * (size_t)g->n_draws * sizeof *passes->drawn, "drawing ahead");
   int status = KG_OK;
   for (int32_t i = 0; i < g->n && !status; i++) status = prepare_row(g, i, &draws[i], err);
+  const bool is_run = !status;
   kg_model_set_stepping(g->model, true);
   if (!status) status = run_look(g, draws, passes, err);
   kg_model_set_stepping(g->model, false);
@@ -299,7 +298,7 @@ static int look_ahead(group *g, kg_error *err)
       kg_states_drop(kg_model_states(g->model), sequence->future.state);
       sequence->future.state = KG_NONE;
       kg_sequence_trim(sequence);
-      if (has_rows(g)) sequence->logits_pos = -1; /* may have been written to */
+      if (is_run && has_rows(g)) sequence->logits_pos = -1; /* may have been written to */
     }
   }
   passes_unref(passes);
@@ -348,7 +347,7 @@ static int32_t limit_draws(kg_model *model, const kg_draw_item *items, size_t n,
       future->n_alone--;
       ahead = 1;
     }
-    const int32_t room = has_next(&items[i]) ? future->n - future->at
+    const int32_t room = has_next(&items[i]) ? future->passes->n_draws - future->at
                                              : kg_model_context(model) - kg_sequence_pos(sequence) + 1;
     if (room < ahead) ahead = room;
     if (kg_draft_is_open(sequence) || kg_sequence_is_constrained(sequence)) ahead = 1;

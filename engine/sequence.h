@@ -21,9 +21,9 @@ typedef struct kg_companion_ops kg_companion_ops;
 
 /* Draws that are made ahead of the caller, by one chain; none where passes is NULL. */
 typedef struct kg_future {
-  int32_t row, n;          /* of the passes: its draws, and how many each row has */
+  int32_t row;             /* of the passes: its draws */
   int32_t n_alone;         /* so many draws look no further: somebody looked at logits in between */
-  int32_t at;              /* the one that belongs to the timeline as it is */
+  int32_t at;              /* the draw that belongs to the timeline as it is */
   bool is_taken;           /* somebody has asked for it */
   int32_t state;           /* slot that the rows to come work in, while they are computed; else KG_NONE */
   bool evaluates_first;    /* the rows before it were evaluated with the others */

@@ -251,8 +251,9 @@ describe("drawing ahead", function()
         local free <close> = model:sequence { seed = 1 }
         seq:feed(tiny.ids(50))
         free:feed(tiny.ids(50))
-        for _ = 1, 15 do
+        for i = 1, 15 do
           local id = assert(seq:draw(chain, 16))
+          if i == 1 then assert.equal(50, small:stats().n_tokens_evaluated) end -- none of them twice
           assert.equal((free:draw(chain)), id)
           seq:push(id)
           free:push(id)
