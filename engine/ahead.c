@@ -152,9 +152,8 @@ typedef struct group {
   bool evaluates_first;
 } group;
 
-/* Backends without a device to run ahead on: step by step, with the twin of the kernels. */
-static int run_on_host(kg_executable *exe, const kg_backend *backend, kg_batch *batch, const kg_run_ahead *ahead,
-                       int32_t n_vocab, kg_error *err)
+int kg_run_ahead_on_host(kg_executable *exe, const kg_backend *backend, const kg_batch *batch,
+                         const kg_run_ahead *ahead, int32_t n_vocab, kg_error *err)
 {
   int32_t *tokens = (int32_t *)(uintptr_t)batch->tokens, *positions = (int32_t *)(uintptr_t)batch->positions;
   kg_span *spans = (kg_span *)(uintptr_t)batch->spans; /* all three are the scratch's */
@@ -205,7 +204,7 @@ static int prepare_row(group *g, int32_t i, kg_draw *draw, kg_error *err)
   kg_sequence *sequence = g->items[i].sequence;
   const int32_t pos = kg_sequence_pos(sequence);
   if (!kg_grow((void **)&sequence->tokens.ids, &sequence->tokens.capacity, (size_t)pos + (size_t)g->n_draws,
-               sizeof *sequence->tokens.ids)) /* room behind the timeline for what run_on_host draws */
+               sizeof *sequence->tokens.ids)) /* room behind the timeline for what the host draws */
     return kg_fail_memory(err, ((size_t)pos + (size_t)g->n_draws) * sizeof *sequence->tokens.ids, "the timeline");
   if (!kg_chain_plan_draw(g->items[i].chain, sequence, kg_model_vocab_size(g->model), draw))
     return kg_fail(err, KG_ERR_UNSUPPORTED, "this chain draws on the host");
@@ -265,7 +264,7 @@ static int run_look(group *g, const kg_draw *draws, kg_passes *passes, kg_error 
   kg_executable *exe = kg_model_executable(g->model);
   const int status = g->backend->run_ahead
                          ? g->backend->run_ahead(exe, &batch, &ahead, err)
-                         : run_on_host(exe, g->backend, &batch, &ahead, kg_model_vocab_size(g->model), err);
+                         : kg_run_ahead_on_host(exe, g->backend, &batch, &ahead, kg_model_vocab_size(g->model), err);
   if (status) return status;
   passes->n = g->n_draws - !g->evaluates_first;
   if (g->backend->wait_ahead)

@@ -41,4 +41,11 @@ void kg_sequence_drop_ahead(kg_sequence *sequence);
 /* The caller feeds these ids: keep what was drawn ahead if they are the one that was taken last, else forget it. */
 void kg_sequence_follow(kg_sequence *sequence, const int32_t *ids, size_t n);
 
+/* ---- for backends without a device to run ahead on ---- */
+
+/* kg_backend.run_ahead step by step, with the twin of the kernels. The batch's tokens, positions and spans, and the
+ * histories, which need room behind them, go on with it. */
+int kg_run_ahead_on_host(kg_executable *exe, const kg_backend *backend, const kg_batch *batch,
+                         const kg_run_ahead *ahead, int32_t n_vocab, kg_error *err);
+
 #endif

@@ -190,9 +190,9 @@ typedef struct kg_backend {
   /* NULL where that is, or where run_ahead waits for its draws. Else it may come back while they are still being made:
    * those of steps [0, step] are in ahead->drawn when this comes back with KG_OK for the latest run_ahead, the logits
    * with those of the last step. `drawn` must stay until the last step has been waited for, or waiting has failed.
-   * Failure: nothing more is written there, the draws behind are lost, and it is as if run_ahead had failed. The last
-   * step has been waited for before another run_ahead, or lost; all other calls wait by themselves for what they
-   * need. */
+   * Failure: nothing more is written there, the draws behind those that were there are lost, and it is as if run_ahead
+   * had failed with the passes that they come from. The last step has been waited for before another run_ahead, or
+   * lost; all other calls wait by themselves for what they need. */
   int (*wait_ahead)(kg_executable *exe, int32_t step, kg_error *err);
   /* The logits that follow from n_rows rows of kg_plan_residual, which is there, as a run computes them: x
    * [n_rows][width] and logits [n_rows][vocab] are buffers of this backend. Allowed within the call of a tap. */
