@@ -211,7 +211,8 @@ typedef struct kg_backend {
   int (*state_write)(kg_executable *exe, int32_t slot, const float *in, kg_error *err);
   kg_kv_type (*kv_type)(const kg_executable *exe); /* of the elements below, whatever was asked for */
   /* Copy slots [slot, slot + n) of a page out of or into the cache of one attention operation (by its number in
-   * kg_plan_layer): keys [n][kg_key_width] and values [n][kg_value_width], bit for bit. The same on every backend. */
+   * kg_plan_layer): keys [n][kg_key_width] and values [n][kg_value_width], bit for bit but for what is written and is
+   * no finite number. The same on every backend. */
   int (*kv_read)(kg_executable *exe, const kg_kv_rows *rows, void *keys, void *values, kg_error *err);
   int (*kv_write)(kg_executable *exe, const kg_kv_rows *rows, const void *keys, const void *values, kg_error *err);
   /* Packed bytes of a weight as the device holds them. */

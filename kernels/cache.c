@@ -16,8 +16,9 @@ int kg_gpu_cache_open(kg_executable *exe, kg_error *err)
   for (int32_t i = 0; i < n_layers; i++) {
     const kg_attention_params *a = &kg_plan_layer(exe->plan, i)->u.attention;
     if (a->head_dim > KG_ATTENTION_MAX_DIM || a->value_dim > KG_ATTENTION_MAX_DIM)
-      return kg_fail(err, KG_ERR_UNSUPPORTED, "attention heads of %d with values of %d, the cuda backend takes %d at most",
-                     a->head_dim, a->value_dim, KG_ATTENTION_MAX_DIM);
+      return kg_fail(err, KG_ERR_UNSUPPORTED,
+                     "attention heads of %d with values of %d, the cuda backend takes %d at most", a->head_dim,
+                     a->value_dim, KG_ATTENTION_MAX_DIM);
     const size_t bytes =
         (size_t)KG_PAGE * ((size_t)kg_key_width(a) + (size_t)kg_value_width(a)) * (exe->half ? 2 : 4);
     size_t *page_bytes = &exe->page_bytes[a->group];
@@ -121,6 +122,14 @@ static int move_strips(const kg_executable *exe, const strips *s, bool down, uns
   return code ? code : kg_stream_wait(exe->stream, "copying cache rows", err);
 }
 
+/* What is no finite number in f16, as kernels store it (attention.cuh): whoever gets the page next multiplies what he
+ * does not see by 0, too. */
+static void make_finite(uint16_t *x, size_t n)
+{
+  for (size_t i = 0; i < n; i++)
+    if ((x[i] & 0x7c00) == 0x7c00) x[i] = x[i] == 0x7c00 ? 0x7bff : 0xfbff;
+}
+
 /* Slot by slot to `out`, or from `in`. */
 static int move_plane(const kg_executable *exe, const strips *s, void *out, const void *in, kg_error *err)
 {
@@ -138,6 +147,7 @@ static int move_plane(const kg_executable *exe, const strips *s, void *out, cons
       else
         memcpy(strip, (const unsigned char *)in + at, s->row);
     }
+  if (!out && exe->half) make_finite((uint16_t *)host, n_bytes / 2);
   if (!out) code = move_strips(exe, s, false, host, err);
   kg_free(host);
   return code;

@@ -120,6 +120,30 @@ describe("kigo.kv_file", function()
     end)
   end
 
+  for _, device in ipairs(tiny.devices) do
+    it("may hold what is no number, which reaches nobody who gets its pages, on " .. device.name, function()
+      local model <close> = model_of { device = device.options.device, kv = device.options.kv, threads = 1, pool = 64,
+        prefix_cache = false }
+      local ids = tiny.ids(20) -- in the only page
+      local expected = tiny.oracle(model, ids)
+      local first = model:sequence {}
+      first:feed(ids)
+      assert.is_true(first:step() and first:save(path))
+      first:close()
+      local bytes, is_half = support.read(path), device.options.kv == "f16"
+      local size = #ids * tiny.layers * 2 * tiny.kv_heads * tiny.head_dim * (is_half and 2 or 4)
+      for _, number in ipairs { "\xFF\xFF\xFF\xFF", "\0\x7C\x80\x7F", "\0\xFC\x80\xFF" } do
+        write(sealed(patched(bytes, #bytes - 8 - size, number:rep(size // 4))))
+        assert(model:restore(path)):close()
+        local seq <close> = model:sequence {}
+        for i, id in ipairs(ids) do
+          seq:push(id)
+          assert.equal(expected[i], seq.logits:bytes())
+        end
+      end
+    end)
+  end
+
   it("is the same file from every backend, but for the name of the device", function()
     local first <close> = model_of { kv = "f32" }
     local seq <close> = first:sequence { seed = 3 }
