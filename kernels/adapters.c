@@ -1,5 +1,5 @@
-/* adapters.c - adapters on the device: their numbers, brought over once for each of them, the program that adds them, and
- * what tells the kernels which rows have which ones. */
+/* adapters.c - adapters on the device: their numbers, brought over once for each of them, the program that adds them,
+ * and what tells the kernels which rows have which ones. */
 #include "executable.h"
 
 #include <string.h>
@@ -51,7 +51,8 @@ static const adapter_copy *find_copy(const kg_executable *exe, const kg_adapter 
 static size_t a_bytes(const kg_adapter_part *part) { return (size_t)part->rank * (size_t)part->cols * sizeof(float); }
 static size_t b_bytes(const kg_adapter_part *part) { return (size_t)part->rank * (size_t)part->rows * sizeof(float); }
 
-/* Where the numbers of each operation's part stand in the block, behind the parts. Operations that share a weight share them. */
+/* Where the numbers of each operation's part stand in the block, behind the parts. Operations that share a weight share
+ * them. */
 static int lay_out(const kg_executable *exe, const kg_adapter *adapter, size_t *places, size_t *n_bytes, kg_error *err)
 {
   const int32_t n_ops = kg_plan_op_count(exe->plan);
@@ -184,7 +185,8 @@ static int need_down(kg_executable *exe, const kg_batch *batch, kg_error *err)
   return KG_OK;
 }
 
-/* As in meta: fixed for all passes of at most KG_FEW_ROWS rows, so that graphs find their tiles. Each row may be a tile. */
+/* As in meta: fixed for all passes of at most KG_FEW_ROWS rows, so that graphs find their tiles. Each row may be a
+ * tile. */
 static size_t place_rows(const kg_executable *exe, int32_t n_rows)
 {
   kg_gpu_adapters *all = exe->adapters;
@@ -285,16 +287,16 @@ int kg_gpu_adapters_bring(kg_executable *exe, const kg_batch *batch, kg_adapted_
   (void)place_rows(exe, rows->n_rows);
   kg_adapt_tile *tiles = (kg_adapt_tile *)all->host, *wanted_tiles = (kg_adapt_tile *)(all->host + all->wanted_at);
   kg_adapt_entry *entries = (kg_adapt_entry *)(all->host + all->entries_at);
-  int32_t n_entries = 0, wanted = 0;
+  int32_t n_entries = 0, wanted = 0, first;
   for (int32_t s = 0; s < batch->n_spans; s++) {
     const kg_span *span = &batch->spans[s];
-    const int32_t begin = span->row > rows->row0 ? span->row : rows->row0, span_end = span->row + span->n_rows;
-    const int32_t end = span_end < rows->row0 + rows->n_rows ? span_end : rows->row0 + rows->n_rows;
-    if (begin >= end) continue;
+    const int32_t n = kg_rows_of_span(span, rows->row0, rows->n_rows, &first);
+    if (n < 1) continue;
     if (ranks_of(span) > rows->n_ranks) rows->n_ranks = ranks_of(span);
-    rows->n_tiles += cut(tiles + rows->n_tiles, begin - rows->row0, end - begin, n_entries, span->n_adapters);
-    for (; wanted < rows->n_wanted && batch->wanted[rows->wanted0 + wanted].row < end; wanted++)
-      wanted_tiles[wanted] = (kg_adapt_tile){wanted % exe->fused.max_rows[KG_WANTED_ROWS], 1, n_entries, span->n_adapters};
+    rows->n_tiles += cut(tiles + rows->n_tiles, first, n, n_entries, span->n_adapters);
+    for (; wanted < rows->n_wanted && batch->wanted[rows->wanted0 + wanted].row < rows->row0 + first + n; wanted++)
+      wanted_tiles[wanted] =
+          (kg_adapt_tile){wanted % exe->fused.max_rows[KG_WANTED_ROWS], 1, n_entries, span->n_adapters};
     for (int32_t i = 0; i < span->n_adapters; i++)
       entries[n_entries++] = (kg_adapt_entry){(const kg_adapt_part *)find_copy(exe, span->adapters[i].adapter)->block,
                                               span->adapters[i].scale};

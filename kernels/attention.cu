@@ -795,8 +795,9 @@ static int launch_teams(kg_stream *s, const kg_attention_args *a, int teams, int
 {
   const int group = a->n_heads / a->n_kv_heads, parts = (group + TILE - 1) / TILE;
   const dim3 grid(a->n_kv_heads * parts << cluster_bits, a->is_alone ? a->n : a->n_few);
-  return run_shared(s, "attention_splits", group > 8 ? attention_splits<P, 2, TEAM> : attention_splits<P, 1, TEAM>, grid,
-                    1 << cluster_bits, 32 * TEAM * teams, splits_bytes<P>(a, teams, cluster_bits), err, *a, cluster_bits);
+  return run_shared(s, "attention_splits", group > 8 ? attention_splits<P, 2, TEAM> : attention_splits<P, 1, TEAM>,
+                    grid, 1 << cluster_bits, 32 * TEAM * teams, splits_bytes<P>(a, teams, cluster_bits), err, *a,
+                    cluster_bits);
 }
 
 /* How many warps and blocks share a row changes nothing but time. */
@@ -809,7 +810,8 @@ template <int P> static int launch_splits(kg_stream *s, const kg_attention_args 
   int teams = 8 / P, bits = 0;
   const auto shared = [&]() { return splits_bytes<P>(a, teams, bits); };
   if constexpr (P == 1)
-    /* A block for each row and head fills the device: small teams, so many that all splits are computed in one round. */
+    /* A block for each row and head fills the device: small teams, so many that all splits are computed in one
+     * round. */
     if (n_units > s->n_sms / 2 && n_units <= s->n_sms) {
       teams = min(SMALL_TEAMS, n_splits);
       while (teams > 1 && shared() > (size_t)s->shared_max) teams--;

@@ -42,7 +42,7 @@ typedef struct kg_attention_args {
   const int32_t *row_pages;  /* [n] where in `pages` the row's first page is, or would be: those that are there include
                                 all of each split that it sees anything of */
   bool is_alone;             /* every row is its sequence's only one */
-  int32_t max_splits;        /* of a row, at most KG_ATTENTION_SPREAD: a hint */
+  int32_t max_splits;        /* KG_ATTENTION_SPREAD, or no row sees beyond so many splits */
   const int32_t *few;        /* [n_few] rows of spans of few rows */
   int32_t n_few;
   const int32_t *spans;      /* [n_spans][2] first row and number of rows of the other spans */
@@ -51,7 +51,8 @@ typedef struct kg_attention_args {
   size_t scratch_floats;
   float *out_max;            /* [n] raised to the largest magnitude of the row, or NULL */
   float *out;                /* [n][n_heads][value_dim]; may be NULL where there is */
-  kg_half_out half_out;      /* its f16 form, of the kernels of attention.cu on tensor cores (kg_cuda_attention_is_even) */
+  kg_half_out half_out;      /* its f16 form, of the kernels of attention.cu on tensor cores
+                                (kg_cuda_attention_is_even) */
 } kg_attention_args;
 
 /* Rotates q and k, stores k and v. What changes during a step (q, k, v, rotations, the rows' places in the cache) is

@@ -15,7 +15,7 @@ struct kg_draws {
   int32_t n_rows, n_vocab, n_steps; /* of this use */
   kg_sample_way way;
   kg_drawn *followed;               /* where results of this use are wanted; NULL: nowhere */
-  int32_t n_there;                  /* steps of the use that was followed last that are */
+  int32_t n_there;                  /* steps of the use that was followed last that are there */
   cudaEvent_t *marks;               /* [n_marks] behind each step */
   int32_t n_marks;
 };
@@ -108,7 +108,8 @@ static int reserve_marks(kg_draws *d, int32_t n, kg_error *err)
 /* Scratch of one row, in bytes. */
 static size_t row_bytes(int32_t n_vocab)
 {
-  return align16((size_t)n_vocab * sizeof(float)) + (size_t)kg_draw_group_count(n_vocab) * 16 + (size_t)KG_DRAW_LIST * 16;
+  return align16((size_t)n_vocab * sizeof(float)) + (size_t)kg_draw_group_count(n_vocab) * 16 +
+         (size_t)KG_DRAW_LIST * 16;
 }
 
 static size_t mass_bytes(int32_t n_rows) { return (size_t)n_rows * KG_DRAW_BUCKETS * sizeof(uint64_t); }
@@ -154,24 +155,24 @@ typedef struct writer {
   size_t at;
 } writer;
 
-static void *put(writer *w, const void *data, size_t n, size_t reserved)
+/* `spare` bytes are left behind it. */
+static void *put(writer *w, const void *data, size_t n_bytes, size_t spare)
 {
   void *there = w->there + w->at;
-  if (n) memcpy(w->staged + w->at, data, n);
-  w->at += reserved;
+  if (n_bytes) memcpy(w->staged + w->at, data, n_bytes);
+  w->at += align16(n_bytes + spare);
   return there;
 }
 
 static const kg_draw_program *write_program(writer *w, const kg_draw_program *program)
 {
+  const size_t bias_bytes = (size_t)program->n_biases * 4;
   kg_draw_program copy = *program;
-  const size_t n = (size_t)program->n_biases;
-  copy.bias_ids = put(w, program->bias_ids, n * 4, align16(n * 4));
-  copy.bias_values = put(w, program->bias_values, n * 4, align16(n * 4));
-  const size_t phrase_bytes = (size_t)program->n_phrases * sizeof *program->phrases;
-  copy.phrases = put(w, program->phrases, phrase_bytes, align16(phrase_bytes));
-  copy.phrase_ids = put(w, program->phrase_ids, (size_t)program->n_phrase_ids * 4, align16((size_t)program->n_phrase_ids * 4));
-  return put(w, &copy, sizeof copy, align16(sizeof copy));
+  copy.bias_ids = put(w, program->bias_ids, bias_bytes, 0);
+  copy.bias_values = put(w, program->bias_values, bias_bytes, 0);
+  copy.phrases = put(w, program->phrases, (size_t)program->n_phrases * sizeof *program->phrases, 0);
+  copy.phrase_ids = put(w, program->phrase_ids, (size_t)program->n_phrase_ids * 4, 0);
+  return put(w, &copy, sizeof copy, 0);
 }
 
 static void write_rows(kg_draws *d, const kg_draw_request *requests)
@@ -194,7 +195,7 @@ static void write_rows(kg_draws *d, const kg_draw_request *requests)
     rows[i].draw.program = first < i ? rows[first].draw.program : write_program(&w, r->draw->program);
     if (r->draw->program->last_n)
       rows[i].history = put(&w, r->draw->history, (size_t)r->draw->n_history * sizeof(int32_t),
-                              history_bytes(r->draw, d->n_steps));
+                            (size_t)d->n_steps * sizeof(int32_t));
     rows[i].draw.history = rows[i].history;
   }
 }

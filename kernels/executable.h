@@ -1,6 +1,6 @@
-/* executable.h - a plan compiled for one GPU. Shared by cuda.c (life and interface), weights.c (packing), program.c (from
- * operations to stages), run.c (running them), adapters.c (what adapters need), cache.c (pages), states.c, and what shows
- * that all this is real: unpack.c, driver.c, profile.c. */
+/* executable.h - a plan compiled for one GPU. Shared by cuda.c (life and interface), weights.c (packing), bounds.c (of
+ * values), program.c (from operations to stages), run.c (running them), adapters.c (what adapters need), cache.c
+ * (pages), states.c, and what shows that all this is real: unpack.c, driver.c, profile.c. */
 #ifndef KG_CUDA_EXECUTABLE_H
 #define KG_CUDA_EXECUTABLE_H
 
@@ -16,7 +16,8 @@
 
 enum {
   KG_PASS_ROWS = 2048, /* most rows that go through all stages together */
-  KG_FEW_ROWS = 64,    /* most wanted rows that the plan's tail takes together; most rows of a graph, of a traced pass */
+  KG_FEW_ROWS = 64,    /* most wanted rows that the plan's tail takes together; most rows of a graph, or of a traced
+                          pass */
   KG_NARROW_HEAD = 8192, /* where a sequence is not cut and the head is no wider, the tail takes all rows together */
   KG_GRAPHS = 64,      /* captured graphs that are kept */
   KG_MOE_ROWS = 2048,  /* rows of experts that are computed together */
@@ -68,16 +69,18 @@ typedef struct kg_gpu_stage {
   int32_t fused_in;                    /* linear, adapt in: the norm or half stage that it can do itself, or KG_NONE */
   bool is_needed;                      /* norm, half: by another stage too, or for another form */
   bool is_adapted;                     /* linear, embed: an adapt stage completes it, in a pass with adapters */
-  int32_t maker;                       /* half: the stage that makes the value and can write its f16 form, too, or KG_NONE */
+  int32_t maker;                       /* half: the stage that makes the value and can write its f16 form, too, or
+                                          KG_NONE */
   int32_t half;                        /* linear, attention: the stage of which it is that, or KG_NONE */
-  bool has_reader;                     /* norm, half: somebody reads the float32 form of the value; of a norm others than
-                                          adapters that can do it themselves */
-  int32_t max_slot;                    /* linear, adapt, attention, conv, embed, gather: where the largest magnitudes of its
-                                          rows go, or KG_NONE */
+  bool has_reader;                     /* norm, half: somebody reads the float32 form of the value; of a norm others
+                                          than adapters that can do it themselves */
+  int32_t max_slot;                    /* linear, adapt, attention, conv, embed, gather: where the largest magnitudes of
+                                          its rows go, or KG_NONE; norm, half: where those of its input are */
   bool is_normed;                      /* norms read them, to which a bound of the value tells too little */
   bool starts_next;                    /* linear, of one row: see kg_linear_args */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
-  int32_t rotation[2];                 /* of q and k, of what is put together, or of the stage: index into rotations, or KG_NONE */
+  int32_t rotation[2];                 /* of q and k, of what is put together, or of the stage: index into rotations,
+                                          or KG_NONE */
 } kg_gpu_stage;
 
 /* Where a value stands in the arena, on one side; SIZE_MAX: nowhere. */
@@ -116,9 +119,10 @@ typedef struct kg_moe_scratch {
   size_t experts, weights, gate, up, half, half_scale, down, order, groups;
 } kg_moe_scratch;
 
-/* Rows of a pass as the kernels read them, in one piece so that one copy brings it over. `capacity` rows: */
+/* Rows of a pass as the kernels read them, in one piece so that one copy brings it over: what stands where, in
+ * bytes. */
 typedef struct kg_meta_layout {
-  size_t tokens, positions, wanted_rows, wanted_tokens, wanted_positions, lasts, few, spans; /* bytes */
+  size_t tokens, positions, wanted_rows, wanted_tokens, wanted_positions, lasts, few, spans;
   size_t row_pages, group_row_pages; /* the first group's, and from group to group */
   size_t out_rows, state_spans, state_places, pages;
 } kg_meta_layout;
@@ -155,7 +159,8 @@ struct kg_executable {
   unsigned char *arena;
   size_t values_bytes, scratch_floats; /* what it has room for, as */
   int32_t n_max_slots;                 /* row_max has */
-  unsigned char *unembedding_arena; /* values of the traced program for kg_gpu_unembed, which taps may call; made on first use */
+  unsigned char *unembedding_arena; /* values of the traced program for kg_gpu_unembed, which taps may call; made on
+                                       first use */
   float *scratch;           /* in the arena */
   kg_moe_scratch moe;
   kg_gpu_adapters *adapters; /* NULL until some batch has any */
@@ -203,6 +208,15 @@ static inline kg_attention_args kg_gpu_attention_shape(const kg_executable *exe,
                              .layer_offset = exe->layer_at[p->layer]};
 }
 
+/* How many rows of a span are among rows [row0, row0 + n_rows) of the batch, the first one *first rows behind row0;
+ * less than 1: none. */
+static inline int32_t kg_rows_of_span(const kg_span *span, int32_t row0, int32_t n_rows, int32_t *first)
+{
+  const int32_t begin = span->row > row0 ? span->row : row0, span_end = span->row + span->n_rows;
+  *first = begin - row0;
+  return (span_end < row0 + n_rows ? span_end : row0 + n_rows) - begin;
+}
+
 /* weights.c */
 int kg_gpu_weights_open(kg_executable *exe, kg_error *err);
 int kg_gpu_weights_pack(kg_executable *exe, const kg_backend_options *options, kg_error *err);
@@ -210,8 +224,8 @@ int kg_gpu_weights_pack(kg_executable *exe, const kg_backend_options *options, k
 int kg_gpu_vector_measure(kg_executable *exe, int32_t weight, kg_error *err);
 /* bounds.c */
 int kg_gpu_bounds_open(kg_executable *exe, kg_error *err);
-/* From weights that are packed; of those values that depend on one of them, or of all (KG_NONE). Graphs know them. Where
- * it fails they are unknown. */
+/* From weights that are packed; of those values that depend on one of them, or of all (KG_NONE). Graphs know them.
+ * Where it fails they are unknown. */
 int kg_gpu_bounds_find(kg_executable *exe, int32_t weight, kg_error *err);
 /* program.c */
 /* Traced: every value is in memory for a moment, and adapters may be added to each that can have some. Else they may to
@@ -233,8 +247,8 @@ int kg_gpu_cache_write(kg_executable *exe, const kg_kv_rows *rows, const void *k
 /* All that the batch's adapters need on the device, and the program that adds them; NULL: it has none. Failure changes
  * nothing that matters. */
 int kg_gpu_adapters_prepare(kg_executable *exe, const kg_batch *batch, const kg_program **program, kg_error *err);
-/* Rows [row0, row0 + n_rows) of a batch that was prepared, with these of its wanted ones: what kernels read about them, to
- * the device. */
+/* Rows [row0, row0 + n_rows) of a batch that was prepared, with these of its wanted ones: what kernels read about them,
+ * to the device. */
 typedef struct kg_adapted_rows {
   int32_t row0, n_rows, wanted0, n_wanted;
   int32_t n_tiles, n_ranks; /* found here: see kg_adapt_args; 0: no row of the batch has adapters */

@@ -25,7 +25,10 @@ typedef struct builder {
 static int32_t few_rows(const kg_executable *exe) { return exe->chunk < KG_FEW_ROWS ? exe->chunk : KG_FEW_ROWS; }
 
 static const kg_op *op_at(const builder *b, int32_t i) { return kg_plan_op(b->exe->plan, i); }
-static kg_side side_of(const builder *b, int32_t op) { return !b->traced && op >= b->tail ? KG_WANTED_ROWS : KG_ALL_ROWS; }
+static kg_side side_of(const builder *b, int32_t op)
+{
+  return !b->traced && op >= b->tail ? KG_WANTED_ROWS : KG_ALL_ROWS;
+}
 static const kg_value *value_at(const builder *b, int32_t value) { return kg_plan_value(b->exe->plan, value); }
 static const kg_op *producer_of(const builder *b, int32_t value) { return op_at(b, value_at(b, value)->producer); }
 static const kg_matrix *matrix_of(const builder *b, int32_t weight) { return &b->exe->weights[weight].m; }
@@ -39,7 +42,8 @@ static bool is_adapted(const builder *b, const kg_op *op)
 
 /* ---- who reads what ---- */
 
-/* In which forms is the first input read? Products want it as their weights are; gates and ups of experts may differ. */
+/* In which forms is the first input read? Products want it as their weights are; gates and ups of experts may
+ * differ. */
 static bool reads_form(const builder *b, const kg_op *op, bool half)
 {
   if (op->kind != KG_OP_LINEAR && op->kind != KG_OP_MOE) return !half;
@@ -55,7 +59,8 @@ static void read_value(builder *b, int32_t op, int32_t value, bool as_float, boo
   b->n_uses[value]++;
   b->wants_float[side][value] |= as_float;
   b->wants_half[side][value] |= as_half;
-  if (side_of(b, value_at(b, value)->producer) != side) b->wants_float[KG_ALL_ROWS][value] = b->wants_float[side][value] = true;
+  if (side_of(b, value_at(b, value)->producer) != side)
+    b->wants_float[KG_ALL_ROWS][value] = b->wants_float[side][value] = true;
 }
 
 static void find_uses(builder *b)
@@ -144,7 +149,8 @@ static int32_t find_measuring(const builder *b, kg_side side, int32_t value)
     const int32_t found = find_stage(b, kinds[i], side, value);
     if (found == KG_NONE) continue;
     const kg_gpu_stage *stage = &b->program->stages[found];
-    const bool one = (stage->kind != KG_STAGE_LINEAR && stage->kind != KG_STAGE_ADAPT) || stage->glu || stage->n_parts == 1;
+    const bool has_parts = stage->kind == KG_STAGE_LINEAR || stage->kind == KG_STAGE_ADAPT;
+    const bool one = !has_parts || stage->glu || stage->n_parts == 1;
     return one && (stage->kind != KG_STAGE_LINEAR || matrix_of(b, stage->op->w[0])->type != KG_F32) ? found : KG_NONE;
   }
   return KG_NONE;
@@ -161,7 +167,8 @@ static void measure_gathered(builder *b, const kg_gpu_stage *gather)
   if (!slot || *slot != gather->max_slot) b->program->places[KG_WANTED_ROWS][gather->out].is_alias = false;
 }
 
-/* Can products make the f16 form of this value themselves when rows are few? The norm or half stage that they replace. */
+/* Can products make the f16 form of this value themselves when rows are few? The norm or half stage that they
+ * replace. */
 static int32_t find_fusable(builder *b, kg_side side, int32_t value)
 {
   kg_program *p = b->program;
@@ -228,7 +235,8 @@ static const kg_op *find_gate(const builder *b, int32_t op_index)
   if (glu->kind != KG_OP_GLU || glu->in[0] == glu->in[1]) return NULL;
   const int32_t gate = value_at(b, glu->in[0])->producer, up = value_at(b, glu->in[1])->producer;
   if (op_at(b, gate)->kind != KG_OP_LINEAR || !is_like(b, op_at(b, gate), op_at(b, up)) || b->n_uses[glu->in[0]] != 1 ||
-      b->n_uses[glu->in[1]] != 1 || !is_same_shape(matrix_of(b, op_at(b, gate)->w[0]), matrix_of(b, op_at(b, up)->w[0])) ||
+      b->n_uses[glu->in[1]] != 1 ||
+      !is_same_shape(matrix_of(b, op_at(b, gate)->w[0]), matrix_of(b, op_at(b, up)->w[0])) ||
       side_of(b, gate) != side_of(b, up) || side_of(b, up) != side_of(b, value_at(b, glu->out)->producer))
     return NULL;
   return glu;
@@ -246,8 +254,8 @@ static const kg_op *find_sum(const builder *b, int32_t op_index)
   return value_at(b, other)->producer < op_index ? sum : NULL;
 }
 
-/* Around the stage that was added last: what adapters add, and then what that stage was to do with it. The first half of
- * it needs nothing that the stage makes: before it, it is done while that one still fetches its weights. */
+/* Around the stage that was added last: what adapters add, and then what that stage was to do with it. The first half
+ * of it needs nothing that the stage makes: before it, it is done while that one still fetches its weights. */
 static int add_adapters(builder *b)
 {
   const size_t at = b->program->n_stages - 1;
@@ -401,7 +409,8 @@ static bool is_folded(const builder *b, int32_t op_index)
 {
   const kg_op *op = op_at(b, op_index);
   const int32_t last = value_at(b, op->out)->last_use;
-  if (b->traced || b->n_uses[op->out] != 1 || last >= b->n_ops || side_of(b, last) != side_of(b, op_index)) return false;
+  if (b->traced || b->n_uses[op->out] != 1 || last >= b->n_ops || side_of(b, last) != side_of(b, op_index))
+    return false;
   const kg_op *reader = op_at(b, last);
   if (op->kind == KG_OP_ROPE)
     return reader->kind == KG_OP_CONCAT && op->u.rope.n_dims == op->u.rope.head_dim &&
@@ -411,9 +420,11 @@ static bool is_folded(const builder *b, int32_t op_index)
   case KG_OP_CONCAT: return groups == parts_of(reader, op->out);
   case KG_OP_ROPE: return groups == reader->u.rope.n_heads && is_folded(b, last);
   case KG_OP_LINEAR_EACH:
-    return groups == matrix_of(b, reader->w[0])->planes && matrix_of(b, reader->w[0])->type != KG_F32 && is_aligned(b, op);
+    return groups == matrix_of(b, reader->w[0])->planes && matrix_of(b, reader->w[0])->type != KG_F32 &&
+           is_aligned(b, op);
   case KG_OP_NORM: /* one that no product does by itself */
-    return groups == 1 && reader->u.norm.groups == 1 && !b->wants_half[side_of(b, last)][reader->out] && is_aligned(b, op);
+    return groups == 1 && reader->u.norm.groups == 1 && !b->wants_half[side_of(b, last)][reader->out] &&
+           is_aligned(b, op);
   default: return false;
   }
 }
@@ -513,8 +524,8 @@ static size_t bytes_of(const builder *b, const kg_gpu_stage *linear)
   return n_bytes;
 }
 
-/* Who follows a product of one row should start with it where that pays for the room that it takes: a product that reads
- * much more, or attention, which fetches its cache meanwhile. */
+/* Who follows a product of one row should start with it where that pays for the room that it takes: a product that
+ * reads much more, or attention, which fetches its cache meanwhile. */
 static void find_early_starts(builder *b)
 {
   kg_gpu_stage *before = NULL;
@@ -572,7 +583,8 @@ static void touch_value(layout *l, kg_side side, bool half, int32_t value, int32
 
 static bool reads(const builder *b, const kg_gpu_stage *stage, bool half)
 {
-  const bool is_operation = stage->op && stage->kind != KG_STAGE_ADAPT_IN; /* adapters read floats, whatever the product does */
+  /* Adapters read floats, whatever the product does. */
+  const bool is_operation = stage->op && stage->kind != KG_STAGE_ADAPT_IN;
   return is_operation ? reads_form(b, stage->op, half) : !half;
 }
 
@@ -702,7 +714,8 @@ static int lay_out(builder *b)
   for (size_t i = 0; i < b->program->n_rotations; i++) {
     kg_rotation_place *r = &b->program->rotations[i];
     r->table = b->program->arena_bytes;
-    b->program->arena_bytes += padded((size_t)b->program->max_rows[r->side] * (size_t)r->params->n_dims * sizeof(float));
+    b->program->arena_bytes +=
+        padded((size_t)b->program->max_rows[r->side] * (size_t)r->params->n_dims * sizeof(float));
   }
   return KG_OK;
 }

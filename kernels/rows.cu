@@ -180,15 +180,16 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
   }
 }
 
-/* norm_plain: norm_rows without mean, bias and parts, to the same bits, of rows that WARPS warps keep in registers, EACH
- * segments each: what the plans of most models consist of. grid: rows, WARPS 1: / 4; block: WARPS warps a row. */
+/* norm_plain: norm_rows without mean, bias and parts, to the same bits, of rows that WARPS warps keep in registers,
+ * EACH segments each: what the plans of most models consist of. grid: rows, WARPS 1: / 4; block: WARPS warps a row. */
 template <int WARPS, int EACH>
 static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
     norm_plain(const __grid_constant__ kg_norm_args a)
 {
   __shared__ float squares[WARPS == 1 ? 1 : WARPS * EACH], maxima[32];
   const int warp = WARPS == 1 ? 0 : threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int row = WARPS == 1 ? blockIdx.x * 4 + threadIdx.x / 32 : blockIdx.x, first = (warp * EACH * SEGMENT) + 4 * lane;
+  const int row = WARPS == 1 ? blockIdx.x * 4 + threadIdx.x / 32 : blockIdx.x;
+  const int first = warp * EACH * SEGMENT + 4 * lane;
   float4 w[EACH], v[EACH];
   let_next_start();
 #pragma unroll
@@ -228,16 +229,19 @@ static __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS)
     const float4 y = make_float4(v[i].x * w[i].x, v[i].y * w[i].y, v[i].z * w[i].z, v[i].w * w[i].w);
     if (a.half) write_half(a, row, c, make_float4(y.x * up, y.y * up, y.z * up, y.w * up));
     if (a.out && c < a.width)
-      *(float4 *)(a.out + (size_t)row * a.width + c) = make_float4(y.x * factor, y.y * factor, y.z * factor, y.w * factor);
+      *(float4 *)(a.out + (size_t)row * a.width + c) =
+          make_float4(y.x * factor, y.y * factor, y.z * factor, y.w * factor);
   }
 }
 
 /* norm_segments: norm_plain for the rows of a step, whose f16 form stands in panels: a warp for each segment of a row,
- * and little code, because code that runs once takes longer to fetch than to run. grid: rows; block: a warp a segment. */
+ * and little code, because code that runs once takes longer to fetch than to run. grid: rows; block: a warp a
+ * segment. */
 static __global__ void __launch_bounds__(1024) norm_segments(const __grid_constant__ kg_norm_args a)
 {
   __shared__ float squares[32], maxima[32];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockDim.x / 32, row = blockIdx.x, c = 4 * threadIdx.x;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockDim.x / 32;
+  const int row = blockIdx.x, c = 4 * threadIdx.x;
   const bool inside = c < a.width;
   let_next_start();
   read_arguments(a);
@@ -331,12 +335,14 @@ static int launch_plain(kg_stream *s, const kg_norm_args *a, kg_error *err)
 
 int kg_cuda_norm(kg_stream *s, const kg_norm_args *a, kg_error *err)
 {
-  if (a->n < 1 || a->n > 65535 || a->groups < 1 || a->width % a->groups || (a->half && a->groups != 1) ||
+  if (a->n < 1 || a->n > 65535 || a->groups < 1 || (int64_t)a->n * a->groups > INT32_MAX ||
+      a->width % a->groups || (a->half && a->groups != 1) ||
       (a->normalize && a->width / a->groups > KG_NORM_MAX))
     return kg_fail(err, KG_ERR_ARGUMENT, "a norm of %d rows of %d in %d parts", a->n, a->width, a->groups);
   if (!a->normalize) return run_kernel(s, "half_rows", half_rows, dim3((a->n + 1) / 2), 256, 0, err, *a);
   const int parts = a->n * a->groups;
-  if (!a->subtract_mean && !a->bias && a->groups == 1 && !a->is_wide && a->width % 4 == 0 && a->width <= 8 * 8 * SEGMENT)
+  if (!a->subtract_mean && !a->bias && a->groups == 1 && !a->is_wide && a->width % 4 == 0 &&
+      a->width <= 8 * 8 * SEGMENT)
     return launch_plain(s, a, err);
   if (parts < ENOUGH_PARTS && a->width / a->groups > 4 * SEGMENT)
     return run_kernel(s, "norm_rows", norm_rows<8>, dim3(parts), 256, 0, err, *a);

@@ -75,7 +75,8 @@ int kg_cuda_columns(kg_stream *s, const kg_columns_args *a, kg_error *err);
 int kg_cuda_gather(kg_stream *s, const float *in, const int32_t *rows, int32_t n, int32_t width, float *out,
                    float *out_max, kg_error *err);
 /* *out[i] = in[rows[i]]; rows NULL: in[i] */
-int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *const *out, int32_t n, int32_t width, kg_error *err);
+int kg_cuda_scatter(kg_stream *s, const float *in, const int32_t *rows, float *const *out, int32_t n, int32_t width,
+                    kg_error *err);
 
 /* What cos and sin are multiplied by: kg_rope_magnitude. */
 typedef struct kg_growing {
@@ -88,8 +89,8 @@ int kg_cuda_angles(kg_stream *s, const int32_t *positions, int32_t n, const floa
                    kg_growing growing, float *table, kg_error *err);
 
 /* Turn the heads of all rows; out is not x. */
-int kg_cuda_rope(kg_stream *s, const float *x, int32_t n, int32_t n_heads, int32_t head_dim, const kg_rotation *rotation,
-                 float *out, kg_error *err);
+int kg_cuda_rope(kg_stream *s, const float *x, int32_t n, int32_t n_heads, int32_t head_dim,
+                 const kg_rotation *rotation, float *out, kg_error *err);
 
 #ifdef __cplusplus
 }

@@ -31,7 +31,8 @@ static size_t align16(size_t n) { return (n + 15) / 16 * 16; }
 /* Fixed for all passes of at most KG_FEW_ROWS rows, so that graphs find their numbers. */
 static kg_meta_layout meta_layout(const kg_executable *exe, int32_t n_rows)
 {
-  const size_t rows = (size_t)(n_rows <= KG_FEW_ROWS ? KG_FEW_ROWS : exe->pass_rows), ints = align16(rows * sizeof(int32_t));
+  const size_t rows = (size_t)(n_rows <= KG_FEW_ROWS ? KG_FEW_ROWS : exe->pass_rows);
+  const size_t ints = align16(rows * sizeof(int32_t));
   const size_t out_rows = (8 + (size_t)kg_plan_group_count(exe->plan)) * ints;
   const size_t state_spans = out_rows + align16(rows * sizeof(float *));
   const size_t state_places = state_spans + (exe->state_floats ? align16(rows * sizeof(kg_state_span)) : 0);
@@ -67,7 +68,10 @@ static const int32_t *wanted_rows(const pass *p) { return (const int32_t *)meta(
 
 static void *in_arena(const pass *p, size_t at) { return at == SIZE_MAX ? NULL : p->exe->arena + at; }
 
-static const kg_value_place *place_of(const pass *p, kg_side side, int32_t value) { return &p->program->places[side][value]; }
+static const kg_value_place *place_of(const pass *p, kg_side side, int32_t value)
+{
+  return &p->program->places[side][value];
+}
 
 /* Are a gathered value's rows those that it is gathered from, where they are? */
 static bool is_alias(const pass *p, int32_t value)
@@ -83,7 +87,10 @@ static float *floats_of(const pass *p, kg_side side, int32_t value)
 
 static int32_t width_of(const pass *p, int32_t value) { return kg_plan_value(p->exe->plan, value)->width; }
 static const kg_cuda_weight *weight_of(const pass *p, int32_t weight) { return &p->exe->weights[weight]; }
-static const float *vector_of(const pass *p, int32_t weight) { return weight == KG_NONE ? NULL : weight_of(p, weight)->vector; }
+static const float *vector_of(const pass *p, int32_t weight)
+{
+  return weight == KG_NONE ? NULL : weight_of(p, weight)->vector;
+}
 
 /* Traces and taps want every value in memory. */
 static bool is_fused(const pass *p) { return p->program != &p->exe->traced; }
@@ -185,7 +192,8 @@ static int run_embed(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 static int run_norm(const pass *p, const kg_gpu_stage *stage, kg_error *err)
 {
   const kg_value_place *place = place_of(p, stage->side, stage->out);
-  kg_norm_args a = {.x = floats_of(p, stage->side, stage->in[0]), .n = p->n, .width = width_of(p, stage->out), .groups = 1};
+  kg_norm_args a = {
+      .x = floats_of(p, stage->side, stage->in[0]), .n = p->n, .width = width_of(p, stage->out), .groups = 1};
   const bool is_norm = stage->kind == KG_STAGE_NORM_ROWS;
   if (stage->maker != KG_NONE && makes_half(p, &p->program->stages[stage->maker])) return KG_OK;
   const bool is_read = is_norm && stage->has_reader; /* the float32 form that it makes */
@@ -347,7 +355,8 @@ static kg_columns_part part_of(const pass *p, const kg_gpu_stage *stage, int inp
   kg_columns_part out = {.x = floats_of(p, stage->side, value), .width = width, .step = parts == 1 ? 0 : part,
                          .first = slice ? slice->u.slice.first : 0, .dim = slice ? slice->u.slice.width : part};
   const int32_t read = stage->op->in[input]; /* what a rotation, if there is one here, would give */
-  out.rotation = rotation_at(p, stage->rotation[input], kg_plan_op(p->exe->plan, kg_plan_value(p->exe->plan, read)->producer));
+  out.rotation =
+      rotation_at(p, stage->rotation[input], kg_plan_op(p->exe->plan, kg_plan_value(p->exe->plan, read)->producer));
   return out;
 }
 
@@ -397,7 +406,8 @@ static int group_planes(const pass *p, kg_linear_args *a, int32_t n_planes, int3
 {
   const int32_t rows = a->n > KG_LINEAR_FEW * n_planes ? most : KG_LINEAR_FEW;
   if (a->n < 2 * n_planes) return KG_OK;
-  a->groups = (kg_linear_groups){in_arena(p, p->exe->moe.order), in_arena(p, p->exe->moe.groups), a->n / rows + n_planes, rows};
+  a->groups =
+      (kg_linear_groups){in_arena(p, p->exe->moe.order), in_arena(p, p->exe->moe.groups), a->n / rows + n_planes, rows};
   return kg_cuda_group(p->exe->stream, a->planes, a->n, n_planes, &a->groups, err);
 }
 
@@ -415,8 +425,12 @@ static int run_each(const pass *p, const kg_gpu_stage *stage, kg_error *err)
   int code = KG_OK;
   for (size_t row = 0, n; row < (size_t)p->n && !code; row += n) {
     n = (size_t)p->n - row < step ? (size_t)p->n - row : step;
-    kg_linear_args a = {.part = {{*m, NULL, out + row * parts * (size_t)m->rows}}, .n_parts = 1, .n = (int32_t)(n * parts),
-                        .x = in + row * width, .planes = w->planes, .x_share = 1};
+    kg_linear_args a = {.part = {{*m, NULL, out + row * parts * (size_t)m->rows}},
+                        .n_parts = 1,
+                        .n = (int32_t)(n * parts),
+                        .x = in + row * width,
+                        .planes = w->planes,
+                        .x_share = 1};
     kg_norm_args half = {.width = m->cols};
     if (view) {
       half.x_parts = m->planes;
@@ -481,8 +495,13 @@ static int run_experts(const pass *p, const kg_gpu_stage *stage, int32_t first, 
   code = group_planes(p, &a, params->n_experts, most, err);
   if (!code) code = expert_gates(p, stage, &a, err);
   if (code) return code;
-  a = (kg_linear_args){.groups = a.groups, .part = {{*down, vector_of(p, op->w[5]), in_arena(p, at->down)}}, .n_parts = 1,
-                       .n = n * params->n_used, .x = in_arena(p, at->gate), .planes = route.experts, .x_share = 1};
+  a = (kg_linear_args){.groups = a.groups,
+                       .part = {{*down, vector_of(p, op->w[5]), in_arena(p, at->down)}},
+                       .n_parts = 1,
+                       .n = n * params->n_used,
+                       .x = in_arena(p, at->gate),
+                       .planes = route.experts,
+                       .x_share = 1};
   if (down->type != KG_F32) code = round_rows(p, &a, (kg_norm_args){.width = down->cols}, err);
   if (!code) code = kg_cuda_linear(s, &a, err);
   if (code) return code;
@@ -594,7 +613,8 @@ static int renew_changed(const pass *p, int32_t value, int32_t first, int32_t n,
 }
 
 /* Rows of a tapped value to a buffer, the call, and back. */
-static int call_tap(const pass *p, const kg_gpu_stage *stage, const kg_tap *tap, int32_t first, int32_t n, kg_error *err)
+static int call_tap(const pass *p, const kg_gpu_stage *stage, const kg_tap *tap, int32_t first, int32_t n,
+                    kg_error *err)
 {
   const kg_stream *s = p->exe->stream;
   const size_t width = (size_t)width_of(p, tap->value), n_bytes = (size_t)n * width * sizeof(float);
@@ -606,8 +626,9 @@ static int call_tap(const pass *p, const kg_gpu_stage *stage, const kg_tap *tap,
     code = kg_cuda_check(cudaMemcpyAsync(copy->data, rows, n_bytes, cudaMemcpyDeviceToDevice, s->handle), "a tap", err);
   if (!code && has_half) {
     before = kg_alloc(n_bytes);
-    code = before ? kg_cuda_check(cudaMemcpyAsync(before, rows, n_bytes, cudaMemcpyDeviceToHost, s->handle), "a tap", err)
-                  : kg_fail_memory(err, n_bytes, "a tapped value");
+    code = before ? KG_OK : kg_fail_memory(err, n_bytes, "a tapped value");
+    if (!code)
+      code = kg_cuda_check(cudaMemcpyAsync(before, rows, n_bytes, cudaMemcpyDeviceToHost, s->handle), "a tap", err);
     const int waited = kg_stream_wait(s, "a tap", code ? NULL : err);
     if (!code) code = waited;
   }
@@ -763,15 +784,6 @@ static int reserve_meta(kg_executable *exe, size_t n_bytes, kg_error *err)
   return code;
 }
 
-/* The part of a span that is in the pass: its first row (counted from the pass) and number of rows. */
-static int32_t rows_in_pass(const pass *p, const kg_span *span, int32_t *first)
-{
-  const int32_t begin = span->row > p->row0 ? span->row : p->row0;
-  const int32_t span_end = span->row + span->n_rows, pass_end = p->row0 + p->n_rows;
-  *first = begin - p->row0;
-  return (span_end < pass_end ? span_end : pass_end) - begin;
-}
-
 static int32_t last_page(const pass *p, const kg_span *span, int32_t first, int32_t n)
 {
   return (span->pos + p->row0 + first + n - 1 - span->row + p->n_ahead) / KG_PAGE;
@@ -828,7 +840,7 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
   int32_t first, n, max_pos = 0, n_places = 0;
   p->is_alone = true;
   for (int32_t s = 0; s < batch->n_spans; s++)
-    if ((n = rows_in_pass(p, &batch->spans[s], &first)) > 0) {
+    if ((n = kg_rows_of_span(&batch->spans[s], p->row0, p->n_rows, &first)) > 0) {
       p->is_alone = p->is_alone && n == 1;
       for (int32_t g = 0; g < n_groups; g++)
         n_pages += (size_t)(last_page(p, &batch->spans[s], first, n) + 1 - first_page(p, g, &batch->spans[s], first));
@@ -843,11 +855,12 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
   memcpy(m + p->at.tokens, batch->tokens + p->row0, (size_t)p->n_rows * sizeof(int32_t));
   memcpy(m + p->at.positions, batch->positions + p->row0, (size_t)p->n_rows * sizeof(int32_t));
   int32_t at = 0;
-  int32_t *lasts = (int32_t *)(m + p->at.lasts), *few = (int32_t *)(m + p->at.few), *spans = (int32_t *)(m + p->at.spans);
+  int32_t *const lasts = (int32_t *)(m + p->at.lasts), *const few = (int32_t *)(m + p->at.few);
+  int32_t *const spans = (int32_t *)(m + p->at.spans);
   unsigned char **pages = (unsigned char **)(m + p->at.pages);
   for (int32_t s = 0; s < batch->n_spans; s++) {
     const kg_span *span = &batch->spans[s];
-    if ((n = rows_in_pass(p, span, &first)) <= 0) continue;
+    if ((n = kg_rows_of_span(span, p->row0, p->n_rows, &first)) <= 0) continue;
     if (exe->state_floats) fill_states(p, span, first, n, &n_places);
     for (int32_t g = 0; g < n_groups; g++) {
       int32_t *row_pages = (int32_t *)(m + p->at.row_pages + (size_t)g * p->at.group_row_pages);
@@ -874,7 +887,8 @@ static int fill_meta(pass *p, size_t *n_bytes, kg_error *err)
   for (int32_t i = 0; i < p->n_wanted && p->wants_all; i++)
     p->wants_all = batch->wanted[p->wanted0 + i].row == p->row0 + i;
   p->n_splits = 8; /* a power of two, so that graphs live long */
-  while (p->n_splits < KG_ATTENTION_SPREAD && p->n_splits * KG_ATTENTION_SPLIT <= max_pos + p->n_ahead) p->n_splits *= 2;
+  while (p->n_splits < KG_ATTENTION_SPREAD && p->n_splits * KG_ATTENTION_SPLIT <= max_pos + p->n_ahead)
+    p->n_splits *= 2;
   return code;
 }
 
@@ -891,7 +905,8 @@ static int bring_rows(pass *p, kg_error *err)
   size_t n_bytes;
   int code = fill_meta(p, &n_bytes, err);
   if (!code)
-    code = kg_cuda_check(cudaMemcpyAsync(exe->meta, exe->meta_host, n_bytes, cudaMemcpyHostToDevice, exe->stream->handle),
+    code = kg_cuda_check(cudaMemcpyAsync(exe->meta, exe->meta_host, n_bytes, cudaMemcpyHostToDevice,
+                                         exe->stream->handle),
                          "bringing rows over", err);
   p->adapted = (kg_adapted_rows){p->row0, p->n_rows, p->wanted0, p->n_wanted, 0, 0};
   if (!code && p->is_adapted) code = kg_gpu_adapters_bring(exe, p->batch, &p->adapted, err);
@@ -952,7 +967,8 @@ int kg_gpu_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
   }
   if (!code) code = kg_gpu_timing_end(exe, err);
   if (!code) n_questions = ask_ahead(exe, batch, questions);
-  const int waited = kg_stream_wait(exe->stream, "a step", code ? NULL : err); /* faults belong to the step that made them */
+  /* Faults belong to the step that made them. */
+  const int waited = kg_stream_wait(exe->stream, "a step", code ? NULL : err);
   if (!code) code = waited;
   if (!code) kg_answers_take(exe->stream, questions, n_questions);
   return code ? code : kg_gpu_timing_add(exe, 1, err);
@@ -979,7 +995,8 @@ static int unembed_rows(pass *p, int32_t residual, const float *x, float *logits
     if (unembeds(plan, residual, &p->program->stages[i])) code = run_stage(p, &p->program->stages[i], err);
   return code ? code
               : kg_cuda_check(cudaMemcpyAsync(logits, floats_of(p, KG_ALL_ROWS, kg_plan_logits(plan)),
-                                              n * vocab * sizeof *logits, cudaMemcpyDeviceToDevice, p->exe->stream->handle),
+                                              n * vocab * sizeof *logits, cudaMemcpyDeviceToDevice,
+                                              p->exe->stream->handle),
                               "logits of rows", err);
 }
 
@@ -1014,10 +1031,10 @@ int kg_gpu_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n
 
 int kg_gpu_pass_new(kg_executable *exe, const kg_batch *batch, kg_pass **out, kg_error *err)
 {
-  if (batch->n_rows > exe->fused.max_rows[KG_ALL_ROWS] ||
-      batch->n_wanted > exe->fused.max_rows[KG_WANTED_ROWS] || batch->n_traces ||
-      batch->n_taps)
-    return kg_fail(err, KG_ERR_ARGUMENT, "a batch of %d rows, %d of them wanted, is no single pass", batch->n_rows, batch->n_wanted);
+  if (batch->n_rows > exe->fused.max_rows[KG_ALL_ROWS] || batch->n_wanted > exe->fused.max_rows[KG_WANTED_ROWS] ||
+      batch->n_traces || batch->n_taps)
+    return kg_fail(err, KG_ERR_ARGUMENT, "a batch of %d rows, %d of them wanted, is no single pass", batch->n_rows,
+                   batch->n_wanted);
   kg_pass *p = kg_alloc(sizeof *p);
   if (!p) return kg_fail_memory(err, sizeof *p, "a pass");
   int code = begin(exe, batch, p, err);
@@ -1045,7 +1062,8 @@ void kg_gpu_pass_free(kg_pass *p) { kg_free(p); }
 /* Where row i of a step reads its token and position, as a row and as a wanted one. */
 static kg_draw_request request_of(const pass *p, const kg_run_ahead *ahead, int32_t i)
 {
-  int32_t *const tokens = (int32_t *)(p->exe->meta + p->at.tokens), *const positions = (int32_t *)(p->exe->meta + p->at.positions);
+  int32_t *const tokens = (int32_t *)(p->exe->meta + p->at.tokens);
+  int32_t *const positions = (int32_t *)(p->exe->meta + p->at.positions);
   int32_t *const wanted_tokens = (int32_t *)(p->exe->meta + p->at.wanted_tokens);
   int32_t *const wanted_positions = (int32_t *)(p->exe->meta + p->at.wanted_positions);
   const kg_wanted *wanted = &p->batch->wanted[i];
@@ -1068,7 +1086,8 @@ int kg_gpu_run_ahead(kg_executable *exe, const kg_batch *batch, const kg_run_ahe
   if (!code) code = bring_rows(&p, err);
   for (int32_t i = 0; i < batch->n_rows && !code; i++) requests[i] = request_of(&p, ahead, i);
   if (!code) code = kg_gpu_timing_begin(exe, err);
-  if (!code) code = kg_draws_begin(exe->stream, requests, batch->n_rows, kg_plan_vocab_size(exe->plan), ahead->n_draws, err);
+  if (!code)
+    code = kg_draws_begin(exe->stream, requests, batch->n_rows, kg_plan_vocab_size(exe->plan), ahead->n_draws, err);
   if (!code) p.draws = kg_draws_launch_key(exe->stream);
   for (int32_t i = 0; i < ahead->n_draws && !code; i++) {
     code = i || ahead->evaluates_first ? run_graph(&p, err) : kg_draws_next(exe->stream, err);

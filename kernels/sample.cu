@@ -31,7 +31,8 @@ static __device__ void penalize(chunk *c, const kg_draw *draw, const kg_draw_sta
 {
   for (int i = threadIdx.x; i < n; i += PREPARE_THREADS) c->counts[i] = 0;
   __syncthreads();
-  for (int h = kg_history_first(stage->last_n, draw->n_history) + threadIdx.x; h < draw->n_history; h += PREPARE_THREADS) {
+  for (int h = kg_history_first(stage->last_n, draw->n_history) + threadIdx.x; h < draw->n_history;
+       h += PREPARE_THREADS) {
     const int at = draw->history[h] - first;
     if (at >= 0 && at < n) atomicAdd(&c->counts[at], 1);
   }
@@ -347,10 +348,12 @@ static __global__ void __launch_bounds__(KG_DRAW_THREADS) draw_rows(kg_sample_ro
   if (!threadIdx.x) settle(row, near.row, drawn);
 }
 
+static int chunk_count(int32_t n_vocab, int chunk) { return (n_vocab - 1) / chunk + 1; }
+
 /* As many blocks as the device holds at once, or fewer: of many rows each block takes several chunks. */
 static int launch_pick(kg_stream *s, kg_sample_row *rows, int32_t n_rows, int32_t n_vocab, kg_error *err)
 {
-  const int at_once = s->n_sms * PICK_BLOCKS, n_chunks = (n_vocab - 1) / KG_DRAW_CHUNK + 1;
+  const int at_once = s->n_sms * PICK_BLOCKS, n_chunks = chunk_count(n_vocab, KG_DRAW_CHUNK);
   const int each = (n_chunks * n_rows - 1) / at_once + 1;
   return run_kernel(s, "pick_rows", pick_rows, dim3((n_chunks - 1) / each + 1, n_rows), PREPARE_THREADS, 0, err, rows,
                     n_vocab);
@@ -361,10 +364,10 @@ int kg_cuda_sample(kg_stream *s, kg_sample_row *rows, int32_t n_rows, int32_t n_
   if (n_vocab < 1 || n_vocab > KG_DRAW_VOCAB_MAX || n_rows < 1 || n_rows > 65535)
     return kg_fail(err, KG_ERR_ARGUMENT, "drawing from %d rows of %d", n_rows, n_vocab);
   if (way == KG_SAMPLE_PICK) return launch_pick(s, rows, n_rows, n_vocab, err);
-  const dim3 grid((unsigned)((n_vocab - 1) / KG_DRAW_CHUNK + 1), (unsigned)n_rows);
+  const dim3 grid(chunk_count(n_vocab, KG_DRAW_CHUNK), n_rows), sift_grid(chunk_count(n_vocab, SIFT_CHUNK), n_rows);
   int code = run_kernel(s, "prepare_rows", prepare_rows, grid, PREPARE_THREADS, 0, err, rows, n_vocab);
-  const dim3 sift_grid((unsigned)((n_vocab - 1) / SIFT_CHUNK + 1), (unsigned)n_rows);
-  if (!code && way == KG_SAMPLE_SIFT) code = run_kernel(s, "sift_rows", sift_rows, sift_grid, SIFT_THREADS, 0, err, rows, n_vocab);
+  if (!code && way == KG_SAMPLE_SIFT)
+    code = run_kernel(s, "sift_rows", sift_rows, sift_grid, SIFT_THREADS, 0, err, rows, n_vocab);
   if (code) return code;
   return run_kernel(s, "draw_rows", draw_rows, dim3((unsigned)n_rows), KG_DRAW_THREADS, 0, err, rows, n_vocab);
 }

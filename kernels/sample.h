@@ -20,7 +20,8 @@ typedef struct kg_sample_row {
   bool is_scaled; /* what is meant is logits * factor + offset */
   float factor, offset;
   int32_t *history;   /* of draw, with room for what is drawn */
-  int32_t *tokens[2], *positions[2]; /* what the next step reads: its row and, counted from there, the position; or NULL */
+  int32_t *tokens[2], *positions[2]; /* what the next step reads: its token and position, as a row and as a wanted one;
+                                        or NULL */
   float *applied;     /* instead of drawing, write what the stages leave there; NULL: draw */
   kg_drawn *drawn;    /* where the next result goes; host memory that the device can write to */
   bool failed;        /* nothing more is drawn */
