@@ -26,8 +26,8 @@ static int fail_memory(size_t n_bytes, const char *what, kg_error *err)
   size_t n_free = 0, n_total = 0;
   (void)cudaGetLastError();
   if (cudaMemGetInfo(&n_free, &n_total)) (void)cudaGetLastError();
-  return kg_fail(err, KG_ERR_MEMORY, "out of device memory: %zu bytes wanted for %s, %zu of %zu are free", n_bytes, what,
-                 n_free, n_total);
+  return kg_fail(err, KG_ERR_MEMORY, "out of device memory: %zu bytes wanted for %s, %zu of %zu are free", n_bytes,
+                 what, n_free, n_total);
 }
 
 int kg_cuda_alloc(size_t n_bytes, const char *what, void **out, kg_error *err)
@@ -147,8 +147,8 @@ static int open_pool(kg_stream *stream, kg_error *err)
   if (code) return code;
   stream->kept_bytes = n_total / KEPT_SHARE > KEPT_MIN ? (int64_t)(n_total / KEPT_SHARE) : KEPT_MIN;
   uint64_t kept = (uint64_t)stream->kept_bytes;
-  return kg_cuda_check(cudaMemPoolSetAttribute(stream->pool, cudaMemPoolAttrReleaseThreshold, &kept), "making a memory pool",
-                       err);
+  return kg_cuda_check(cudaMemPoolSetAttribute(stream->pool, cudaMemPoolAttrReleaseThreshold, &kept),
+                       "making a memory pool", err);
 }
 
 int kg_stream_new(int device, kg_stream **out, kg_error *err)
@@ -162,7 +162,8 @@ int kg_stream_new(int device, kg_stream **out, kg_error *err)
     {cudaDevAttrMaxSharedMemoryPerBlockOptin, &stream->shared_max}};
   int code = kg_cuda_check(cudaSetDevice(device), "choosing the device", err);
   for (size_t i = 0; i < sizeof questions / sizeof *questions && !code; i++)
-    code = kg_cuda_check(cudaDeviceGetAttribute(questions[i].out, questions[i].attribute, device), "asking the device", err);
+    code = kg_cuda_check(cudaDeviceGetAttribute(questions[i].out, questions[i].attribute, device),
+                         "asking the device", err);
   if (!code)
     code = kg_cuda_check(cudaStreamCreateWithFlags(&stream->handle, cudaStreamNonBlocking), "making a stream", err);
   if (!code) code = kg_cuda_find_build(stream, err);
@@ -752,7 +753,7 @@ static bool can_look(const kg_look *look)
          (look->kind != KG_LOOK_TOP || can_rank(look->n, look->k));
 }
 
-/* As many of the questions as are about rows like that of `first`, at once. */
+/* As many of the questions as are about rows like that of `first`, at once. Their numbers are settled. */
 static int look_alike(const kg_look *looks, size_t n, size_t first, bool *done, kg_error *err)
 {
   kg_question questions[KG_LOOK_ROWS];
@@ -763,9 +764,7 @@ static int look_alike(const kg_look *looks, size_t n, size_t first, bool *done, 
     const kg_look *look = &looks[i];
     if (done[i] || stream_of(look->buffer) != s || look->n != looks[first].n) continue;
     done[i] = true;
-    target t = target_of(look);
-    code = settle_target(look, &t, err);
-    if (code) break;
+    const target t = target_of(look);
     kg_known *known = note_asked(&t);
     if (known && !is_known(known, t.asked, t.k))
       questions[n_questions++] = (kg_question){t.block->data, t.asked, t.k, known};
@@ -783,6 +782,11 @@ static int cuda_look(const kg_look *looks, size_t n, kg_error *err)
   if (!done) return kg_fail_memory(err, n * sizeof *done, "questions about tensors");
   int code = KG_OK;
   for (size_t i = 0; i < n; i++) done[i] = !can_look(&looks[i]);
+  for (size_t i = 0; i < n && !code; i++) { /* first: this may give back a block that another one would ask about */
+    if (done[i]) continue;
+    target t = target_of(&looks[i]);
+    code = settle_target(&looks[i], &t, err);
+  }
   for (size_t i = 0; i < n && !code; i++)
     if (!done[i]) code = look_alike(looks, n, i, done, err);
   kg_free(done);
@@ -968,7 +972,8 @@ static int cuda_draw(kg_draw_use *uses, size_t n, kg_error *err)
 }
 
 /* More of them than a block sorts are ranked on the host, over a copy. */
-static int top_of_copy(const kg_buffer *b, int64_t at, int64_t n, int64_t k, int32_t *index, float *value, kg_error *err)
+static int top_of_copy(const kg_buffer *b, int64_t at, int64_t n, int64_t k, int32_t *index, float *value,
+                       kg_error *err)
 {
   kg_buffer *copy;
   int code = kg_host()->host_buffer_new(n, &copy, err);

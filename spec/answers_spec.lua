@@ -151,6 +151,25 @@ describe("answers about logits", function()
     end
   end
 
+  for _, device in ipairs(tiny.devices) do
+    it("are about a softmax of logits that are others by now: " .. device.name, function()
+      local model <close> = wide(device.options)
+      for _ = 1, 3 do
+        local seq <close> = assert(model:sequence {})
+        assert(seq:feed { 1, 2 })
+        local logits = seq.logits:clone()
+        logits[0] = logits[0]
+        local before, wanted = made(logits), seq.logits:softmax()
+        assert(seq:push(3))
+        assert(seq:step())
+        local asked = { function(t) return t:entropy() end, function(t) return t:topk(5) end,
+          function(t) return t:argmax() end, function(t) return t:max() end }
+        local got = assert(model:batch({}, { 1, 2, 3, 4 }, function(_, _, i) return list_of(asked[i](wanted)) end))
+        for i, ask in ipairs(asked) do assert.equal(list_of(ask(before)), got[i]) end
+      end
+    end)
+  end
+
   local SCHEDULES = tonumber(os.getenv "KIGO_SCHEDULES") or 10
   for _, device in ipairs(tiny.devices) do
     for name, open in pairs { tiny = tiny.model, wide = wide } do
