@@ -416,18 +416,40 @@ static const kg_tensor *check_operand(lua_State *L, const kg_tensor *tensor, con
   return operand;
 }
 
+/* Are there numbers of an operand that change before all that want them have read them? */
+static bool changes_early(const kg_tensor *tensor, const kg_tensor *operand, int64_t n_times)
+{
+  const int64_t n = kg_tensor_count(operand), end = tensor->at + kg_tensor_count(tensor);
+  if (operand->buffer != tensor->buffer || operand->at >= end || operand->at + n <= tensor->at) return false;
+  return operand->at != tensor->at || n_times > 1;
+}
+
+/* x *= operand, or x += factor * operand; also where the operand is a part of x, it counts as it was before. */
+static int combine(lua_State *L, const char *method, bool multiplies, float factor, kg_error *err)
+{
+  const kg_tensor *tensor = kg_check_tensor(L, 1);
+  int64_t n_times;
+  const kg_tensor *operand = check_operand(L, tensor, method, &n_times);
+  kg_tensor *copy = NULL;
+  int status = changes_early(tensor, operand, n_times) ? kg_tensor_like(operand, true, &copy, err) : KG_OK;
+  if (copy) operand = copy;
+  kg_buffer *x = tensor->buffer, *o = operand->buffer;
+  const int64_t n = kg_tensor_count(operand);
+  for (int64_t i = 0; !status && i < n_times; i++)
+    status = multiplies ? x->ops->mul(x, tensor->at + i * n, o, operand->at, n, err)
+                        : x->ops->add(x, tensor->at + i * n, o, operand->at, n, factor, err);
+  kg_tensor_free(copy);
+  return status;
+}
+
 /* t:mul_(number | tensor) */
 static int mul_in_place(lua_State *L)
 {
   kg_tensor *tensor = kg_check_tensor(L, 1);
   kg_error err;
-  int status = KG_OK;
+  int status;
   if (is_tensor(L, 2)) {
-    int64_t n_times;
-    const kg_tensor *operand = check_operand(L, tensor, "mul_", &n_times);
-    const int64_t n = kg_tensor_count(operand);
-    for (int64_t i = 0; !status && i < n_times; i++)
-      status = tensor->buffer->ops->mul(tensor->buffer, tensor->at + i * n, operand->buffer, operand->at, n, &err);
+    status = combine(L, "mul_", true, 1, &err);
   } else {
     const float factor = (float)kg_check_number(L, 2);
     status = tensor->buffer->ops->affine(tensor->buffer, tensor->at, kg_tensor_count(tensor), factor, 0, &err);
@@ -442,13 +464,9 @@ static int add_in_place(lua_State *L)
   kg_buffer *buffer = tensor->buffer;
   const float factor = (float)luaL_optnumber(L, 3, 1);
   kg_error err;
-  int status = KG_OK;
+  int status;
   if (is_tensor(L, 2)) {
-    int64_t n_times;
-    const kg_tensor *operand = check_operand(L, tensor, "add_", &n_times);
-    const int64_t n = kg_tensor_count(operand);
-    for (int64_t i = 0; !status && i < n_times; i++)
-      status = buffer->ops->add(buffer, tensor->at + i * n, operand->buffer, operand->at, n, factor, &err);
+    status = combine(L, "add_", false, factor, &err);
   } else {
     const float offset = (float)kg_check_number(L, 2) * factor;
     status = buffer->ops->affine(buffer, tensor->at, kg_tensor_count(tensor), 1, offset, &err);

@@ -311,6 +311,17 @@ describe("the cuda backend", function()
         near(a:fill_(2), b:fill_(2))
       end)
 
+      it("operands that are part of a tensor", function()
+        local there = assert(model:logits(tiny.ids(50)))
+        local here = core.tensor(there:totable())
+        for _, t in ipairs { there, here } do
+          t:rows(1, 49):add_(t:rows(0, 49), 0.5)
+          t:rows(0, 49):mul_(t:rows(1, 49))
+          t:add_(t:row(3))
+        end
+        near(here, there)
+      end)
+
       it("and outlive the model", function()
         local before = device:bytes()
         model:close()

@@ -331,6 +331,20 @@ describe("kigo.Tensor", function()
       assert.error(function() t:mul_("x") end)
     end)
 
+    it("takes an operand that is part of the tensor as it is before", function()
+      local numbers, n = {}, 100
+      for i, number in ipairs(random_numbers(n, 9)) do numbers[i] = { number } end
+      local t <close> = core.tensor(numbers)
+      t:rows(1, n - 1):add_(t:rows(0, n - 1))
+      for i = 2, n do assert_close(numbers[i][1] + numbers[i - 1][1], t:row(i - 1)[0], 1e-6, "added") end
+      local o <close> = core.tensor(numbers)
+      o:rows(0, n - 1):mul_(o:rows(1, n - 1))
+      for i = 1, n - 1 do assert_close(numbers[i][1] * numbers[i + 1][1], o:row(i - 1)[0], 1e-6, "multiplied") end
+      local m <close> = core.tensor { { 1, 2 }, { 3, 4 }, { 5, 6 } }
+      assert.same({ { 3, 8 }, { 9, 16 }, { 15, 24 } }, m:mul_(m:row(1)):totable())
+      assert.same({ { 6, 16 }, { 12, 24 }, { 18, 32 } }, m:add_(m:row(0)):totable())
+    end)
+
     it("keeps the sign of zero and -inf when scaling", function()
       local t = core.tensor({ -0.0, -math.huge }):mul_(2)
       assert.equal(-math.huge, 1 / t[0])

@@ -422,7 +422,7 @@ function Tensor:sum() end
 function Tensor:min() end
 ---@return number
 function Tensor:max() end
----@param factor number|kigo.Tensor   of the same shape, or one row for all rows
+---@param factor number|kigo.Tensor   of the same shape, or one row for all rows; as it is before, if it is part of this
 ---@return kigo.Tensor self
 function Tensor:mul_(factor) end
 ---@param addend number|kigo.Tensor
