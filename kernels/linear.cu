@@ -37,8 +37,8 @@ static __device__ __forceinline__ void bring_rows(const kg_linear_args &a, int f
       const float4 y = a.norm_scale ? make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w) : v;
       uint2 *to = (uint2 *)(out + (r * n_blocks + block + lane / 8) * 4 + lane % 4) + lane % 8 / 4;
       if (exists)
-        *to =
-            make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)), as_word(__floats2half2_rn(y.z * up, y.w * up)));
+        *to = make_uint2(as_word(__floats2half2_rn(y.x * up, y.y * up)),
+                         as_word(__floats2half2_rn(y.z * up, y.w * up)));
       if (!a.norm_scale) continue;
       const float square = segment_squares(v);
       if (!lane) squares[r * n_segments(cols) + block / (SEGMENT / KG_BLOCK_COLS)] = square;
@@ -283,6 +283,8 @@ void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, in
 template <int T, int NT, int D, bool PLANES>
 static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
+  static_assert(NT > 1 || (D == 2 ? 8 : 16) * D * (chunk<T>::n_bytes + 2 * (int)SUM_BYTES) + (int)BARRIER_BYTES +
+                                  (int)sizeof(few_squares) <= (int)KG_LINEAR_FEW_BESIDE, "x of few rows has room");
   const size_t few = NT == 1 && !PLANES && a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
   kg_linear_shape shape;
   kg_cuda_linear_shape(s, a, D, WARPS_MIN, D * (size_t)chunk<T>::n_bytes, few,
@@ -303,6 +305,7 @@ template <int T, bool PLANES> static int launch_few_or_many(kg_stream *s, const 
   }
   return launch_rows<T, 1, 1, PLANES>(s, a, err);
 }
+
 static bool suits_many(const kg_linear_args *a)
 {
   for (int i = 0; i < a->n_parts; i++)
@@ -351,10 +354,18 @@ static int launch_mixed(kg_stream *s, const kg_linear_args *a, kg_error *err)
   return code;
 }
 
+static bool is_gate(const kg_linear_args *a)
+{
+  const kg_matrix *gate = &a->part[0].m, *up = &a->part[1].m;
+  return a->n_parts == 2 && !a->residual && gate->type == up->type && gate->rows == up->rows &&
+         kg_cuda_linear_gates(gate);
+}
+
 int kg_cuda_linear(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
-  if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS ||
-      (a->gated && (a->n_parts != 2 || !kg_cuda_linear_gates(&a->part[0].m))))
+  const bool is_one = a->n_parts == 1 || a->gated;
+  if (a->n < 1 || a->n > 65535 || a->n_parts < 1 || a->n_parts > KG_LINEAR_PARTS || (a->gated && !is_gate(a)) ||
+      (!is_one && (a->residual || a->out_rows || a->out_max)))
     return kg_fail(err, KG_ERR_ARGUMENT, "a product of %d matrices with %d rows", a->n_parts, a->n);
   if (a->x_floats && (!kg_cuda_linear_is_few(s, a->n, a->part[0].m.cols) || a->planes ||
                       a->part[0].m.cols % KG_BLOCK_COLS || a->part[0].m.type == KG_F32))

@@ -17,7 +17,13 @@ enum {
   KG_LINEAR_SLOTS = 8
 };
 
-typedef enum kg_cuda_act { KG_CUDA_SILU, KG_CUDA_GELU, KG_CUDA_GELU_ERF, KG_CUDA_RELU, KG_CUDA_SWIGLU_CLAMPED } kg_cuda_act;
+typedef enum kg_cuda_act {
+  KG_CUDA_SILU,
+  KG_CUDA_GELU,
+  KG_CUDA_GELU_ERF,
+  KG_CUDA_RELU,
+  KG_CUDA_SWIGLU_CLAMPED
+} kg_cuda_act;
 
 typedef struct kg_linear_part {
   kg_matrix m;
@@ -33,8 +39,8 @@ typedef struct kg_linear_groups {
   int32_t n, rows;          /* of the list; most rows of a group */
 } kg_linear_groups;
 
-/* out = x * W^T + bias + residual for up to three matrices of one width (and, gated, one type), or, gated: out of part 0 =
- * act(gate) * up of parts 0 and 1. */
+/* out = x * W^T + bias + residual for up to three matrices of one width and kg_cuda_linear_run, or, gated, for two of
+ * one type and shape: out of part 0 = act(gate) * up of parts 0 and 1. */
 typedef struct kg_linear_args {
   kg_linear_part part[KG_LINEAR_PARTS];
   int32_t n_parts;
@@ -42,21 +48,23 @@ typedef struct kg_linear_args {
   int32_t act;
   float act_limit, act_alpha;
   int32_t n;                /* rows of x; with `planes`: rows of out */
-  const void *x;            /* F32: float [n][cols]; else f16 in the order of format.h, [n][32 n_blocks] or in panels */
+  const void *x;            /* F32: float [n][cols]; else f16 as in format.h, [n][32 n_blocks] or in panels */
   bool x_panels;            /* x stands in panels (format.h) */
   const float *x_scale;     /* [n] what undoes the scale of x; not for F32 */
-  /* Instead of x, for few rows (kg_cuda_linear_is_few) whose width is a multiple of 32: float32 rows that each block brings to
-   * f16 by itself, with or without a root-mean-square norm. */
+  /* Instead of x, for few rows (kg_cuda_linear_is_few) whose width is a multiple of 32: float32 rows that each block
+   * brings to f16 by itself, with or without a root-mean-square norm. */
   const float *x_floats;    /* [n][cols] or NULL */
   const float *norm_scale;  /* [cols] or NULL: no norm */
   float norm_max;           /* its largest magnitude */
   float norm_epsilon;
   const float *x_max;       /* [n] largest magnitudes of x_floats' rows */
   float x_up;               /* without a norm: the power of two of its f16 form where that is known (bounds.c), or 0 */
-  float *out_max;           /* [n] raised to the largest magnitudes of part 0's rows, or NULL; for few rows */
+  /* Of one matrix, or gated; each may be NULL: */
+  float *out_max;           /* [n] raised to the largest magnitudes of its rows; not for F32, nor panels */
   kg_half_out half;         /* gated, x in panels: the f16 form of part 0, whose out may then be NULL */
-  const float *residual;    /* [n][rows of part 0], or NULL; may be out; not gated */
-  float *const *out_rows;   /* [n] where part 0 goes instead of out, or NULL */
+  const float *residual;    /* [n][rows]; may be out; not gated */
+  float *const *out_rows;   /* [n] where its rows go instead of out */
+
   float *scratch;           /* room for the sums of runs, scratch_floats numbers */
   size_t scratch_floats;
   bool starts_next;         /* one row: what follows fetches much before it waits, and should start as early as this */

@@ -5,8 +5,7 @@
 #include "linear_tile.cuh"
 
 /* linear_one: D matrices at once (2: gated), x brought to f16 by each warp for its run, after a norm or without.
- * grid: tiles of all parts, in turn; block: a warp per run; the last to arrive of 16 threads store. Shared: rings of
- * weights
+ * grid: tiles of all parts, in turn; block: a warp per run; its first 16 threads store. Shared: rings of weights
  * ([warp][slots] chunks), x ([blocks][4]), sums ([2][warps][D][16]).
  * moves each weight once; twin: linear_rows, equal to the bit. */
 template <int T, int D, bool NORM>
@@ -129,10 +128,10 @@ template <int T, int D, bool NORM> static size_t tile_bytes(int n)
                                (size_t)n_scales * sizes<T>::s + unpacked);
 }
 
-/* *done: false where tiles are too large, or so many that blocks should go from one to the next. */
 /* Is all of this launch on the device at once, and not in two turns? */
 template <typename... P>
-static int fits_at_once(kg_stream *s, void (*kernel)(P...), int n_blocks, int n_warps, int shared, bool *out, kg_error *err)
+static int fits_at_once(kg_stream *s, void (*kernel)(P...), int n_blocks, int n_warps, int shared, bool *out,
+                        kg_error *err)
 {
   int each_sm = 0;
   int code = kg_cuda_check(
@@ -144,6 +143,7 @@ static int fits_at_once(kg_stream *s, void (*kernel)(P...), int n_blocks, int n_
   return code;
 }
 
+/* *done: false where tiles are too large, or so many that blocks should go from one to the next. */
 template <int T, int U, int D, bool NORM>
 static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_error *err)
 {
@@ -201,6 +201,9 @@ int kg_cuda_linear_mixed(kg_stream *s, const kg_linear_args *a, bool *done, kg_e
 
 template <int T, int D, bool NORM> static int launch(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
+  constexpr int each = D * (chunk<T>::n_bytes + 2 * 16 * (int)sizeof(float)), barriers = 16 * KG_LINEAR_SLOTS * 8,
+                squares = KG_LINEAR_FEW_NUMBERS / SEGMENT * (int)sizeof(float);
+  static_assert((D == 2 ? 8 : 16) * each + barriers + squares <= (int)KG_LINEAR_ONE_BESIDE, "x has room");
   const kg_matrix *m = &a->part[0].m;
   const size_t x = (size_t)m->n_blocks * 64, sum = (size_t)D * 16 * sizeof(float) * 2;
   kg_linear_shape shape;
