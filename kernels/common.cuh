@@ -46,8 +46,8 @@ template <typename A> static __device__ __forceinline__ void read_arguments(cons
 
 /* Blocks in clusters of `cluster` neighbours in x; more than 1 only where steps overlap (Hopper and later). */
 template <typename... P, typename... A>
-static int run_clusters(kg_stream *s, const char *name, void (*kernel)(P...), dim3 grid, unsigned cluster, unsigned threads,
-                        size_t shared, kg_error *err, A... arguments)
+static int run_clusters(kg_stream *s, const char *name, void (*kernel)(P...), dim3 grid, unsigned cluster,
+                        unsigned threads, size_t shared, kg_error *err, A... arguments)
 {
   /* All kernels divide a multiprocessor's memory alike: where they did not, one could not start while another runs. */
   cudaLaunchAttribute attributes[3] = {};
@@ -112,18 +112,14 @@ static __device__ __forceinline__ float block_max(float x, float *shared /* [32]
   return max;
 }
 
-/* The largest magnitude of a row, gathered from all blocks: bits of floats that are not negative order as numbers do. */
+/* The largest magnitude of a row, gathered from all blocks: bits of floats that are not negative
+ * order as numbers do. */
 static __device__ __forceinline__ void raise_max(float *max, float x)
 {
   atomicMax((unsigned *)max, __float_as_uint(x));
 }
 
-/* Column of a block of 32 that stands at position `at` of the activations' order (format.h), and back. */
-static __device__ __forceinline__ int column_of(int at)
-{
-  return at / 8 * 4 + (at & 3) + (at & 4) * 4;
-}
-
+/* Where a column of a block of 32 stands in the activations' order (format.h). */
 static __device__ __forceinline__ int place_of(int column)
 {
   return (column & 15) / 4 * 8 + (column & 3) + (column >> 4) * 4;
@@ -141,4 +137,7 @@ static __device__ __forceinline__ float half_scale(float max)
 }
 
 /* 1 / half_scale(), exactly. */
-static __device__ __forceinline__ float undo_scale(float up) { return __uint_as_float((254u << 23) - __float_as_uint(up)); }
+static __device__ __forceinline__ float undo_scale(float up)
+{
+  return __uint_as_float((254u << 23) - __float_as_uint(up));
+}

@@ -21,7 +21,8 @@ typedef struct kg_stream {
   bool has_wgmma; /* they have Hopper's instructions for warp groups, which no other architecture has */
   int32_t n_sms, shared_max; /* multiprocessors, and the shared memory that a block may have */
   int32_t n_refs;
-  cudaMemPool_t pool;     /* of its buffers: keeps what is given back, so that a tensor per token costs no call of the driver */
+  /* Of its buffers: keeps what is given back, so that a tensor per token costs no call of the driver. */
+  cudaMemPool_t pool;
   struct kg_draws *draws; /* draws.h, and */
   struct kg_answers *answers;      /* answers.h: made when first used */
   struct kg_block *spare;          /* buffer.c: memory that was given back, all of one size */

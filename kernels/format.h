@@ -7,23 +7,25 @@
  * the same order (position 8 t + j of each block of 32), so that a lane's part is one 16-byte load.
  *
  * Planes, [tile][block of 32][lane] each, nothing widened:
- *   q  the low bits of both rows' slots. 16-bit types: 16 bytes a step, [step][lane]. 8 bits: 4 bytes of row g slots 0-3,
- *      of slots 4-7, then row g + 8; biased by 128. 4 bits: a word per row. 2 bits: one word for both.
+ *   q  the low bits of both rows' slots. 16-bit types: 16 bytes a step, [step][lane]. 8 bits: 4 bytes of row g slots
+ *      0-3, of slots 4-7, then row g + 8; biased by 128. 4 bits: a word per row. 2 bits: one word for both.
  *   h  the bits above: 2 a value for Q6_K (a word), 1 for Q5 and Q3_K (16 bits).
  *   s  scales. Blocks of 32: [tile][block][g] rows g and g + 8. Blocks of 256: the head of each row's block as in the
  *      file, [tile][block of 256][row].
  * Words hold pairs of slots (2 p, 2 p + 1) in their low and high halves: pair p of row r (0: g, 1: g + 8) of a word of
  * 4-bit values is at bit 4 p and 16 + 4 p; of 2-bit values at 2 P and 16 + 2 P, of 1-bit values at P and 8 + P, with
  * P = 4 r + p.
- * Codes of 5 bits (Q5) are cut otherwise, so that an instruction brings a pair to its place: each half of a lane's words
- * w0 and w1 has, from bit 0, 5 and 11 on, its slots of the pairs P = 0, 1, 2 and 3, 4, 5; the byte of h for this half has
- * that of pair 6 in its low bits. Pair 7 has its lowest bit in bit 10 of w0, the next in bit 10 of w1, the others above
- * pair 6.
+ * Codes of 5 bits (Q5) are cut otherwise, so that an instruction brings a pair to its place: each half of a lane's
+ * words w0 and w1 has, from bit 0, 5 and 11 on, its slots of the pairs P = 0, 1, 2 and 3, 4, 5; the byte of h for this
+ * half has that of pair 6 in its low bits. Pair 7 has its lowest bit in bit 10 of w0, the next in bit 10 of w1, the
+ * others above pair 6.
  * F32 is not packed: rows as in the file.
  *
- * Activations of many rows stand in panels of 8 rows, the form that wgmma reads from shared memory, so that one copy brings
- * KG_PANEL_ROWS rows of a chunk of 4 blocks: [KG_PANEL_ROWS rows][chunk][8 rows][block][step][half of the step][row][16 bytes];
- * the first half of a step has slots 0 and 1 of lanes t = 0 to 3, the second slots 2 and 3: the k order of the tensor cores. */
+ * Activations of many rows stand in panels of 8 rows, the form that wgmma reads from shared memory, so that one copy
+ * brings KG_PANEL_ROWS rows of a chunk of 4 blocks:
+ *   [KG_PANEL_ROWS rows][chunk][8 rows][block][step][half of the step][row][16 bytes]
+ * The first half of a step has slots 0 and 1 of lanes t = 0 to 3, the second slots 2 and 3: the k order of the tensor
+ * cores. */
 #ifndef KG_CUDA_FORMAT_H
 #define KG_CUDA_FORMAT_H
 
@@ -61,8 +63,10 @@ __host__ __device__
 #endif
 static inline size_t kg_panel_at(int row, int block, int n_blocks)
 {
-  const size_t chunk = (size_t)(row / KG_PANEL_ROWS) * (size_t)((n_blocks + KG_CHUNK - 1) / KG_CHUNK) + (size_t)(block / KG_CHUNK);
-  return ((chunk * (KG_PANEL_ROWS / 8) + (size_t)(row % KG_PANEL_ROWS / 8)) * KG_CHUNK + (size_t)(block % KG_CHUNK)) * 512;
+  const size_t n_chunks = (size_t)((n_blocks + KG_CHUNK - 1) / KG_CHUNK);
+  const size_t chunk = (size_t)(row / KG_PANEL_ROWS) * n_chunks + (size_t)(block / KG_CHUNK);
+  const size_t panel = chunk * (KG_PANEL_ROWS / 8) + (size_t)(row % KG_PANEL_ROWS / 8);
+  return (panel * KG_CHUNK + (size_t)(block % KG_CHUNK)) * 512;
 }
 
 /* pack.cu: rows [16 tile0, 16 tile1) of a plane from file order (`raw`: the first of those rows, on the device) to

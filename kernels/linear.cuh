@@ -1,4 +1,5 @@
-/* linear.cuh - what the families of products share: linear_one, linear_rows and linear_columns. */
+/* linear.cuh - what the families of products share: of one row (linear_one.cu), of any number (linear.cu), of many on
+ * Hopper (linear_many.cu). */
 #pragma once
 
 #include "act.cuh"

@@ -343,8 +343,8 @@ template <int D> static __device__ __forceinline__ int first_column(int warp, in
 
 /* The scales of the columns that a lane will store: asked for early, because they take long. */
 template <int D, int N>
-static __device__ __forceinline__ void load_scales(const kg_linear_args &a, const task &t, int warp, int lane,
-                                                   float (&scale)[N / 8 / D])
+static __device__ __forceinline__ void load_column_scales(const kg_linear_args &a, const task &t, int warp, int lane,
+                                                          float (&scale)[N / 8 / D])
 {
   constexpr int EACH = 4 / D;
   const int column0 = t.n0 + first_column<D>(warp, lane);
@@ -477,7 +477,7 @@ static __global__ void __launch_bounds__(CONSUMERS + 128, 1)
   for (int index = blockIdx.x; index < shape.n_tasks; index += gridDim.x) {
     const task t = task_at<N>(a, index, shape, 4 * GROUPS / D);
     float total[N / 2], c[N / 2], scale[N / 8 / D];
-    load_scales<D, N>(a, t, warp, lane, scale);
+    load_column_scales<D, N>(a, t, warp, lane, scale);
 #pragma unroll
     for (int i = 0; i < N / 2; i++) c[i] = total[i] = 0; /* and of -0 and 0 becomes 0, as in linear_rows */
     for (int block0 = 0, run_end = 0; block0 < n_blocks; block0 += KG_CHUNK) {
@@ -510,7 +510,7 @@ enum {
   RUNS_X = RUNS_ROWS / 8 * PANEL_BYTES
 };
 
-template <int T> static constexpr int run_chunk = RUNS_X + RUNS_TILES *chunk<T>::n_bytes;
+template <int T> static constexpr int run_chunk = RUNS_X + RUNS_TILES * chunk<T>::n_bytes;
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -776,8 +776,6 @@ static __global__ void __launch_bounds__(128 * (LOCAL_RUNS + 1), 1)
 #endif
 }
 
-static int min_of(int a, int b) { return a < b ? a : b; }
-
 template <typename K>
 static int run_columns(kg_stream *s, const char *name, K kernel, const kg_linear_args *a, const columns_shape *shape,
                        int blocks, int cluster, size_t shared, kg_error *err)
@@ -791,7 +789,7 @@ static int run_columns(kg_stream *s, const char *name, K kernel, const kg_linear
 template <int T, int N> static int stages_beside(const kg_stream *s, size_t others, int n_blocks)
 {
   const size_t room = (size_t)s->shared_max - 1024 - others;
-  return min_of(min_of((int)(room / stage<T, N>::n_bytes), STAGES_MAX), (n_blocks + KG_CHUNK - 1) / KG_CHUNK);
+  return min(min((int)(room / stage<T, N>::n_bytes), STAGES_MAX), (n_blocks + KG_CHUNK - 1) / KG_CHUNK);
 }
 
 static columns_shape shape_of(const kg_linear_args *a, int n_rows, int tiles)
@@ -815,7 +813,7 @@ template <int T> static bool launch_runs(kg_stream *s, const kg_linear_args *a, 
       shape.n_tasks > s->n_sms)
     return false;
   const int room = (s->shared_max - 1024) / (GROUPS * run_chunk<T>);
-  shape.stages = min_of(min_of(room, STAGES_MAX), shape.run / KG_CHUNK);
+  shape.stages = min(min(room, STAGES_MAX), shape.run / KG_CHUNK);
   *code = run_columns(s, "linear_runs", linear_runs<T>, a, &shape, shape.n_tasks * cluster, cluster,
                       (size_t)shape.stages * GROUPS * run_chunk<T>, err);
   return true;
@@ -843,7 +841,7 @@ template <int T, int D, int N> static int launch_columns(kg_stream *s, const kg_
 {
   columns_shape shape = shape_of(a, N, 4 * GROUPS / D);
   shape.stages = stages_beside<T, N>(s, EXCHANGE_BYTES, a->part[0].m.n_blocks);
-  return run_columns(s, "linear_columns", linear_columns<T, D, N>, a, &shape, min_of(shape.n_tasks, s->n_sms), 1,
+  return run_columns(s, "linear_columns", linear_columns<T, D, N>, a, &shape, min(shape.n_tasks, s->n_sms), 1,
                      (size_t)shape.stages * stage<T, N>::n_bytes + EXCHANGE_BYTES, err);
 }
 
@@ -865,13 +863,9 @@ size_t kg_cuda_linear_scratch(const kg_stream *s, const kg_matrix *m, int32_t n_
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   switch (a->part[0].m.type) {
-#define CASE(T)                                                                                                        \
-  case T:                                                                                                              \
-    return a->gated ? launch<T, 2>(s, a, err) : launch<T, 1>(s, a, err);
-    CASE(KG_F16)
-    CASE(KG_Q8_0)
-    CASE(KG_Q4_0) CASE(KG_Q5_0) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K)
+#define CASE(T) case T: return a->gated ? launch<T, 2>(s, a, err) : launch<T, 1>(s, a, err);
+    CASE(KG_F16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q5_0) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K)
 #undef CASE
-        default : return kg_fail(err, KG_ERR_UNSUPPORTED, "many rows with weights of type %d", (int)a->part[0].m.type);
+  default: return kg_fail(err, KG_ERR_UNSUPPORTED, "many rows with weights of type %d", (int)a->part[0].m.type);
   }
 }

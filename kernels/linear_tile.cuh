@@ -131,7 +131,7 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   extern __shared__ __align__(128) unsigned char tile_memory[];
   __shared__ uint64_t ready, counter;
   __shared__ __align__(16) float squares[8];
-  /* Blocks of the next kernel take room and time from those that this one waits for: worth it where these fetch much. */
+  /* Blocks of the next kernel take room and time from those that this one waits for: worth it where they fetch much. */
   const bool starts_next = a.starts_next;
   if (starts_next) let_next_start();
   constexpr int SB = sizes<T>::s_blocks, BLOCKS = SEGMENT / KG_BLOCK_COLS, SEGMENTS = NORM || SHORT ? 1 : 3;

@@ -1,5 +1,7 @@
-#include "common.cuh"
+/* moe.cu - which experts a row uses, rows by their experts, and the sum of what these give. */
 #include "moe.h"
+
+#include "common.cuh"
 
 enum { EXPERTS_MAX = 1024 }; /* as KG_PLAN_MAX_EXPERTS */
 
@@ -125,7 +127,7 @@ int kg_cuda_route(kg_stream *s, const kg_route_args *a, kg_error *err)
   return run_kernel(s, "route", route, dim3(a->n), 32, 0, err, *a);
 }
 
-/* group_rows: one block, a thread for each plane. Which place a row has in its group changes nothing for it. */
+/* group_rows: grid: 1; block: a thread for each plane. Which place a row has in its group changes nothing for it. */
 static __global__ void __launch_bounds__(EXPERTS_MAX)
     group_rows(const int32_t *planes, int32_t n, const kg_linear_groups groups)
 {
@@ -164,6 +166,7 @@ int kg_cuda_group(kg_stream *s, const int32_t *planes, int32_t n, int32_t n_plan
   return run_kernel(s, "group_rows", group_rows, dim3(1), EXPERTS_MAX, 0, err, planes, n, *groups);
 }
 
+/* mix: grid: rows; block: 256 columns at a time. twin: moe in cpu/reference.c, tolerance float32 sums. */
 static __global__ void __launch_bounds__(256) mix(const float *in, const float *weights, int32_t n_used, int32_t width,
                                                   float *out)
 {

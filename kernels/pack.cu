@@ -1,7 +1,10 @@
 /* pack.cu - from file order to fragment order (format.h), once at load. */
 #include "format.cuh"
 
-static __device__ __forceinline__ int q5_high(const unsigned char *high, int i) { return (high[i / 8] >> i % 8 & 1) << 4; }
+static __device__ __forceinline__ int q5_high(const unsigned char *high, int i)
+{
+  return (high[i / 8] >> i % 8 & 1) << 4;
+}
 
 static __device__ __forceinline__ int nibble(const unsigned char *nibbles, int i)
 {

@@ -1,4 +1,5 @@
-/* weights.c - the weights of an executable: which are matrices and which are vectors, and packing them on the device. */
+/* weights.c - the weights of an executable: which are matrices and which are vectors, and packing them on
+ * the device. */
 #include <math.h>
 #include <string.h>
 
@@ -72,7 +73,8 @@ static int upload(packing *p, void *to, const void *from, size_t n_bytes)
 }
 
 /* Tiles [tile0, tile1) of a plane. */
-static int pack_piece(packing *p, const kg_weight *weight, const kg_matrix *m, int32_t plane, int32_t tile0, int32_t tile1)
+static int pack_piece(packing *p, const kg_weight *weight, const kg_matrix *m, int32_t plane, int32_t tile0,
+                      int32_t tile1)
 {
   const size_t plane_bytes = weight->n_bytes / (size_t)weight->planes, row_bytes = plane_bytes / (size_t)weight->rows;
   const int64_t row0 = (int64_t)tile0 * KG_TILE_ROWS, end = (int64_t)tile1 * KG_TILE_ROWS;
@@ -91,7 +93,7 @@ static int pack_matrix(packing *p, const kg_weight *weight, const kg_matrix *m)
   const size_t fit = p->raw_bytes / tile_bytes;
   const int32_t step = fit < 1 ? 1 : fit > (size_t)m->n_tiles ? m->n_tiles : (int32_t)fit;
   int code = KG_OK;
-  for (int32_t plane = 0; plane < m->planes; plane++)
+  for (int32_t plane = 0; plane < m->planes && !code; plane++)
     for (int32_t tile = 0; tile < m->n_tiles && !code; tile += step)
       code = pack_piece(p, weight, m, plane, tile, m->n_tiles - tile < step ? m->n_tiles : tile + step);
   return code;
@@ -144,7 +146,8 @@ static int pack_all(packing *p)
     const kg_weight *weight = kg_plan_weight_at(p->exe->plan, i);
     kg_cuda_weight *w = &p->exe->weights[i];
     if (w->is_vector) code = pack_vector(p, weight, w);
-    if (!code) code = w->is_matrix ? pack_matrix(p, weight, &w->m) : kg_report_packed(&p->progress, weight->n_bytes, p->err);
+    if (!code && w->is_matrix) code = pack_matrix(p, weight, &w->m);
+    if (!code && !w->is_matrix) code = kg_report_packed(&p->progress, weight->n_bytes, p->err);
   }
   return code;
 }
