@@ -345,6 +345,23 @@ describe("kigo.Tensor", function()
       assert.same({ { 6, 16 }, { 12, 24 }, { 18, 32 } }, m:add_(m:row(0)):totable())
     end)
 
+    it("stays as it is where there is no memory for a copy of its part", function()
+      local m <close> = core.tensor { { 1, 2 }, { 3, 4 } }
+      local row, n = m:row(1), 0
+      repeat
+        n = n + 1
+        core.alloc_inject(n)
+        local done, _, code = m:add_(row)
+        core.alloc_inject(0)
+        if not done then
+          assert.equal(core.err.MEMORY, code)
+          assert.same({ { 1, 2 }, { 3, 4 } }, m:totable())
+        end
+      until done
+      assert.is_true(n > 1)
+      assert.same({ { 4, 6 }, { 6, 8 } }, m:totable())
+    end)
+
     it("keeps the sign of zero and -inf when scaling", function()
       local t = core.tensor({ -0.0, -math.huge }):mul_(2)
       assert.equal(-math.huge, 1 / t[0])
