@@ -7,6 +7,7 @@
  * for. */
 #include <assert.h>
 #include <lua.h>
+#include <math.h>
 #include <string.h>
 
 #include "ahead.h"
@@ -79,15 +80,15 @@ static void spoil(kg_executable *exe, const kg_plan *plan, const kg_batch *batch
 {
   float nan[1024];
   memset(nan, 0xff, sizeof nan);
-  assert(kg_plan_state_size(plan) <= 1024 && kg_plan_vocab_size(plan) <= 1024);
+  assert(kg_plan_state_size(plan) <= 1024);
   for (int32_t i = 0; i < batch->n_rows; i++) {
     const kg_span *span = &batch->spans[i];
     const int32_t pos = ahead->draws[i].pos, first = pos - ahead->evaluates_first, end = pos + ahead->n_draws - 1;
     if (first == end) continue; /* drawn from what was there */
     for (int32_t p = pos + from - 1 > first ? pos + from - 1 : first; p < end; p++) spoil_position(exe, plan, span, p);
     if (kg_plan_state_size(plan)) (void)kg_backend_cpu.state_write(exe, span->state, nan, NULL);
-    memcpy((float *)batch->wanted[i].buffer->data + batch->wanted[i].at, nan,
-           (size_t)kg_plan_vocab_size(plan) * sizeof *nan);
+    float *const logits = (float *)batch->wanted[i].buffer->data + batch->wanted[i].at;
+    for (int32_t id = 0; id < kg_plan_vocab_size(plan); id++) logits[id] = NAN;
   }
 }
 
