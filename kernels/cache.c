@@ -1,4 +1,5 @@
-/* cache.c - device memory of the key/value pages. Pages are made in slabs, one per growth, and never move. */
+/* cache.c - device memory of the key/value pages. Pages are made in slabs, one per growth, and never move. States have
+ * slabs, too. */
 #include "executable.h"
 
 #include <string.h>
@@ -7,6 +8,31 @@ typedef struct kg_slab {
   struct kg_slab *next;
   void *block;
 } kg_slab;
+
+int kg_gpu_slab_new(kg_executable *exe, size_t n_bytes, const char *what, void **out, kg_error *err)
+{
+  kg_slab *slab = kg_alloc(sizeof *slab);
+  if (!slab) return kg_fail_memory(err, sizeof *slab, what);
+  const int code = kg_cuda_alloc(n_bytes, what, &slab->block, err);
+  if (code) {
+    kg_free(slab);
+    return code;
+  }
+  slab->next = exe->slabs;
+  exe->slabs = slab;
+  *out = slab->block;
+  return KG_OK;
+}
+
+void kg_gpu_slabs_close(kg_executable *exe)
+{
+  while (exe->slabs) {
+    kg_slab *slab = exe->slabs;
+    exe->slabs = slab->next;
+    (void)cudaFree(slab->block);
+    kg_free(slab);
+  }
+}
 
 int kg_gpu_cache_open(kg_executable *exe, kg_error *err)
 {
@@ -30,12 +56,6 @@ int kg_gpu_cache_open(kg_executable *exe, kg_error *err)
 
 void kg_gpu_cache_close(kg_executable *exe)
 {
-  while (exe->slabs) {
-    kg_slab *slab = exe->slabs;
-    exe->slabs = slab->next;
-    (void)cudaFree(slab->block);
-    kg_free(slab);
-  }
   for (int32_t g = 0; g < KG_PAGE_GROUPS; g++) kg_free(exe->pages[g]);
   kg_free(exe->layer_at);
 }
@@ -50,20 +70,14 @@ int kg_gpu_cache_reserve(kg_executable *exe, int32_t group, int32_t n_pages, kg_
   int code = kg_stream_use(exe->stream, err);
   if (code) return code;
   unsigned char **pages = kg_realloc_array(exe->pages[group], (size_t)n_pages, sizeof *pages);
-  if (pages) exe->pages[group] = pages;
-  kg_slab *slab = pages ? kg_alloc(sizeof *slab) : NULL;
-  if (!slab) return kg_fail_memory(err, (size_t)n_pages * sizeof *pages, "the page table");
-  code = kg_cuda_alloc(n_bytes, "cache pages", &slab->block, err);
-  if (!code && /* what was never written is at least a number */
-      (code = kg_cuda_check(cudaMemsetAsync(slab->block, 0, n_bytes, exe->stream->handle), "clearing pages", err)))
-    (void)cudaFree(slab->block);
-  if (code) {
-    kg_free(slab);
-    return code;
-  }
-  slab->next = exe->slabs;
-  exe->slabs = slab;
-  for (size_t i = 0; i < n_new; i++) pages[(size_t)n_before + i] = (unsigned char *)slab->block + i * page_bytes;
+  if (!pages) return kg_fail_memory(err, (size_t)n_pages * sizeof *pages, "the page table");
+  exe->pages[group] = pages;
+  void *block;
+  code = kg_gpu_slab_new(exe, n_bytes, "cache pages", &block, err);
+  if (!code) /* what was never written is at least a number */
+    code = kg_cuda_check(cudaMemsetAsync(block, 0, n_bytes, exe->stream->handle), "clearing pages", err);
+  if (code) return code;
+  for (size_t i = 0; i < n_new; i++) pages[(size_t)n_before + i] = (unsigned char *)block + i * page_bytes;
   exe->n_pages[group] = n_pages;
   return KG_OK;
 }

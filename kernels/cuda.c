@@ -16,7 +16,7 @@ static void cuda_release(kg_executable *exe)
   kg_gpu_timer_deinit(&exe->timer);
   kg_gpu_cache_close(exe);
   kg_gpu_adapters_close(exe);
-  kg_gpu_states_close(exe);
+  kg_gpu_slabs_close(exe);
   kg_program_deinit(&exe->fused);
   kg_program_deinit(&exe->traced);
   if (exe->meta_read) (void)cudaEventDestroy(exe->meta_read);
@@ -29,6 +29,7 @@ static void cuda_release(kg_executable *exe)
   (void)cudaFreeHost(exe->meta_host);
   (void)cudaGetLastError();
   kg_stream_unref(exe->stream);
+  kg_free(exe->states);
   kg_free(exe->weights);
   kg_free(exe->half_up);
   kg_free(exe);

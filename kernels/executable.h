@@ -176,12 +176,11 @@ struct kg_executable {
   size_t page_bytes[KG_PAGE_GROUPS];     /* by page group, as the next two */
   unsigned char **pages[KG_PAGE_GROUPS]; /* by page id; host memory, device pointers */
   int32_t n_pages[KG_PAGE_GROUPS];
-  struct kg_slab *slabs;
 
   size_t state_floats;      /* of a slot; 0: the plan has no states */
   float **states;           /* by slot; host memory, device pointers */
   int32_t n_states;
-  struct kg_state_slab *state_slabs;
+  struct kg_slab *slabs;    /* of pages and states */
 
   kg_graph graphs[KG_GRAPHS];
   int32_t next_graph;
@@ -235,6 +234,9 @@ void kg_program_deinit(kg_program *program);
 /* cuda.c: room on the device for new programs to run in, beside those that are there. Failure changes nothing. */
 int kg_gpu_reserve(kg_executable *exe, kg_program *const *programs, size_t n, kg_error *err);
 /* cache.c */
+/* Device memory that stays where it is until the executable goes. */
+int kg_gpu_slab_new(kg_executable *exe, size_t n_bytes, const char *what, void **out, kg_error *err);
+void kg_gpu_slabs_close(kg_executable *exe);
 int kg_gpu_cache_open(kg_executable *exe, kg_error *err);
 void kg_gpu_cache_close(kg_executable *exe);
 int kg_gpu_cache_reserve(kg_executable *exe, int32_t group, int32_t n_pages, kg_error *err);
@@ -258,7 +260,6 @@ int kg_gpu_adapters_bring(kg_executable *exe, const kg_batch *batch, kg_adapted_
 void kg_gpu_adapters_set(const kg_executable *exe, bool is_wanted, int32_t first, kg_adapt_args *a);
 void kg_gpu_adapters_close(kg_executable *exe);
 /* states.c */
-void kg_gpu_states_close(kg_executable *exe);
 int kg_gpu_state_reserve(kg_executable *exe, int32_t n_slots, kg_error *err);
 int kg_gpu_state_copy(kg_executable *exe, int32_t to, int32_t from, kg_error *err);
 int kg_gpu_state_read(kg_executable *exe, int32_t slot, float *out, kg_error *err);

@@ -2,22 +2,6 @@
  * never move. */
 #include "executable.h"
 
-typedef struct kg_state_slab {
-  struct kg_state_slab *next;
-  void *block;
-} kg_state_slab;
-
-void kg_gpu_states_close(kg_executable *exe)
-{
-  while (exe->state_slabs) {
-    kg_state_slab *slab = exe->state_slabs;
-    exe->state_slabs = slab->next;
-    (void)cudaFree(slab->block);
-    kg_free(slab);
-  }
-  kg_free(exe->states);
-}
-
 int kg_gpu_state_reserve(kg_executable *exe, int32_t n_slots, kg_error *err)
 {
   if (n_slots <= exe->n_states) return KG_OK;
@@ -28,18 +12,13 @@ int kg_gpu_state_reserve(kg_executable *exe, int32_t n_slots, kg_error *err)
   int code = kg_stream_use(exe->stream, err);
   if (code) return code;
   float **states = kg_realloc_array(exe->states, (size_t)n_slots, sizeof *states);
-  if (states) exe->states = states;
-  kg_state_slab *slab = states ? kg_alloc(sizeof *slab) : NULL;
-  if (!slab) return kg_fail_memory(err, (size_t)n_slots * sizeof *states, "the table of states");
-  code = kg_cuda_alloc(n_bytes, "states of sequences", &slab->block, err);
-  if (code) {
-    kg_free(slab);
-    return code;
-  }
-  slab->next = exe->state_slabs;
-  exe->state_slabs = slab;
+  if (!states) return kg_fail_memory(err, (size_t)n_slots * sizeof *states, "the table of states");
+  exe->states = states;
+  void *block;
+  code = kg_gpu_slab_new(exe, n_bytes, "states of sequences", &block, err);
+  if (code) return code;
   for (size_t i = 0; i < n_new; i++)
-    states[(size_t)exe->n_states + i] = (float *)((unsigned char *)slab->block + i * slot_bytes);
+    states[(size_t)exe->n_states + i] = (float *)((unsigned char *)block + i * slot_bytes);
   exe->n_states = n_slots;
   return KG_OK;
 }
