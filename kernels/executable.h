@@ -77,7 +77,7 @@ typedef struct kg_gpu_stage {
   int32_t max_slot;                    /* linear, adapt, attention, conv, embed, gather: where the largest magnitudes of
                                           its rows go, or KG_NONE; norm, half: where those of its input are */
   bool is_normed;                      /* norms read them, to which a bound of the value tells too little */
-  bool starts_next;                    /* linear, of one row: see kg_linear_args */
+  bool starts_next;                    /* linear: see kg_linear_args */
   bool to_logits;                      /* linear: rows go straight to where they are wanted */
   int32_t rotation[2];                 /* of q and k, of what is put together, or of the stage: index into rotations,
                                           or KG_NONE */

@@ -262,15 +262,14 @@ int32_t kg_cuda_linear_group_rows(const kg_stream *s, const kg_matrix *m)
   return is_common(m->type) && fits_many(s, m, kg_cuda_linear_gates(m) ? 2 : 1) ? 64 : 8;
 }
 
-void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, int min_warps, size_t slot_bytes,
-                          size_t x_bytes, size_t sum_bytes, kg_linear_shape *out)
+void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int min_warps, size_t slot_bytes, size_t x_bytes,
+                          size_t sum_bytes, kg_linear_shape *out)
 {
   const kg_matrix *m = &a->part[0].m;
   const int n_chunks = kg_cuda_linear_run(m) / KG_CHUNK;
   out->run = kg_cuda_linear_run(m);
   out->n_warps = runs_of(m) < min_warps ? min_warps : runs_of(m);
-  out->n_tiles = m->n_tiles;
-  for (int i = 1; i < a->n_parts && d == 1; i++) out->n_tiles += a->part[i].m.n_tiles;
+  out->n_tiles = count_tiles(a);
   const size_t each = (size_t)out->n_warps * slot_bytes, fixed = x_bytes + (size_t)out->n_warps * sum_bytes + (8 << 10);
   const size_t room = fixed < (size_t)s->shared_max ? (size_t)s->shared_max - fixed : 0;
   out->in_turns = out->n_tiles > 4 * s->n_sms;
@@ -287,7 +286,7 @@ static int launch_rows(kg_stream *s, const kg_linear_args *a, kg_error *err)
                                   (int)sizeof(few_squares) <= (int)KG_LINEAR_FEW_BESIDE, "x of few rows has room");
   const size_t few = NT == 1 && !PLANES && a->x_floats ? (size_t)a->n * (size_t)a->part[0].m.n_blocks * 64 : 0;
   kg_linear_shape shape;
-  kg_cuda_linear_shape(s, a, D, WARPS_MIN, D * (size_t)chunk<T>::n_bytes, few,
+  kg_cuda_linear_shape(s, a, WARPS_MIN, D * (size_t)chunk<T>::n_bytes, few,
                        (size_t)(NT == 1 ? 2 : 1) * D * NT * SUM_BYTES, &shape);
   return run_turns(s, "linear_rows", linear_rows<T, NT, D, PLANES>, a, &shape,
                    a->groups.list ? a->groups.n
@@ -341,6 +340,7 @@ static int launch_mixed(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
   bool done;
   int code = kg_cuda_linear_mixed(s, a, &done, err);
+  if (!code && !done && s->has_wgmma) code = kg_cuda_linear_few(s, a, &done, err);
   for (int i = 0; i < a->n_parts && !done && !code; i++) {
     kg_linear_args of_type = *a;
     bool was_before = false;

@@ -1,5 +1,5 @@
-/* linear.cuh - what the families of products share: of one row (linear_one.cu), of any number (linear.cu), of many on
- * Hopper (linear_many.cu). */
+/* linear.cuh - what the families of products share: of one row (linear_one.cu), of any number (linear.cu), of few and
+ * of many on Hopper (linear_few.cu, linear_many.cu). */
 #pragma once
 
 #include "act.cuh"
@@ -65,19 +65,37 @@ static __device__ __forceinline__ addends find_addends(const kg_linear_args &a, 
   return add;
 }
 
-/* Finish the product and put it where it goes. */
-static __device__ __forceinline__ float store(const kg_linear_args &a, int d, int row, int n, float value, float up,
-                                              addends add)
+/* What becomes of a product that is scaled. */
+static __device__ __forceinline__ float finish(const kg_linear_args &a, int d, float value, float up, addends add)
+{
+  if (a.part[d].bias) value += add.bias;
+  if (a.gated) value = gated(a.act, a.act_limit, a.act_alpha, value, a.part[1].bias ? up + add.up_bias : up);
+  return a.residual ? value + add.residual : value;
+}
+
+/* Where it goes. */
+static __device__ __forceinline__ void put(const kg_linear_args &a, int d, int row, int n, float value)
 {
   const kg_linear_part &part = a.part[d];
-  if (part.bias) value += add.bias;
-  if (a.gated) value = gated(a.act, a.act_limit, a.act_alpha, value, a.part[1].bias ? up + add.up_bias : up);
-  if (a.residual) value += add.residual;
   if (a.out_rows)
     a.out_rows[n][row] = value;
   else
     part.out[(size_t)n * part.m.rows + row] = value;
+}
+
+static __device__ __forceinline__ float store(const kg_linear_args &a, int d, int row, int n, float value, float up,
+                                              addends add)
+{
+  value = finish(a, d, value, up, add);
+  put(a, d, row, n, value);
   return value;
+}
+
+/* Its f16 form in panels: column c of `width` of row n. */
+static __device__ __forceinline__ void put_half(const kg_half_out &to, int width, int n, int c, float value)
+{
+  ((__half *)panel_pair(to.panels, width / KG_BLOCK_COLS, n, c & ~1))[c & 1] = __float2half_rn(value * to.up);
+  if (c == 0) to.undo[n] = undo_scale(to.up);
 }
 
 /* Which part a tile of a launch belongs to; *tile becomes its number there. */
@@ -167,6 +185,27 @@ template <int T, int D> struct warp_stream {
   }
 };
 
+/* The types of a's matrices, if there are no more than two: one may be both. */
+static inline bool two_types(const kg_linear_args *a, int *low, int *high)
+{
+  *low = *high = a->part[0].m.type;
+  for (int i = 1; i < a->n_parts; i++) {
+    const int type = a->part[i].m.type;
+    if (*low != *high && type != *low && type != *high) return false;
+    *low = min(*low, type);
+    *high = max(*high, type);
+  }
+  return true;
+}
+
+/* Tiles of a launch: of all its matrices, gated of one of them. */
+static inline int count_tiles(const kg_linear_args *a)
+{
+  int n = a->part[0].m.n_tiles;
+  for (int i = 1; i < a->n_parts && !a->gated; i++) n += a->part[i].m.n_tiles;
+  return n;
+}
+
 /* How a product is cut: tiles in turn, a warp for each run of blocks, slots of their rings, shared memory in bytes. */
 typedef struct kg_linear_shape {
   int n_tiles, run, n_warps, slots;
@@ -174,9 +213,9 @@ typedef struct kg_linear_shape {
   bool in_turns; /* blocks go from tile to tile, so that their rings are never empty */
 } kg_linear_shape;
 
-/* linear.cu: for d matrices at once, with slots of slot_bytes; x_bytes of a block, sum_bytes of each warp. */
-void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int d, int min_warps, size_t slot_bytes,
-                          size_t x_bytes, size_t sum_bytes, kg_linear_shape *out);
+/* linear.cu: with slots of slot_bytes; x_bytes of a block, sum_bytes of each warp. */
+void kg_cuda_linear_shape(const kg_stream *s, const kg_linear_args *a, int min_warps, size_t slot_bytes, size_t x_bytes,
+                          size_t sum_bytes, kg_linear_shape *out);
 
 template <typename K>
 static int run_turns(kg_stream *s, const char *name, K kernel, const kg_linear_args *a, const kg_linear_shape *shape,
@@ -199,6 +238,8 @@ static int run_turns(kg_stream *s, const char *name, K kernel, const kg_linear_a
 int kg_cuda_linear_one(kg_stream *s, const kg_linear_args *a, kg_error *err);
 /* The same of matrices of two types that often stand together; *done: false where it cannot. */
 int kg_cuda_linear_mixed(kg_stream *s, const kg_linear_args *a, bool *done, kg_error *err);
+/* linear_few.cu: up to KG_LINEAR_FEW rows in panels; *done: false where it cannot. */
+int kg_cuda_linear_few(kg_stream *s, const kg_linear_args *a, bool *done, kg_error *err);
 /* linear_many.cu: the same products for many rows in panels, on devices that have its instructions
  * (kg_stream.has_wgmma), of matrices with tiles for it (kg_cuda_linear_many_tiles). */
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err);

@@ -67,7 +67,7 @@ typedef struct kg_linear_args {
 
   float *scratch;           /* room for the sums of runs, scratch_floats numbers */
   size_t scratch_floats;
-  bool starts_next;         /* one row: what follows fetches much before it waits, and should start as early as this */
+  bool starts_next;         /* few rows: what follows fetches much before it waits, and should start as early as this */
   const int32_t *planes;    /* experts: [n] plane of each row of out, or NULL: plane 0 */
   kg_linear_groups groups;  /* of these rows, or nothing */
   int32_t x_share, x_first; /* experts: row i of out reads row x_first + i / x_share of x */

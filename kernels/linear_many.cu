@@ -862,6 +862,9 @@ size_t kg_cuda_linear_scratch(const kg_stream *s, const kg_matrix *m, int32_t n_
 
 int kg_cuda_linear_many(kg_stream *s, const kg_linear_args *a, kg_error *err)
 {
+  bool done;
+  const int code = kg_cuda_linear_few(s, a, &done, err);
+  if (code || done) return code;
   switch (a->part[0].m.type) {
 #define CASE(T) case T: return a->gated ? launch<T, 2>(s, a, err) : launch<T, 1>(s, a, err);
     CASE(KG_F16) CASE(KG_Q8_0) CASE(KG_Q4_0) CASE(KG_Q5_0) CASE(KG_Q4_K) CASE(KG_Q5_K) CASE(KG_Q6_K)

@@ -9,7 +9,7 @@
  * ([warp][slots] chunks), x ([blocks][4]), sums ([2][warps][D][16]).
  * moves each weight once; twin: linear_rows, equal to the bit. */
 template <int T, int D, bool NORM>
-static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 4 : 2)
+static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 3 : 2)
     linear_one(const __grid_constant__ kg_linear_args a, int n_tiles, int run, int slots)
 {
   extern __shared__ __align__(128) unsigned char ones[];
@@ -154,13 +154,12 @@ static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_err
                  .act_limit = a->act_limit, .act_alpha = a->act_alpha, .act = a->act, .cols = m->cols,
                  .n_blocks = m->n_blocks, .run = run, .n_runs = n_runs, .cluster_bits = bits,
                  .starts_next = a->starts_next, .waits = true};
-  int n_tiles = 0;
   for (int i = 0; i < a->n_parts; i++) {
     const kg_linear_part &p = a->part[i];
     t.part[i] = {p.m.q, p.m.h, p.m.s, p.bias, p.out, p.m.rows, p.m.n_tiles, (int)p.m.type != T};
-    if (i < 1 || D == 1) n_tiles += p.m.n_tiles;
   }
-  const int n_blocks = n_tiles << bits, n_warps = (n_runs + bits) >> bits, n_mine = min(m->n_blocks, n_warps * run);
+  const int n_tiles = count_tiles(a), n_blocks = n_tiles << bits, n_warps = (n_runs + bits) >> bits;
+  const int n_mine = min(m->n_blocks, n_warps * run);
   const int shared = (int)max(tile_bytes<T, D, NORM>(n_mine), tile_bytes<U, D, NORM>(n_mine));
   *done = s->overlaps && !a->out_rows && n_tiles <= 4 * s->n_sms && shared <= min(100 << 10, s->shared_max - 1024) &&
           !(bits && (NORM || D == 2)) && run <= (NORM ? 4 : 12);
@@ -184,15 +183,9 @@ static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_err
 
 int kg_cuda_linear_mixed(kg_stream *s, const kg_linear_args *a, bool *done, kg_error *err)
 {
-  int types[2] = {a->part[0].m.type, a->part[0].m.type};
+  int low, high;
   *done = false;
-  for (int i = 1; i < a->n_parts; i++) {
-    const int type = a->part[i].m.type;
-    if (type != types[0] && types[1] != types[0] && type != types[1]) return KG_OK;
-    if (type != types[0]) types[1] = type;
-  }
-  const int low = min(types[0], types[1]), high = max(types[0], types[1]);
-  if (a->n != 1 || !a->x_floats || !a->norm_scale) return KG_OK;
+  if (a->n != 1 || !a->x_floats || !a->norm_scale || !two_types(a, &low, &high)) return KG_OK;
   if (low == KG_Q5_0 && high == KG_Q8_0) return launch_tile<KG_Q5_0, KG_Q8_0, 1, true>(s, a, done, err);
   if (low == KG_Q4_K && high == KG_Q6_K) return launch_tile<KG_Q4_K, KG_Q6_K, 1, true>(s, a, done, err);
   if (low == KG_Q5_K && high == KG_Q6_K) return launch_tile<KG_Q5_K, KG_Q6_K, 1, true>(s, a, done, err);
@@ -214,7 +207,7 @@ template <int T, int D, bool NORM> static int launch(kg_stream *s, const kg_line
     code = launch_stream<T>(s, a, &done, err);
     if (code || done) return code;
   }
-  kg_cuda_linear_shape(s, a, D, 1, D * (size_t)chunk<T>::n_bytes, x, sum, &shape);
+  kg_cuda_linear_shape(s, a, 1, D * (size_t)chunk<T>::n_bytes, x, sum, &shape);
   return run_turns(s, "linear_one", linear_one<T, D, NORM>, a, &shape, 1, err);
 }
 

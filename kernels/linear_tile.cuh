@@ -1,20 +1,11 @@
-/* linear_tile.cuh - products with one row of x where the weights of a tile fit in shared memory: they are brought there
- * before the kernel before is done, and what follows its end is as short as it can be. */
+/* linear_tile.cuh - products with one row of x where the weights of a tile fit in shared memory: what follows the end
+ * of the kernel before is as short as it can be. */
 #pragma once
 
-#include "linear.cuh"
 #include "norm.cuh"
+#include "tile.cuh"
 
-/* What linear_tile needs of kg_linear_args. A kernel finds its arguments in memory, 64 bytes at a time, so they are few
- * and all read before it waits. */
-struct tile_part {
-  const unsigned char *q, *h, *s;
-  const float *bias;
-  float *out;
-  int32_t rows, n_tiles;
-  bool is_other; /* of the second type */
-};
-
+/* What linear_tile needs of kg_linear_args. */
 struct tile_args {
   tile_part part[KG_LINEAR_PARTS];
   const float *x, *x_max, *norm_scale, *residual;
@@ -23,102 +14,6 @@ struct tile_args {
   int32_t act, cols, n_blocks, run, n_runs, cluster_bits;
   bool starts_next;
   bool waits; /* always, but the compiler does not know it: see multiply_tile */
-};
-
-/* Here, and not where it is used. */
-static __device__ __forceinline__ void read_now(int32_t &x) { asm volatile("" : "+r"(x)); }
-static __device__ __forceinline__ void read_now(float &x) { asm volatile("" : "+f"(x)); }
-template <typename X> static __device__ __forceinline__ void read_now(X *&x)
-{
-  asm volatile("" : "+l"(x));
-  __builtin_assume(__isGlobal(x)); /* loads that may be of any memory take longer */
-}
-
-/* The same of an address in shared memory. */
-static __device__ __forceinline__ void hold(unsigned char *&x)
-{
-  uint32_t at = shared_address(x);
-  asm volatile("" : "+r"(at));
-  x = (unsigned char *)__cvta_shared_to_generic(at);
-}
-
-/* Are scales unpacked before the codes are? Of heads, where two numbers say it. */
-template <int T>
-static constexpr bool unpacks_scales = sizes<T>::has_heads && !(traits<T>::has_16 && traits<T>::has_min);
-
-/* Scale and offset, or the scales of both steps, of a row of a block of 32, from the heads of its block of 256. To
- * [8 rows g]: of rows g and g + 8, then the others. */
-template <int T>
-static __device__ __forceinline__ void unpack_scale(const unsigned char *heads, int block, int row, uint2 *to)
-{
-  float scale[2], minimum[2] = {0, 0};
-  head_scales<T>(heads + row * sizes<T>::head, block % 8, scale, minimum);
-  __half *at = (__half *)(to + row % 8) + row / 8;
-  at[0] = __float2half_rn(scale[0]);
-  if (traits<T>::has_min || traits<T>::has_16) at[2] = __float2half_rn(traits<T>::has_16 ? scale[1] : -minimum[0]);
-}
-
-template <int T> static __device__ __forceinline__ tile_scales unpacked_scales(const uint2 *from, int g)
-{
-  const uint2 v = from[g];
-  tile_scales out;
-#pragma unroll
-  for (int row = 0; row < 2; row++) {
-    const __half2 a = row ? __high2half2(as_half2(v.x)) : __low2half2(as_half2(v.x));
-    const __half2 b = row ? __high2half2(as_half2(v.y)) : __low2half2(as_half2(v.y));
-    out.scale[row][0] = a;
-    if (traits<T>::has_16) out.scale[row][1] = b;
-    if (traits<T>::has_min) out.offset[row][0] = b;
-  }
-  return out;
-}
-
-/* A number to its place in the first block of the cluster, whose shared memory is laid out as this one's. */
-static __device__ __forceinline__ void send_first(float *to, float x, uint64_t *counter)
-{
-#if __CUDA_ARCH__ >= 900
-  asm volatile("{\n"
-               ".reg .b32 to, counter;\n"
-               "mapa.shared::cluster.u32 to, %0, 0;\n"
-               "mapa.shared::cluster.u32 counter, %1, 0;\n"
-               "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %2, [counter];\n"
-               "}\n" ::"r"(shared_address(to)),
-               "r"(shared_address(counter)), "r"(__float_as_uint(x))
-               : "memory");
-#endif
-}
-
-/* These weights are unpacked before what follows: the compiler cannot put it off, since a word of memory that somebody
- * might look at depends on all of them. */
-template <int N> static __device__ __forceinline__ void settle_here(const uint32_t (&codes)[N][8], uint32_t *word)
-{
-  uint32_t all = 0;
-#pragma unroll
-  for (int i = 0; i < N; i++)
-#pragma unroll
-    for (int k = 0; k < 8; k++) all ^= codes[i][k];
-  asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"(shared_address(word)), "r"(all) : "memory");
-  __syncwarp(); /* other lanes write there next */
-}
-
-static __device__ __forceinline__ void cluster_arrive()
-{
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
-
-static __device__ __forceinline__ void cluster_wait()
-{
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-/* Bytes that lanes are apart in a block's planes of low and high bits, and that threads of four are in its scales. */
-template <int T> struct steps {
-  static constexpr int q = traits<T>::q_bits == 16 ? 16 : sizes<T>::q / 32, h = sizes<T>::h / 32;
-  static constexpr int s = unpacks_scales<T> ? sizeof(uint2) : sizes<T>::has_heads ? 0 : sizes<T>::s / 8;
 };
 
 /* Runs of a product at most, each with a warp: of one block, or of two. */
@@ -134,36 +29,22 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   /* Blocks of the next kernel take room and time from those that this one waits for: worth it where they fetch much. */
   const bool starts_next = a.starts_next;
   if (starts_next) let_next_start();
-  constexpr int SB = sizes<T>::s_blocks, BLOCKS = SEGMENT / KG_BLOCK_COLS, SEGMENTS = NORM || SHORT ? 1 : 3;
+  constexpr int BLOCKS = SEGMENT / KG_BLOCK_COLS, SEGMENTS = NORM || SHORT ? 1 : 3;
   constexpr int RUNS = most_runs<D, NORM, SHORT>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
   int n_blocks = a.n_blocks, run = a.run, n_runs = a.n_runs;
   const int cluster_bits = RUNS == 8 ? 0 : a.cluster_bits;
-  const int rank = blockIdx.x & ((1 << cluster_bits) - 1), my_run = rank * n_warps + warp, first = my_run * run;
-  const int b0 = rank * n_warps * run, b1 = min(n_blocks, b0 + n_warps * run);
-  int n_mine = min(run, n_blocks - first);
-  const int s0 = b0 / SB, s1 = (b1 + SB - 1) / SB;
-  const uint32_t q_bytes = (b1 - b0) * sizes<T>::q, h_bytes = (b1 - b0) * sizes<T>::h;
-  const uint32_t s_bytes = (s1 - s0) * sizes<T>::s;
-  const uint32_t each = q_bytes + h_bytes + s_bytes;
+  const tile_cut<T, D> cut(n_blocks, run, cluster_bits);
+  const int rank = cut.rank, first = cut.first, b0 = cut.b0;
+  int n_mine = cut.n_mine;
   float *sums = (float *)tile_memory;
-  unsigned char *weights_at = tile_memory + RUNS * D * 64, *x_at = weights_at + D * each;
-  uint2 *scales_at = (uint2 *)(x_at + (b1 - b0) * 64); /* of heads, unpacked: [D][blocks][8] */
+  unsigned char *weights_at = tile_memory + RUNS * D * 64, *x_at = weights_at + D * cut.each;
+  uint2 *scales_at = (uint2 *)(x_at + (cut.b1 - b0) * 64); /* of heads, unpacked: [D][blocks][8] */
   if (threadIdx.x == 0) {
     barrier_init(&ready, 1);
     barrier_init(&counter, 1);
     barriers_ready();
-    barrier_expect(&ready, D * each);
-#pragma unroll
-    for (int d = 0; d < D; d++) {
-      const tile_part &p = a.part[d0 + d];
-      unsigned char *to = weights_at + d * each;
-      const size_t at = (size_t)tile * n_blocks + b0;
-      bulk_copy(to, p.q + at * sizes<T>::q, q_bytes, &ready);
-      if (sizes<T>::h) bulk_copy(to + q_bytes, p.h + at * sizes<T>::h, h_bytes, &ready);
-      if (sizes<T>::s)
-        bulk_copy(to + q_bytes + h_bytes, p.s + ((size_t)tile * (n_blocks / SB) + s0) * sizes<T>::s, s_bytes, &ready);
-    }
+    cut.bring(a.part + d0, tile, n_blocks, weights_at, &ready);
     if (cluster_bits && !rank) barrier_expect(&counter, (n_runs - n_warps) * D * 64);
   }
   if (cluster_bits) cluster_arrive();
@@ -187,55 +68,24 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
   read_now(out), read_now(out_max), read_now(x_from), read_now(x_max_from), read_now(residual);
   read_now(x_up), read_now(norm_max), read_now(epsilon), read_now(limit), read_now(alpha);
   read_now(act), read_now(cols);
-  /* Where a warp's run begins in shared memory. Of short runs these are the lane's own addresses, made before the wait:
-   * half of what follows it would be the same arithmetic otherwise. Longer runs have no registers for it. */
-  const int other_lane = SHORT ? 0 : lane;
-  unsigned char *q_at[D], *h_at[D], *s_at[D], *run_x = x_at + (first - b0) * 64 + lane % 4 * 16;
+  unsigned char *run_x = x_at + (first - b0) * 64 + lane % 4 * 16;
   unsigned char *to = x_at + (first - b0) * 64 + lane / 8 * 64 + lane % 4 * 16 + lane % 8 / 4 * 8;
-  unsigned char *my_sums = tile_memory + my_run * D * 64 + lane / 4 * 4, *all_sums = tile_memory + threadIdx.x * 4;
-#pragma unroll
-  for (int d = 0; d < D; d++) {
-    const int b = first - b0;
-    unsigned char *at = weights_at + d * each;
-    q_at[d] = at + b * sizes<T>::q + (SHORT ? lane * steps<T>::q : 0);
-    h_at[d] = at + q_bytes + b * sizes<T>::h + (SHORT ? lane * steps<T>::h : 0);
-    s_at[d] = (unpacks_scales<T> ? (unsigned char *)(scales_at + (d * (b1 - b0) + b) * 8)
-                                 : at + q_bytes + h_bytes + (sizes<T>::has_heads ? 0 : b * sizes<T>::s)) +
-              (SHORT ? lane / 4 * steps<T>::s : 0);
-    if (SHORT) hold(q_at[d]), hold(h_at[d]), hold(s_at[d]);
-  }
+  unsigned char *my_sums = tile_memory + cut.my_run * D * 64 + lane / 4 * 4, *all_sums = tile_memory + threadIdx.x * 4;
+  /* Longer runs have no registers for addresses that are held. */
+  const tile_run<T, D, SHORT> mine(cut, weights_at, scales_at);
   if (SHORT) hold(run_x), hold(to), hold(my_sums), hold(all_sums), read_now(n_mine);
   __syncthreads();
-  if (unpacks_scales<T>) { /* each of them once, where the codes' lanes would do it four times */
+  if (unpacks_scales<T>) {
     barrier_wait(&ready, 0);
-#pragma unroll
-    for (int d = 0; d < D; d++)
-      for (int i = lane; i < n_mine * 16; i += 32) {
-        const int b = first + i / 16;
-        unpack_scale<T>(weights_at + d * each + q_bytes + h_bytes + (b / SB - s0) * sizes<T>::s, b, i % 16,
-                        scales_at + (d * (b1 - b0) + b - b0) * 8);
-      }
-    __syncwarp();
+    cut.unpack_scales(weights_at, scales_at);
   }
-  auto unpack = [&](int i, int d, uint32_t codes[8]) {
-    raw_tile raw;
-    tile_scales scales;
-    load_tile<T>(q_at[d] + i * sizes<T>::q, h_at[d] + i * sizes<T>::h, other_lane, raw);
-    if (unpacks_scales<T>)
-      scales = unpacked_scales<T>((const uint2 *)(s_at[d] + i * 64), other_lane / 4);
-    else if (sizes<T>::has_heads)
-      load_scales<T>(s_at[d] + ((first + i) / SB - s0) * sizes<T>::s, first + i, lane / 4, scales);
-    else
-      load_scales<T>(s_at[d] + i * sizes<T>::s, first + i, other_lane / 4, scales);
-    decode_tile<T>(raw, scales, codes);
-  };
   const uint4 *x = (const uint4 *)run_x; /* every column of the N operand is this row */
   uint32_t ahead[AHEAD ? AHEAD : 1][8];
   const bool is_ahead = AHEAD && n_mine >= AHEAD;
   if (AHEAD && !unpacks_scales<T>) barrier_wait(&ready, 0);
   if (is_ahead) {
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) unpack(i, 0, ahead[i]);
+    for (int i = 0; i < AHEAD; i++) mine.unpack(i, 0, ahead[i]);
     settle_here(ahead, (uint32_t *)(x_at + (first - b0) * 64) + lane); /* where its x comes to stand */
   }
   if (!SHORT || a.waits) { /* what is held before a branch is not made again behind it */
@@ -268,7 +118,7 @@ static __device__ __forceinline__ void multiply_tile(const tile_args &a, int til
 #pragma unroll
     for (int d = 0; d < D; d++) {
       uint32_t codes[8];
-      unpack(i, d, codes);
+      mine.unpack(i, d, codes);
       add_block<T>(acc[d], codes, values);
     }
   };
