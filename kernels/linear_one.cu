@@ -73,16 +73,20 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 3 : 2)
 #pragma unroll 1
     for (int block = 0; block < n_mine; block += KG_CHUNK) {
       const unsigned char *slot = stream.next(ring, my_ready);
-#pragma unroll
-      for (int i = 0; i < KG_CHUNK; i++) {
-        if (block + i >= n_mine) break;
+      auto multiply = [&](int i) {
 #pragma unroll
         for (int d = 0; d < D; d++) {
           uint32_t weights[8];
           decode_chunk<T>(slot + d * chunk<T>::n_bytes, first + block, i, lane, weights);
           add_block<T>(acc[d], weights, x[(block + i) * 4]);
         }
-      }
+      };
+      if (block + KG_CHUNK <= n_mine) /* without branches: a block is decoded while another is multiplied */
+#pragma unroll
+        for (int i = 0; i < KG_CHUNK; i++) multiply(i);
+      else
+#pragma unroll 1
+        for (int i = 0; i < n_mine - block; i++) multiply(i);
       stream.release(ring, my_ready, lane);
     }
     float *sum = sums + turn * n_warps * D * 16; /* two take turns: one barrier a tile does */
