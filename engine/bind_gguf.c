@@ -499,8 +499,8 @@ static int write_numbers(const kg_tensor *tensor, kg_gguf_writer *writer, kg_err
   return status;
 }
 
-/* core.write_gguf(path, { { key, value }, ... }, { { name, Tensor }, ... }) -> path, or nil, message, code: a small file
- * of float32 tensors; integers become u32, other numbers f32 */
+/* core.write_gguf(path, { { key, value }, ... }, { { name, Tensor }, ... }) -> path, or nil, message, code: a small
+ * file of float32 tensors; integers become u32, other numbers f32 */
 static int write_gguf(lua_State *L)
 {
   kg_error err;

@@ -97,7 +97,7 @@ static void keep_hook(lua_State *L, const hook_box *box)
 }
 
 /* seq:hook(names, f) -> Hook, or nil, message, code: f(x, seq, pos, name) in every step of the sequence, for the rows
- * of these values; x [rows, width] may be changed in place, and kept. lua/kigo/sequence.lua takes patterns for names. */
+ * of these values; x [rows, width] may be changed in place, and kept. lua/kigo/sequence.lua takes patterns, too. */
 static int hook_sequence(lua_State *L)
 {
   kg_check_sequence(L, 1);

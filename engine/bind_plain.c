@@ -1,6 +1,6 @@
 /* bind_plain.c - plain Lua data: nil, booleans, numbers, strings, and tables of them, which may contain each other and
- * themselves. Deep copies, and bytes to save. Keys are strings, numbers or booleans; what else there is, and tables with
- * a metatable, is refused by its path. */
+ * themselves. Deep copies, and bytes to save. Keys are strings, numbers or booleans; what else there is, and tables
+ * with a metatable, is refused by its path. */
 #include <math.h>
 #include <string.h>
 

@@ -13,7 +13,7 @@ struct kg_outfile {
   int fd;
 };
 
-/* The file takes its name by renaming, which would replace a device by a file, and fail on a folder after all the work. */
+/* The file takes its name by renaming, which would replace a device by a file, and fail on a folder after all work. */
 static int check_place(const char *path, kg_error *err)
 {
   struct stat info;

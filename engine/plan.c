@@ -967,7 +967,7 @@ int32_t kg_plan_residual(const kg_plan *plan)
 
 const char *kg_op_name(kg_op_kind kind)
 {
-  static const char *const names[] = {"embed", "norm", "linear", "linear_each", "rope",    "attention", "glu",
-                                      "act",   "moe",  "add",    "scale",       "softcap", "slice",     "concat", "conv"};
+  static const char *const names[] = {"embed", "norm", "linear", "linear_each", "rope",  "attention", "glu", "act",
+                                      "moe",   "add",  "scale",  "softcap",     "slice", "concat",    "conv"};
   return (size_t)kind < sizeof names / sizeof names[0] ? names[kind] : "unknown";
 }

@@ -111,7 +111,7 @@ typedef struct kg_rope_params {
   int32_t n_dims;              /* rotated channels at the start of each head, even */
   const float *inverse_freqs;  /* [n_dims / 2]: angle = position * inverse_freqs[i]; all scaling is folded in */
   float magnitude;             /* multiplies cos and sin (yarn); else 1 */
-  float growth;                /* and so does 1 + growth * log(1 + position / growth_length), a whole quotient; 0: not */
+  float growth;                /* and so does 1 + growth * log(1 + floor(position / growth_length)); 0: not */
   int32_t growth_length;
 } kg_rope_params;
 

@@ -80,8 +80,9 @@ static int open_file(const char *path, const kg_plugin **out, kg_error *err)
   memcpy(&entry, &symbol, sizeof entry); /* ISO C knows no conversion between the two kinds of pointers */
   const kg_plugin *plugin = entry(&host);
   if (plugin->abi != KG_PLUGIN_ABI || plugin->page != KG_PAGE)
-    return kg_fail(err, KG_ERR_DEVICE, "%s belongs to another build of kigo (interface %d, pages of %d; here %d and %d)",
-                   path, plugin->abi, plugin->page, KG_PLUGIN_ABI, KG_PAGE);
+    return kg_fail(err, KG_ERR_DEVICE,
+                   "%s belongs to another build of kigo (interface %d, pages of %d; here %d and %d)", path, plugin->abi,
+                   plugin->page, KG_PLUGIN_ABI, KG_PAGE);
   *out = plugin;
   return KG_OK;
 }

@@ -118,8 +118,8 @@ static void quantize_q5_1(const float *x, uint8_t *b)
 }
 
 /* ---- least squares ----
- * A group of n values gets a scale, and for some types a minimum; q are whole levels. For given q the best scale follows
- * by least squares; the q come from several first guesses around the one that makes the extreme value fit. */
+ * A group of n values gets a scale, and for some types a minimum; q are whole levels. For given q the best scale
+ * follows by least squares; the q come from several first guesses around the one that makes the extreme value fit. */
 
 enum { GUESSES = 9, RANGE_GUESSES = 21, GROUPS_MAX = 16 };
 static const float GUESS_STEP = 0.1f;

@@ -65,8 +65,8 @@ static void compress_portably(uint32_t state[8], const uint8_t *blocks, size_t n
 #include <cpuid.h>
 #include <immintrin.h>
 
-/* The same with the SHA extensions, which keep the state as (a, b, e, f) and (c, d, g, h), highest first, and do two rounds
- * at once with two sums of words and constants. */
+/* The same with the SHA extensions, which keep the state as (a, b, e, f) and (c, d, g, h), highest first, and do two
+ * rounds at once with two sums of words and constants. */
 __attribute__((target("sha,sse4.1"))) static void compress_by_extensions(uint32_t state[8], const uint8_t *blocks,
                                                                          size_t n)
 {

@@ -1,4 +1,4 @@
-/* size.c - the parts of alloc.h that hold no state: checked arithmetic and growth. The CUDA plug-in compiles them too. */
+/* size.c - the parts of alloc.h that hold no state: checked arithmetic and growth. The CUDA plug-in has them too. */
 #include "alloc.h"
 
 bool kg_grow(void **items, size_t *capacity, size_t need, size_t item_size)

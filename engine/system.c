@@ -58,7 +58,8 @@ int64_t kg_sys_calls(kg_sys_call call)
   return atomic_load(&faults[call].n_calls);
 }
 
-/* Count a call. Must it fail, with errno as set here? *n_bytes (may be NULL) is what it may move: less in a short count. */
+/* Count a call. Must it fail, with errno as set here? *n_bytes (may be NULL) is what it may move: less in a short
+ * count. */
 static bool injected(kg_sys_call call, size_t *n_bytes)
 {
   const long long number = atomic_fetch_add_explicit(&faults[call].n_calls, 1, memory_order_relaxed) + 1;

@@ -700,9 +700,10 @@ static bool writes_text(kg_token_type type)
   return type == KG_TOKEN_NORMAL || type == KG_TOKEN_USER_DEFINED || type == KG_TOKEN_BYTE;
 }
 
-/* Looks at every piece, which takes a fraction of a millisecond: a tree of them would be for ever in memory, and knows but
- * one of several equal pieces. */
-int kg_tokenizer_with_prefix(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_tokens *out, kg_error *err)
+/* Looks at every piece, which takes a fraction of a millisecond: a tree of them would be for ever in memory, and knows
+ * but one of several equal pieces. */
+int kg_tokenizer_with_prefix(const kg_tokenizer *tokenizer, const char *text, size_t size, kg_tokens *out,
+                             kg_error *err)
 {
   const kg_vocab *vocab = &tokenizer->vocab;
   const size_t n_before = out->n;

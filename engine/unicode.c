@@ -1,6 +1,6 @@
 /* unicode.c - made by scripts/unicode_tables.py from the data of utf8proc and PCRE2: Unicode 15.0.0. */
 /* Blocks of 128 code points, the first one first; and the categories of their code points,
- * in utf8proc's numbers, each written as the character '(' + number. 28: alphabetic So, 30: white space, 31: CR or LF. */
+ * in utf8proc's numbers, each written as the character '(' + number. 28: alphabetic So, 30: white space, 31: CR, LF. */
 #include "unicode.h"
 
 const unsigned char kg_category_blocks[8704] = {

@@ -2,7 +2,12 @@
 #include "adapt.h"
 #include "norm.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / 32, COLUMNS = 4 * THREADS /* that a block takes at once */, STEP = 32 /* ranks */ };
+enum {
+  THREADS = 256,
+  WARPS = THREADS / 32,
+  COLUMNS = 4 * THREADS /* that a block takes at once */,
+  STEP = 32 /* ranks */
+};
 
 /* Ranks in `down`. */
 static __device__ __forceinline__ int padded(int rank)
@@ -12,8 +17,8 @@ static __device__ __forceinline__ int padded(int rank)
 
 /* ---- A x ---- */
 
-/* The adapter that these ranks (a multiple of KG_ADAPT_RANKS) of a tile's rows belong to; *first: the first of them within
- * it. False: they have none. */
+/* The adapter that these ranks (a multiple of KG_ADAPT_RANKS) of a tile's rows belong to; *first: the first of them
+ * within it. False: they have none. */
 static __device__ __forceinline__ bool find_ranks(const kg_adapt_args &a, const kg_adapt_tile &tile, int op, int at,
                                                   kg_adapt_part *part, int *first)
 {
@@ -27,7 +32,10 @@ static __device__ __forceinline__ bool find_ranks(const kg_adapt_args &a, const 
   return false;
 }
 
-static __device__ __forceinline__ void prefetch(const void *line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
+static __device__ __forceinline__ void prefetch(const void *line)
+{
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+}
 
 /* Four columns from c on of KG_ADAPT_RANKS rows of A; zero where there are none. */
 static __device__ __forceinline__ void load_ranks(const kg_adapt_part &part, int first, int cols, int c,
@@ -52,8 +60,8 @@ static __device__ __forceinline__ float factor_of(const kg_adapt_args &a, int ro
   return norm_factor(sum, a.cols, a.norm_epsilon);
 }
 
-/* Of N sums of each lane those over all lanes, in the order of warp_sum: N / 32 at each lane (its number times that on), or, of
- * fewer than 32, one at every 32 / N lanes. */
+/* Of N sums of each lane those over all lanes, in the order of warp_sum: N / 32 at each lane (its number times that
+ * on), or, of fewer than 32, one at every 32 / N lanes. */
 template <int N> static __device__ __forceinline__ void sum_lanes(float v[N], int lane)
 {
   int n = N;
@@ -74,11 +82,11 @@ template <int N> static __device__ __forceinline__ void sum_lanes(float v[N], in
   }
 }
 
-/* Dot products of ROWS rows at most with KG_ADAPT_RANKS rows of A. Each thread sums every 1024th four columns, then the lanes
- * as a tree, then the warps from left to right: a row's sums know nothing of the other rows. */
+/* Dot products of ROWS rows at most with KG_ADAPT_RANKS rows of A. Each thread sums every 1024th four columns, then the
+ * lanes as a tree, then the warps from left to right: a row's sums know nothing of the other rows. */
 template <int ROWS>
-static __device__ __forceinline__ void dot_rows(const kg_adapt_args &a, const kg_adapt_tile &tile, const kg_adapt_part &part,
-                                                int first, float *down)
+static __device__ __forceinline__ void dot_rows(const kg_adapt_args &a, const kg_adapt_tile &tile,
+                                                const kg_adapt_part &part, int first, float *down)
 {
   enum { SUMS = KG_ADAPT_RANKS * ROWS, EACH = SUMS / 32, LANES = EACH ? 1 : 32 / SUMS };
   __shared__ __align__(16) float sums[WARPS][SUMS], factors[ROWS];
@@ -127,7 +135,7 @@ static __device__ __forceinline__ void dot_rows(const kg_adapt_args &a, const kg
 /* adapt_in: down = A x, of a table A's row of the token, for the adapters of each row. Who has which adapters and their
  * numbers are there before the pass begins: they are fetched while the kernel before still runs.
  * grid: groups of KG_ADAPT_RANKS ranks, tiles, parts; block: a tile's rows.
- * moves A once for a tile, x once for KG_ADAPT_RANKS ranks; twin: run_adapt_in in cpu/stages.c, tolerance float32 sums. */
+ * moves A once for a tile, x once for KG_ADAPT_RANKS ranks; twin: run_adapt_in in cpu/stages.c; tolerance: float32. */
 static __global__ void __launch_bounds__(THREADS, 2) adapt_in(const __grid_constant__ kg_adapt_args a)
 {
   let_next_start();
@@ -155,14 +163,15 @@ static __global__ void __launch_bounds__(THREADS, 2) adapt_in(const __grid_const
 enum { AHEAD = 16 /* ranks */ };
 
 /* Column c of AHEAD rows of B from `first` on; zero where there are none. */
-static __device__ __forceinline__ void load_column(const kg_adapt_part &part, int first, int width, int c, float w[AHEAD])
+static __device__ __forceinline__ void load_column(const kg_adapt_part &part, int first, int width, int c,
+                                                   float w[AHEAD])
 {
 #pragma unroll
   for (int k = 0; k < AHEAD; k++)
     w[k] = first + k < part.rank && c < width ? part.b[(size_t)(first + k) * width + c] : 0;
 }
 
-/* A tile of one row: column c of y after all adapters. `w` has that column of the first one, as load_column brings it. */
+/* A tile of one row: column c of y after all adapters. `w` has that column of the first, as load_column brings it. */
 static __device__ __forceinline__ float add_to_row(const kg_adapt_args &a, const kg_adapt_tile &tile, int p, int c,
                                                    float w[AHEAD])
 {
@@ -206,8 +215,8 @@ static __device__ __forceinline__ void raise_row(const kg_adapt_args &a, int row
   if (!threadIdx.x) raise_max(&a.out_max[row], max);
 }
 
-/* adapt_row: y += scale * factor * B down, rank after rank, for the adapters of each row; then a gate, or a residual. For
- * tiles of one row.
+/* adapt_row: y += scale * factor * B down, rank after rank, for the adapters of each row; then a gate, or a residual.
+ * For tiles of one row.
  * grid: blocks of 256 columns, rows, parts (gated: 1); block: a column a thread.
  * moves B once for a row, y in and out; twin: run_adapt_out in cpu/stages.c, the same sums in the same order. */
 static __global__ void __launch_bounds__(THREADS) adapt_row(const __grid_constant__ kg_adapt_args a)
@@ -231,7 +240,8 @@ static __global__ void __launch_bounds__(THREADS) adapt_row(const __grid_constan
 
 enum { WIDE = 4 /* columns of a thread */ };
 
-/* WIDE columns from c on of a tile's rows, after all adapters; beyond the width: anything. All threads of a block call this. */
+/* WIDE columns from c on of a tile's rows, after all adapters; beyond the width: anything. All threads of a block call
+ * this. */
 static __device__ __forceinline__ void add_to_rows(const kg_adapt_args &a, const kg_adapt_tile &tile, int p, int c,
                                                    float4 y[KG_ADAPT_ROWS])
 {
@@ -258,7 +268,8 @@ static __device__ __forceinline__ void add_to_rows(const kg_adapt_args &a, const
 #pragma unroll
         for (int r = 0; r < KG_ADAPT_ROWS; r++) {
           const float by = factors[k][r];
-          y[r] = make_float4(fmaf(w.x, by, y[r].x), fmaf(w.y, by, y[r].y), fmaf(w.z, by, y[r].z), fmaf(w.w, by, y[r].w));
+          y[r] =
+              make_float4(fmaf(w.x, by, y[r].x), fmaf(w.y, by, y[r].y), fmaf(w.z, by, y[r].z), fmaf(w.w, by, y[r].w));
         }
       }
     }
@@ -310,10 +321,11 @@ static __global__ void __launch_bounds__(THREADS, 2) adapt_rows(const __grid_con
 static int check(const kg_adapt_args *a, kg_error *err)
 {
   static_assert(KG_ADAPT_ROWS * STEP == THREADS && KG_ADAPT_ROWS * KG_ADAPT_RANKS <= THREADS, "a thread for each");
-  if (a->n_parts >= 1 && a->n_parts <= KG_LINEAR_PARTS && a->n_tiles >= 1 && a->n_tiles <= 65535 && a->n_ranks <= a->stride)
+  if (a->n_parts >= 1 && a->n_parts <= KG_LINEAR_PARTS && a->n_tiles >= 1 && a->n_tiles <= 65535 &&
+      a->n_ranks <= a->stride)
     return KG_OK;
-  return kg_fail(err, KG_ERR_ARGUMENT, "adapters of %d products for %d tiles, of %d ranks of %d", a->n_parts, a->n_tiles,
-                 a->n_ranks, a->stride);
+  return kg_fail(err, KG_ERR_ARGUMENT, "adapters of %d products for %d tiles, of %d ranks of %d", a->n_parts,
+                 a->n_tiles, a->n_ranks, a->stride);
 }
 
 int kg_cuda_adapt_in(kg_stream *s, const kg_adapt_args *a, kg_error *err)

@@ -30,8 +30,8 @@ typedef struct kg_adapt_tile {
 } kg_adapt_tile;
 
 /* Up to three products of one value, or an embedding, and what is done with them afterwards:
- * y += scale * factor * B (A x), adapters in their order, ranks in theirs; then out = act(y0) * y1, or out = y0 + residual,
- * or, with several parts or nothing to do, the y are their own out. */
+ * y += scale * factor * B (A x), adapters in their order, ranks in theirs; then out = act(y0) * y1, or out = y0 +
+ * residual, or, with several parts or nothing to do, the y are their own out. */
 typedef struct kg_adapt_args {
   int32_t n_parts;
   int32_t op[KG_LINEAR_PARTS];    /* whose part of an adapter it is */
@@ -39,7 +39,7 @@ typedef struct kg_adapt_args {
   float *y[KG_LINEAR_PARTS];      /* [n][width] */
   const float *x;                 /* [n][cols] */
   int32_t cols;
-  const float *norm_scale;        /* [cols] or NULL: x is brought to a root-mean-square norm first; for few rows (linear.h) */
+  const float *norm_scale;        /* [cols] or NULL: x is brought to a root-mean-square norm first; for few rows */
   float norm_epsilon;
   const int32_t *ids;             /* [n] tokens: of an embedding, instead of x */
   bool gated;                     /* parts 0 and 1 are a gate and what it lets through */

@@ -3,8 +3,8 @@
  *
  * - Attention over an f16 cache gives means of numbers that f16 holds.
  * - A root-mean-square norm of n columns gives rows of a norm of sqrt(n) at most, times its scale. So a product with a
- *   row w of a matrix is at most sqrt(n) |w * scale| (Cauchy and Schwarz), and act(gate) * up at most the product of two
- *   of these: all activations here but a clamped one give no more than they are given.
+ *   row w of a matrix is at most sqrt(n) |w * scale| (Cauchy and Schwarz), and act(gate) * up at most the product of
+ *   two of these: all activations here but a clamped one give no more than they are given.
  *
  * f16 has room for that: 2^30 times its smallest number of full precision. Where a bound is so far off that this does
  * not do, the power of two is found from the numbers as they are. That is also done, by all who did not make a value
@@ -43,7 +43,8 @@ static const kg_op *factor_of(const kg_executable *exe, const kg_op *glu, int i)
 /* Can its bound be told, and does it depend on this weight, or on any (KG_NONE)? */
 static bool is_bounded(const kg_executable *exe, const kg_op *op, int32_t weight)
 {
-  if (op->kind != KG_OP_GLU || op->u.act.kind == KG_ACT_SWIGLU_CLAMPED || !factor_of(exe, op, 0) || !factor_of(exe, op, 1))
+  if (op->kind != KG_OP_GLU || op->u.act.kind == KG_ACT_SWIGLU_CLAMPED || !factor_of(exe, op, 0) ||
+      !factor_of(exe, op, 1))
     return false;
   for (int i = 0; i < 2; i++) {
     const kg_op *factor = factor_of(exe, op, i);
@@ -84,7 +85,8 @@ static int measure(const kg_executable *exe, const kg_op *glu, float *norms /* [
 }
 
 /* norms: [bounded operations][2] */
-static int measure_all(const kg_executable *exe, int32_t weight, float *norms, float *there, size_t n_bytes, kg_error *err)
+static int measure_all(const kg_executable *exe, int32_t weight, float *norms, float *there, size_t n_bytes,
+                       kg_error *err)
 {
   const cudaStream_t stream = exe->stream->handle;
   int code = kg_cuda_check(cudaMemsetAsync(there, 0, n_bytes, stream), "clearing bounds", err);
@@ -94,7 +96,8 @@ static int measure_all(const kg_executable *exe, int32_t weight, float *norms, f
     code = measure(exe, op, there + at, err);
     at += 2;
   }
-  if (!code) code = kg_cuda_check(cudaMemcpyAsync(norms, there, n_bytes, cudaMemcpyDeviceToHost, stream), "bounds", err);
+  if (!code)
+    code = kg_cuda_check(cudaMemcpyAsync(norms, there, n_bytes, cudaMemcpyDeviceToHost, stream), "bounds", err);
   const int waited = kg_stream_wait(exe->stream, "bounds", code ? NULL : err);
   return code ? code : waited;
 }

@@ -9,7 +9,8 @@ static __device__ __forceinline__ float input_at(const kg_conv_args &a, const kg
   return a.gated ? in[0] * in[2 * (size_t)a.width] : in[0];
 }
 
-/* The states that a span leaves, of one channel. The oldest row first: in place, each is read before it is written over. */
+/* The states that a span leaves, of one channel. The oldest row first: in place, each is read before it is written
+ * over. */
 static __device__ __forceinline__ void leave_states(const kg_conv_args &a, const kg_state_span &span, int c)
 {
   for (int i = span.first; i < span.first + span.n_places; i++) {

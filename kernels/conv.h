@@ -14,8 +14,8 @@ typedef struct kg_state_place {
   int32_t n_rows;
 } kg_state_place;
 
-/* Rows of one sequence in a pass, the state before them (NULL: zeros) and those that they leave, by rows, ascending. The
- * last of them may be in the place of the one before. */
+/* Rows of one sequence in a pass, the state before them (NULL: zeros) and those that they leave, by rows, ascending.
+ * The last of them may be in the place of the one before. */
 typedef struct kg_state_span {
   const float *state;
   int32_t row, n_rows;

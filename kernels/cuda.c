@@ -146,8 +146,9 @@ static int allocate(kg_executable *exe, kg_error *err)
 {
   kg_program *const programs[] = {&exe->fused, &exe->traced};
   const int code = kg_gpu_reserve(exe, programs, 2, err);
-  return code ? code
-              : kg_cuda_check(cudaEventCreateWithFlags(&exe->meta_read, cudaEventDisableTiming), "making an event", err);
+  return code
+             ? code
+             : kg_cuda_check(cudaEventCreateWithFlags(&exe->meta_read, cudaEventDisableTiming), "making an event", err);
 }
 
 static int name_device(kg_executable *exe, kg_error *err)
@@ -226,7 +227,8 @@ static int check_batch(const kg_executable *exe, const kg_batch *batch, int32_t 
   int code = kg_batch_check(exe->plan, batch, exe->chunk, exe->n_pages, n_ahead, err);
   if (!code) code = kg_batch_check_states(exe->plan, batch, exe->n_states, err);
   for (int32_t i = 0; i < batch->n_wanted && !code; i++)
-    code = kg_cuda_buffer_check(batch->wanted[i].buffer, batch->wanted[i].at, kg_plan_vocab_size(exe->plan), "logits", err);
+    code = kg_cuda_buffer_check(batch->wanted[i].buffer, batch->wanted[i].at, kg_plan_vocab_size(exe->plan), "logits",
+                                err);
   for (int32_t i = 0; i < batch->n_traces && !code; i++) {
     const kg_trace *trace = &batch->traces[i];
     const kg_value *value = kg_plan_value(exe->plan, trace->value);
@@ -244,7 +246,8 @@ static int cuda_run(kg_executable *exe, const kg_batch *batch, kg_error *err)
 static int cuda_unembed(kg_executable *exe, const kg_buffer *x, int64_t at, int32_t n_rows, kg_buffer *logits,
                         int64_t logits_at, kg_error *err)
 {
-  const int64_t width = kg_plan_value(exe->plan, kg_plan_residual(exe->plan))->width, vocab = kg_plan_vocab_size(exe->plan);
+  const int64_t width = kg_plan_value(exe->plan, kg_plan_residual(exe->plan))->width,
+                vocab = kg_plan_vocab_size(exe->plan);
   int code = kg_cuda_buffer_check(x, at, n_rows * width, "the residual", err);
   if (!code) code = kg_cuda_buffer_check(logits, logits_at, n_rows * vocab, "logits", err);
   return code ? code : kg_gpu_unembed(exe, x, at, n_rows, logits, logits_at, err);
@@ -285,8 +288,9 @@ static int cuda_weight_read(const kg_executable *exe, int32_t weight, size_t at,
 {
   int code = check_range(exe, weight, at, n, err);
   if (code || !n) return code;
-  code = kg_cuda_check(cudaMemcpyAsync(out, exe->weights[weight].data + at, n, cudaMemcpyDeviceToHost, exe->stream->handle),
-                       "reading weights", err);
+  code = kg_cuda_check(
+      cudaMemcpyAsync(out, exe->weights[weight].data + at, n, cudaMemcpyDeviceToHost, exe->stream->handle),
+      "reading weights", err);
   return code ? code : kg_stream_wait(exe->stream, "reading weights", err);
 }
 
@@ -294,8 +298,9 @@ static int cuda_weight_write(kg_executable *exe, int32_t weight, size_t at, size
 {
   int code = check_range(exe, weight, at, n, err);
   if (code || !n) return code;
-  code = kg_cuda_check(cudaMemcpyAsync(exe->weights[weight].data + at, in, n, cudaMemcpyHostToDevice, exe->stream->handle),
-                       "writing weights", err);
+  code =
+      kg_cuda_check(cudaMemcpyAsync(exe->weights[weight].data + at, in, n, cudaMemcpyHostToDevice, exe->stream->handle),
+                    "writing weights", err);
   const int waited = kg_stream_wait(exe->stream, "writing weights", code ? NULL : err);
   if (code || waited) return code ? code : waited;
   kg_gpu_forget_graphs(exe);
@@ -369,7 +374,8 @@ static int probe(int32_t index, kg_error *err)
   int code = kg_cuda_check(cudaGetDeviceCount(&n), "looking for devices", err);
   if (code) return KG_ERR_DEVICE;
   if (index < 0 || index >= n) return kg_fail(err, KG_ERR_DEVICE, "there is no device cuda:%d, there are %d", index, n);
-  code = kg_cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "asking the device", err);
+  code =
+      kg_cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "asking the device", err);
   if (!code && major < 8)
     return kg_fail(err, KG_ERR_DEVICE, "device cuda:%d is older than compute capability 8.0", index);
   if (!code) code = kg_cuda_check(cudaSetDevice(index), "choosing the device", err);

@@ -1,5 +1,5 @@
-/* host.h - the plug-in's way back: functions of alloc.h, plan.h, gguf.h, adapter.h and backend.h that it uses, under their own
- * names, forwarded through the table of plugin.h. */
+/* host.h - the plug-in's way back: functions of alloc.h, plan.h, gguf.h, adapter.h and backend.h that it uses, under
+ * their own names, forwarded through the table of plugin.h. */
 #ifndef KG_CUDA_HOST_H
 #define KG_CUDA_HOST_H
 

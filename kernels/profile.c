@@ -130,9 +130,10 @@ static int count_experts(const profiling *p, const kg_moe_params *moe, int32_t n
   int32_t chosen[KG_MOE_ROWS]; /* as run.c cuts them */
   const int32_t n_part = KG_MOE_ROWS / moe->n_used, n_last = n ? (n - 1) % n_part + 1 : 0;
   const int32_t n_pairs = n_last * moe->n_used;
-  int code = kg_cuda_check(cudaMemcpyAsync(chosen, p->exe->arena + p->exe->moe.experts, (size_t)n_pairs * sizeof *chosen,
-                                           cudaMemcpyDeviceToHost, p->exe->stream->handle),
-                           "profiling", p->err);
+  int code =
+      kg_cuda_check(cudaMemcpyAsync(chosen, p->exe->arena + p->exe->moe.experts, (size_t)n_pairs * sizeof *chosen,
+                                    cudaMemcpyDeviceToHost, p->exe->stream->handle),
+                    "profiling", p->err);
   if (!code) code = kg_stream_wait(p->exe->stream, "profiling", p->err);
   *n_touched = 0;
   for (int32_t i = 0; i < n_pairs && !code; i++) {
@@ -306,7 +307,8 @@ int kg_gpu_profile(kg_executable *exe, const kg_batch *batch, kg_profile *out, k
     kg_stage_time *t = find(out, name_of(exe->plan, stage));
     int32_t n_touched = 0;
     code = kg_gpu_pass_stage(p.pass, stage, err);
-    if (!code && stage->kind == KG_STAGE_MOE) code = count_experts(&p, &stage->op->u.moe, rows_of(&p, stage), &n_touched);
+    if (!code && stage->kind == KG_STAGE_MOE)
+      code = count_experts(&p, &stage->op->u.moe, rows_of(&p, stage), &n_touched);
     if (!t || code) continue;
     for (int w = 0; w < 3 && n_touched && stage->op->u.moe.n_experts > 1; w++)
       t->expert_bytes += (double)n_touched * (double)kg_expert_bytes(kg_plan_weight_at(exe->plan, stage->op->w[w]));

@@ -4,9 +4,9 @@
 
 enum { CHAINS = 8, WARPS = 8, BLOCKS_PER_PROCESSOR = 2, FLOPS_PER_MMA = 2 * 16 * 8 * 16 };
 
-/* tensor_loop: every warp keeps CHAINS independent products going; 16 warps on a multiprocessor hide what one waits for.
- * Operands are numbers of both signs near one, as power limits depend on the data; every second round takes away what the one
- * before added, so that sums stay finite. */
+/* tensor_loop: every warp keeps CHAINS independent products going; 16 warps on a multiprocessor hide what one waits
+ * for. Operands are numbers of both signs near one, as power limits depend on the data; every second round takes away
+ * what the one before added, so that sums stay finite. */
 static __global__ void __launch_bounds__(WARPS * 32) tensor_loop(int n_rounds, float *sink)
 {
   uint32_t a[4], b[2];
@@ -18,9 +18,10 @@ static __global__ void __launch_bounds__(WARPS * 32) tensor_loop(int n_rounds, f
   for (int round = 0; round < n_rounds; round++) {
 #pragma unroll
     for (int c = 0; c < CHAINS; c++)
-      asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                   : "+f"(sum[c][0]), "+f"(sum[c][1]), "+f"(sum[c][2]), "+f"(sum[c][3])
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+      asm volatile(
+          "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+          : "+f"(sum[c][0]), "+f"(sum[c][1]), "+f"(sum[c][2]), "+f"(sum[c][3])
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     for (int i = 0; i < 4; i++) a[i] ^= 0x80008000; /* the sign turns: what was added is taken away again */
   }
   float total = 0;
