@@ -524,7 +524,7 @@ static size_t bytes_of(const builder *b, const kg_gpu_stage *linear)
   return n_bytes;
 }
 
-/* Who follows a product of one row should start with it where that pays for the room that it takes: a product that
+/* Who follows a product of few rows should start with it where that pays for the room that it takes: a product that
  * reads much more, or attention, which fetches its cache meanwhile. */
 static void find_early_starts(builder *b)
 {

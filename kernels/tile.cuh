@@ -109,7 +109,6 @@ template <int T> struct steps {
   static constexpr int s = unpacks_scales<T> ? sizeof(uint2) : sizes<T>::has_heads ? 0 : sizes<T>::s / 8;
 };
 
-
 /* What a block of a cluster has of a tile of D matrices: blocks of columns [b0, b1), each matrix with its planes one
  * behind the other; and its warps of those: a run [first, first + n_mine). */
 template <int T, int D> struct tile_cut {
