@@ -217,10 +217,7 @@ static __global__ void __maxnreg__((SHORT && D == 2 ? 64 : 96)) linear_few(const
 /* Shared memory of a block of linear_few that has n blocks of columns and sums of n_runs. */
 template <int T, int D> static size_t few_bytes(int n, int n_runs)
 {
-  const int n_scales = (n + sizes<T>::s_blocks - 1) / sizes<T>::s_blocks + (sizes<T>::s_blocks > 1);
-  const size_t unpacked = unpacks_scales<T> ? (size_t)n * 64 : 0;
-  return (size_t)n_runs * few_run_floats<D> * sizeof(float) +
-         D * ((size_t)n * (sizes<T>::q + sizes<T>::h) + (size_t)n_scales * sizes<T>::s + unpacked);
+  return (size_t)n_runs * few_run_floats<D> * sizeof(float) + tile_cut_bytes<T, D>(n);
 }
 
 /* *done: false where tiles are too large, or too many. */
@@ -232,10 +229,7 @@ template <int T, int U, int D> static int launch_tiles(kg_stream *s, const kg_li
                 .act_limit = a->act_limit, .act_alpha = a->act_alpha, .act = a->act, .n = a->n,
                 .n_blocks = m->n_blocks, .run = run, .n_runs = n_runs, .cluster_bits = bits,
                 .starts_next = a->starts_next};
-  for (int i = 0; i < a->n_parts; i++) {
-    const kg_linear_part &p = a->part[i];
-    f.part[i] = {p.m.q, p.m.h, p.m.s, p.bias, p.out, p.m.rows, p.m.n_tiles, (int)p.m.type != T};
-  }
+  find_parts<T>(a, f.part);
   const int n_tiles = count_tiles(a), n_warps = max((n_runs + bits) >> bits, FEW_ROWS * 16 / 32);
   const int n_mine = min(m->n_blocks, n_warps * run);
   const int shared = (int)max(few_bytes<T, D>(n_mine, n_runs), few_bytes<U, D>(n_mine, n_runs));

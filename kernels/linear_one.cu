@@ -126,10 +126,7 @@ static __global__ void __launch_bounds__(D == 2 ? 256 : 512, D == 2 ? 3 : 2)
 /* Shared memory of a block of linear_tile that has n blocks of columns. */
 template <int T, int D, bool NORM> static size_t tile_bytes(int n)
 {
-  const int n_scales = (n + sizes<T>::s_blocks - 1) / sizes<T>::s_blocks + (sizes<T>::s_blocks > 1);
-  const size_t unpacked = unpacks_scales<T> ? (size_t)n * 64 : 0;
-  return (size_t)n * 64 + D * ((size_t)most_runs<D, NORM, false> * 64 + (size_t)n * (sizes<T>::q + sizes<T>::h) +
-                               (size_t)n_scales * sizes<T>::s + unpacked);
+  return (size_t)n * 64 + (size_t)D * most_runs<D, NORM, false> * 64 + tile_cut_bytes<T, D>(n);
 }
 
 /* Is all of this launch on the device at once, and not in two turns? */
@@ -158,10 +155,7 @@ static int launch_tile(kg_stream *s, const kg_linear_args *a, bool *done, kg_err
                  .act_limit = a->act_limit, .act_alpha = a->act_alpha, .act = a->act, .cols = m->cols,
                  .n_blocks = m->n_blocks, .run = run, .n_runs = n_runs, .cluster_bits = bits,
                  .starts_next = a->starts_next, .waits = true};
-  for (int i = 0; i < a->n_parts; i++) {
-    const kg_linear_part &p = a->part[i];
-    t.part[i] = {p.m.q, p.m.h, p.m.s, p.bias, p.out, p.m.rows, p.m.n_tiles, (int)p.m.type != T};
-  }
+  find_parts<T>(a, t.part);
   const int n_tiles = count_tiles(a), n_blocks = n_tiles << bits, n_warps = (n_runs + bits) >> bits;
   const int n_mine = min(m->n_blocks, n_warps * run);
   const int shared = (int)max(tile_bytes<T, D, NORM>(n_mine), tile_bytes<U, D, NORM>(n_mine));

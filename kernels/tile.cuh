@@ -201,3 +201,22 @@ template <int T, int D, bool HELD> struct tile_run {
     decode_tile<T>(raw, scales, codes);
   }
 };
+
+/* ---- launching ---- */
+
+/* Shared memory of what a block has of a tile of D matrices: n blocks of columns, and their scales, unpacked too. */
+template <int T, int D> static size_t tile_cut_bytes(int n)
+{
+  const int n_scales = (n + sizes<T>::s_blocks - 1) / sizes<T>::s_blocks + (sizes<T>::s_blocks > 1);
+  const size_t unpacked = unpacks_scales<T> ? (size_t)n * 64 : 0;
+  return D * ((size_t)n * (sizes<T>::q + sizes<T>::h) + (size_t)n_scales * sizes<T>::s + unpacked);
+}
+
+/* The matrices of a product, of type T or of another one. */
+template <int T> static void find_parts(const kg_linear_args *a, tile_part *out)
+{
+  for (int i = 0; i < a->n_parts; i++) {
+    const kg_linear_part &p = a->part[i];
+    out[i] = {p.m.q, p.m.h, p.m.s, p.bias, p.out, p.m.rows, p.m.n_tiles, (int)p.m.type != T};
+  }
+}
